@@ -1,0 +1,1 @@
+"""launch: the command line of trainlaunch."""

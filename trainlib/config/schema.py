@@ -1,0 +1,181 @@
+"""The configuration: one model for each section of the YAML, with its defaults, types and single-value rules.
+
+Strict: an unknown key or a value of the wrong type is refused. Rules that need more than one value, or the
+argument list of a torch class, are in `rules`. This package never imports torch, so that a mistake is told at once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Metric = Literal["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+Mode = Literal["min", "max"]
+
+
+def _duration(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*(ep|st)", text):
+        raise ValueError("must be a duration: a whole number of epochs or steps, like 20ep or 500st")
+    return text
+
+
+def _run_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise ValueError(
+            "must be letters, digits, '.', '_' or '-', at most 100 of them, beginning with a letter or digit: "
+            "it names the folder runs/<name>"
+        )
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+
+
+class Section(BaseModel):
+    """A section with fixed keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Named(Section):
+    """A section that names a class and carries that class's arguments beside its own keys."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments of the named class: every key that is not this section's own."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Normalize(Section):
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+
+
+class Augment(Section):
+    flip: bool = False
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+
+
+class DataConfig(Section):
+    name: Literal["cifar10", "image_folder", "synthetic"] = "cifar10"
+    root: str = "data"
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    image_size: Annotated[int, Field(ge=8, le=4096)] = 32
+    shuffle: bool = True
+    drop_last: bool = False
+    normalize: Literal["auto", "none"] | Normalize = "auto"
+    augment: Augment = Augment()
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
+class ModelConfig(Named):
+    name: str = "cifar10_cnn"
+    weights: str | None = None
+    head: Literal["replace", "append"] = "replace"
+    freeze: Literal["features", "backbone"] | None = None
+
+
+class LossConfig(Named):
+    name: str = "CrossEntropyLoss"
+    activation: Literal["auto", "none", "sigmoid", "softmax", "log_softmax"] = "auto"
+    reduction: Literal["mean", "sum", "none"] = "mean"
+
+
+class ParamGroup(Section):
+    """Options for the parameters whose name matches a glob pattern; the first match wins."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    match: Annotated[str, Field(min_length=1)]
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class OptimizerConfig(Named):
+    name: str = "SGD"
+    param_groups: list[ParamGroup] = []
+
+
+class SchedulerConfig(Named):
+    interval: Literal["epoch", "step"] = "epoch"
+    metric: Metric | None = None
+    duration: Duration | None = None
+
+
+class EarlyStopping(Section):
+    metric: Metric = "val/loss"
+    patience: Annotated[int, Field(ge=1)] = 10
+    mode: Mode | None = None  # null = min for a loss, max for an accuracy
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrainConfig(Section):
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    early_stopping: EarlyStopping | None = None
+    reproducibility: Literal["exact", "elastic", "fast"] = "exact"
+    virtual_shards: Annotated[int, Field(ge=1)] = 8
+
+
+class Best(Section):
+    metric: Metric = "val/accuracy"
+    mode: Mode | None = None  # null = min for a loss, max for an accuracy
+
+
+class CheckpointConfig(Section):
+    every: Duration = "1ep"
+    keep: Annotated[int, Field(ge=2)] = 3
+    best: Best | None = Best(metric="val/accuracy", mode="max")
+
+
+class WandbConfig(Section):
+    mode: Literal["online", "offline", "disabled"] = "offline"
+    project: Annotated[str, Field(min_length=1)] = "trainlaunch"
+
+
+class TrackingConfig(Section):
+    wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = True
+    progress: bool = True
+    log_every: Annotated[int, Field(ge=1)] = 50
+
+
+class SlurmConfig(Section):
+    nodes: Annotated[int, Field(ge=1)] = 1
+    gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    processes_per_node: Annotated[int, Field(ge=1)] | None = None
+    time: Annotated[str, Field(min_length=1)] = "01:00:00"
+    partition: str | None = None
+    signal_seconds: Annotated[int, Field(ge=1)] = 120
+    max_failures: Annotated[int, Field(ge=0)] = 3
+
+
+class Config(Section):
+    """A whole run. `load_config` makes one; it is frozen, and saved as the run directory's config.yaml."""
+
+    # A change in these does not change what the finished part of a run computed.
+    HARMLESS: ClassVar[tuple[str, ...]] = ("train.epochs", "train.steps", "tracking", "slurm", "checkpoint")
+
+    name: Annotated[str, AfterValidator(_run_name)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig.model_validate({"name": "SGD", "lr": 0.01, "momentum": 0.9})
+    scheduler: SchedulerConfig | list[SchedulerConfig] | None = None
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    slurm: SlurmConfig = SlurmConfig()

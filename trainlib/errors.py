@@ -1,0 +1,92 @@
+"""What can go wrong, and the exit code of each.
+
+    TrainlaunchError                exit 1
+    ├── UserError                   exit 2   the user's mistake: one message, with the fix, never a traceback
+    │   ├── ConfigError                      mistakes in configuration files or overrides, all at once
+    │   ├── DataError                        images or folders that are missing, damaged or of the wrong form
+    │   ├── WeightsError                     a weights file that does not exist or does not fit the model
+    │   ├── CheckpointError                  a named checkpoint that is missing, damaged or of another run
+    │   └── RunDirectoryError                a run directory that is in use, finished, different or not writable
+    ├── NonFiniteError              exit 1   a loss or gradient that is not a number: the update was not applied
+    └── StoppedError                exit 75  asked to stop before training could start: run again to continue
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: checkpointed and stopped; run again to continue
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+
+
+class TrainlaunchError(Exception):
+    """Anything that this software raises on purpose. `exit_code` is what the process ends with."""
+
+    exit_code = EXIT_FAILURE
+
+
+class UserError(TrainlaunchError):
+    """The user's mistake: the message names the value, the rule and the fix."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake in a configuration.
+
+    key     dotted path of the key, `optimizer.lr`; empty for a whole file
+    rule    what was found and what is allowed, as one sentence
+    where   `configs/x.yaml line 14`, `command line`, or empty where it is not known
+    """
+
+    key: str
+    rule: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.key}: {self.rule}" if self.key else self.rule
+        return f"{text} ({self.where})" if self.where else text
+
+
+class ConfigError(UserError):
+    """Every mistake of a configuration, in one message."""
+
+    def __init__(self, mistakes: Sequence[Mistake]):
+        assert mistakes, "a ConfigError needs at least one mistake"
+        self.mistakes = tuple(mistakes)
+        if len(mistakes) == 1:
+            text = str(mistakes[0])
+        else:
+            text = f"{len(mistakes)} mistakes in the configuration:\n" + "\n".join(f"  {m}" for m in mistakes)
+        super().__init__(text)
+
+
+class DataError(UserError):
+    """Images or folders that are missing, damaged or of the wrong form."""
+
+
+class WeightsError(UserError):
+    """A weights file that does not exist or does not fit the model."""
+
+
+class CheckpointError(UserError):
+    """A named checkpoint that is missing, damaged or of another run."""
+
+
+class RunDirectoryError(UserError):
+    """A run directory that is in use, finished, of another configuration or not writable."""
+
+
+class NonFiniteError(TrainlaunchError):
+    """A loss or gradient that is not a finite number; the update of that step was not applied."""
+
+
+class StoppedError(TrainlaunchError):
+    """Asked to stop before training could start; nothing is lost, run again to continue."""
+
+    exit_code = EXIT_STOPPED
