@@ -1,0 +1,197 @@
+"""The `launch` command. Every import beyond click is made where it is used, so that help and errors come up at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import click
+
+from launch.command import mark_bare_resume
+from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        code = cli.main(arguments, prog_name="launch", standalone_mode=False)
+    except click.exceptions.Abort:
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except TrainlaunchError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    return code or 0
+
+
+def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("trainlaunch")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        click.echo(f"trainlaunch {version}")
+        context.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="The version.")
+def cli() -> None:
+    """Train an image classifier from one YAML file, on any hardware, with exact results."""
+
+
+class _RunCommand(click.Command):
+    """`launch run`, whose --resume takes a value only where one follows."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, mark_bare_resume(args))
+
+
+def _parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """A number of processes; `auto` is None."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"got {value}, must be auto or a whole number from 1 on")
+    return int(value)
+
+
+def _configs(command: Callable[..., int]) -> Callable[..., int]:
+    """The arguments CONFIG... [key=value ...]."""
+    return click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [key=value ...]")(command)
+
+
+@cli.command(cls=_RunCommand)
+@_configs
+@click.option(
+    "--processes",
+    default="auto",
+    callback=_parse_processes,
+    metavar="N|auto",
+    help="Ranks on this machine; auto: one for each GPU.",
+)
+@click.option("--name", help="The run's name, and its directory runs/NAME; the same as name=NAME.")
+@click.option("--fresh", is_flag=True, help="Start over, clearing what an earlier run of this name left.")
+@click.option(
+    "--resume",
+    metavar="[CHECKPOINT]",
+    help="Go on from the newest checkpoint, or from this one, even if the config changed where that is harmless.",
+)
+@click.option("--dry-run", is_flag=True, help="Only print the command that would run.")
+def run(
+    arguments: tuple[str, ...], processes: int | None, name: str | None, fresh: bool, resume: str | None, dry_run: bool
+) -> int:
+    """Train here: on the CPU, one GPU or all GPUs.
+
+    CONFIG is a file or the name of a shipped config, like quickstart; several are merged from left to right, then
+    key=value. Exit code 0: done, 2: a mistake in what was asked, 75: stopped with a checkpoint, run again to continue.
+    """
+    from launch.command import training_arguments, training_command
+    from launch.devices import choose_processes, count_gpus
+
+    if fresh and resume is not None:
+        raise UserError("--fresh and --resume: one starts over, the other goes on; give one of them")
+    training = training_arguments(arguments, name=name, fresh=fresh, resume=resume)
+    run_name = _load_run_name([*arguments, *([f"name={name}"] if name is not None else [])])
+    gpus = count_gpus()
+    number = choose_processes(processes, gpus)
+    if dry_run:
+        click.echo(training_command(training, number, on_cpu=gpus == 0).shell_text())
+        return 0
+    if number == 1:
+        # In this interpreter: a second one would spend seconds on importing torch again.
+        os.environ["TRAINLAUNCH_WORLD_SIZE"] = "1"
+        return _call("trainlib.train", training)
+    from launch.runs import RUNS
+    from launch.supervise import run_ranks
+
+    accelerate = (sys.executable, "-m", "accelerate.commands.launch")
+    command = training_command(training, number, on_cpu=gpus == 0, accelerate=accelerate)
+    return run_ranks(command, RUNS / run_name)
+
+
+@cli.command()
+@_configs
+def check(arguments: tuple[str, ...]) -> int:
+    """Validate a config, build everything without memory or data, print the resolved config."""
+    _load_run_name(arguments)
+    return _call("trainlib.check", list(arguments))
+
+
+@cli.command("list")
+def list_runs() -> int:
+    """The runs in runs/, newest last."""
+    from launch.runs import RUNS, all_runs
+    from launch.show import runs_table
+
+    runs = all_runs()
+    click.echo(runs_table(runs, datetime.now(UTC)) if runs else f"no runs in {RUNS.resolve()}")
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+def status(run: str) -> int:
+    """How far a run is: RUN is its name or its directory."""
+    from launch.runs import find_run, read_run
+    from launch.show import run_details
+
+    click.echo(run_details(read_run(find_run(run)), datetime.now(UTC)))
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
+@click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
+def logs(run: str, follow: bool, rank: int) -> int:
+    """What a rank of a run has printed."""
+    from launch.control import log_chunks
+    from launch.runs import find_run
+
+    for chunk in log_chunks(find_run(run), rank, follow=follow):
+        click.echo(chunk, nl=False)
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+def stop(run: str) -> int:
+    """Ask a run to write a checkpoint at its next step, and end."""
+    from launch.control import ask_to_stop
+    from launch.runs import find_run
+
+    click.echo(ask_to_stop(find_run(run)))
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+def cancel(run: str) -> int:
+    """End a run on this machine now; it continues from its last checkpoint when it is started again."""
+    from launch.control import kill_run
+    from launch.runs import find_run
+
+    click.echo(kill_run(find_run(run)))
+    return 0
+
+
+def _load_run_name(arguments: Sequence[str]) -> str:
+    """Validate the configuration, before torch is imported; the run's name."""
+    from trainlib.config import load_config
+
+    name: str = load_config(arguments).name
+    return name
+
+
+def _call(program: str, arguments: list[str]) -> int:
+    """Run a program of trainlib in this interpreter. Named, not imported: the launcher does not build on trainlib."""
+    code: int = importlib.import_module(program).main(arguments)
+    return code

@@ -1,0 +1,57 @@
+"""How many processes to start: the GPUs of this machine, counted without importing torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+from trainlib.errors import UserError
+
+
+def visible_gpus(installed: int, environment: Mapping[str, str]) -> int:
+    """How many of the `installed` NVIDIA GPUs a program started with this environment may use."""
+    if environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return 0
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return installed
+    entries = []
+    for entry in visible.split(","):
+        if entry.strip() in ("", "-1"):  # CUDA ignores everything behind the first invalid entry
+            break
+        entries.append(entry)
+    return min(len(entries), installed)
+
+
+def choose_processes(requested: int | None, gpus: int) -> int:
+    """The number of processes: one for each GPU where `requested` is None, and never more than there are GPUs.
+
+    A machine without GPUs runs any number, one where it is not told.
+    """
+    if requested is None:
+        return max(gpus, 1)
+    if gpus and requested > gpus:
+        raise UserError(
+            f"--processes: got {requested}, must be at most {gpus}, the GPUs that are visible here; "
+            "to train on the CPU instead, set CUDA_VISIBLE_DEVICES to nothing"
+        )
+    return requested
+
+
+def count_gpus() -> int:
+    """The NVIDIA GPUs that a training on this machine may use."""
+    return visible_gpus(_installed_gpus(), os.environ)
+
+
+def _installed_gpus() -> int:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return 0
+    try:
+        listing = subprocess.run([program, "--list-gpus"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    # Below each GPU come the parts that it may be divided into, indented.
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

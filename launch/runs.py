@@ -1,0 +1,167 @@
+"""What a run directory says about its run: read from its files, without touching anything in it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainlib.errors import UserError
+
+RUNS = Path("runs")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its files tell it.
+
+    status      running | completed | stopped | failed | interrupted (it ended without a word) | new (nothing ran yet)
+    attempts    the lines of attempts.jsonl
+    last        the newest line of metrics.jsonl for each (split, scope); the scope of val and test lines is None
+    summary     summary.json, empty where there is none
+    """
+
+    directory: Path
+    status: str
+    attempts: list[Record]
+    last: dict[tuple[str, str | None], Record]
+    summary: Record
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def last_start(self) -> Record | None:
+        return _last_event(self.attempts, "start")
+
+    @property
+    def started(self) -> datetime | None:
+        """When the newest attempt began."""
+        return _time(self.last_start)
+
+    @property
+    def newest_metrics(self) -> Record:
+        """The newest line that says how far the training is; empty where there is none."""
+        return max(self.last.values(), key=lambda record: record.get("step", 0), default={})
+
+    def seconds(self, now: datetime) -> float | None:
+        """How long the newest attempt took, or takes by now."""
+        if self.started is None:
+            return None
+        if self.status == "running":
+            return (now - self.started).total_seconds()
+        ended = _time(_last_event(self.attempts, "end"))
+        return (ended - self.started).total_seconds() if ended and ended >= self.started else None
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.directory / "checkpoints").glob("step-*"))
+
+
+def read_run(directory: Path) -> Run:
+    attempts = list(_json_lines(directory / "attempts.jsonl"))
+    summary = _json_file(directory / "summary.json")
+    return Run(directory, _status(directory, attempts), attempts, _last_metrics(directory), summary)
+
+
+def all_runs(root: Path = RUNS) -> list[Run]:
+    """Every run under `root`, the one that was started last at the end."""
+    directories = [path.parent for pattern in ("*/attempts.jsonl", "*/config.yaml") for path in root.glob(pattern)]
+    runs = [read_run(directory) for directory in sorted(set(directories))]
+    never = datetime.min.replace(tzinfo=UTC)
+    return sorted(runs, key=lambda run: run.started or never)
+
+
+def find_run(name: str, root: Path = RUNS) -> Path:
+    """The directory of a run, given as a name under `root` or as a path; UserError where there is none."""
+    for directory in (root / name, Path(name)):
+        if any((directory / file).exists() for file in ("attempts.jsonl", "config.yaml", "lock")):
+            return directory
+    known = [run.name for run in all_runs(root)]
+    if not known:
+        raise UserError(f"no run {name!r}: there are no runs in {root.resolve()}; start one with launch run CONFIG")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    advice = f"did you mean {close[0]}?" if close else "launch list shows the runs that there are"
+    raise UserError(f"no run {name!r} in {root.resolve()}: {advice}")
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a process trains into this directory now: it holds the lock."""
+    import fcntl  # not on Windows, where `launch --help` should still come up
+
+    try:
+        file = os.open(directory / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def last_start(directory: Path) -> Record | None:
+    """The newest start line of attempts.jsonl."""
+    return _last_event(list(_json_lines(directory / "attempts.jsonl")), "start")
+
+
+def _status(directory: Path, attempts: list[Record]) -> str:
+    if is_running(directory):
+        return "running"
+    if not attempts:
+        return "new"
+    if attempts[-1].get("event") == "start":
+        return "interrupted"
+    return str(attempts[-1].get("status", "failed"))
+
+
+def _last_metrics(directory: Path) -> dict[tuple[str, str | None], Record]:
+    last = {}
+    for record in _json_lines(directory / "metrics.jsonl"):
+        last[(record.get("split", ""), record.get("scope"))] = record
+    return last
+
+
+def _last_event(attempts: list[Record], event: str) -> Record | None:
+    return next((record for record in reversed(attempts) if record.get("event") == event), None)
+
+
+def _time(record: Record | None) -> datetime | None:
+    """When a line was written; a time without a zone is this machine's."""
+    if record is None:
+        return None
+    with suppress(KeyError, TypeError, ValueError):
+        return datetime.fromisoformat(record["time"]).astimezone(UTC)
+    return None
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    """The objects of a file of JSON lines; a last line that is still being written, or was cut, is left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                yield record
+
+
+def _json_file(path: Path) -> Record:
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}

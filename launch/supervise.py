@@ -1,0 +1,199 @@
+"""Runs several ranks as a child process: passes signals on, shows what the ranks say, and tells how they ended."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from launch import runs
+from launch.command import Command
+from launch.failure import StderrFilter, describe, find_failure
+from trainlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
+
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
+_POLL_SECONDS = 0.1
+_LOG_TAIL_LINES = 15
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_ranks(command: Command, directory: Path) -> int:
+    """Run the command, which trains into `directory`; the exit code is that of the rank that ended it.
+
+    The ranks are in sessions of their own, so a Ctrl-C in the terminal reaches only this process. It asks the run to
+    stop through the STOP file, which the ranks agree on; a second one kills them all.
+    """
+    stop = _StopRequest(directory)
+    with stop.catching_signals():
+        child = subprocess.Popen(
+            command.words,
+            env={**os.environ, **command.environment},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        assert child.stderr is not None
+        stderr = _StderrRelay(child.stderr)
+        while child.poll() is None and not stop.now:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_POLL_SECONDS)
+            if stop.run_has_started():
+                stop.deliver()
+                stderr.write_log(directory / "logs" / "launcher.log")
+        if stop.now:
+            _kill_tree(child)
+        stderr.finish()
+        stop.withdraw()
+    if stop.run_has_started():
+        stderr.write_log(directory / "logs" / "launcher.log")
+    if stop.now:
+        print("killed: the run continues from its last checkpoint when it is started again", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0 if child.returncode == 0 else _report_failure(stderr.text, directory, child.returncode)
+
+
+def _report_failure(stderr_text: str, directory: Path, launcher_code: int) -> int:
+    """Say which rank failed, where rank 0 has not said so itself; return the exit code to end with."""
+    failure = find_failure(stderr_text)
+    if failure is None:  # the ranks did not come to run, or something ended Accelerate itself
+        last_lines = "\n".join(stderr_text.splitlines()[-_LOG_TAIL_LINES:])
+        print(f"{last_lines}\nerror: accelerate launch ended with exit code {launcher_code}", file=sys.stderr)
+        return launcher_code if launcher_code > 0 else EXIT_FAILURE
+    if failure.shell_code not in (EXIT_USER_ERROR, EXIT_STOPPED):
+        log = directory / "logs" / f"rank-{failure.rank}.log"
+        # What rank 0 said is on the console already.
+        tail = _last_lines(log) if failure.rank else []
+        print(f"error: {describe(failure, log, tail)}", file=sys.stderr)
+    return failure.shell_code
+
+
+class _StopRequest:
+    """Turns signals into the STOP file of a run, once that run's new attempt has begun.
+
+    Before that, the directory may not exist, or belong to an attempt that `--fresh` is about to clear away: what was
+    asked for is remembered. `now` is set by the second Ctrl-C.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._attempt_before = runs.last_start(directory)
+        self._started = False
+        self._asked = False
+        self._delivered = False
+        self.now = False
+
+    @contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._handle) for number in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def run_has_started(self) -> bool:
+        if not self._started:
+            self._started = runs.last_start(self._directory) not in (None, self._attempt_before)
+        return self._started
+
+    def deliver(self) -> None:
+        """Ask the run to stop, where a signal asked for it."""
+        if self._asked and not self._delivered:
+            (self._directory / "STOP").touch()
+            self._delivered = True
+
+    def withdraw(self) -> None:
+        """Once the run has ended: take back a request that it did not come to honour, or the next one would."""
+        if self._delivered:
+            with suppress(OSError):
+                (self._directory / "STOP").unlink()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:
+            self.now = True
+        elif not self._asked:
+            self._asked = True
+            name = signal.Signals(number).name
+            with suppress(OSError):  # the terminal may be what went away
+                os.write(2, f"\n{name}: stopping at the next step, with a checkpoint; Ctrl-C kills\n".encode())
+
+
+class _StderrRelay:
+    """Reads the child's standard error on a thread: the ranks' own lines are shown at once, all of it is kept."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+        self._written = 0
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._lines)
+
+    def finish(self) -> None:
+        """Wait for the last lines; not for long, as a process that outlives the ranks may hold the pipe."""
+        self._thread.join(timeout=5)
+
+    def write_log(self, path: Path) -> None:
+        """Append what has come since the last call to the file; a log that cannot be written is not worth an error."""
+        new = self._lines[self._written :]
+        if not new:
+            return
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(new)
+        self._written += len(new)
+
+    def _read(self) -> None:
+        stderr_filter = StderrFilter()
+        for line in self._stream:
+            self._lines.append(line)
+            self._show(stderr_filter.feed(line))
+        self._show(stderr_filter.close())
+
+    def _show(self, lines: list[str]) -> None:
+        if lines:
+            with suppress(OSError):  # reading must go on where the terminal is gone, or the ranks would block
+                sys.stderr.write("".join(lines))
+                sys.stderr.flush()
+
+
+def _end_with_parent() -> None:
+    """In the child: have the kernel send SIGTERM when the launcher dies, however it does. Its ranks then stop."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _kill_tree(child: subprocess.Popen[str]) -> None:
+    """Kill the child and all below it; each rank is in a session of its own, so no process group holds them all."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(child.pid)
+        ranks = process.children(recursive=True)
+        for one in (process, *ranks):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    child.wait()
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return [line.rstrip("\n") for line in deque(file, maxlen=_LOG_TAIL_LINES)]
+    except OSError:
+        return []
