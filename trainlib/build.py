@@ -1,0 +1,102 @@
+"""From a configuration to the parts of a run. Nothing here trains."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from trainlib.batches import Augmentation, Batches, Preprocess, Shard
+from trainlib.config import Config, ModelConfig, Normalize
+from trainlib.data.images import Dataset
+from trainlib.errors import DataError
+from trainlib.loop import Policy, Samples
+from trainlib.losses import Objective
+from trainlib.models import Classifier, build_model, weights_normalization
+from trainlib.optim import build_optimizer
+from trainlib.plan import Plan, limit_samples, split_validation, steps_per_epoch, to_steps
+from trainlib.randomness import key, seed_generators
+from trainlib.step import Engine
+
+
+def build_classifier(config: Config, num_classes: int, device: torch.device) -> Classifier:
+    """The model with its initial weights, a function of the seed; on the CPU first, so that every device gets the same."""
+    seed_generators(key("initial weights", config.seed), torch.device("cpu"))
+    classifier = build_model(config.model, num_classes, config.data.image_size)
+    classifier.module.to(device)
+    return classifier
+
+
+def build_engine(config: Config, num_classes: int, accelerator: Accelerator, classifier: Classifier) -> Engine:
+    model: nn.Module = accelerator.prepare_model(classifier.module)
+    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
+    return Engine(
+        accelerator=accelerator,
+        classifier=classifier,
+        model=model,
+        objective=Objective(config.loss, num_classes, accelerator.device),
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        clip_grad_norm=config.train.clip_grad_norm,
+        seed=config.seed,
+    )
+
+
+def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
+    """The plan of a run over a training set of `num_samples`, and the indices held out for validation (int64).
+
+    Raises DataError when the samples left for training are fewer than a batch, or than `data.limit`.
+    """
+    data, train = config.data, config.train
+    train_ids, val_ids = split_validation(num_samples, data.val_fraction, config.seed)
+    if data.limit is not None and data.limit > len(train_ids):
+        raise DataError(f"data.limit: got {data.limit}, must be at most the {len(train_ids)} training samples there are")
+    train_ids = limit_samples(train_ids, data.limit, config.seed)
+    if train.batch_size > len(train_ids):
+        raise DataError(
+            f"train.batch_size: got {train.batch_size}, must be at most the number of training samples, {len(train_ids)}"
+        )
+    epoch_steps = steps_per_epoch(len(train_ids), train.batch_size, data.drop_last)
+    total_steps = train.steps if train.steps is not None else (train.epochs or 0) * epoch_steps
+    plan = Plan(train_ids, config.seed, train.batch_size, data.shuffle, data.drop_last, total_steps)
+    return plan, val_ids
+
+
+def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> Samples:
+    train = config.train
+    shard = Shard(accelerator.process_index, accelerator.num_processes, train.micro_batch_size)
+    preprocess = build_preprocess(config, dataset)
+    device = accelerator.device
+    share = -(-train.batch_size // accelerator.num_processes)
+    return Samples(
+        train=Batches(dataset.train, preprocess, shard, device),
+        test=Batches(dataset.test, preprocess, shard, device),
+        augmentation=Augmentation(config.seed, config.data.augment.flip, config.data.augment.crop_padding),
+        val_ids=val_ids,
+        evaluation_batch_size=2 * (train.micro_batch_size or share),  # no gradients to store
+    )
+
+
+def build_preprocess(config: Config, dataset: Dataset) -> Preprocess:
+    mean, std = _normalization(config.data.normalize, config.model, dataset)
+    return Preprocess(mean, std, config.data.image_size)
+
+
+def build_policy(config: Config, epoch_steps: int) -> Policy:
+    return Policy(
+        log_every=config.tracking.log_every,
+        checkpoint_every=to_steps(config.checkpoint.every, epoch_steps),
+        best=config.checkpoint.best,
+        early_stopping=config.train.early_stopping,
+    )
+
+
+def _normalization(
+    choice: str | Normalize, model: ModelConfig, dataset: Dataset
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each channel, of images scaled to 0..1."""
+    if isinstance(choice, Normalize):
+        (r, g, b), (sr, sg, sb) = choice.mean, choice.std
+        return (r, g, b), (sr, sg, sb)
+    if choice == "none":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return weights_normalization(model) or (dataset.mean, dataset.std)

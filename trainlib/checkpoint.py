@@ -1,0 +1,224 @@
+"""Checkpoints: written whole or not at all, verified when loaded, old ones removed only once the new one is safe.
+
+A checkpoint is a directory `step-00000123` with `model.safetensors` (the module's state_dict), `trainer.pt` (optimizer
+state_dict and everything else that the next step depends on) and `manifest.json` (size and SHA-256 of the other two, and
+what made them). It is written under a temporary name, every file flushed to disk, the manifest last, and then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from trainlib.errors import CheckpointError
+
+logger = logging.getLogger("trainlib.checkpoint")
+
+FORMAT = 1
+MODEL = "model.safetensors"
+TRAINER = "trainer.pt"
+MANIFEST = "manifest.json"
+PREFIX = "step-"
+DAMAGED = ".damaged"
+SUPERSEDED = ".superseded"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: its files have the sizes and hashes that its manifest gives."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The module's state_dict, on the CPU."""
+        return safetensors.torch.load_file(self.path / MODEL)
+
+    def trainer_state(self) -> dict[str, Any]:
+        """Optimizer, schedule and progress; tensors on the CPU. Holds no code: read with weights_only=True."""
+        state: dict[str, Any] = torch.load(self.path / TRAINER, map_location="cpu", weights_only=True)
+        return state
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the bytes of all tensors in name order, each contiguous and little endian."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def name_of(step: int) -> str:
+    return f"{PREFIX}{step:08d}"
+
+
+def save(
+    directory: Path,
+    step: int,
+    model_state: Mapping[str, Tensor],
+    trainer_state: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> Checkpoint:
+    """Write `directory/step-<step>` and return it; an equal step that is already there is kept if it is whole.
+
+    facts   what else the manifest tells: world size, versions, config hash, best metric, classes, preprocessing
+    Raises OSError when it could not be written; what was there before is then untouched.
+    """
+    target = directory / name_of(step)
+    if target.exists():
+        try:
+            return verify(target)
+        except CheckpointError as damage:
+            set_aside(target, DAMAGED, str(damage))
+    temporary = directory / f".tmp-{target.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        _write_files(temporary, step, model_state, trainer_state, facts)
+        os.rename(temporary, target)
+        _sync(directory)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors wrap write errors
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise error if isinstance(error, OSError) else OSError(str(error)) from error
+    return Checkpoint(target, json.loads((target / MANIFEST).read_text()))
+
+
+def verify(path: Path) -> Checkpoint:
+    """Check every file of a checkpoint against its manifest. Raises CheckpointError saying what is wrong."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        found = manifest["format"]
+        files = {name: (int(file["size"]), str(file["sha256"])) for name, file in manifest["files"].items()}
+        int(manifest["step"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: {MANIFEST} is missing; it is not a whole checkpoint") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {MANIFEST} cannot be read ({error})") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: has format {found}; this version reads format {FORMAT}")
+    if set(files) != {MODEL, TRAINER}:
+        raise CheckpointError(f"{path}: {MANIFEST} lists {sorted(files)}, must list {[MODEL, TRAINER]}")
+    for name, (size, sha256) in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{path}: {name} is missing")
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{path}: {name} has {file.stat().st_size} bytes, must have {size}")
+        if _sha256(file) != sha256:
+            raise CheckpointError(f"{path}: {name} is damaged (its SHA-256 is not the manifest's)")
+    return Checkpoint(path, manifest)
+
+
+def steps_in(directory: Path) -> dict[int, Path]:
+    """The checkpoints in a directory by step, ascending, verified or not."""
+    found = {}
+    for path in directory.glob(f"{PREFIX}*"):
+        digits = path.name.removeprefix(PREFIX)
+        if digits.isdecimal():
+            found[int(digits)] = path
+    return dict(sorted(found.items()))
+
+
+def newest(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies; damaged ones met on the way are set aside with a warning."""
+    for path in reversed(steps_in(directory).values()):
+        try:
+            return verify(path)
+        except CheckpointError as damage:
+            set_aside(path, DAMAGED, str(damage))
+    return None
+
+
+def rewind(directory: Path, to: Checkpoint) -> None:
+    """Set aside every checkpoint newer than this one: training goes on from here."""
+    for step, path in steps_in(directory).items():
+        if step > to.step:
+            set_aside(path, SUPERSEDED, f"training goes on from step {to.step}")
+
+
+def prune(directory: Path, keep: int, protect: Collection[int], verified: set[int]) -> None:
+    """Remove the oldest checkpoints until `keep` verified ones are left beside the protected steps.
+
+    `verified` names the steps known to be whole, and learns those that are found so here.
+    """
+    left = keep
+    for step, path in reversed(steps_in(directory).items()):
+        if step not in verified:
+            try:
+                verify(path)
+            except CheckpointError as damage:
+                set_aside(path, DAMAGED, str(damage))
+                continue
+            verified.add(step)
+        if left > 0:
+            left -= 1
+        elif step not in protect:
+            _remove(path)
+
+
+def set_aside(path: Path, suffix: str, reason: str) -> None:
+    """Rename a checkpoint so that it is never loaded by itself again; nothing is deleted."""
+    number = 0
+    while (aside := path.with_name(f"{path.name}{suffix}{f'-{number}' if number else ''}")).exists():
+        number += 1
+    path.rename(aside)
+    logger.warning("set aside %s as %s: %s", path.name, aside.name, reason)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; a kill half way leaves a temporary name, never half a checkpoint."""
+    doomed = path.with_name(f".old-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _write_files(
+    directory: Path,
+    step: int,
+    model_state: Mapping[str, Tensor],
+    trainer_state: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model_state.items()}
+    safetensors.torch.save_file(tensors, directory / MODEL)
+    torch.save(dict(trainer_state), directory / TRAINER)
+    files = {}
+    for name in (MODEL, TRAINER):
+        _sync(directory / name)
+        files[name] = {"size": (directory / name).stat().st_size, "sha256": _sha256(directory / name)}
+    manifest = {"format": FORMAT, "step": step, "files": files, **facts}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    _sync(directory / MANIFEST)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file's or directory's contents to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

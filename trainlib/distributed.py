@@ -1,0 +1,104 @@
+"""The processes of a run: starting Accelerate the same way whoever launched us, and telling all ranks the same thing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+from trainlib.config import TrainConfig
+from trainlib.errors import UserError
+
+T = TypeVar("T")
+
+WORLD_SIZE_ASKED = "TRAINLAUNCH_WORLD_SIZE"  # set by the launcher: any other world size is an error
+NUM_THREADS = "TRAINLAUNCH_NUM_THREADS"  # intra-op threads of each rank, where the choice below does not suit
+
+
+def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accelerator:
+    """Join the other ranks and settle device, precision, threads and determinism.
+
+    Every setting is given explicitly, so that neither a user's Accelerate configuration nor a variable of the
+    environment changes what is computed. Raises UserError for fp16 without a GPU and for a wrong world size.
+    """
+    cpu = not torch.cuda.is_available() or environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
+    if cpu and config.precision == "fp16":
+        raise UserError("train.precision: got fp16, which needs a GPU, and none was found; use bf16 or no")
+    torch.set_num_threads(num_threads(environ))
+    _set_determinism(config)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=config.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    asked = environ.get(WORLD_SIZE_ASKED)
+    if asked is not None and accelerator.num_processes != int(asked):
+        raise UserError(f"asked for {asked} processes, but {accelerator.num_processes} came up; nothing was trained")
+    return accelerator
+
+
+@contextmanager
+def joined(config: TrainConfig) -> Iterator[Accelerator]:
+    """The accelerator of a started process; on the way out the group is left, so that another run can start here.
+
+    After an error with other ranks alive the group is not left: that could wait for ranks that wait for us.
+    """
+    accelerator = start(config)
+    try:
+        yield accelerator
+    except BaseException:
+        if accelerator.num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)
+        raise
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def num_threads(environ: Mapping[str, str]) -> int:
+    """Intra-op threads of this rank: its share of the physical cores that it may use.
+
+    The same under every launcher. torchrun sets OMP_NUM_THREADS to 1 unasked, so that variable is not what a user said.
+    """
+    if environ.get(NUM_THREADS):
+        return max(1, int(environ[NUM_THREADS]))
+    physical = psutil.cpu_count(logical=False) or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return max(1, min(physical, allowed) // int(environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def from_main(value: T) -> T:
+    """Rank 0's value, on every rank. A synchronisation point."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]  # type: ignore[no-any-return]
+
+
+def control_group() -> dist.ProcessGroup | None:
+    """A group of all ranks for small CPU messages that must not mix with the gradients'; None for one process."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo")
+
+
+def _set_determinism(config: TrainConfig) -> None:
+    """Deterministic kernels, unless `reproducibility: fast`; an operation that has none warns instead of failing."""
+    deterministic = config.reproducibility != "fast"
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic

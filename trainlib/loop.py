@@ -1,0 +1,193 @@
+"""The training loop.
+
+It knows only steps: durations were turned into steps before it starts. At each step boundary, in this order: the row of
+the step, the end of an epoch (its row, evaluation, schedule, early stopping), a checkpoint, and whether to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainlib.batches import Augmentation, Batches
+from trainlib.config import Best, EarlyStopping
+from trainlib.clock import Clock
+from trainlib.console import Console
+from trainlib.files import timestamp
+from trainlib.keeper import Keeper
+from trainlib.metrics import Metrics, gather_sums, metrics_of
+from trainlib.plan import Plan
+from trainlib.progress import Progress
+from trainlib.schedule import Schedule
+from trainlib.step import Engine, evaluate, train_step
+from trainlib.stopping import Agreement
+from trainlib.tracking import Tracker, log_all
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What to train, validate and test on."""
+
+    train: Batches
+    test: Batches
+    augmentation: Augmentation
+    val_ids: Tensor  # indices into the training set; empty = no validation
+    evaluation_batch_size: int
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When things happen, in steps, and what counts as better."""
+
+    log_every: int
+    checkpoint_every: int
+    best: Best | None
+    early_stopping: EarlyStopping | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the results go; on ranks other than 0, nowhere."""
+
+    trackers: Sequence[Tracker] = ()
+    console: Console | None = None
+    keeper: Keeper | None = None
+
+
+class Loop:
+    """Trains from where `progress` stands to the end of the plan, or until asked to stop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        schedule: Schedule,
+        samples: Samples,
+        policy: Policy,
+        outputs: Outputs,
+        progress: Progress,
+    ):
+        self.engine = engine
+        self.plan = plan
+        self.schedule = schedule
+        self.samples = samples
+        self.policy = policy
+        self.outputs = outputs
+        self.progress = progress
+        self._saved_step = progress.step if progress.step else None
+        self.clock = Clock(progress.seconds)
+
+    def run(self, agreement: Agreement) -> bool:
+        """Train. True at the end, False when the ranks agreed to stop before it; a checkpoint is safe either way."""
+        self.clock.start()
+        asked_to_stop = False
+        while not (self.finished or asked_to_stop):
+            asked_to_stop = self._run_epoch(self.plan.epoch_of(self.progress.step), agreement)
+        agreement.drain()
+        return not asked_to_stop
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.step >= self.plan.total_steps or self.progress.ended_early
+
+    def _run_epoch(self, epoch: int, agreement: Agreement) -> bool:
+        """Train the rest of this epoch. True when the ranks agreed to stop inside it."""
+        plan, progress, policy = self.plan, self.progress, self.policy
+        first = progress.step % plan.steps_per_epoch
+        batches = plan.batches(epoch)[first : first + plan.total_steps - progress.step]
+        prepared = self.samples.train.train(batches, epoch, self.samples.augmentation)
+        for ids_N, pieces in zip(batches, prepared, strict=True):
+            lr = self.schedule.lr
+            denominator = self.engine.objective.denominator(self.samples.train.labels_N[ids_N])
+            sums_2 = train_step(self.engine, progress.step, pieces, denominator)
+            if not self.engine.optimizer.step_was_skipped:  # fp16 overflow: no update, so no step of the schedule
+                self.schedule.after_step()
+            progress.step += 1
+            progress.sums_2 += sums_2
+            self.clock.count(len(ids_N))
+
+            if progress.step % policy.log_every == 0:
+                self._log_step(epoch, lr, metrics_of(gather_sums(sums_2), denominator, len(ids_N)))
+            is_best = False
+            if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
+                is_best = self._end_epoch(epoch, lr)
+            if is_best or self.finished or progress.step % policy.checkpoint_every == 0:
+                self._save()
+            if self.outputs.console is not None:
+                self.outputs.console.step(progress.step)
+            if self.finished:
+                return False
+            if agreement.reached():
+                self._save()
+                return True
+        return False
+
+    def _end_epoch(self, epoch: int, lr: float) -> bool:
+        """Report the epoch, evaluate, advance the schedule; returns whether this evaluation is the best so far.
+
+        A run of `train.steps` may end inside an epoch: then the row tells of the part that was trained.
+        """
+        plan, progress = self.plan, self.progress
+        whole = plan.ends_epoch(progress.step - 1)
+        steps_done = plan.steps_per_epoch if whole else progress.step % plan.steps_per_epoch
+        labels_N = self.samples.train.labels_N[torch.cat(plan.batches(epoch)[:steps_done])]
+        denominator = self.engine.objective.denominator(labels_N)
+        train = metrics_of(gather_sums(progress.sums_2), denominator, len(labels_N))
+        self._log("train", epoch, lr, train, scope="epoch")
+        metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
+        if len(self.samples.val_ids):
+            with self.clock.paused():
+                val = self._evaluate_validation()
+            self._log("val", epoch, lr, val)
+            metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
+        if whole:
+            progress.sums_2.zero_()
+            self.schedule.after_epoch(metrics)
+        return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
+
+    def _evaluate_validation(self) -> Metrics:
+        samples = self.samples
+        return evaluate(self.engine, samples.train, samples.val_ids, samples.evaluation_batch_size)
+
+    def _log_step(self, epoch: int, lr: float, metrics: Metrics) -> None:
+        self._log("train", epoch, lr, metrics, scope="step")
+
+    def _log(self, split: str, epoch: int, lr: float, metrics: Metrics, scope: str | None = None) -> None:
+        row: dict[str, Any] = {"time": timestamp(), "step": self.progress.step, "epoch": epoch + 1, "split": split}
+        row |= {"scope": scope} if scope else {}
+        row |= {"loss": metrics.loss, "accuracy": metrics.accuracy, "count": metrics.count}
+        row |= {"lr": lr, "images_per_second": self.clock.images_per_second}
+        log_all(self.outputs.trackers, row)
+        if scope == "epoch":
+            self.clock.new_window()
+
+    def log_test(self, metrics: Metrics) -> None:
+        """The one row of the test split, at the end of training."""
+        epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
+        self._log("test", epoch, self.schedule.lr, metrics)
+
+    def _save(self) -> None:
+        """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes."""
+        progress = self.progress
+        if self._saved_step == progress.step:
+            return
+        with self.clock.paused():
+            progress.seconds = self.clock.seconds
+            trainer_state = {"progress": progress.state_dict()}
+            if self.outputs.keeper is not None:
+                for tracker in self.outputs.trackers:
+                    tracker.flush()  # the rows up to this step are safe before the checkpoint that continues them
+                trainer_state |= {
+                    "optimizer": self.engine.optimizer.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "scaler": self.engine.scaler_state(),
+                }
+                best_step = progress.best["step"] if progress.best else None
+                self.outputs.keeper.save(
+                    progress.step, self.engine.classifier.module.state_dict(), trainer_state, best_step
+                )
+            self._saved_step = progress.step

@@ -1,0 +1,77 @@
+"""How far a run has come: all that changes from step to step besides weights, optimizer and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainlib.config import Best, EarlyStopping
+from trainlib.metrics import better, gather_sums, zero_sums
+
+
+@dataclass
+class Progress:
+    """The state of the loop; saved with each checkpoint.
+
+    step             optimizer steps done
+    sums_2           this rank's sums over the current epoch so far (see `metrics`)
+    best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
+    stalest          early stopping: best value so far, and evaluations since
+    """
+
+    sums_2: Tensor
+    step: int = 0
+    best: dict[str, Any] | None = None
+    stopping_best: float | None = None
+    stopping_stale: int = 0
+    ended_early: bool = False
+    seconds: float = 0.0
+
+    @classmethod
+    def at_start(cls, device: torch.device) -> Progress:
+        return cls(sums_2=zero_sums(device))
+
+    def note(self, metrics: dict[str, float], epoch: int, best: Best | None, stopping: EarlyStopping | None) -> bool:
+        """Take in an evaluation; returns whether it is the best so far."""
+        improved = False
+        if best is not None and best.metric in metrics:
+            value = metrics[best.metric]
+            assert best.mode is not None, "resolved by the configuration"
+            if better(value, self.best["value"] if self.best else None, best.mode):
+                self.best = {"metric": best.metric, "value": value, "step": self.step, "epoch": epoch}
+                improved = True
+        if stopping is not None and stopping.metric in metrics:
+            value = metrics[stopping.metric]
+            assert stopping.mode is not None, "resolved by the configuration"
+            if better(value, self.stopping_best, stopping.mode, stopping.min_delta):
+                self.stopping_best, self.stopping_stale = value, 0
+            else:
+                self.stopping_stale += 1
+            self.ended_early = self.stopping_stale >= stopping.patience
+        return improved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and one tensor: every rank's sums, float64 [W, 2]. Call on every rank: it gathers."""
+        return {
+            "step": self.step,
+            "sums_W2": gather_sums(self.sums_2),
+            "best": self.best,
+            "stopping_best": self.stopping_best,
+            "stopping_stale": self.stopping_stale,
+            "ended_early": self.ended_early,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], rank: int, world_size: int, device: torch.device) -> Progress:
+        """The saved progress on this rank. At another world size rank 0 takes the sums of all."""
+        values = dict(state)
+        sums_W2: Tensor = values.pop("sums_W2")
+        if len(sums_W2) == world_size:
+            sums_2 = sums_W2[rank]
+        else:
+            sums_2 = sums_W2.sum(dim=0) if rank == 0 else torch.zeros_like(sums_W2[0])
+        return cls(sums_2=sums_2.to(device), **values)

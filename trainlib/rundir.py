@@ -1,0 +1,152 @@
+"""A run directory: who may train into it, what it holds, and how each attempt began and ended. Free of torch."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from trainlib.config import Config, differences, dump_config, is_harmless, read_resolved
+from trainlib.errors import RunDirectoryError, StoppedError
+from trainlib.files import append_line, read_lines, timestamp, write_atomically
+
+RUNS = Path("runs")
+
+
+@dataclass
+class Attempt:
+    """How an attempt is ending, filled in as it goes."""
+
+    step: int
+    status: Literal["completed", "stopped", "failed"] = "failed"
+    reason: str | None = None
+
+
+class RunDirectory:
+    """The files of one run. `open` is for the process that trains (rank 0); it holds the lock until `close`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.attempts_file = path / "attempts.jsonl"
+        self.summary_file = path / "summary.json"
+        self.environment_file = path / "environment.json"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.stop_file = path / "STOP"
+        self._lock: TextIO | None = None
+
+    @classmethod
+    def open(cls, config: Config, *, fresh: bool = False, resume: bool = False, runs: Path = RUNS) -> RunDirectory:
+        """Create or reopen runs/<name>, lock it and check that this configuration may go on in it.
+
+        fresh   move an earlier run of this name aside and begin again
+        resume  accept changes that leave the finished part of the run as it was (more epochs, tracking, slurm)
+        Raises RunDirectoryError: in use, finished, of a different configuration, or not writable.
+        """
+        run = cls(runs / config.name)
+        try:
+            run.logs.mkdir(parents=True, exist_ok=True)
+            run._acquire_lock()
+            if fresh and run.config_file.exists():
+                run._move_aside()
+                run.logs.mkdir(parents=True)
+                run._acquire_lock()
+            run._check_config(config, resume)
+            run.checkpoints.mkdir(exist_ok=True)
+            write_atomically(run.config_file, dump_config(config))
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{run.path}: cannot be written ({error.strerror}); change to a folder that you may write to, "
+                "or mend its permissions"
+            ) from error
+        return run
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()  # the kernel releases the lock, as it does when the process is killed
+            self._lock = None
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json as a dictionary; empty before the run's first end."""
+        try:
+            summary = json.loads(self.summary_file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return summary if isinstance(summary, dict) else {}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_atomically(self.summary_file, json.dumps(summary, indent=2) + "\n")
+
+    @contextmanager
+    def attempt(self, *, world_size: int, from_step: int) -> Iterator[Attempt]:
+        """Record that an attempt begins and, whatever happens inside, how it ended: failed unless it says otherwise."""
+        number = 1 + sum(line.get("event") == "start" for line in read_lines(self.attempts_file))
+        start = {
+            "event": "start",
+            "attempt": number,
+            "time": timestamp(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": world_size,
+            "from_step": from_step,
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
+        }
+        append_line(self.attempts_file, start)
+        attempt = Attempt(step=from_step)
+        try:
+            yield attempt
+        except BaseException as error:
+            attempt.reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, StoppedError):
+                attempt.status = "stopped"
+            raise
+        finally:
+            end = {"event": "end", "attempt": number, "time": timestamp(), "status": attempt.status}
+            append_line(self.attempts_file, end | {"step": attempt.step, "reason": attempt.reason})
+
+    def _acquire_lock(self) -> None:
+        lock = (self.path / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise RunDirectoryError(
+                f"{self.path} is in use: another process is training into it; wait for it, stop it with "
+                f"`launch stop {self.path.name}`, or choose another name with `--name`"
+            ) from error
+        self.close()
+        self._lock = lock
+
+    def _move_aside(self) -> None:
+        """Rename this run out of the way: nothing that a run made is ever deleted."""
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(old)
+
+    def _check_config(self, config: Config, resume: bool) -> None:
+        if not self.config_file.exists():
+            return
+        earlier = read_resolved(self.config_file)
+        changes = differences(earlier, config)
+        harmful = [change for change in changes if not is_harmless(change.key)]
+        if changes and (harmful or not resume):
+            listed = "\n".join(f"  {change.key}: {change.old} there, {change.new} now" for change in changes)
+            way_on = "`--fresh` to begin again (the old run is kept aside) or `--name` for another run"
+            if not harmful:
+                way_on = f"`--resume` to continue with this change, {way_on}"
+            raise RunDirectoryError(f"{self.path} holds a run of a different configuration:\n{listed}\nUse {way_on}.")
+        if not changes and self.summary().get("status") == "completed":
+            raise RunDirectoryError(
+                f"{self.path} is finished; `--fresh` begins again (the old run is kept aside), `--name` makes "
+                "another run, and `--resume` with more train.epochs continues it"
+            )

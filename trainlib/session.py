@@ -1,0 +1,191 @@
+"""One attempt at a run, from loading the data to the summary. Every rank runs this, in the same order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trainlib import checkpoint, distributed, environment
+from trainlib.build import build_classifier, build_engine, build_plan, build_policy, build_samples
+from trainlib.checkpoint import Checkpoint
+from trainlib.config import Config, dump_config
+from trainlib.console import Console
+from trainlib.data import load_data
+from trainlib.data.images import Dataset
+from trainlib.errors import CheckpointError, RunDirectoryError
+from trainlib.files import write_atomically
+from trainlib.keeper import Keeper
+from trainlib.logs import log_rank
+from trainlib.loop import Loop, Outputs
+from trainlib.metrics import Metrics
+from trainlib.progress import Progress
+from trainlib.rundir import Attempt, RunDirectory
+from trainlib.schedule import Schedule
+from trainlib.step import evaluate
+from trainlib.stopping import Agreement, StopFlag
+from trainlib.tracking import open_trackers
+
+logger = logging.getLogger("trainlib")
+
+
+def run_session(
+    config: Config, run: RunDirectory, flag: StopFlag, start: Checkpoint | None, attempt: Attempt | None
+) -> bool:
+    """Train until the end, or until asked to stop; True at the end.
+
+    start    where to resume from, as rank 0 chose it
+    attempt  rank 0's record of how this attempt goes; None on the other ranks, which write nothing
+    """
+    dataset = load_data(config.data, stop_requested=flag.requested, is_main=attempt is not None)
+    with distributed.joined(config.train) as accelerator:
+        start = distributed.from_main(start)
+        log_rank(run.logs, accelerator.process_index)
+        loop = _build_loop(config, dataset, accelerator, start)
+        with _outputs(config, run, loop, dataset) if attempt else nullcontext(Outputs()) as loop.outputs:
+            completed = loop.run(Agreement(flag, distributed.control_group()))
+            summary = _summary(loop, accelerator) if attempt else {}
+            test = _test(loop, run) if completed else None
+            if attempt:
+                attempt.status, attempt.step = "completed" if completed else "stopped", loop.progress.step
+                attempt.reason = None if completed else flag.reason or "another rank was asked to stop"
+                run.write_summary({"status": attempt.status} | summary | {"test": test.asdict() if test else None})
+                flag.honoured()
+                _say_result(run, loop, attempt, test)
+    return completed
+
+
+def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
+    """The named checkpoint, or the newest good one, or None for a new run. Newer ones than a named one are set aside.
+
+    Raises CheckpointError when a named one is missing, damaged, or not of this run.
+    """
+    if named is None:
+        return checkpoint.newest(directory)
+    path = Path(named) if Path(named).is_dir() else directory / named
+    if not path.is_dir() or path.resolve().parent != directory.resolve():
+        there = ", ".join(p.name for p in checkpoint.steps_in(directory).values()) or "none"
+        raise CheckpointError(f"--resume {named}: no such checkpoint of this run; there are: {there}")
+    chosen = checkpoint.verify(path)
+    checkpoint.rewind(directory, chosen)
+    return chosen
+
+
+def _build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start: Checkpoint | None) -> Loop:
+    """All parts of the run, in the state that `start` holds."""
+    num_classes = len(dataset.class_names)
+    plan, val_ids = build_plan(config, len(dataset.train.labels_N))
+    if start is not None and start.step > plan.total_steps:
+        raise RunDirectoryError(
+            f"{config.name} has already trained {start.step} steps, and this configuration ends at {plan.total_steps}; "
+            "raise train.epochs or train.steps"
+        )
+    classifier = build_classifier(config, num_classes, accelerator.device)
+    if start is not None:
+        classifier.module.load_state_dict(start.model_state())
+    engine = build_engine(config, num_classes, accelerator, classifier)
+    schedule = Schedule(
+        config.scheduler,
+        engine.optimizer.optimizer,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
+    progress = Progress.at_start(accelerator.device)
+    if start is not None:
+        state = start.trainer_state()
+        engine.load_state(state["optimizer"], state["scaler"])
+        schedule.load_state_dict(state["schedule"])
+        progress = Progress.from_state(
+            state["progress"], accelerator.process_index, accelerator.num_processes, accelerator.device
+        )
+    samples = build_samples(config, dataset, val_ids, accelerator)
+    return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
+
+
+@contextmanager
+def _outputs(config: Config, run: RunDirectory, loop: Loop, dataset: Dataset) -> Iterator[Outputs]:
+    """Rank 0's outputs, closed at the end whatever happens."""
+    device, world_size = loop.engine.accelerator.device, loop.engine.accelerator.num_processes
+    plan, progress = loop.plan, loop.progress
+    facts = environment.describe(device, world_size)
+    write_atomically(run.environment_file, json.dumps(facts, indent=2) + "\n")
+    threads = torch.get_num_threads()
+    logger.info(
+        "%s: %d steps of %d images, %d an epoch; %d process%s on %s, %d thread%s each",
+        config.name,
+        plan.total_steps,
+        plan.global_batch_size,
+        plan.steps_per_epoch,
+        world_size,
+        "es" * (world_size > 1),
+        facts["device_name"] if device.type == "cuda" else "CPU",
+        threads,
+        "s" * (threads > 1),
+    )
+    if progress.step:
+        logger.info("resuming from step %d", progress.step)
+    manifest = {
+        "world_size": world_size,
+        "num_threads": threads,
+        "device": device.type,
+        "versions": facts["versions"],
+        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        "classes": list(dataset.class_names),
+        "preprocess": asdict(loop.samples.train.preprocess),
+    }
+    console = Console(
+        plan.total_steps, -(-plan.total_steps // plan.steps_per_epoch), progress.step, quiet=not config.tracking.progress
+    )
+    trackers = [*open_trackers(config.tracking, run.path, progress.step), console]
+    try:
+        yield Outputs(trackers, console, Keeper(run.checkpoints, config.checkpoint.keep, manifest))
+    finally:
+        for tracker in trackers:
+            tracker.close()
+
+
+def _summary(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
+    """What summary.json says of the training itself."""
+    progress, plan = loop.progress, loop.plan
+    return {
+        "step": progress.step,
+        "epoch": progress.step // plan.steps_per_epoch,
+        "best": progress.best,
+        "weights_sha256": checkpoint.weights_sha256(loop.engine.classifier.module.state_dict()),
+        "world_size": accelerator.num_processes,
+        "images_per_second": loop.clock.mean_images_per_second,
+        "seconds": loop.clock.seconds,
+    }
+
+
+def _test(loop: Loop, run: RunDirectory) -> Metrics:
+    """The test split, once, with the best weights where there are some, else with the last."""
+    best = loop.progress.best
+    if best is not None and best["step"] != loop.progress.step:
+        path = run.checkpoints / checkpoint.name_of(best["step"])
+        chosen = distributed.from_main(checkpoint.verify(path) if loop.engine.accelerator.is_main_process else None)
+        assert chosen is not None
+        loop.engine.classifier.module.load_state_dict(chosen.model_state())
+    samples = loop.samples
+    ids_N = torch.arange(len(samples.test.labels_N))
+    metrics = evaluate(loop.engine, samples.test, ids_N, samples.evaluation_batch_size)
+    loop.log_test(metrics)
+    return metrics
+
+
+def _say_result(run: RunDirectory, loop: Loop, attempt: Attempt, test: Metrics | None) -> None:
+    if test is None:
+        logger.info("stopped at step %d (%s); run the same command to continue", attempt.step, attempt.reason)
+    else:
+        best = loop.progress.best
+        which = f"best weights, epoch {best['epoch']}" if best else "last weights"
+        logger.info("test accuracy %.4f on %d images (%s)", test.accuracy, test.count, which)
+    logger.info("results in %s", run.path)

@@ -1,0 +1,95 @@
+"""One optimizer step, and one pass of evaluation: pure functions of the weights, the batch, the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from trainlib.batches import Batches, Piece
+from trainlib.losses import Objective, correct
+from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
+from trainlib.models import Classifier, set_train_mode
+from trainlib.randomness import key, seed_generators
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What turns a batch into an update."""
+
+    accelerator: Accelerator
+    classifier: Classifier  # the bare module: canonical names
+    model: nn.Module  # the same module, wrapped for precision and for the other ranks
+    objective: Objective
+    optimizer: AcceleratedOptimizer
+    clip_grad_norm: float | None
+    seed: int
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """The fp16 loss scaler's state; None at other precisions."""
+        scaler = self.accelerator.scaler
+        return None if scaler is None else scaler.state_dict()
+
+    def load_state(self, optimizer: dict[str, Any], scaler: dict[str, Any] | None) -> None:
+        self.optimizer.optimizer.load_state_dict(optimizer)
+        if scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+
+
+def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: float) -> Tensor:
+    """Apply the gradient of the loss over one global batch; returns this rank's sums (see `metrics`).
+
+    pieces       this rank's micro-batches
+    denominator  of the whole global batch, which every rank knows from its labels
+
+    The loss of a piece counts by its share of the global denominator. DistributedDataParallel averages over ranks, so
+    each rank's part is multiplied by the world size. Only the last piece's backward pass talks to the other ranks.
+    """
+    accelerator, model = engine.accelerator, engine.model
+    seed_generators(key("step", engine.seed, step, accelerator.process_index), accelerator.device)
+    set_train_mode(engine.classifier)
+    sums_2 = zero_sums(accelerator.device)
+    for index, piece in enumerate(pieces):
+        last = index == len(pieces) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            logits_NC = model(piece.images_NCHW)
+            part = 0.0 if piece.is_empty else engine.objective.denominator(piece.cpu_labels_N)
+            if part:
+                loss = engine.objective(logits_NC, piece.labels_N)
+            else:
+                loss = logits_NC.sum()  # weight 0: takes part in the backward pass and adds nothing
+            sums_2 += _sums(piece, logits_NC, loss, part)
+            accelerator.backward(loss * (part / denominator * accelerator.num_processes))
+    if engine.clip_grad_norm is not None:
+        accelerator.clip_grad_norm_(model.parameters(), engine.clip_grad_norm)
+    engine.optimizer.step()
+    engine.optimizer.zero_grad()
+    return sums_2
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int) -> Metrics:
+    """Loss and accuracy over exactly these samples, each counted once, the same on every rank."""
+    model = engine.accelerator.unwrap_model(engine.model)  # no gradients to share: ranks may differ in batch count
+    model.eval()
+    sums_2 = zero_sums(engine.accelerator.device)
+    for piece in batches.evaluation(ids_N, batch_size):
+        logits_NC = model(piece.images_NCHW)
+        part = engine.objective.denominator(piece.cpu_labels_N)
+        loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
+        sums_2 += _sums(piece, logits_NC, loss, part)
+    denominator = engine.objective.denominator(batches.labels_N[ids_N])
+    return metrics_of(gather_sums(sums_2), denominator, len(ids_N))
+
+
+def _sums(piece: Piece, logits_NC: Tensor, loss: Tensor, part: float) -> Tensor:
+    """What a piece adds to the sums; a denominator of zero adds no loss, whatever the loss is."""
+    loss_sum = loss.detach().double() * part if part else torch.zeros((), dtype=torch.float64, device=loss.device)
+    hits = correct(logits_NC.detach(), piece.labels_N) if len(piece.labels_N) else torch.zeros_like(loss_sum)
+    return torch.stack([loss_sum, hits.to(loss_sum.dtype)])

@@ -1,0 +1,99 @@
+"""Being asked to stop: signals and the STOP file only set a flag; the ranks agree on it at a step boundary."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from trainlib.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup, Work
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Set by a signal or by the STOP file. Installed before anything slow is imported, so that no signal is lost.
+
+    `reason` says who asked: a signal's name or "STOP file". A second Ctrl-C ends the process at once with 130.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._stop_file: Path | None = None
+        self._previous: dict[int, object] = {}
+
+    def install(self) -> None:
+        """Catch the stop signals; only the main thread can, and elsewhere the STOP file is all there is."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                self._previous[number] = signal.signal(number, self._on_signal)
+
+    def uninstall(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous.clear()
+
+    def watch(self, stop_file: Path) -> None:
+        self._stop_file = stop_file
+
+    def requested(self) -> bool:
+        if self.reason is None and self._stop_file is not None and self._stop_file.exists():
+            self.reason = "STOP file"
+        return self.reason is not None
+
+    def honoured(self) -> None:
+        """The checkpoint is safe: the STOP file has done its work and must not stop the next start."""
+        if self._stop_file is not None:
+            self._stop_file.unlink(missing_ok=True)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and self.reason == name:
+            os._exit(EXIT_INTERRUPTED)
+        self.reason = name
+
+
+class Agreement:
+    """Whether any rank was asked to stop, told to all ranks at the same step without making them wait.
+
+    At each step boundary a rank hands in its own flag to an all-reduce that runs beside the next step, and reads the one
+    that it handed in a step before: everyone learns of a request at the same boundary, at most one step late.
+    """
+
+    def __init__(self, flag: StopFlag, group: ProcessGroup | None):
+        self._flag = flag
+        self._group = group  # of CPU ranks (gloo); None = this process alone
+        self._pending: tuple[Tensor, Work] | None = None
+
+    def reached(self) -> bool:
+        """Call once at every step boundary, on every rank."""
+        if self._group is None:
+            return self._flag.requested()
+        agreed = self.drain()
+        self._hand_in()
+        return agreed
+
+    def drain(self) -> bool:
+        """The answer under way, if there is one; leaves none."""
+        if self._pending is None:
+            return False
+        asked, work = self._pending
+        work.wait()
+        self._pending = None
+        return bool(asked.item())
+
+    def _hand_in(self) -> None:
+        import torch
+        import torch.distributed as dist
+
+        asked = torch.tensor([int(self._flag.requested())])
+        work = dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        self._pending = (asked, work)
