@@ -78,7 +78,7 @@ def _configs(command: Callable[..., int]) -> Callable[..., int]:
     help="Ranks on this machine; auto: one for each GPU.",
 )
 @click.option("--name", help="The run's name, and its directory runs/NAME; the same as name=NAME.")
-@click.option("--fresh", is_flag=True, help="Start over, clearing what an earlier run of this name left.")
+@click.option("--fresh", is_flag=True, help="Begin again; an earlier run of this name is kept aside.")
 @click.option(
     "--resume",
     metavar="[CHECKPOINT]",

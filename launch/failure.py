@@ -20,7 +20,7 @@ _FAILURE = re.compile(
     r"^ +exitcode +: (?P<code>-?\d+) \(pid: (?P<pid>\d+)\)",
     re.MULTILINE,
 )
-_KILLED_BY_AGENT = re.compile(r"Unable to shutdown process (\d+) via")
+_CLOSING = re.compile(r"Sending process (\d+) closing signal")
 _AGENT_LOG = re.compile(r"^[IWEC]\d{4} [\d:.]+ \d+ torch/distributed/")
 _TRACEBACK = "Traceback (most recent call last):"
 _AGENT_FRAME = re.compile(r'^ +File ".*[/\\]accelerate[/\\]commands[/\\]|^ +File ".*[/\\]bin[/\\]accelerate"')
@@ -51,18 +51,25 @@ def find_failure(text: str) -> RankFailure | None:
     """The rank whose failure brought the others down; None where the text holds no report.
 
     The agent names the rank that it saw first, which may be one that only lost the connection to a rank that died a
-    moment before. So a crash comes first, except of a rank that the agent itself killed, then a mistake of the user's.
+    moment before. So a crash comes first, except of a rank that was still alive when the agent began to close the
+    others, then a mistake of the user's.
     """
     failures = [RankFailure(int(m["rank"]), m["host"], int(m["code"]), int(m["pid"])) for m in _FAILURE.finditer(text)]
     if not failures:
         return None
-    killed_by_agent = {int(pid) for pid in _KILLED_BY_AGENT.findall(text)}
-    crashed = [f for f in failures if f.exit_code in _CRASHES and f.pid not in killed_by_agent]
+    closed = {int(pid) for pid in _CLOSING.findall(text)}
+    crashed = [f for f in failures if f.exit_code in _CRASHES and f.pid not in closed]
     mistaken = [f for f in failures if f.exit_code == EXIT_USER_ERROR]
     seen_first = failures[-1]  # the root cause is the report's last entry
     if seen_first in crashed:
         return seen_first
     return (crashed or mistaken or [seen_first])[0]
+
+
+def closing_pid(line: str) -> int | None:
+    """The process that the agent asks to end, as another one has failed; None where the line says no such thing."""
+    match = _CLOSING.search(line)
+    return int(match[1]) if match else None
 
 
 def describe(failure: RankFailure, log: Path, last_lines: Sequence[str]) -> str:

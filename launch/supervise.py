@@ -8,20 +8,24 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
+import psutil
+
 from launch import runs
 from launch.command import Command
-from launch.failure import StderrFilter, describe, find_failure
+from launch.failure import StderrFilter, closing_pid, describe, find_failure
 from trainlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
 _POLL_SECONDS = 0.1
+_CLOSING_SECONDS = 3.0
 _LOG_TAIL_LINES = 15
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -52,6 +56,8 @@ def run_ranks(command: Command, directory: Path) -> int:
             if stop.run_has_started():
                 stop.deliver()
                 stderr.write_log(directory / "logs" / "launcher.log")
+            else:
+                _kill_ranks(child, stderr.overdue_pids())
         if stop.now:
             _kill_tree(child)
         stderr.finish()
@@ -137,6 +143,7 @@ class _StderrRelay:
         self._stream = stream
         self._lines: list[str] = []
         self._written = 0
+        self._closing: dict[int, float] = {}  # pid: when the agent asked it to end
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -147,6 +154,15 @@ class _StderrRelay:
     def finish(self) -> None:
         """Wait for the last lines; not for long, as a process that outlives the ranks may hold the pipe."""
         self._thread.join(timeout=5)
+
+    def overdue_pids(self) -> list[int]:
+        """The ranks that had time enough to end, after another one failed.
+
+        A rank that waits for the others to come up does not see the agent's SIGTERM, and the agent waits 30 s for it.
+        Before the run has begun there is nothing that it could still save.
+        """
+        now = time.monotonic()
+        return [pid for pid, asked in list(self._closing.items()) if now - asked > _CLOSING_SECONDS]
 
     def write_log(self, path: Path) -> None:
         """Append what has come since the last call to the file; a log that cannot be written is not worth an error."""
@@ -163,6 +179,8 @@ class _StderrRelay:
         stderr_filter = StderrFilter()
         for line in self._stream:
             self._lines.append(line)
+            if (pid := closing_pid(line)) is not None:
+                self._closing[pid] = time.monotonic()
             self._show(stderr_filter.feed(line))
         self._show(stderr_filter.close())
 
@@ -180,15 +198,29 @@ def _end_with_parent() -> None:
 
 def _kill_tree(child: subprocess.Popen[str]) -> None:
     """Kill the child and all below it; each rank is in a session of its own, so no process group holds them all."""
-    import psutil
-
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(child.pid)
-        ranks = process.children(recursive=True)
-        for one in (process, *ranks):
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
+    ranks = _descendants(child)
+    child.kill()
+    _kill(ranks)
     child.wait()
+
+
+def _kill_ranks(child: subprocess.Popen[str], pids: Collection[int]) -> None:
+    """Kill these processes, as far as they are still ranks of ours."""
+    if pids:
+        _kill([rank for rank in _descendants(child) if rank.pid in pids])
+
+
+def _descendants(child: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(child.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # psutil knows a number that another process has taken over
+            process.kill()
 
 
 def _last_lines(path: Path) -> list[str]:
