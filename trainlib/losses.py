@@ -1,0 +1,97 @@
+"""The training objective: the configured torch.nn loss, in a form that adds up exactly over the parts of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainlib.config.schema import LossConfig
+from trainlib.errors import UserError
+
+# These compare the logits, or what the activation makes of them, with one-hot targets instead of class indices.
+DENSE_TARGETS = ("BCELoss", "BCEWithLogitsLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "MSELoss")
+# With reduction mean these divide by the summed class weights of the labels; every other loss by the number of samples.
+WEIGHTED_MEAN = ("CrossEntropyLoss", "NLLLoss")
+ONE_PER_CLASS = ("weight", "pos_weight")
+
+
+class Objective:
+    """The configured loss of logits [N, C] and labels int64 [N], in 0..C-1.
+
+    For any partition of a set of samples A into parts P, up to the order of float sums:
+
+        loss(A) == sum over P of loss(P) * denominator(P) / denominator(A)
+
+    A part with denominator 0 has no share in the sum; leave it out, as its mean is not a number.
+    Reduction `none` is the mean over all of torch's unreduced elements, in which class weights do not divide.
+    Call it outside autocast: the loss is computed in float32, or in the logits' float64.
+    """
+
+    def __init__(self, config: LossConfig, num_classes: int, device: torch.device):
+        """Raises UserError for an argument that torch refuses, or class weights of the wrong number."""
+        self._activation = config.activation
+        self._reduction = config.reduction
+        self._num_classes = num_classes
+        self._is_dense = config.name in DENSE_TARGETS
+        args = {
+            key: _class_weights(key, value, num_classes) if key in ONE_PER_CLASS and value is not None else value
+            for key, value in config.args.items()
+        }
+        try:
+            self.module: nn.Module = getattr(nn, config.name)(**args, reduction=config.reduction)
+            self(
+                torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64)
+            )  # torch checks some arguments only here
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"loss {config.name}: {error}") from error
+        self.module.to(device)
+        self._shares_C = _shares(config, num_classes)
+
+    def __call__(self, logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+        """The loss of exactly these samples, a scalar; with reduction mean and sum it is bitwise torch's own."""
+        logits_NC = logits_NC.to(torch.promote_types(logits_NC.dtype, torch.float32))
+        if self._activation == "sigmoid":
+            logits_NC = torch.sigmoid(logits_NC)
+        elif self._activation == "softmax":
+            logits_NC = torch.softmax(logits_NC, dim=1)
+        elif self._activation == "log_softmax":
+            logits_NC = torch.log_softmax(logits_NC, dim=1)
+        targets = labels_N
+        if self._is_dense:  # not F.one_hot, which waits for the device to check its labels
+            classes_C = torch.arange(self._num_classes, device=labels_N.device)
+            targets = (labels_N[:, None] == classes_C).to(logits_NC.dtype)
+        loss: Tensor = self.module(logits_NC, targets)
+        return loss.mean() if self._reduction == "none" else loss
+
+    def denominator(self, labels_N: Tensor) -> float:
+        """What `__call__` divides by for these labels (on the CPU): their number or summed class weights; 1 for a sum."""
+        if self._reduction == "sum":
+            return 1.0
+        if self._shares_C is None:
+            return float(len(labels_N))
+        return float(self._shares_C[labels_N].sum())
+
+
+def correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """How many samples have their largest logit at their label: an int64 scalar, on the logits' device."""
+    return (logits_NC.argmax(dim=1) == labels_N).sum()
+
+
+def _class_weights(key: str, value: object, num_classes: int) -> Tensor:
+    if not isinstance(value, list) or len(value) != num_classes:
+        got = f"{len(value)} numbers" if isinstance(value, list) else repr(value)
+        raise UserError(f"loss.{key}: got {got}, must be a list of {num_classes}, one for each class")
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+def _shares(config: LossConfig, num_classes: int) -> Tensor | None:
+    """What a sample of each class adds to the denominator of a mean, float64 [C]; None where it is 1 for all."""
+    if config.name not in WEIGHTED_MEAN or config.reduction != "mean":
+        return None
+    weight, ignored = config.args.get("weight"), config.args.get("ignore_index", -100)
+    if weight is None and not 0 <= ignored < num_classes:
+        return None
+    shares_C = torch.ones(num_classes) if weight is None else _class_weights("weight", weight, num_classes)
+    if 0 <= ignored < num_classes:
+        shares_C[ignored] = 0.0
+    return shares_C.double()

@@ -1,0 +1,160 @@
+"""From an architecture to a classifier: initial weights, the last layer, and what is frozen."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from trainlib.config.schema import ModelConfig
+from trainlib.errors import UserError, WeightsError
+from trainlib.models.architectures import stock_model, without_values
+from trainlib.models.weights import adopt, compare, published, read_weights
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model for images: float32 [N, 3, S, S] to logits [N, num_classes].
+
+    module   the network; a plain torchvision or torch module
+    head     name of the last linear layer, such as `fc`, `classifier.6` or `fc.1`
+    frozen   names of the modules that do not learn: without gradients, and always in eval mode
+    """
+
+    module: nn.Module
+    head: str
+    frozen: frozenset[str]
+
+
+def build_model(config: ModelConfig, num_classes: int, image_size: int) -> Classifier:
+    """The configured classifier, float32, on torch's default device (`with torch.device(...)`), in train mode.
+
+    Initial values come from torch's global generator alone. On the meta device nothing is allocated or downloaded:
+    weights are only looked for and compared. Raises UserError for a model that cannot be built as configured,
+    WeightsError for weights that are missing, damaged or do not fit.
+    """
+    device = torch.get_default_device()
+    if config.weights is not None:
+        module, head = _build_from_weights(config, num_classes, image_size, device)
+    else:
+        with without_values() if device.type == "meta" else nullcontext():
+            module = stock_model(config, num_classes, image_size)
+            head = _attach_head(module, config, num_classes)
+    module.to(device)
+    classifier = Classifier(module, head, _freeze(module, head, config.freeze))
+    set_train_mode(classifier)
+    return classifier
+
+
+def set_train_mode(classifier: Classifier) -> None:
+    """Train mode, except for what is frozen: its BatchNorm statistics do not move and its dropout drops nothing."""
+    classifier.module.train()
+    for name, module in classifier.module.named_modules():
+        if name in classifier.frozen:
+            module.training = False
+
+
+def check_forward(classifier: Classifier, image_size: int, num_classes: int) -> None:
+    """Raise UserError unless two images of this size give logits [2, num_classes]. Computes nothing but shapes."""
+    module = classifier.module
+    shapes = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    images_NCHW = torch.empty(2, 3, image_size, image_size, device="meta")
+    try:
+        with torch.no_grad():
+            logits_NC = torch.func.functional_call(module, shapes, images_NCHW)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"data.image_size: {type(module).__name__} cannot take images of {image_size} x {image_size} ({reason}); "
+            "use the size that the model was made for, often 224"
+        ) from error
+    if logits_NC.shape != (2, num_classes):
+        raise UserError(
+            f"model: {type(module).__name__} gives {list(logits_NC.shape)} for 2 images, must give [2, {num_classes}]"
+        )
+
+
+def _build_from_weights(
+    config: ModelConfig, num_classes: int, image_size: int, device: torch.device
+) -> tuple[nn.Module, str]:
+    """The module with the configured weights, loaded before its head is changed where they are of the stock model."""
+    is_published = published(config) is not None
+    with without_values():
+        module = stock_model(config, num_classes, image_size, published_weights=is_published)
+    state = read_weights(config, device)
+    stock_misfit = compare(module, state)
+    if not stock_misfit and device.type != "meta":
+        adopt(module, state, device)
+    with without_values() if stock_misfit else nullcontext():
+        head = _attach_head(module, config, num_classes)
+    if stock_misfit:
+        final_misfit = compare(module, state)
+        if final_misfit:
+            raise WeightsError(
+                f"model.weights: {config.weights} does not fit {config.name} at data.image_size {image_size}: neither "
+                f"with its own head ({stock_misfit}) nor with one for {num_classes} classes ({final_misfit})"
+            )
+        if device.type != "meta":
+            adopt(module, state, device)
+    return module, head
+
+
+def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> str:
+    """Give the module a fresh last layer for `num_classes`; returns that layer's name."""
+    name = _last_layer(module)
+    if config.name == "cifar10_cnn":
+        if config.head == "append":
+            raise UserError(
+                "model.head: append makes sense only for a model published with 1000 classes, and cifar10_cnn is built "
+                "for the classes of the data: use head: replace"
+            )
+        return name
+    last = module.get_submodule(name)
+    if config.head == "replace":
+        module.set_submodule(name, _fresh(last, num_classes, behind=False))
+        return name
+    new = _fresh(last, num_classes, behind=True)
+    parent = module.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.Sequential) and parent[-1] is last:
+        parent.append(new)
+        return f"{name.rpartition('.')[0]}.{len(parent) - 1}"
+    module.set_submodule(name, nn.Sequential(last, new))
+    return f"{name}.1"
+
+
+def _last_layer(module: nn.Module) -> str:
+    """The name of the last linear layer; of the last convolution in a model without any (SqueezeNet)."""
+    linear: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    convolutions: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Conv2d)]
+    return (linear or convolutions)[-1]
+
+
+def _fresh(layer: nn.Module, num_classes: int, *, behind: bool) -> nn.Module:
+    """A new layer of the same kind, linear or 1x1 convolution, to stand in this one's place or behind it."""
+    if isinstance(layer, nn.Conv2d):
+        inputs = layer.out_channels if behind else layer.in_channels
+        return nn.Conv2d(inputs, num_classes, kernel_size=1, bias=layer.bias is not None)
+    assert isinstance(layer, nn.Linear)
+    inputs = layer.out_features if behind else layer.in_features
+    return nn.Linear(inputs, num_classes, bias=layer.bias is not None)
+
+
+def _freeze(module: nn.Module, head: str, freeze: str | None) -> frozenset[str]:
+    """Turn off the gradients of the frozen part; returns the names of its modules."""
+    if freeze is None:
+        return frozenset()
+    if freeze == "features":
+        children = [name for name, _ in module.named_children()]
+        if "features" not in children:
+            raise UserError(
+                f"model.freeze: features needs a submodule of that name, and {type(module).__name__} has "
+                f"{', '.join(children)}: use freeze: backbone (everything but {head})"
+            )
+        module.get_submodule("features").requires_grad_(False)
+        return frozenset(n for n, _ in module.named_modules() if n == "features" or n.startswith("features."))
+    module.requires_grad_(False)
+    module.get_submodule(head).requires_grad_(True)
+    # The modules that contain the head stay in train mode; they do nothing but call their children.
+    return frozenset(n for n, _ in module.named_modules() if n and n != head and not head.startswith(f"{n}."))

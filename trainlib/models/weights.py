@@ -1,0 +1,221 @@
+"""Initial weights: where they are, reading them safely, and whether they fit the model."""
+
+from __future__ import annotations
+
+import http.client
+import pickle
+import pickletools
+import re
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from trainlib.config.schema import ModelConfig
+from trainlib.errors import WeightsError
+from trainlib.models.architectures import INCEPTIONS, torchvision_model, without_values
+
+State = dict[str, Tensor]
+Channels = tuple[float, float, float]
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+NAMES_SHOWN = 3
+
+# What DistributedDataParallel and torch.compile put in front of every name.
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
+# DenseNet's published files still have the dots in `norm.1.weight` that its module names have lost.
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)$")
+_AUXILIARY = re.compile(r"^(?:aux1|aux2|AuxLogits)\.")
+
+
+def published(config: ModelConfig) -> Enum | None:
+    """The member of the model's torchvision weights that `weights` names, or None where it is a path.
+
+    Raises WeightsError where it is neither.
+    """
+    from torchvision.models import get_model_weights
+
+    assert config.weights is not None
+    members = {} if config.name == "cifar10_cnn" else dict(get_model_weights(config.name).__members__)
+    if config.weights in members:
+        member: Enum = members[config.weights]
+        return member
+    if config.weights.endswith(SUFFIXES) or Path(config.weights).is_file():
+        return None
+    names = f"one of {', '.join(members)}, or " if members else ""
+    raise WeightsError(f"model.weights: got {config.weights!r}, must be {names}a path to a {', '.join(SUFFIXES)} file")
+
+
+def weights_normalization(config: ModelConfig) -> tuple[Channels, Channels] | None:
+    """Mean and standard deviation, of images scaled to 0..1, that torchvision's weights were trained with.
+
+    None where the section names no published weights.
+    """
+    member = None if config.weights is None else published(config)
+    if member is None:
+        return None
+    transform = member.value.transforms()
+    (r, g, b), (sr, sg, sb) = transform.mean, transform.std
+    return (r, g, b), (sr, sg, sb)
+
+
+def read_weights(config: ModelConfig, device: torch.device) -> State:
+    """The state_dict that `weights` stands for, on the CPU, with the names that the architecture uses today.
+
+    On the meta device nothing is downloaded, and published weights are their shapes.
+    Raises WeightsError for a file that is missing, damaged or holds anything but tensors.
+    """
+    member = published(config)
+    if member is not None and device.type == "meta":
+        image_size = min(member.value.meta["min_size"])
+        with without_values():
+            state: State = torchvision_model(config.name, image_size, {}, published_weights=True).state_dict()
+        return state
+    assert config.weights is not None
+    path = Path(config.weights).expanduser() if member is None else _downloaded(config.name, member)
+    with torch.device("cpu"):
+        return _canonical(config.name, read_state(path))
+
+
+def _downloaded(model: str, member: Enum) -> Path:
+    """The published file in torch's cache folder, fetched where it is not there yet."""
+    url = member.value.url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlparse(url).path).name
+    if not path.is_file():
+        checksum = torch.hub.HASH_REGEX.search(path.name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            prefix = checksum.group(1) if checksum else None
+            torch.hub.download_url_to_file(url, str(path), prefix, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise WeightsError(
+                f"model.weights: {member.name} of {model} could not be downloaded ({error}). Place the file "
+                f"{path.name}, from {url}, in {folder}, or give the path of a file instead of the name"
+            ) from error
+    return path
+
+
+def read_state(path: Path) -> State:
+    """The state_dict in a .pt, .pth or .safetensors file, bare or under `state_dict` or `model`. Runs none of its code.
+
+    Raises WeightsError for a file that is missing, damaged or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"model.weights: there is no file {path}")
+    try:
+        content = _load(path)
+    except Exception as error:  # a damaged file can raise anything
+        if isinstance(error, pickle.UnpicklingError) and _is_whole_pickle(path):
+            raise WeightsError(
+                f"model.weights: {path} holds more than tensors; reading that can run code, so it was not read. "
+                "If you trust it, convert it where its own code is installed: "
+                f"model = torch.load({path.name!r}, weights_only=False); torch.save(model.state_dict(), 'weights.pt')"
+            ) from error
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise WeightsError(
+            f"model.weights: {path} ({path.stat().st_size} bytes) is damaged or no weights file ({reason[:120]}): "
+            "copy or download it again"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        found = (
+            f"a mapping of {', '.join(map(repr, list(content)[:6]))}"
+            if isinstance(content, Mapping)
+            else repr(type(content))
+        )
+        raise WeightsError(
+            f"model.weights: {path} must hold a state_dict (tensors by name), bare or under 'state_dict' or 'model'; "
+            f"it holds {found}"
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_whole_pickle(path: Path) -> bool:
+    """Whether this is a zip or a pickle that can be walked to its end: refused for what it holds, not for damage."""
+    if zipfile.is_zipfile(path):
+        return True
+    try:
+        with path.open("rb") as file:
+            return any(opcode.name == "STOP" for opcode, _, _ in pickletools.genops(file))
+    except Exception:  # noqa: BLE001 a damaged file can raise anything
+        return False
+
+
+def _canonical(model: str, state: State) -> State:
+    """The same tensors under the names of today's architecture, without wrappers and auxiliary heads."""
+    renamed = {_OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", name)): value for name, value in state.items()}
+    if model in INCEPTIONS:
+        return {name: value for name, value in renamed.items() if not _AUXILIARY.match(name)}
+    return renamed
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """How a state_dict differs from a model's: names, and for `mismatched` both shapes."""
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
+        return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
+def compare(module: nn.Module, state: State) -> Misfit:
+    """What keeps this state_dict from loading into this module. Old files lack BatchNorm's counters: no misfit."""
+    expected = module.state_dict()
+    return Misfit(
+        missing=[n for n in expected if n not in state and not n.endswith("num_batches_tracked")],
+        unexpected=[n for n in state if n not in expected],
+        mismatched=[
+            f"{n} (file {_shape(state[n])}, model {_shape(expected[n])})"
+            for n in expected
+            if n in state and state[n].shape != expected[n].shape
+        ],
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def adopt(module: nn.Module, state: State, device: torch.device) -> None:
+    """Make these tensors the module's own, in its dtypes, on this device; they fit, and `state` is emptied.
+
+    One tensor at a time, so that the weights are in memory once.
+    """
+    values: OrderedDict[str, Tensor] = OrderedDict()
+    for name, expected in module.state_dict().items():
+        value = state.pop(name) if name in state else torch.zeros((), device="cpu")
+        values[name] = value.to(device, expected.dtype, copy=True, memory_format=torch.contiguous_format)
+    module.load_state_dict(values, assign=True)
