@@ -1,0 +1,169 @@
+"""What a data set is to the trainer: decoded images that are fetched by index, and their labels."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from trainlib.data.decode import Failure, decode_rows
+from trainlib.data.pool import available_cores, damaged_images
+
+Rgb = tuple[float, float, float]
+
+STATISTICS_SAMPLES = 2_000
+DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
+
+
+class Images(Protocol):
+    """Decoded images, uint8 RGB, all of one size."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Images:
+        """The same images, whose batches are on `device`."""
+        ...
+
+    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, 3, H, W] on the set's device.
+
+        Raises DataError for an image that cannot be decoded.
+        """
+        ...
+
+
+class ResidentImages:
+    """Images in memory, uint8 [N, 3, H, W] (perhaps a memory-mapped file): a batch is one gather."""
+
+    def __init__(self, images_NCHW: Tensor, device: torch.device | None = None):
+        self.images_NCHW = images_NCHW
+        self.device = device or images_NCHW.device
+
+    def __len__(self) -> int:
+        return len(self.images_NCHW)
+
+    def to(self, device: torch.device) -> ResidentImages:
+        """Moves the images to the device; where they would take too much of its memory, only each batch is moved."""
+        if device.type == "cuda" and self.images_NCHW.device != device:
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.images_NCHW.nbytes > free * DEVICE_MEMORY_FRACTION:
+                return ResidentImages(self.images_NCHW, device)
+        return ResidentImages(self.images_NCHW.to(device))
+
+    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        if not ids:
+            return
+        # One transfer for all indices; one a batch would make every step wait for the device.
+        indices = torch.cat(list(ids)).to(self.images_NCHW.device)
+        for indices_B in torch.split(indices, [len(ids_B) for ids_B in ids]):
+            yield self.images_NCHW.index_select(0, indices_B).to(self.device)
+
+
+class StreamedImages:
+    """Image files that are decoded anew for each batch, ahead of it, by worker processes.
+
+    The same bits as the resident images, for data that does not fit in memory.
+    """
+
+    def __init__(self, paths: Sequence[str], image_size: int, device: torch.device | None = None):
+        self.paths = paths
+        self.image_size = image_size
+        self.device = device or torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def to(self, device: torch.device) -> StreamedImages:
+        return StreamedImages(self.paths, self.image_size, device)
+
+    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        on_cuda = self.device.type == "cuda"
+        loader: DataLoader[Tensor | list[Failure]] = DataLoader(
+            _DecodedBatches(self.paths, self.image_size),
+            sampler=[ids_B.tolist() for ids_B in ids],
+            batch_size=None,  # an item is a batch already
+            num_workers=min(_cores_of_this_rank(), len(ids)),
+            worker_init_fn=_leave_signals_to_parent,
+            pin_memory=on_cuda,
+            generator=torch.Generator(),  # else it would draw from the global one, which belongs to the model
+        )
+        for batch in loader:
+            if not isinstance(batch, Tensor):
+                raise damaged_images([(path, reason) for path, reason in batch])
+            yield batch.to(self.device, non_blocking=on_cuda)
+
+
+class _DecodedBatches(TorchDataset[Tensor | list[Failure]]):
+    def __init__(self, paths: Sequence[str], image_size: int):
+        self.paths = paths
+        self.image_size = image_size
+
+    def __getitem__(self, ids: list[int]) -> Tensor | list[Failure]:
+        """The batch, or the files that are damaged; an exception would reach the parent with a traceback in it."""
+        images_NCHW = np.empty((len(ids), 3, self.image_size, self.image_size), np.uint8)
+        failures = decode_rows(images_NCHW, 0, [self.paths[i] for i in ids])
+        return failures or torch.from_numpy(images_NCHW)
+
+
+def _cores_of_this_rank() -> int:
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _leave_signals_to_parent(_worker: int) -> None:
+    """SLURM signals every process of a job; a worker that died of it would take the checkpoint with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """images, and labels_N int64 [N] on the CPU."""
+
+    images: Images
+    labels_N: Tensor  # noqa: N815
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images; mean and std of each channel are those of training images scaled to 0..1."""
+
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    mean: Rgb
+    std: Rgb
+
+
+def channel_statistics(images: Images) -> tuple[Rgb, Rgb]:
+    """Mean and standard deviation of each channel of images scaled to 0..1, over at most 2,000, evenly spaced.
+
+    Summed in integers, so that it is the same in every bit whether the images are resident or streamed. A standard
+    deviation is at least 1/255, so that images of one colour can be normalised by it.
+    """
+    num_chosen = min(len(images), STATISTICS_SAMPLES)
+    chosen = torch.arange(num_chosen) * len(images) // num_chosen
+    total_3, squares_3, count = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0
+    for batch in images.batches(torch.split(chosen, 50)):
+        values = batch.cpu().long()
+        total_3 += values.sum(dim=(0, 2, 3))
+        squares_3 += values.square().sum(dim=(0, 2, 3))
+        count += values[:, 0].numel()
+    means = [total / count / 255 for total in total_3.tolist()]
+    stds = []
+    for total, squares in zip(total_3.tolist(), squares_3.tolist(), strict=True):
+        variance = (squares * count - total * total) / count**2
+        stds.append(max(variance**0.5, 1.0) / 255)
+    return _rgb(means), _rgb(stds)
+
+
+def _rgb(values: list[float]) -> Rgb:
+    red, green, blue = values
+    return red, green, blue

@@ -1,0 +1,63 @@
+"""Augmentation and normalisation of whole batches, on the device that they are on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from trainlib.randomness import draw, key
+
+
+def augment(images_NCHW: Tensor, ids_N: Tensor, *, seed: int, epoch: int, flip: bool, crop_padding: int) -> Tensor:
+    """Random crops and horizontal flips: uint8 [N, 3, H, W] to the same.
+
+    ids_N           int64 [N] on the images' device: the samples' indices in their data set
+    flip            mirror half of the images
+    crop_padding    p: surround the images with p black pixels, then cut out H x W at one of the (2p + 1)^2 places
+
+    What happens to a sample depends on (seed, epoch, its index) alone, and is the same on every device. Of the 63 bits
+    drawn for a sample, bit 0 is the flip, bits 1-31 modulo 2p + 1 the row, bits 32-62 modulo 2p + 1 the column.
+    """
+    bits_N = draw(key("augment", seed, epoch), ids_N)
+    if crop_padding:
+        height, width = images_NCHW.shape[2:]
+        num_places = 2 * crop_padding + 1
+        rows_N = (bits_N >> 1 & 0x7FFFFFFF) % num_places
+        columns_N = (bits_N >> 32) % num_places
+        padded = F.pad(images_NCHW, (crop_padding,) * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, C, row, column, H, W]
+        images_NCHW = windows[torch.arange(len(ids_N), device=ids_N.device), :, rows_N, columns_N]
+    if flip:
+        flip_N111 = (bits_N & 1).bool().view(-1, 1, 1, 1)
+        images_NCHW = torch.where(flip_N111, images_NCHW.flip(3), images_NCHW)
+    return images_NCHW
+
+
+def normalise(images_NCHW: Tensor, mean_3: Sequence[float], std_3: Sequence[float], image_size: int) -> Tensor:
+    """uint8 [N, 3, H, W] to float32 [N, 3, image_size, image_size], on the images' device.
+
+    Scaled to 0..1, minus mean, over std, computed as `x * a - b`, where a = 1 / (255 * std) and b = mean / std are
+    rounded from float64 to float32, and so are the product and the difference, one by one: every device gives the same
+    bits. Images of another size are first resized (bilinear, antialiased).
+    """
+    if len(images_NCHW) == 0:  # interpolate refuses it
+        return torch.empty((0, 3, image_size, image_size), device=images_NCHW.device)
+    values = images_NCHW.to(torch.float32)
+    if values.shape[2:] != (image_size, image_size):
+        values = F.interpolate(values, (image_size, image_size), mode="bilinear", antialias=True)
+    scale, shift = _affine(tuple(mean_3), tuple(std_3), values.device)
+    return values.mul_(scale).sub_(shift)
+
+
+@lru_cache(maxsize=8)
+def _affine(mean_3: tuple[float, ...], std_3: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """a and b, [3, 1, 1]; kept, because making a tensor from numbers on a GPU waits for the GPU."""
+    scale = torch.tensor([1 / (255 * std) for std in std_3], dtype=torch.float32, device=device)
+    shift = torch.tensor(
+        [mean / std for mean, std in zip(mean_3, std_3, strict=True)], dtype=torch.float32, device=device
+    )
+    return scale.view(3, 1, 1), shift.view(3, 1, 1)
