@@ -104,13 +104,17 @@ def verify(path: Path) -> Checkpoint:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError saying what is wrong."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        found = manifest["format"]
+        found, seal = manifest["format"], manifest.pop("sha256")
         files = {name: (int(file["size"]), str(file["sha256"])) for name, file in manifest["files"].items()}
         int(manifest["step"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: {MANIFEST} is missing; it is not a whole checkpoint") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: {MANIFEST} cannot be read ({error})") from error
+    if seal != _seal(manifest):
+        raise CheckpointError(f"{path}: {MANIFEST} is damaged (its contents do not match its own SHA-256)")
+    if path.name.startswith(PREFIX) and path.name != name_of(manifest["step"]):
+        raise CheckpointError(f"{path}: {MANIFEST} is of step {manifest['step']}")
     if found != FORMAT:
         raise CheckpointError(f"{path}: has format {found}; this version reads format {FORMAT}")
     if set(files) != {MODEL, TRAINER}:
@@ -205,9 +209,14 @@ def _write_files(
         _sync(directory / name)
         files[name] = {"size": (directory / name).stat().st_size, "sha256": _sha256(directory / name)}
     manifest = {"format": FORMAT, "step": step, "files": files, **facts}
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (directory / MANIFEST).write_text(json.dumps(manifest | {"sha256": _seal(manifest)}, indent=2) + "\n")
     _sync(directory / MANIFEST)
     _sync(directory)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """The manifest's own SHA-256, over its other entries."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Fixtures: a working directory of its own for each test, and ranks that start without importing torch again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TRAINLAUNCH_NUM_THREADS"] = "1"  # the same bits at every world size that the tests compare
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images go where they are removed again."""
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["TRAINLAUNCH_CACHE"] = str(cache)
+    yield
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, for runs/ to be made in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,58 @@
+"""Signals and the STOP file set a flag; a second Ctrl-C ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainlib.stopping import STOP_SIGNALS, Agreement, StopFlag
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_sets_the_flag(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    flag = StopFlag()
+    flag.install()
+    try:
+        assert not flag.requested()
+        os.kill(os.getpid(), number)
+        assert flag.requested()
+        assert flag.reason == number.name
+    finally:
+        flag.uninstall()
+    assert signal.getsignal(number) is before
+
+
+def test_the_stop_file_asks_until_it_is_honoured(tmp_path: Path) -> None:
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP")
+    assert not flag.requested()
+    (tmp_path / "STOP").touch()
+    assert flag.requested()
+    flag.honoured()
+    assert not (tmp_path / "STOP").exists()
+
+
+def test_one_process_agrees_with_itself_at_once(tmp_path: Path) -> None:
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP")
+    agreement = Agreement(flag, group=None)
+    assert not agreement.reached()
+    (tmp_path / "STOP").touch()
+    assert agreement.reached()
+
+
+def test_a_second_ctrl_c_ends_the_process_with_130() -> None:
+    program = (
+        "import os, signal; from trainlib.stopping import StopFlag; flag = StopFlag(); flag.install();"
+        "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT); print(flag.reason, flush=True);"
+        "os.kill(os.getpid(), signal.SIGINT); print('still here')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stdout == "SIGINT\n"
