@@ -39,9 +39,8 @@ class Objective:
         }
         try:
             self.module: nn.Module = getattr(nn, config.name)(**args, reduction=config.reduction)
-            self(
-                torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64)
-            )  # torch checks some arguments only here
+            with torch.device("cpu"):  # torch checks some arguments only when it computes
+                self(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"loss {config.name}: {error}") from error
         self.module.to(device)
@@ -64,7 +63,7 @@ class Objective:
         return loss.mean() if self._reduction == "none" else loss
 
     def denominator(self, labels_N: Tensor) -> float:
-        """What `__call__` divides by for these labels (on the CPU): their number or summed class weights; 1 for a sum."""
+        """What `__call__` divides by for these labels, on the CPU: their number or summed weights; 1 for a sum."""
         if self._reduction == "sum":
             return 1.0
         if self._shares_C is None:
@@ -91,7 +90,9 @@ def _shares(config: LossConfig, num_classes: int) -> Tensor | None:
     weight, ignored = config.args.get("weight"), config.args.get("ignore_index", -100)
     if weight is None and not 0 <= ignored < num_classes:
         return None
-    shares_C = torch.ones(num_classes) if weight is None else _class_weights("weight", weight, num_classes)
+    shares_C = (
+        torch.ones(num_classes, device="cpu") if weight is None else _class_weights("weight", weight, num_classes)
+    )
     if 0 <= ignored < num_classes:
         shares_C[ignored] = 0.0
     return shares_C.double()

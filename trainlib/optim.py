@@ -21,8 +21,8 @@ def build_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[st
 
     named_parameters   canonical names (no `module.`, no `_orig_mod.`), which `param_groups` match as globs on the whole
                        name, case included; the first match wins
-    Its groups are those of the configuration, in order, then the rest, where there is any. Raises UserError when nothing
-    can be trained, a group would be empty, or torch refuses a value or a parameter.
+    Its groups are those of the configuration, in order, then the rest, where there is any.
+    Raises UserError when there is nothing to train, a group would be empty, or torch refuses a value or a parameter.
     """
     trainable = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
     if not trainable:
