@@ -36,13 +36,13 @@ Duration = Annotated[str, AfterValidator(_duration)]
 class Section(BaseModel):
     """A section with fixed keys."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Named(Section):
     """A section that names a class and carries that class's arguments beside its own keys."""
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str
 
@@ -90,7 +90,7 @@ class LossConfig(Named):
 class ParamGroup(Section):
     """Options for the parameters whose name matches a glob pattern; the first match wins."""
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
 
     match: Annotated[str, Field(min_length=1)]
 

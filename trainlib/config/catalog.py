@@ -1,0 +1,91 @@
+"""The names that a configuration may use for losses, optimizers, schedulers and models, and what each takes.
+
+The lists are those of the installed torch and torchvision; `cifar10_cnn` and `vgg16` are this project's own. A name is
+looked up here and nowhere else: nothing is imported because a configuration says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Literal
+
+from trainlib.config import library_source as source
+from trainlib.config.kinds import NUMBER, list_of
+from trainlib.config.library_source import Argument
+
+Family = Literal["loss", "optimizer", "scheduler", "model"]
+
+LOSSES = (
+    "CrossEntropyLoss",
+    "NLLLoss",
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "L1Loss",
+    "SmoothL1Loss",
+    "HuberLoss",
+    "MSELoss",
+    "MultiMarginLoss",
+)
+OWN_MODELS: Mapping[str, Mapping[str, Argument]] = {
+    "cifar10_cnn": {},
+    "vgg16": {"width": Argument(NUMBER, default=1.0), "dropout": Argument(NUMBER, default=0.5)},
+}
+# Classes that exist but cannot be used, each with the reason and the way out.
+REFUSED: Mapping[str, Mapping[str, str]] = {
+    "loss": {},
+    "optimizer": {
+        "LBFGS": "needs to evaluate the loss several times a step: choose another, such as SGD or AdamW",
+        "SparseAdam": "needs sparse gradients, which no model here has: choose Adam",
+    },
+    "scheduler": {
+        "LambdaLR": "takes a Python function: choose another, or write a list of schedulers",
+        "MultiplicativeLR": "takes a Python function: choose another, or write a list of schedulers",
+        "SequentialLR": "is written as a list: scheduler: [{name: LinearLR, duration: 5ep}, {name: CosineAnnealingLR}]",
+        "ChainedScheduler": "is not available: write a list of schedulers, which run one after another",
+    },
+    "model": {},
+}
+# The builder fills these in from the length of the schedule.
+_OPTIONAL = {("CosineAnnealingLR", "T_max"), ("OneCycleLR", "total_steps")}
+_HIDDEN: Mapping[str, set[str]] = {
+    "loss": {"size_average", "reduce", "reduction"},
+    "optimizer": {"params", "differentiable", "capturable"},
+    "scheduler": {"optimizer", "last_epoch", "verbose", "scale_fn"},
+}
+
+
+@cache
+def names(family: Family) -> tuple[str, ...]:
+    """Every usable name of a family."""
+    if family == "loss":
+        return LOSSES
+    if family == "model":
+        return (*OWN_MODELS, *sorted(set(source.model_files()) - set(OWN_MODELS)))
+    if family == "optimizer":
+        tree = source.module("torch", "optim/__init__.py")
+        known = [n for n in source.exported(tree) if n in source.imported_classes(tree) and n != "Optimizer"]
+    else:
+        tree = source.module("torch", "optim/lr_scheduler.py")
+        known = [n for n in source.exported(tree) if n in source.classes(tree) and n != "LRScheduler"]
+    return tuple(n for n in known if n not in REFUSED[family])
+
+
+@cache
+def arguments(family: Family, name: str) -> Mapping[str, Argument]:
+    """The arguments that a class takes in a configuration, in its own order. `name` is one of `names(family)`."""
+    if family == "model":
+        return OWN_MODELS[name] if name in OWN_MODELS else source.model_signature(name)
+    path, tensor = "optim/lr_scheduler.py", None
+    if family == "loss":
+        path, tensor = "nn/modules/loss.py", list_of(NUMBER)
+    elif family == "optimizer":
+        home = source.imported_classes(source.module("torch", "optim/__init__.py"))[name]
+        path = home.removeprefix("torch.").replace(".", "/") + ".py"
+    found = source.signature(source.module("torch", path), name, _HIDDEN[family], tensor)
+    return {k: Argument(a.kind, a.required and (name, k) not in _OPTIONAL, a.default) for k, a in found.items()}
+
+
+def weights(model: str) -> tuple[str, ...]:
+    """The names of a model's pretrained weights; none where it has none."""
+    return source.weight_names(model) if model in source.model_files() else ()

@@ -1,0 +1,93 @@
+"""Fills in what depends on other values, so that a resolved configuration leaves nothing to be decided later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from trainlib.config import catalog
+from trainlib.config.schema import (
+    Best,
+    CheckpointConfig,
+    Config,
+    EarlyStopping,
+    LossConfig,
+    Mode,
+    OptimizerConfig,
+    SchedulerConfig,
+    TrainConfig,
+)
+
+EPOCHS = 20
+ACTIVATIONS = {
+    "CrossEntropyLoss": "none",
+    "NLLLoss": "log_softmax",
+    "BCELoss": "sigmoid",
+    "BCEWithLogitsLoss": "none",
+    "L1Loss": "softmax",
+    "SmoothL1Loss": "softmax",
+    "HuberLoss": "softmax",
+    "MSELoss": "softmax",
+    "MultiMarginLoss": "none",
+}
+_Judged = TypeVar("_Judged", Best, EarlyStopping)
+
+
+def better_mode(metric: str) -> Mode:
+    """Whether less (a loss) or more (an accuracy) of a metric is better."""
+    return "min" if metric.endswith("loss") else "max"
+
+
+def schedulers(config: Config) -> Iterator[tuple[str, SchedulerConfig]]:
+    """The schedulers in order, each with its dotted key: `scheduler`, or `scheduler.0`, `scheduler.1`, ..."""
+    if isinstance(config.scheduler, SchedulerConfig):
+        yield "scheduler", config.scheduler
+    elif config.scheduler is not None:
+        yield from ((f"scheduler.{i}", scheduler) for i, scheduler in enumerate(config.scheduler))
+
+
+def resolve(config: Config) -> Config:
+    """The same configuration with every dependent default made definite. Resolving twice changes nothing more."""
+    filled: dict[str, Any] = {
+        "loss": _loss(config.loss),
+        "optimizer": _optimizer(config.optimizer),
+        "train": _train(config.train),
+        "checkpoint": _checkpoint(config.checkpoint, config.data.val_fraction),
+    }
+    if isinstance(config.scheduler, SchedulerConfig):
+        filled["scheduler"] = _scheduler(config.scheduler, config.data.val_fraction)
+    elif config.scheduler is not None:
+        filled["scheduler"] = [_scheduler(scheduler, config.data.val_fraction) for scheduler in config.scheduler]
+    return config.model_copy(update=filled)
+
+
+def _loss(loss: LossConfig) -> LossConfig:
+    return loss.model_copy(update={"activation": ACTIVATIONS[loss.name]}) if loss.activation == "auto" else loss
+
+
+def _optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
+    lr = catalog.arguments("optimizer", optimizer.name)["lr"].default
+    return optimizer if "lr" in optimizer.args else optimizer.model_copy(update={"lr": lr})
+
+
+def _scheduler(scheduler: SchedulerConfig, val_fraction: float) -> SchedulerConfig:
+    if scheduler.name != "ReduceLROnPlateau":
+        return scheduler
+    metric = scheduler.metric or ("val/loss" if val_fraction > 0 else "train/loss")
+    return scheduler.model_copy(update={"metric": metric, "mode": better_mode(metric)})
+
+
+def _train(train: TrainConfig) -> TrainConfig:
+    epochs = EPOCHS if train.epochs is None and train.steps is None else train.epochs
+    return train.model_copy(update={"epochs": epochs, "early_stopping": _with_mode(train.early_stopping)})
+
+
+def _checkpoint(checkpoint: CheckpointConfig, val_fraction: float) -> CheckpointConfig:
+    best = _with_mode(checkpoint.best)
+    if best is not None and best.metric.startswith("val/") and val_fraction == 0:
+        best = None
+    return checkpoint.model_copy(update={"best": best})
+
+
+def _with_mode(section: _Judged | None) -> _Judged | None:
+    return section and section.model_copy(update={"mode": better_mode(section.metric)})

@@ -1,0 +1,80 @@
+"""The keys that the schema knows, by dotted path."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from trainlib.config.schema import Config, Section
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The types of a union, or of an annotation without one."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _alternatives(part)
+    elif get_origin(annotation) is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    else:
+        yield annotation
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field of this annotation holds, alone or in a list."""
+    for part in _alternatives(annotation):
+        if isinstance(part, type) and issubclass(part, Section):
+            return part
+        if get_origin(part) is list and (section := _section_in(get_args(part)[0])):
+            return section
+    return None
+
+
+def section_at(key: str) -> type[Section] | None:
+    """The section at a dotted key, `train.early_stopping`; list indices are passed over. None if there is none."""
+    section: type[Section] | None = Config
+    for part in key.split(".") if key else []:
+        if part.isdigit():
+            continue
+        field = section.model_fields.get(part) if section else None
+        section = _section_in(field.annotation) if field else None
+    return section
+
+
+def field_at(key: str) -> FieldInfo | None:
+    """The schema's field of a dotted key."""
+    parent, _, name = key.rpartition(".")
+    section = section_at(parent)
+    return section.model_fields.get(name) if section else None
+
+
+def names_at(key: str) -> list[str]:
+    """The schema's keys in the section at a dotted key."""
+    section = section_at(key)
+    return list(section.model_fields) if section else []
+
+
+def takes_null(field: FieldInfo) -> bool:
+    return type(None) in _alternatives(field.annotation)
+
+
+def literals(field: FieldInfo) -> list[str]:
+    """The words that a field may be, if it is a choice."""
+    return [word for part in _alternatives(field.annotation) if get_origin(part) is Literal for word in get_args(part)]
+
+
+@cache
+def all_keys() -> tuple[str, ...]:
+    """Every dotted key of the schema, sections included: `train`, `train.epochs`, ..."""
+
+    def walk(section: type[Section], prefix: str) -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            yield prefix + name
+            inner = _section_in(field.annotation)
+            if inner is not None:
+                yield from walk(inner, f"{prefix}{name}.")
+
+    return tuple(walk(Config, ""))

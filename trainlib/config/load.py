@@ -1,0 +1,114 @@
+"""From the arguments of a command line to a resolved configuration, or to every mistake in it at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import trainlib
+from trainlib.config.arguments import argument_keys, argument_mistakes
+from trainlib.config.defaults import resolve
+from trainlib.config.merge import is_override, merge, parse_overrides
+from trainlib.config.messages import schema_mistakes
+from trainlib.config.rules import broken_rules
+from trainlib.config.schema import Config
+from trainlib.config.suggest import nearest
+from trainlib.config.yaml_source import Source, read_file
+from trainlib.errors import ConfigError, Mistake
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """The resolved configuration of `CONFIG... [key=value ...]`, in any order.
+
+    A CONFIG is a path or the name of a shipped configuration. Files merge from left to right, overrides come last.
+    ConfigError lists every mistake with its place.
+    """
+    files = [argument for argument in arguments if not is_override(argument)]
+    overrides = [argument for argument in arguments if is_override(argument)]
+    if not files:
+        shipped = ", ".join(shipped_configs())
+        raise ConfigError([Mistake("", f"no configuration given: must be the path of a file or one of {shipped}")])
+    layers, mistakes = _read_all(files)
+    try:
+        layers.append(parse_overrides(overrides))
+    except ConfigError as error:
+        mistakes.extend(error.mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
+    merged = merge(layers)
+    merged.values.setdefault("name", _name_from(files[0]))
+    return _validated(merged, files=True)
+
+
+def read_resolved(path: Path) -> Config:
+    """The configuration that `dump_config` wrote. It does not ask whether the files named in it still exist."""
+    return _validated(read_file(path, str(path)), files=False)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with this software, by name: inside the installed package, or beside it."""
+    package = Path(trainlib.__file__).parent
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _read_all(files: Sequence[str]) -> tuple[list[Source], list[Mistake]]:
+    layers: list[Source] = []
+    mistakes: list[Mistake] = []
+    for file in files:
+        try:
+            layers.append(read_file(*_find(file)))
+        except ConfigError as error:
+            mistakes.extend(error.mistakes)
+    return layers, mistakes
+
+
+def _find(file: str) -> tuple[Path, str]:
+    """The path of a CONFIG argument, and how messages call it."""
+    shipped = shipped_configs()
+    path = Path(file)
+    if path.is_file():
+        return path, file
+    if file in shipped:
+        return shipped[file], f"configs/{shipped[file].name}"
+    if path.is_dir():
+        raise ConfigError([Mistake("", f"{file}: is a folder, must be a YAML file")])
+    guess = nearest(path.stem, shipped)
+    rule = f"{file}: no such file" + (f"; did you mean {guess}?" if guess else "")
+    raise ConfigError([Mistake("", f"{rule} (shipped configurations: {', '.join(shipped) or 'none'})")])
+
+
+def _name_from(file: str) -> str:
+    """The run's name where none is given: the first file's, without what a run's name may not hold."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem).lstrip("._-")
+    return name[:100] or "run"
+
+
+def _validated(source: Source, *, files: bool) -> Config:
+    """Check section by section, so that a wrong value in one does not hide a broken rule between two others."""
+    values = source.values
+    elsewhere = argument_keys(values)
+    mistakes = argument_mistakes(values, elsewhere)
+    config, wrong = _parse(values, elsewhere)
+    mistakes = wrong + [m for m in mistakes if m.key not in {w.key for w in wrong}]
+    passed = set(Config.model_fields) - {m.key.partition(".")[0] for m in mistakes}
+    mistakes += broken_rules(config, passed, files=files)
+    if mistakes:
+        raise ConfigError([replace(m, where=source.locate(m.key)) for m in mistakes])
+    return resolve(config)
+
+
+def _parse(values: dict[str, Any], elsewhere: Sequence[str]) -> tuple[Config, list[Mistake]]:
+    """The configuration, with defaults in place of the sections that have mistakes; and these mistakes."""
+    try:
+        return Config.model_validate(values), []
+    except ValidationError as error:
+        mistakes = schema_mistakes(error, values, elsewhere)
+        wrong = {str(details["loc"][0]) for details in error.errors(include_url=False)}
+        good = {key: value for key, value in values.items() if key not in wrong}
+        return Config.model_validate({"name": "unnamed", **good}), mistakes

@@ -1,0 +1,224 @@
+"""YAML read strictly: plain values only, and the place of each one.
+
+The rules are those of YAML 1.2's core schema, not PyYAML's: `1e-3` is a number, only `true` and `false` are booleans
+(so `precision: no` is the text "no"), `01:00:00` and `2024-01-01` are text. A key may appear once. A tag that is not
+of these plain types is refused, so nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainlib.errors import ConfigError, Mistake
+
+COMMAND_LINE = "command line"
+MAX_VALUES = 10_000  # aliases can make a short file expand without end
+
+_TAG = "tag:yaml.org,2002:"
+_CORE_SCHEMA = {
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A mapping of plain values, and where each dotted key of it was written: `configs/x.yaml line 14`."""
+
+    values: dict[str, Any]
+    where: dict[str, str] = field(default_factory=dict)
+
+    def locate(self, key: str) -> str:
+        """Where this key, or the nearest section around it, was written; empty if nowhere."""
+        while key and key not in self.where:
+            key = key.rpartition(".")[0]
+        return self.where.get(key, "")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's parser with the core schema's plain scalars."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own name for its class-wide table)
+
+
+def add_core_schema(cls: Any) -> None:
+    """Let this PyYAML loader or dumper class take plain scalars for what YAML 1.2's core schema says."""
+    for name, (pattern, first) in _CORE_SCHEMA.items():
+        cls.add_implicit_resolver(_TAG + name, re.compile(f"(?:{pattern})\\Z"), ["" if c == "\0" else c for c in first])
+
+
+add_core_schema(_Loader)
+
+
+def read_file(path: Path, shown: str) -> Source:
+    """Read a file whose top level is a mapping. ConfigError, with lines, if it is anything else."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError([Mistake("", f"{shown}: cannot be read: {error.strerror}")]) from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Mistake("", "not a text file: must be YAML in UTF-8", f"{shown} line {line}")]) from error
+    reader = _Reader(shown)
+    node = reader.compose(text)
+    if node is None:
+        raise ConfigError([Mistake("", "the file is empty: must hold at least one `key: value`", shown)])
+    if not isinstance(node, yaml.MappingNode):
+        what = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        rule = f"got {what} at the top level, must be keys with values, such as `seed: 0`"
+        raise ConfigError([Mistake("", rule, reader.place(node))])
+    values = reader.value(node, "")
+    if reader.mistakes:
+        raise ConfigError(reader.mistakes)
+    return Source(values, reader.where)
+
+
+def parse_value(text: str, key: str) -> Any:
+    """The value of `key=text` on the command line. ConfigError if it is not YAML."""
+    reader = _Reader(None)
+    try:
+        node = reader.compose(text)
+    except ConfigError as error:
+        raise ConfigError([Mistake(key, m.rule, m.where) for m in error.mistakes]) from error
+    value = None if node is None else reader.value(node, key)
+    if reader.mistakes:
+        raise ConfigError(reader.mistakes)
+    return value
+
+
+class _Reader:
+    """Turns the nodes of one document into values, noting places and mistakes on the way."""
+
+    def __init__(self, shown: str | None) -> None:
+        self.shown = shown  # None: the command line, where lines mean nothing
+        self.where: dict[str, str] = {}
+        self.mistakes: list[Mistake] = []
+        self._count = 0
+        self._open: set[int] = set()  # nodes that are being converted: meeting one again is a cycle
+
+    def place(self, node: yaml.Node) -> str:
+        return self._line(node.start_mark.line)
+
+    def _line(self, line: int) -> str:
+        return COMMAND_LINE if self.shown is None else f"{self.shown} line {line + 1}"
+
+    def compose(self, text: str) -> yaml.Node | None:
+        try:
+            node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position)
+            rule = f"character U+{ord(text[error.position]):04X} is not allowed in YAML: remove it"
+            raise ConfigError([Mistake("", rule, self._line(line))]) from error
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            raise ConfigError([Mistake("", _syntax(error), self._line(mark.line if mark else 0))]) from error
+        except RecursionError as error:
+            raise ConfigError([Mistake("", "nested too deeply", self._line(0))]) from error
+        return node
+
+    def value(self, node: yaml.Node, key: str) -> Any:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise ConfigError(
+                [Mistake("", f"more than {MAX_VALUES} values: no configuration is so large", self.place(node))]
+            )
+        if id(node) in self._open:
+            raise ConfigError([Mistake(key, "an alias must not lie inside what it stands for", self.place(node))])
+        if key:
+            self.where[key] = self.place(node)
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+                return self._mapping(node, key)
+            if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+                return [self.value(child, _join(key, i)) for i, child in enumerate(node.value)]
+            return self._scalar(node, key)
+        finally:
+            self._open.discard(id(node))
+
+    def _mapping(self, node: yaml.MappingNode, key: str) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line
+            if key_node.tag == _TAG + "merge":
+                merged = self._merge_key(value_node, key) | merged
+            elif key_node.tag != _TAG + "str":
+                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                self._refuse(key, f"got the key {shown}, must be a name", key_node)
+            elif key_node.value in own:
+                name = _join(key, key_node.value)
+                self._refuse(name, f"appears twice, first on line {lines[key_node.value] + 1}: remove one", key_node)
+            else:
+                lines[key_node.value] = line
+                own[key_node.value] = self.value(value_node, _join(key, key_node.value))
+                self.where[_join(key, key_node.value)] = self._line(line)
+        return merged | own
+
+    def _merge_key(self, node: yaml.Node, key: str) -> dict[str, Any]:
+        """What `<<: *base` or `<<: [*a, *b]` brings in; the earlier of a list wins."""
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        merged: dict[str, Any] = {}
+        for part in parts:
+            value = self.value(part, key)
+            if isinstance(value, dict):
+                merged = value | merged
+            else:
+                self._refuse(key, "`<<` must be followed by a mapping or a list of mappings", node)
+        return merged
+
+    def _scalar(self, node: yaml.Node, key: str) -> Any:
+        kind, text = node.tag.removeprefix(_TAG), node.value
+        try:
+            if kind == "null":
+                return None
+            if kind == "bool":
+                return {"true": True, "false": False}[text.lower()]
+            if kind == "int":
+                return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+            if kind == "float":
+                return float(re.sub(r"\.(?=[iInN])", "", text))
+            if kind in ("str", "merge"):
+                return text
+        except (ValueError, KeyError, TypeError):
+            self._refuse(key, f"{text!r} is not a {kind}", node)
+            return None
+        self._refuse(key, f"the tag {_shown_tag(node.tag)} is not allowed: write a plain value", node)
+        return None
+
+    def _refuse(self, key: str, rule: str, node: yaml.Node) -> None:
+        self.mistakes.append(Mistake(key, rule, self.place(node)))
+
+
+def _join(key: str, part: str | int) -> str:
+    return f"{key}.{part}" if key else str(part)
+
+
+def _shown_tag(tag: str) -> str:
+    return "!!" + tag.removeprefix(_TAG) if tag.startswith(_TAG) else tag
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong with the YAML, in plain words where the reason is a common one."""
+    problem = error.problem or "unknown problem"
+    if "'\\t'" in problem:
+        return "not valid YAML: indent with spaces, not with a tab"
+    if "mapping values are not allowed" in problem:
+        return "not valid YAML: a second ': ' in one line; put text that holds ': ' in quotes"
+    if "but found another document" in problem:
+        return "a second document begins here ('---'): must be one document"
+    return f"not valid YAML: {problem}" + (f" {error.context}" if error.context else "")
