@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
 import subprocess
@@ -43,13 +44,12 @@ def run_ranks(command: Command, directory: Path) -> int:
             env={**os.environ, **command.environment},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
             start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         assert child.stderr is not None
-        stderr = _StderrRelay(child.stderr)
+        # newline="": a progress bar ends its lines in \r, which must reach the terminal at once and as they are
+        stderr = _StderrRelay(io.TextIOWrapper(child.stderr, encoding="utf-8", errors="replace", newline=""))
         while child.poll() is None and not stop.now:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(_POLL_SECONDS)
@@ -196,7 +196,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _kill_tree(child: subprocess.Popen[str]) -> None:
+def _kill_tree(child: subprocess.Popen[bytes]) -> None:
     """Kill the child and all below it; each rank is in a session of its own, so no process group holds them all."""
     ranks = _descendants(child)
     child.kill()
@@ -204,13 +204,13 @@ def _kill_tree(child: subprocess.Popen[str]) -> None:
     child.wait()
 
 
-def _kill_ranks(child: subprocess.Popen[str], pids: Collection[int]) -> None:
+def _kill_ranks(child: subprocess.Popen[bytes], pids: Collection[int]) -> None:
     """Kill these processes, as far as they are still ranks of ours."""
     if pids:
         _kill([rank for rank in _descendants(child) if rank.pid in pids])
 
 
-def _descendants(child: subprocess.Popen[str]) -> list[psutil.Process]:
+def _descendants(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
     try:
         return psutil.Process(child.pid).children(recursive=True)
     except psutil.NoSuchProcess:
