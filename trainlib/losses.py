@@ -80,6 +80,8 @@ def _class_weights(key: str, value: object, num_classes: int) -> Tensor:
     if not isinstance(value, list) or len(value) != num_classes:
         got = f"{len(value)} numbers" if isinstance(value, list) else repr(value)
         raise UserError(f"loss.{key}: got {got}, must be a list of {num_classes}, one for each class")
+    if not all(isinstance(weight, int | float) for weight in value):
+        raise UserError(f"loss.{key}: got {value}, each must be a number")
     return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
