@@ -1,0 +1,152 @@
+"""The `launch` command from outside: as a process where that matters, through click where it does not."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+
+REPOSITORY = Path(__file__).parent.parent
+
+# Stands in for the training program: tells what it was given, and ends with 75.
+PROGRAM = """\
+import os, sys
+assert "torch" not in sys.modules
+
+def main(arguments):
+    print(os.environ["TRAINLAUNCH_WORLD_SIZE"], arguments)
+    return 75
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A valid config in the working directory, on a machine without GPUs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    path = tmp_path / "x.yaml"
+    path.write_text("data: {name: synthetic}\n")
+    return path
+
+
+def launch(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([environment.pop("PYTHONPATH", ""), str(REPOSITORY)])
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *words],
+        env={**os.environ, "PYTHONPATH": path.lstrip(os.pathsep), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["run", "--help"], ["--version"], []])
+def test_help_and_version_import_nothing_heavy(words: list[str]) -> None:
+    program = (
+        "import sys; from launch.cli import main\n"
+        f"code = main({words!r})\n"
+        "print(sorted({'torch', 'numpy', 'pydantic', 'rich', 'yaml', 'trainlib.config'} & sys.modules.keys()), code)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("[] 2\n" if not words else "[] 0\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rn"], "No such command 'rn'"),
+        (["run"], "Missing argument 'CONFIG... [key=value ...]'"),
+        (["run", "x.yaml", "--proceses", "2"], "No such option"),
+        (["run", "x.yaml", "--processes", "0"], "got 0, must be auto or a whole number from 1 on"),
+        (["run", "x.yaml", "--processes", "two"], "got two, must be auto or a whole number from 1 on"),
+        (["run", "x.yaml", "--fresh", "--resume"], "error: --fresh and --resume: one starts over"),
+        (["run", "missing.yaml"], "missing.yaml"),
+        (["run", "x.yaml", "optimizer.lr=-1"], "optimizer.lr: got -1"),
+        (["check", "x.yaml", "sead=1"], "sead"),
+        (["status", "no-such-run"], "error: no run 'no-such-run'"),
+        (["logs", "no-such-run"], "error: no run 'no-such-run'"),
+        (["stop", "no-such-run"], "error: no run 'no-such-run'"),
+        (["cancel", "no-such-run"], "error: no run 'no-such-run'"),
+    ],
+)
+@pytest.mark.usefixtures("config")
+def test_a_users_mistake_is_one_message_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.usefixtures("config")
+def test_an_error_of_the_configuration_comes_without_torch() -> None:
+    program = (
+        "import sys; from launch.cli import main\n"
+        "print(main(['run', 'x.yaml', 'optimizer.lr=-1']), 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "2 False\n"
+    assert result.stderr.startswith("error: optimizer.lr: got -1")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("x.yaml", "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml"),
+        (
+            "--name y x.yaml --resume seed=1",
+            "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml seed=1 name=y --resume",
+        ),
+        ("x.yaml --processes auto --fresh", "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml --fresh"),
+    ],
+)
+@pytest.mark.usefixtures("config")
+def test_dry_run_prints_the_command_alone(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--dry-run", *words.split()]) == 0
+    assert capsys.readouterr() == (f"{expected}\n", "")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("config")
+def test_dry_run_of_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "x.yaml", "--processes", "3", "--dry-run"]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[:4] == ["ACCELERATE_USE_CPU=true", "TRAINLAUNCH_WORLD_SIZE=3", "accelerate", "launch"]
+    assert words[words.index("--num_processes") + 1] == "3"
+    assert words[-3:] == ["-m", "trainlib.train", "x.yaml"]
+
+
+def test_one_process_trains_in_this_interpreter(config: Path) -> None:
+    """The training program's exit code passes through, and nothing is printed beside what it prints."""
+    (config.parent / "program.py").write_text(PROGRAM)
+    (config.parent / "sitecustomize.py").write_text("import sys, program; sys.modules['trainlib.train'] = program\n")
+    result = launch("run", "x.yaml", "--name", "y", PYTHONPATH=str(config.parent))
+    assert (result.returncode, result.stdout, result.stderr) == (75, "1 ['x.yaml', 'name=y']\n", "")
+
+
+@pytest.mark.usefixtures("config")
+def test_list_without_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == f"no runs in {Path('runs').resolve()}\n"
+
+
+@pytest.mark.usefixtures("config")
+def test_list_status_and_logs_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    logs = Path("runs/x/logs")
+    logs.mkdir(parents=True)
+    (logs / "rank-0.log").write_text("a line\n")
+    Path("runs/x/attempts.jsonl").write_text('{"event": "end", "attempt": 1, "status": "completed", "step": 3}\n')
+    assert main(["list"]) == 0
+    assert "x     completed" in capsys.readouterr().out
+    assert main(["status", "runs/x"]) == 0
+    assert "status:      completed" in capsys.readouterr().out
+    assert main(["logs", "x", "--rank", "0"]) == 0
+    assert capsys.readouterr().out == "a line\n"
