@@ -66,8 +66,8 @@ def argument_mistakes(values: Mapping[str, Any], elsewhere: Iterable[str]) -> li
 
 
 def argument_keys(values: Mapping[str, Any]) -> list[str]:
-    """The dotted keys of every argument that the named classes take."""
-    sections = _named_sections(values)
+    """The dotted keys of every argument that the named classes, or the default ones, take."""
+    sections = _named_sections({family: {} for family in get_args(Family)} | dict(values))
     return [f"{family}.{name}" for family, _, section in sections for name in _taken(family, section)[1] or ()]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from trainlib.config.schema import Config, Section
+from trainlib.config.schema import Config, Named, Section
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
@@ -42,6 +42,12 @@ def section_at(key: str) -> type[Section] | None:
         field = section.model_fields.get(part) if section else None
         section = _section_in(field.annotation) if field else None
     return section
+
+
+def is_named(key: str) -> bool:
+    """Whether the section at a dotted key names a class and carries that class's arguments."""
+    section = section_at(key)
+    return section is not None and issubclass(section, Named)
 
 
 def field_at(key: str) -> FieldInfo | None:

@@ -99,6 +99,8 @@ def _validated(source: Source, *, files: bool) -> Config:
     passed = set(Config.model_fields) - {m.key.partition(".")[0] for m in mistakes}
     mistakes += broken_rules(config, passed, files=files)
     if mistakes:
+        order = list(Config.model_fields)
+        mistakes.sort(key=lambda m: order.index(m.key.partition(".")[0]) if m.key.partition(".")[0] in order else -1)
         raise ConfigError([replace(m, where=source.locate(m.key)) for m in mistakes])
     return resolve(config)
 
@@ -110,5 +112,6 @@ def _parse(values: dict[str, Any], elsewhere: Sequence[str]) -> tuple[Config, li
     except ValidationError as error:
         mistakes = schema_mistakes(error, values, elsewhere)
         wrong = {str(details["loc"][0]) for details in error.errors(include_url=False)}
+        assert wrong <= {m.key.partition(".")[0] for m in mistakes}, "every error must become a mistake"
         good = {key: value for key, value in values.items() if key not in wrong}
         return Config.model_validate({"name": "unnamed", **good}), mistakes

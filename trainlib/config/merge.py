@@ -1,7 +1,8 @@
 """Layers of configuration, lowest first: files from left to right, then the command line.
 
-A layer is laid over what lies below it key by key. A section whose `name` changes starts afresh, so that the arguments
-of SGD do not reach AdamW. An empty mapping, or a mapping given on the command line, replaces the section.
+A layer is laid over what lies below it key by key. A section that names a class starts afresh when the name changes, so
+that the arguments of SGD do not reach AdamW; the keys of `data` mean the same for every data set and stay. An empty
+mapping, or a mapping given on the command line, replaces the section.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+from trainlib.config.keys import is_named
 from trainlib.config.schema import Config
 from trainlib.config.yaml_source import COMMAND_LINE, Source, parse_value
 from trainlib.errors import ConfigError, Mistake
@@ -106,8 +108,9 @@ def _merge_section(
 
 def _renamed(section: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     field = Config.model_fields.get(section)
-    default = getattr(field.default, "name", None) if field else None
-    return "name" in new and new["name"] != old.get("name", default)
+    if field is None or not is_named(section) or "name" not in new:
+        return False
+    return bool(new["name"] != old.get("name", getattr(field.default, "name", None)))
 
 
 def _drop_other_length(train: dict[str, Any], over: dict[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from trainlib.config.keys import all_keys, field_at, literals, names_at, takes_null
+from trainlib.config.keys import all_keys, field_at, is_named, literals, names_at, takes_null
 from trainlib.config.suggest import edit_distance, nearest, one_of, shown
 from trainlib.errors import Mistake
 
@@ -28,9 +28,9 @@ _TYPE_RULES = {
     "too_long": "must have at most {max_length} elements",
 }
 # Keys that take one of several forms: pydantic reports an error for each form, the user made one mistake.
-_FORMS = {
-    "data.normalize": "auto, none or {mean: [r, g, b], std: [r, g, b]}",
-    "scheduler": "a section with a name, {name: StepLR, step_size: 5}, a list of them, or null",
+_FORMS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "data.normalize": ((dict,), "auto, none or {mean: [r, g, b], std: [r, g, b]}"),
+    "scheduler": ((dict, list), "a section with a name, {name: StepLR, step_size: 5}, a list of them, or null"),
 }
 
 
@@ -39,9 +39,10 @@ def schema_mistakes(error: ValidationError, values: Any, elsewhere: Iterable[str
     mistakes: dict[str, Mistake] = {}
     for details in error.errors(include_url=False):
         key, value, fits_form = _place(details, values)
-        if key in _FORMS and not isinstance(value, dict | list):
+        forms, words = _FORMS.get(key, ((object,), ""))
+        if not isinstance(value, forms):
             guess = nearest(value, literals(field)) if isinstance(value, str) and (field := field_at(key)) else None
-            rule = f"got {shown(value)}, must be {_FORMS[key]}" + (f"; did you mean {guess}?" if guess else "")
+            rule = f"got {shown(value)}, must be {words}" + (f"; did you mean {guess}?" if guess else "")
         elif not fits_form:
             continue
         elif details["type"] == "extra_forbidden":
@@ -79,17 +80,16 @@ def _place(details: ErrorDetails, values: Any) -> tuple[str, Any, bool]:
 def _value_rule(details: ErrorDetails, key: str, value: Any) -> str:
     kind, context = details["type"], details.get("ctx", {})
     field = field_at(key)
+    null = field is not None and takes_null(field)
     if kind == "literal_error" and field is not None:
-        rule = one_of(literals(field), value)
-    elif kind == "value_error":
-        rule = str(context["error"])
-    elif kind in _TYPE_RULES:
-        rule = _TYPE_RULES[kind].format(**context)
-    else:
-        rule = details["msg"][:1].lower() + details["msg"][1:]
-    if field is not None and takes_null(field) and kind.endswith(("_type", "_error")) and kind != "value_error":
-        rule += " (or null)"
-    return rule
+        return one_of([*literals(field), *(["null"] if null else [])], value)
+    if kind == "model_type" and is_named(key):
+        return "must be a section with a name, {name: ..., ...}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in _TYPE_RULES:
+        return _TYPE_RULES[kind].format(**context) + (" (or null)" if null and kind.endswith("_type") else "")
+    return details["msg"][:1].lower() + details["msg"][1:]
 
 
 def unknown_key(key: str, valid: Sequence[str], elsewhere: Iterable[str], takes: str = "") -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Metric = Literal["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 Mode = Literal["min", "max"]
 
 
-def _duration(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]*(ep|st)", text):
+def _duration(text: object) -> object:
+    if not (isinstance(text, str) and re.fullmatch(r"[1-9][0-9]*(ep|st)", text)):
         raise ValueError("must be a duration: a whole number of epochs or steps, like 20ep or 500st")
     return text
 
@@ -30,7 +30,7 @@ def _run_name(text: str) -> str:
     return text
 
 
-Duration = Annotated[str, AfterValidator(_duration)]
+Duration = Annotated[str, BeforeValidator(_duration)]
 
 
 class Section(BaseModel):

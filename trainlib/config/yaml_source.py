@@ -160,6 +160,9 @@ class _Reader:
             elif key_node.tag != _TAG + "str":
                 shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
                 self._refuse(key, f"got the key {shown}, must be a name", key_node)
+            elif "." in key_node.value:
+                rule = f"got the key {key_node.value}: a dotted key is for the command line, here it must be nested"
+                self._refuse(key, rule, key_node)
             elif key_node.value in own:
                 name = _join(key, key_node.value)
                 self._refuse(name, f"appears twice, first on line {lines[key_node.value] + 1}: remove one", key_node)
@@ -195,7 +198,7 @@ class _Reader:
             if kind in ("str", "merge"):
                 return text
         except (ValueError, KeyError, TypeError):
-            self._refuse(key, f"{text!r} is not a {kind}", node)
+            self._refuse(key, f"{text!r} is not of the type !!{kind}", node)
             return None
         self._refuse(key, f"the tag {_shown_tag(node.tag)} is not allowed: write a plain value", node)
         return None

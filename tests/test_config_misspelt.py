@@ -1,0 +1,176 @@
+"""Did you mean: every key misspelt by one edit is refused, nearly always with the right suggestion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainlib.config import catalog, load_config
+from trainlib.config.keys import all_keys
+from trainlib.config.suggest import edit_distance, nearest
+from trainlib.errors import ConfigError
+
+FULL: dict[str, Any] = {
+    "name": "x",
+    "seed": 0,
+    "data": {
+        "name": "cifar10",
+        "root": "data",
+        "val_fraction": 0.1,
+        "image_size": 32,
+        "shuffle": True,
+        "drop_last": False,
+        "normalize": {"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]},
+        "augment": {"flip": True, "crop_padding": 4},
+        "limit": None,
+    },
+    "model": {"name": "vgg16", "weights": None, "head": "replace", "freeze": None, "width": 0.5, "dropout": 0.1},
+    "loss": {"name": "CrossEntropyLoss", "activation": "none", "reduction": "mean", "label_smoothing": 0.1},
+    "optimizer": {"name": "SGD", "lr": 0.1, "momentum": 0.9, "param_groups": [{"match": "a", "weight_decay": 0}]},
+    "scheduler": [
+        {"name": "LinearLR", "start_factor": 0.1, "interval": "step", "duration": "5ep"},
+        {"name": "ReduceLROnPlateau", "metric": "val/loss", "patience": 3},
+    ],
+    "train": {
+        "epochs": 20,
+        "steps": None,
+        "batch_size": 64,
+        "micro_batch_size": None,
+        "precision": "no",
+        "clip_grad_norm": None,
+        "early_stopping": {"metric": "val/loss", "patience": 3, "mode": "min", "min_delta": 0.1},
+        "reproducibility": "exact",
+        "virtual_shards": 8,
+    },
+    "checkpoint": {"every": "1ep", "keep": 3, "best": {"metric": "val/accuracy", "mode": "max"}},
+    "tracking": {
+        "wandb": {"mode": "offline", "project": "p"},
+        "tensorboard": True,
+        "progress": True,
+        "log_every": 50,
+    },
+    "slurm": {
+        "nodes": 1,
+        "gpus_per_node": 1,
+        "processes_per_node": None,
+        "time": "01:00:00",
+        "partition": None,
+        "signal_seconds": 120,
+        "max_failures": 3,
+    },
+}
+
+
+def edits(word: str, offset: int) -> Iterator[str]:
+    """One insertion, deletion, replacement and swap each, at a place in the word that moves on with `offset`."""
+    i = offset % len(word)
+    yield word[:i] + "q" + word[i:]
+    yield word[:i] + word[i + 1 :]
+    yield word[:i] + "q" + word[i + 1 :]
+    j = offset % max(1, len(word) - 1)
+    yield word[:j] + word[j : j + 2][::-1] + word[j + 2 :]
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every key in nested mappings and lists."""
+    for part, inner in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        if isinstance(part, str):
+            yield (*path, part)
+        yield from places(inner, (*path, part))
+
+
+def renamed(value: Any, path: tuple[str | int, ...], name: str) -> Any:
+    """A copy with the key at `path` called `name`."""
+    if isinstance(value, list):
+        return [renamed(inner, path[1:], name) if i == path[0] else inner for i, inner in enumerate(value)]
+    if len(path) == 1:
+        return {name if key == path[0] else key: inner for key, inner in value.items()}
+    return {key: renamed(inner, path[1:], name) if key == path[0] else inner for key, inner in value.items()}
+
+
+def suggestion(workdir: Path, values: Any, key: str) -> str:
+    """What is said about this key of a configuration that must be refused."""
+    (workdir / "x.yaml").write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as caught:
+        load_config(["x.yaml"])
+    return next((m.rule for m in caught.value.mistakes if m.key == key), "")
+
+
+def score(workdir: Path, values: Any, keys: list[tuple[str | int, ...]]) -> tuple[int, list[str]]:
+    """How many misspellings were tried, and those without the right suggestion."""
+    tried, wrong = 0, []
+    for offset, path in enumerate(keys):
+        *section, name = map(str, path)
+        for edit in set(edits(name, offset)) - {name, ""}:
+            tried += 1
+            key = ".".join([*section, edit])
+            rule = suggestion(workdir, renamed(values, path, edit), key)
+            if f"did you mean {'.'.join([*section, name])}?" not in rule:
+                wrong.append(f"{key}: {rule}")
+    return tried, wrong
+
+
+def test_the_full_configuration_holds_every_key(workdir: Path) -> None:
+    (workdir / "x.yaml").write_text(json.dumps({**FULL, "train": {**FULL["train"], "steps": None}}))
+    assert load_config(["x.yaml"]).name == "x"
+    present = {".".join(part for part in path if isinstance(part, str)) for path in places(FULL)}
+    assert set(all_keys()) <= present
+
+
+def test_every_key_of_the_schema(workdir: Path) -> None:
+    tried, wrong = score(workdir, FULL, list(places(FULL)))
+    assert tried > 300
+    assert len(wrong) <= 0.05 * tried, "\n".join(wrong)
+
+
+def classes() -> Iterator[tuple[catalog.Family, str]]:
+    families: tuple[catalog.Family, ...] = ("loss", "optimizer", "scheduler")
+    yield from ((family, name) for family in families for name in catalog.names(family))
+    yield from (("model", name) for name in ("vgg16", "resnet18", "mobilenet_v2", "maxvit_t", "vit_b_16"))
+
+
+def test_every_argument_of_the_named_classes(workdir: Path) -> None:
+    tried, wrong = 0, []
+    for family, name in classes():
+        taken = catalog.arguments(family, name)
+        section = {"name": name, **dict.fromkeys(taken, None)}  # values do not matter: the keys are refused
+        count, missed = score(workdir, {family: section}, [(family, argument) for argument in taken])
+        tried += count
+        wrong += missed
+    assert tried > 500
+    assert len(wrong) <= 0.05 * tried, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"),
+    [
+        ("", "", 0),
+        ("a", "", 1),
+        ("lr", "rl", 1),
+        ("ab", "ba", 1),
+        ("kitten", "sitting", 3),
+        ("abc", "abc", 0),
+        ("ca", "abc", 3),
+    ],
+)
+def test_edit_distance(a: str, b: str, distance: int) -> None:
+    assert edit_distance(a, b) == edit_distance(b, a) == distance
+
+
+@pytest.mark.parametrize(
+    ("word", "choices", "meant"),
+    [
+        ("Momentum", ["momentum"], "momentum"),
+        ("x", [], None),
+        ("quux", ["momentum"], None),
+        ("sgd", ["SGD", "ASGD"], "SGD"),
+    ],
+)
+def test_nearest(word: str, choices: list[str], meant: str | None) -> None:
+    assert nearest(word, choices) == meant
