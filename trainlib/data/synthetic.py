@@ -1,7 +1,7 @@
-"""An embedded data set: 32x32 RGB drawings of ten shapes, the same bits everywhere, made in about a second.
+"""An embedded data set: 32x32 RGB drawings of ten shapes, the same bits everywhere, made in under a second.
 
 Shapes vary in place, size, rotation, colours and polarity (light on dark or dark on light), over a shaded background
-with distracting dots and pixel noise. Every class looks the same mirrored as another sample of it, so flips are safe.
+with distracting dots and pixel noise. No class is another one's mirror image, so flips are safe.
 
 Random numbers are `randomness.draw`; the rest is +, -, *, / and sqrt on float32, which IEEE 754 rounds in one way only.
 """
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from trainlib.data.images import Dataset, ImageSet, ResidentImages, channel_statistics
 from trainlib.randomness import draw, key
@@ -21,10 +20,8 @@ SIZE = 32
 NUM_TRAIN, NUM_TEST = 8_000, 2_000
 NUM_DOTS = 4  # distracting ones in each image
 NOISE = 0.1  # of the range 0..1
-
-Array = npt.NDArray[np.float32]
+CELL = 0.36  # a bar of the stripes or a field of the checkerboard; five of them fill a square
 SQRT_HALF = 0.70710678
-CELL = 0.36  # of a pattern; five fill a square
 
 
 def make_synthetic(num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: int = 0) -> Dataset:
@@ -33,26 +30,25 @@ def make_synthetic(num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: i
     num_train, num_test     images; the first n of a larger set are the set of n
     seed                    another seed draws other images
     """
-    train, test = (
-        _make_split(key("synthetic train", seed), num_train),
-        _make_split(key("synthetic test", seed), num_test),
-    )
+    train = _make_split(key("synthetic train", seed), num_train)
+    test = _make_split(key("synthetic test", seed), num_test)
     mean, std = channel_statistics(train.images)
     return Dataset(train, test, tuple(SHAPES), mean, std)
 
 
 def _make_split(stream: int, num_images: int) -> ImageSet:
-    images_NCHW = np.empty((num_images, 3, SIZE, SIZE), np.uint8)
+    ids = torch.arange(num_images)
+    labels = ids % len(SHAPES)
+    images_NCHW = torch.empty((num_images, 3, SIZE, SIZE), dtype=torch.uint8)
     for label, shape in enumerate(SHAPES.values()):
-        ids_N = torch.arange(label, num_images, len(SHAPES))
-        images_NCHW[label :: len(SHAPES)] = _draw_images(shape, stream, ids_N)
-    return ImageSet(ResidentImages(torch.from_numpy(images_NCHW)), torch.arange(num_images) % len(SHAPES))
+        images_NCHW[labels == label] = _draw_images(shape, stream, ids[labels == label])
+    return ImageSet(ResidentImages(images_NCHW), labels)
 
 
-def _draw_images(shape: Callable[[Array, Array], Array], stream: int, ids_N: torch.Tensor) -> np.ndarray:
+def _draw_images(shape: Callable[[Tensor, Tensor], Tensor], stream: int, ids_N: Tensor) -> Tensor:
     """uint8 [N, 3, 32, 32]: the shape over its background; image i depends on `ids_N[i]` alone."""
     random = _Uniform(stream, ids_N)
-    axis = (np.arange(SIZE, dtype=np.float32) + 0.5) / (SIZE / 2) - 1
+    axis = (torch.arange(SIZE) + 0.5) / (SIZE / 2) - 1
     x, y = axis[None, None, :], axis[None, :, None]  # -1 to 1, right and down
 
     radius = random(0.35, 0.75)
@@ -61,113 +57,110 @@ def _draw_images(shape: Callable[[Array, Array], Array], stream: int, ids_N: tor
     u, v = (u * cosine - v * sine) / radius, (u * sine + v * cosine) / radius
     coverage_NHW = _coverage(shape(u, v) * radius)
 
-    light_on_dark = random(0, 1) < 0.5
-    contrast = random(0.25, 0.8)
-    middle = random(0.4, 0.6)
-    half = np.where(light_on_dark, contrast, -contrast) / 2
-    shade_NHW = random(-0.12, 0.12) * x + random(-0.12, 0.12) * y
-    dots_NHW = np.zeros_like(coverage_NHW)
+    dots_NHW = torch.zeros_like(coverage_NHW)
     for _ in range(NUM_DOTS):
         a, b, dot_radius = x - random(-1, 1), y - random(-1, 1), random(0.05, 0.12)
-        dots_NHW = np.maximum(dots_NHW, _coverage(np.sqrt(a * a + b * b) - dot_radius))
+        dots_NHW = torch.maximum(dots_NHW, _coverage((a * a + b * b).sqrt() - dot_radius))
 
-    images = np.empty((len(ids_N), 3, SIZE, SIZE), np.uint8)
+    light_on_dark, contrast, middle = random(0, 1) < 0.5, random(0.25, 0.8), random(0.4, 0.6)
+    half = torch.where(light_on_dark, contrast, -contrast) / 2
+    shade_NHW = random(-0.12, 0.12) * x + random(-0.12, 0.12) * y
+    channels = []
     for channel in range(3):
         background = middle - half + random(-0.2, 0.2) + shade_NHW
         foreground = middle + half + random(-0.2, 0.2)
-        background += (random(0, 1) - background) * dots_NHW
+        background = background + (random(0, 1) - background) * dots_NHW
         values = background + (foreground - background) * coverage_NHW + _noise(stream, ids_N, channel)
-        images[:, channel] = np.clip(values * 255 + 0.5, 0, 255)
-    return images
+        channels.append((values * 255 + 0.5).clamp(0, 255).to(torch.uint8))
+    return torch.stack(channels, dim=1)
 
 
 class _Uniform:
     """Each call draws one more float32 [N, 1, 1], uniform over an interval, for the samples `ids_N`."""
 
-    def __init__(self, stream: int, ids_N: torch.Tensor):
+    def __init__(self, stream: int, ids_N: Tensor):
         self.stream, self.ids_N, self.num_calls = stream, ids_N, 0
 
-    def __call__(self, low: float, high: float) -> Array:
-        bits_N = draw(key(self.stream, "parameter", self.num_calls), self.ids_N).numpy()
+    def __call__(self, low: float, high: float) -> Tensor:
+        bits_N = draw(key(self.stream, "parameter", self.num_calls), self.ids_N)
         self.num_calls += 1
-        unit_N = (bits_N >> 39).astype(np.float32) / 2**24  # the upper 24 bits: exact
-        return (low + high - low * unit_N)[:, None, None]
+        unit_N = (bits_N >> 39).float() / 2**24  # the upper 24 bits: exact
+        return (unit_N * (high - low) + low).view(-1, 1, 1)
 
 
-def _noise(stream: int, ids_N: torch.Tensor, channel: int) -> Array:
-    """float32 [N, 32, 32] around zero: uniform up to NOISE: a draw's lower 48 bits make six pixels."""
-    num_pixels = SIZE * SIZE
-    num_draws = -(-num_pixels // 6)
-    counters = ids_N[:, None] * num_draws + torch.arange(num_draws)
-    words = draw(key(stream, "noise", channel), counters).numpy().astype("<i8")
-    values = words.view(np.uint8).reshape(len(ids_N), num_draws, 8)[:, :, :6].reshape(len(ids_N), -1)[:, :num_pixels]
-    return (values.reshape(-1, SIZE, SIZE).astype(np.float32) - 127.5) * (NOISE / 127.5)
+def _noise(stream: int, ids_N: Tensor, channel: int) -> Tensor:
+    """float32 [N, 32, 32], uniform in -NOISE to NOISE; the lowest 6 bytes of a draw make six pixels."""
+    num_draws = -(-SIZE * SIZE // 6)
+    bits = draw(key(stream, "noise", channel), ids_N[:, None] * num_draws + torch.arange(num_draws))
+    bytes_N = torch.stack([bits >> shift & 255 for shift in range(0, 48, 8)], dim=2).flatten(1)
+    return (bytes_N[:, : SIZE * SIZE].reshape(-1, SIZE, SIZE).float() - 127.5) * (NOISE / 127.5)
 
 
-def _rotation(t: Array) -> tuple[Array, Array]:
-    """Cosine and sine of 2 * atan(t), which need no library function that rounds as it likes."""
+def _rotation(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of 2 * atan(t), without a library function that rounds as it likes."""
     square = t * t
     return (1 - square) / (1 + square), 2 * t / (1 + square)
 
 
-def _coverage(distance: Array) -> Array:
+def _coverage(distance: Tensor) -> Tensor:
     """How much of a pixel lies inside, 0 to 1, from the signed distance of its centre to the outline."""
-    return np.clip(0.5 - distance * SIZE / 2, 0, 1)
+    return (0.5 - distance * (SIZE / 2)).clamp(0, 1)
 
 
 # Signed distances, negative inside, at (u, v) of a shape of radius 1 around the origin; float32 [N, 32, 32].
 
 
-def _disc(u: Array, v: Array) -> Array:
-    return np.sqrt(u * u + v * v) - 1
+def _disc(u: Tensor, v: Tensor) -> Tensor:
+    return (u * u + v * v).sqrt() - 1
 
 
-def _ring(u: Array, v: Array) -> Array:
-    return np.abs(np.sqrt(u * u + v * v) - 0.8) - 0.2
+def _ring(u: Tensor, v: Tensor) -> Tensor:
+    return ((u * u + v * v).sqrt() - 0.8).abs() - 0.2
 
 
-def _square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.9
+def _square(u: Tensor, v: Tensor) -> Tensor:
+    return torch.maximum(u.abs(), v.abs()) - 2.5 * CELL
 
 
-def _triangle(u: Array, v: Array) -> Array:
-    return np.maximum(v - 0.7, np.abs(u) * 0.88 - v * 0.47 - 0.47)
+def _triangle(u: Tensor, v: Tensor) -> Tensor:
+    return torch.maximum(v - 0.7, u.abs() * 0.88 - v * 0.47 - 0.47)
 
 
-def _plus(u: Array, v: Array) -> Array:
-    u, v = np.abs(u), np.abs(v)
-    return np.maximum(np.minimum(u, v) - 0.26, np.maximum(u, v) - 1)
+def _plus(u: Tensor, v: Tensor) -> Tensor:
+    u, v = u.abs(), v.abs()
+    return torch.maximum(torch.minimum(u, v) - 0.26, torch.maximum(u, v) - 1)
 
 
-def _cross(u: Array, v: Array) -> Array:
+def _cross(u: Tensor, v: Tensor) -> Tensor:
     return _plus((u + v) * SQRT_HALF, (u - v) * SQRT_HALF)
 
 
-def _bars(position: Array) -> Array:
+def _bars(position: Tensor) -> Tensor:
     """Bars across the axis, CELL wide and CELL apart, one of them in the middle."""
     phase = position / (2 * CELL) + 0.5
-    return (np.abs(phase - np.floor(phase) - 0.5) - 0.25) * (2 * CELL)
+    return ((phase - phase.floor() - 0.5).abs() - 0.25) * (2 * CELL)
 
 
-def _horizontal_stripes(u: Array, v: Array) -> Array:
-    return np.maximum(_bars(v), _square(u, v))
+def _horizontal_stripes(u: Tensor, v: Tensor) -> Tensor:
+    return torch.maximum(_bars(v), _square(u, v))
 
 
-def _vertical_stripes(u: Array, v: Array) -> Array:
+def _vertical_stripes(u: Tensor, v: Tensor) -> Tensor:
     return _horizontal_stripes(v, u)
 
 
-def _checkerboard(u: Array, v: Array) -> Array:
+def _checkerboard(u: Tensor, v: Tensor) -> Tensor:
     across, along = _bars(u), _bars(v)
-    same = np.maximum(np.minimum(across, along), -np.maximum(across, along))
-    return np.maximum(-same, _square(u, v))
+    one_of_them = torch.maximum(torch.minimum(across, along), -torch.maximum(across, along))
+    return torch.maximum(-one_of_them, _square(u, v))
 
 
-def _crescent(u: Array, v: Array) -> Array:
-    return np.maximum(_disc(u, v), 0.8 - np.sqrt(u * u + (v + 0.5) * (v + 0.5)))
+def _crescent(u: Tensor, v: Tensor) -> Tensor:
+    lower = v + 0.5
+    return torch.maximum(_disc(u, v), 0.8 - (u * u + lower * lower).sqrt())
 
 
-SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "disc": _disc,
     "ring": _ring,
     "square": _square,
