@@ -46,7 +46,7 @@ class Run:
     @property
     def started(self) -> datetime | None:
         """When the newest attempt began."""
-        return _time(self.last_start)
+        return time_of(self.last_start)
 
     @property
     def newest_metrics(self) -> Record:
@@ -59,7 +59,7 @@ class Run:
             return None
         if self.status == "running":
             return (now - self.started).total_seconds()
-        ended = _time(_last_event(self.attempts, "end"))
+        ended = time_of(_last_event(self.attempts, "end"))
         return (ended - self.started).total_seconds() if ended and ended >= self.started else None
 
     @property
@@ -116,6 +116,15 @@ def last_start(directory: Path) -> Record | None:
     return _last_event(list(_json_lines(directory / "attempts.jsonl")), "start")
 
 
+def time_of(record: Record | None) -> datetime | None:
+    """When a line was written; a time without a zone is this machine's."""
+    if record is None:
+        return None
+    with suppress(KeyError, TypeError, ValueError):
+        return datetime.fromisoformat(record["time"]).astimezone(UTC)
+    return None
+
+
 def _status(directory: Path, attempts: list[Record]) -> str:
     if is_running(directory):
         return "running"
@@ -135,15 +144,6 @@ def _last_metrics(directory: Path) -> dict[tuple[str, str | None], Record]:
 
 def _last_event(attempts: list[Record], event: str) -> Record | None:
     return next((record for record in reversed(attempts) if record.get("event") == event), None)
-
-
-def _time(record: Record | None) -> datetime | None:
-    """When a line was written; a time without a zone is this machine's."""
-    if record is None:
-        return None
-    with suppress(KeyError, TypeError, ValueError):
-        return datetime.fromisoformat(record["time"]).astimezone(UTC)
-    return None
 
 
 def _json_lines(path: Path) -> Iterator[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from launch.runs import Record, Run
+from launch.runs import Record, Run, time_of
 
 _COLUMNS = ("NAME", "STATUS", "STEP", "EPOCH", "ACCURACY", "STARTED", "SECONDS")
 _RIGHT_ALIGNED = {"STEP", "EPOCH", "SECONDS"}
@@ -97,7 +97,7 @@ def _last_error(run: Run) -> str:
 
 def _attempt(record: Record) -> str:
     """One line of attempts.jsonl in words."""
-    head = f"{record.get('attempt')}  {record.get('time')}  "
+    head = f"{record.get('attempt')}  {_local(time_of(record))}  "
     if record.get("event") == "start":
         job = record.get("slurm_job_id")
         place = (

@@ -102,7 +102,9 @@ class _StopRequest:
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._handle) for number in _STOP_SIGNALS}
+        hangup_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup: the run outlives its terminal
+        numbers = [number for number in _STOP_SIGNALS if not (number == signal.SIGHUP and hangup_ignored)]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:

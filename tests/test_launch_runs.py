@@ -45,6 +45,10 @@ def metrics(step: int, split: str, accuracy: float, **more: Any) -> dict[str, An
     return {"step": step, "epoch": step // 10, "split": split, "loss": 0.5, "accuracy": accuracy, "count": 100} | more
 
 
+def local(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def make_run(directory: Path, attempts: list[Any], lines: list[Any] = (), log: str = "") -> Path:  # type: ignore[assignment]
     (directory / "logs").mkdir(parents=True)
     (directory / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in attempts))
@@ -111,7 +115,7 @@ def test_list_is_a_table_with_the_newest_last(tmp_path: Path) -> None:
     make_run(tmp_path / "a-newer-one", [start(1, START + minute)], [metrics(10, "val", 0.5)])
     make_run(tmp_path / "never-started", [])
     (tmp_path / "not-a-run").mkdir()
-    first, second = (moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") for moment in (START, START + minute))
+    first, second = local(START), local(START + minute)
     assert runs_table(all_runs(tmp_path), START) == (
         f"NAME           STATUS       STEP  EPOCH  ACCURACY     STARTED              SECONDS\n"
         f"never-started  new\n"
@@ -129,6 +133,7 @@ def test_status_tells_all(tmp_path: Path) -> None:
         [metrics(9, "train", 0.25, scope="step"), metrics(10, "train", 0.5, scope="epoch"), metrics(10, "val", 0.75)],
     )
     (directory / "checkpoints" / "step-00000010").mkdir(parents=True)
+    times = [local(START + seconds * second) for seconds in (0, 7, 9)]
     assert run_details(read_run(directory), START) == (
         "run:         x\n"
         "status:      interrupted: it ended without a word; start it again to continue\n"
@@ -139,9 +144,9 @@ def test_status_tells_all(tmp_path: Path) -> None:
         "checkpoints: step-00000010\n"
         f"directory:   {directory}\n"
         "attempts:\n"
-        "  1  2030-01-02T03:04:05+00:00  started at step 0, 2 ranks, node1, process 17\n"
-        "  1  2030-01-02T03:04:12+00:00  failed at step 20: loss is nan at step 20 on rank 1\n"
-        "  2  2030-01-02T03:04:14+00:00  started at step 10, 2 ranks, node1, SLURM job 42"
+        f"  1  {times[0]}  started at step 0, 2 ranks, node1, process 17\n"
+        f"  1  {times[1]}  failed at step 20: loss is nan at step 20 on rank 1\n"
+        f"  2  {times[2]}  started at step 10, 2 ranks, node1, SLURM job 42"
     )
 
 

@@ -180,6 +180,21 @@ def test_a_signal_asks_the_run_to_stop(number: int, tmp_path: Path) -> None:
     assert stderr.endswith("stopped at a step\n")
 
 
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does, and as the launcher inherits it
+    try:
+        launcher = start_training(tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_until((tmp_path / "training").exists)
+    launcher.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGTERM)
+    _, stderr = launcher.communicate(timeout=10)
+    assert "SIGHUP" not in stderr
+
+
 def test_a_signal_before_the_run_begins_is_not_lost(tmp_path: Path) -> None:
     """The directory is there already, with an earlier attempt: a STOP file in it now might be cleared away."""
     (tmp_path / "run").mkdir()
