@@ -1,4 +1,4 @@
-"""Run the training program as one or several real processes, without each of them importing torch anew."""
+"""Run the training program, or any function, as one or several real ranks, without each importing torch anew."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
@@ -20,13 +21,20 @@ def free_port() -> int:
 
 
 def train(arguments: Sequence[str], *, world_size: int = 1, cwd: Path, timeout: float = 120.0) -> list[int]:
-    """`trainlib.train.main(arguments)` in each of `world_size` gloo ranks; returns their exit codes.
+    """`trainlib.train.main(arguments)` in each of `world_size` gloo ranks; returns their exit codes."""
+    return run(_main, list(arguments), world_size=world_size, cwd=cwd, timeout=timeout)
 
-    What they print goes to `cwd/console-<rank>.txt`.
+
+def run(
+    function: Callable[..., int | None], *args: object, world_size: int, cwd: Path, timeout: float = 120.0
+) -> list[int]:
+    """A module-level function in each of `world_size` gloo ranks; returns what they return, as exit codes.
+
+    What they print goes to `cwd/console-<rank>.txt`. A rank that raises exits with 1.
     """
     port = free_port()
     ranks = [
-        _context.Process(target=_rank, args=(rank, world_size, port, list(arguments), str(cwd)))
+        _context.Process(target=_rank, args=(function, args, rank, world_size, port, str(cwd)))
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -37,14 +45,22 @@ def train(arguments: Sequence[str], *, world_size: int = 1, cwd: Path, timeout: 
     for process in late:
         process.kill()
     assert not late, f"{len(late)} of {world_size} ranks did not end within {timeout} s"
-    return [process.exitcode or 0 for process in ranks]
+    return [-1 if process.exitcode is None else process.exitcode for process in ranks]
 
 
 def console(cwd: Path, rank: int = 0) -> str:
     return (cwd / f"console-{rank}.txt").read_text()
 
 
-def _rank(rank: int, world_size: int, port: int, arguments: list[str], cwd: str) -> None:
+def _main(arguments: list[str]) -> int:
+    from trainlib.train import main
+
+    return main(arguments)
+
+
+def _rank(
+    function: Callable[..., int | None], args: tuple[object, ...], rank: int, world_size: int, port: int, cwd: str
+) -> None:
     os.chdir(cwd)
     output = os.open(f"console-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -60,9 +76,11 @@ def _rank(rank: int, world_size: int, port: int, arguments: list[str], cwd: str)
             MASTER_PORT=str(port),
             TRAINLAUNCH_WORLD_SIZE=str(world_size),
         )
-    from trainlib.train import main
-
-    code = main(arguments)
+    try:
+        code = function(*args) or 0
+    except BaseException:  # noqa: BLE001 - the boundary of the process
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -5,6 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Pause:
+    """How long a pause took, once it is over."""
+
+    seconds: float = 0.0
 
 
 class Clock:
@@ -42,9 +50,11 @@ class Clock:
         return self._seconds_before + time.perf_counter() - self._started
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Iterator[Pause]:
+        """Time that does not count as training."""
         began = time.perf_counter()
-        yield
-        pause = time.perf_counter() - began
-        self._window_started += pause
-        self._paused += pause
+        pause = Pause()
+        yield pause
+        pause.seconds = max(time.perf_counter() - began, 1e-9)
+        self._window_started += pause.seconds
+        self._paused += pause.seconds

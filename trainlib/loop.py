@@ -131,44 +131,48 @@ class Loop:
 
         A run of `train.steps` may end inside an epoch: then the row tells of the part that was trained.
         """
-        plan, progress = self.plan, self.progress
+        plan, progress, samples = self.plan, self.progress, self.samples
         whole = plan.ends_epoch(progress.step - 1)
         steps_done = plan.steps_per_epoch if whole else progress.step % plan.steps_per_epoch
-        labels_N = self.samples.train.labels_N[torch.cat(plan.batches(epoch)[:steps_done])]
+        labels_N = samples.train.labels_N[torch.cat(plan.batches(epoch)[:steps_done])]
         denominator = self.engine.objective.denominator(labels_N)
         train = metrics_of(gather_sums(progress.sums_2), denominator, len(labels_N))
-        self._log("train", epoch, lr, train, scope="epoch")
+        self._log("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
+        self.clock.new_window()
         metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
-        if len(self.samples.val_ids):
-            with self.clock.paused():
-                val = self._evaluate_validation()
-            self._log("val", epoch, lr, val)
+        if len(samples.val_ids):
+            val, speed = self._evaluate(samples.train, samples.val_ids)
+            self._log("val", epoch, lr, val, images_per_second=speed)
             metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
         if whole:
             progress.sums_2.zero_()
             self.schedule.after_epoch(metrics)
         return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
 
-    def _evaluate_validation(self) -> Metrics:
-        samples = self.samples
-        return evaluate(self.engine, samples.train, samples.val_ids, samples.evaluation_batch_size)
+    def test(self) -> Metrics:
+        """Evaluate the test split with the weights as they are, and report it."""
+        test = self.samples.test
+        metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)))
+        epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
+        self._log("test", epoch, self.schedule.lr, metrics, images_per_second=speed)
+        return metrics
+
+    def _evaluate(self, batches: Batches, ids_N: Tensor) -> tuple[Metrics, float]:
+        """The metrics of these samples, and how many were evaluated a second."""
+        with self.clock.paused() as pause:
+            metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size)
+        return metrics, len(ids_N) / pause.seconds
 
     def _log_step(self, epoch: int, lr: float, metrics: Metrics) -> None:
-        self._log("train", epoch, lr, metrics, scope="step")
+        self._log("train", epoch, lr, metrics, scope="step", images_per_second=self.clock.images_per_second)
 
-    def _log(self, split: str, epoch: int, lr: float, metrics: Metrics, scope: str | None = None) -> None:
+    def _log(
+        self, split: str, epoch: int, lr: float, metrics: Metrics, *, images_per_second: float, scope: str | None = None
+    ) -> None:
         row: dict[str, Any] = {"time": timestamp(), "step": self.progress.step, "epoch": epoch + 1, "split": split}
         row |= {"scope": scope} if scope else {}
         row |= {"loss": metrics.loss, "accuracy": metrics.accuracy, "count": metrics.count}
-        row |= {"lr": lr, "images_per_second": self.clock.images_per_second}
-        log_all(self.outputs.trackers, row)
-        if scope == "epoch":
-            self.clock.new_window()
-
-    def log_test(self, metrics: Metrics) -> None:
-        """The one row of the test split, at the end of training."""
-        epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
-        self._log("test", epoch, self.schedule.lr, metrics)
+        log_all(self.outputs.trackers, row | {"lr": lr, "images_per_second": images_per_second})
 
     def _save(self) -> None:
         """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes."""

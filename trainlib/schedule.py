@@ -81,7 +81,6 @@ class Schedule:
             "step": self._step,
             "index": self._index,
             "scheduler": _plain(self._current.state_dict()) if self._current else {},
-            "base": self._base,
             "groups": _options(self._optimizer),
         }
 
@@ -91,7 +90,6 @@ class Schedule:
         A scheduler goes on with the lengths that it began with (`T_max`, `total_steps`), though the run be extended.
         """
         self._step = state["step"]
-        self._base = state["base"]
         if self._elements:
             self._begin(state["index"])
             assert self._current is not None

@@ -30,7 +30,6 @@ from trainlib.metrics import Metrics
 from trainlib.progress import Progress
 from trainlib.rundir import Attempt, RunDirectory
 from trainlib.schedule import Schedule
-from trainlib.step import evaluate
 from trainlib.stopping import Agreement, StopFlag
 from trainlib.tracking import open_trackers
 
@@ -49,7 +48,7 @@ def run_session(
     with distributed.joined(config.train) as accelerator:
         start = distributed.from_main(start)
         log_rank(run.logs, accelerator.process_index)
-        loop = _build_loop(config, dataset, accelerator, start)
+        loop = build_loop(config, dataset, accelerator, start)
         with _outputs(config, run, loop, dataset) if attempt else nullcontext(Outputs()) as loop.outputs:
             completed = loop.run(Agreement(flag, distributed.control_group()))
             summary = _summary(loop, accelerator) if attempt else {}
@@ -79,8 +78,8 @@ def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
     return chosen
 
 
-def _build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start: Checkpoint | None) -> Loop:
-    """All parts of the run, in the state that `start` holds."""
+def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start: Checkpoint | None) -> Loop:
+    """All parts of the run, in the state that `start` holds. Its outputs are still to be set."""
     num_classes = len(dataset.class_names)
     plan, val_ids = build_plan(config, len(dataset.train.labels_N))
     if start is not None and start.step > plan.total_steps:
@@ -174,11 +173,7 @@ def _test(loop: Loop, run: RunDirectory) -> Metrics:
         chosen = distributed.from_main(checkpoint.verify(path) if loop.engine.accelerator.is_main_process else None)
         assert chosen is not None
         loop.engine.classifier.module.load_state_dict(chosen.model_state())
-    samples = loop.samples
-    ids_N = torch.arange(len(samples.test.labels_N))
-    metrics = evaluate(loop.engine, samples.test, ids_N, samples.evaluation_batch_size)
-    loop.log_test(metrics)
-    return metrics
+    return loop.test()
 
 
 def _say_result(run: RunDirectory, loop: Loop, attempt: Attempt, test: Metrics | None) -> None:

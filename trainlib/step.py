@@ -53,7 +53,6 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
     """
     accelerator, model = engine.accelerator, engine.model
     seed_generators(key("step", engine.seed, step, accelerator.process_index), accelerator.device)
-    set_train_mode(engine.classifier)
     sums_2 = zero_sums(accelerator.device)
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
@@ -84,6 +83,7 @@ def evaluate(engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int) -
         part = engine.objective.denominator(piece.cpu_labels_N)
         loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
         sums_2 += _sums(piece, logits_NC, loss, part)
+    set_train_mode(engine.classifier)
     denominator = engine.objective.denominator(batches.labels_N[ids_N])
     return metrics_of(gather_sums(sums_2), denominator, len(ids_N))
 

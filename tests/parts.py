@@ -1,0 +1,49 @@
+"""Small parts that several tests build a training from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainlib.config import Config
+from trainlib.data.images import Dataset, ImageSet, ResidentImages
+
+
+def make_dataset(num_train: int, num_test: int = 20, *, num_classes: int = 10, size: int = 32) -> Dataset:
+    """Random images of random classes."""
+    generator = torch.Generator().manual_seed(7)
+
+    def images(n: int) -> ImageSet:
+        pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
+        return ImageSet(ResidentImages(pixels), torch.randint(0, num_classes, (n,), generator=generator))
+
+    names = tuple(f"class {index}" for index in range(num_classes))
+    return Dataset(images(num_train), images(num_test), names, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def resolved(config: Mapping[str, Any]) -> Config:
+    """A configuration from a mapping, resolved as one from a file is."""
+    import yaml
+
+    from trainlib.config import load_config
+
+    arguments = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in config.items()]
+    return load_config(["quickstart", *arguments])
+
+
+def tutorial_cnn(num_classes: int = 10) -> nn.Sequential:
+    """The tutorial CNN, written out again: the oracle must not be built by the code under test."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1024, 64),
+        nn.Linear(64, num_classes),
+    )
