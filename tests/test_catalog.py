@@ -20,7 +20,7 @@ HIDDEN = {
     "scheduler": {"optimizer", "last_epoch", "verbose", "scale_fn"},
 }
 HOMES: dict[str, Any] = {"loss": torch.nn, "optimizer": torch.optim, "scheduler": torch.optim.lr_scheduler}
-CLASSES = [(family, name) for family in HOMES for name in catalog.names(family)]  # type: ignore[arg-type]
+CLASSES = [(family, name) for family in HOMES for name in catalog.names(family)]
 
 
 def subclasses(module: Any, base: type) -> set[str]:

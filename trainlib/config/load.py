@@ -99,10 +99,15 @@ def _validated(source: Source, *, files: bool) -> Config:
     passed = set(Config.model_fields) - {m.key.partition(".")[0] for m in mistakes}
     mistakes += broken_rules(config, passed, files=files)
     if mistakes:
-        order = list(Config.model_fields)
-        mistakes.sort(key=lambda m: order.index(m.key.partition(".")[0]) if m.key.partition(".")[0] in order else -1)
+        mistakes.sort(key=_section_order)
         raise ConfigError([replace(m, where=source.locate(m.key)) for m in mistakes])
     return resolve(config)
+
+
+def _section_order(mistake: Mistake) -> int:
+    """Unknown top-level keys first, then the sections as in the schema."""
+    order, section = list(Config.model_fields), mistake.key.partition(".")[0]
+    return order.index(section) if section in order else -1
 
 
 def _parse(values: dict[str, Any], elsewhere: Sequence[str]) -> tuple[Config, list[Mistake]]:

@@ -152,10 +152,11 @@ def _weights_known(config: Config) -> Iterator[Mistake]:
 
 def _weights_exist(config: Config) -> Iterator[Mistake]:
     weights = config.model.weights
-    if weights is not None and is_weights_file(weights) and not Path(weights).expanduser().is_file():
-        yield Mistake(
-            "model.weights", f"got {shown(weights)}, must be an existing file: {Path(weights).absolute()} is none"
-        )
+    if weights is None or not is_weights_file(weights):
+        return
+    path = Path(weights).expanduser().absolute()
+    if not path.is_file():
+        yield Mistake("model.weights", f"got {shown(weights)}, must be an existing file: {path} is none")
 
 
 _RULES: tuple[tuple[set[str], Rule], ...] = (
