@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ def load_cifar10(root: Path, *, stop_requested: Callable[[], bool]) -> Dataset:
         with exclusive_lock(root / ".cifar10.lock", stop_requested=stop_requested), _download_manners():
             CIFAR10(str(root), download=True)
             return _read(CIFAR10, root)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DataError(
             f"data.name=cifar10: the images are not in {root} and could not be downloaded from {CIFAR10.url}: {error}. "
             f"Put {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) into {root} yourself and run again, or use "

@@ -6,9 +6,11 @@ import difflib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trainlib.data.cache import ImageFile, decoded
 from trainlib.data.images import Dataset, ImageSet
@@ -27,47 +29,61 @@ logger = logging.getLogger("trainlib.data")
 def load_image_folder(root: Path, image_size: int, *, stop_requested: Callable[[], bool], is_main: bool) -> Dataset:
     """The images under `root`, of `image_size`, sorted by class name, then by path."""
     train, test = list_images(root, warn=is_main)
-    class_names = tuple(train)
+    class_names = tuple(train.classes)
     files = decoded(
-        [file for name in class_names for file in train[name]],
-        [file for name in class_names for file in test[name]],
+        [file for name in class_names for file in train.classes[name]],
+        [file for name in class_names for file in test.classes[name]],
         image_size,
         stop_requested=stop_requested,
         is_main=is_main,
     )
     return Dataset(
-        train=ImageSet(files.train, _labels([len(train[name]) for name in class_names])),
-        test=ImageSet(files.test, _labels([len(test[name]) for name in class_names])),
+        train=ImageSet(files.train, _labels([len(train.classes[name]) for name in class_names])),
+        test=ImageSet(files.test, _labels([len(test.classes[name]) for name in class_names])),
         class_names=class_names,
         mean=files.mean,
         std=files.std,
     )
 
 
-def _labels(class_counts: list[int]) -> torch.Tensor:
+def _labels(class_counts: list[int]) -> Tensor:
     return torch.arange(len(class_counts)).repeat_interleave(torch.tensor(class_counts))
 
 
-Listing = dict[str, list[ImageFile]]  # the images of each class, sorted by path; classes sorted by name
+@dataclass(frozen=True)
+class Split:
+    """What lies in train or in test.
+
+    classes     the images of each class, sorted by path; classes sorted by name
+    left_out    files that no class takes: not an image by their name, or outside of the class folders
+    broken      links whose target is missing
+    """
+
+    folder: Path
+    classes: dict[str, list[ImageFile]]
+    left_out: list[str]
+    broken: list[str]
 
 
-def list_images(root: Path, *, warn: bool = True) -> tuple[Listing, Listing]:
-    """The image files of each class in train and in test.
+def list_images(root: Path, *, warn: bool = True) -> tuple[Split, Split]:
+    """The image files of train and of test.
 
-    Raises DataError with everything that is wrong. Files that are no images by their name are left out with a warning.
+    Raises DataError with everything that is wrong. What is left out is named in a warning.
     """
     root = root.expanduser().absolute()
     _check_split_folders(root)
-    left_out: list[str] = []
-    train, test = (_list_split(root / split, left_out) for split in ("train", "test"))
-    mistakes = _mistakes(root, train, test)
+    train, test = _list_split(root / "train"), _list_split(root / "test")
+    mistakes = _mistakes(train, test)
+    left_out = train.left_out + test.left_out
+    notice = (
+        f"Files left out, not images by their names or outside of the class folders ({len(left_out)}): "
+        f"{_name_some(left_out)}. Move them away; save images of another format as PNG or JPEG."
+    )
     if mistakes:
-        raise DataError("\n".join([f"data.root: the image folders in {root} cannot be used:", *mistakes, LAYOUT]))
+        lines = [f"data.root: the image folders in {root} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]
+        raise DataError("\n".join([*lines, *([f"  {notice}"] if left_out else []), LAYOUT]))
     if left_out and warn:
-        logger.warning(
-            "Left out, since the name does not end like an image's: %s. Move them away, or save images as PNG or JPEG.",
-            _name_some(left_out),
-        )
+        logger.warning("%s", notice)
     return train, test
 
 
@@ -106,21 +122,25 @@ def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def _list_split(folder: Path, left_out: list[str]) -> Listing:
-    """Also adds to `left_out` the files that are no images."""
-    classes: Listing = {}
+def _list_split(folder: Path) -> Split:
+    split = Split(folder, {}, [], [])
     for entry in _visible(folder):
-        if entry.is_dir():
-            images = []
-            for file in _walk(entry.path, ancestors=()):
-                if _is_image(file.name):
-                    images.append(_image_file(file))
-                else:
-                    left_out.append(file.path)
-            classes[entry.name] = sorted(images, key=lambda image: image.path)
-        else:
-            left_out.append(entry.path)
-    return classes
+        if not entry.is_dir():
+            split.left_out.append(entry.path)
+            continue
+        images = split.classes.setdefault(entry.name, [])
+        for file in _walk(entry.path, ancestors=()):
+            if not _is_image(file.name):
+                split.left_out.append(file.path)
+                continue
+            try:
+                status = file.stat()
+            except FileNotFoundError:
+                split.broken.append(file.path)
+            else:
+                images.append(ImageFile(file.path, status.st_size, status.st_mtime_ns))
+        images.sort(key=lambda image: image.path)
+    return split
 
 
 def _walk(folder: str, ancestors: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
@@ -135,37 +155,30 @@ def _walk(folder: str, ancestors: tuple[str, ...]) -> Iterator[os.DirEntry[str]]
             yield entry
 
 
-def _image_file(entry: os.DirEntry[str]) -> ImageFile:
-    try:
-        status = entry.stat()
-    except OSError as error:
-        raise DataError(f"data.root: {error}. A link to a missing file? Delete it or mend it.") from error
-    return ImageFile(entry.path, status.st_size, status.st_mtime_ns)
-
-
-def _mistakes(root: Path, train: Listing, test: Listing) -> list[str]:
-    """One line for each kind of mistake."""
-    if not train:
-        return [f"  {root / 'train'} has no class folders: sort its images into one folder for each class."]
-    lines = []
-    empty = [f"{split}/{name}" for split, of in (("train", train), ("test", test)) for name in of if not of[name]]
+def _mistakes(train: Split, test: Split) -> list[str]:
+    """One sentence for each kind of mistake, with the remedy."""
+    if not train.classes:
+        return [f"{train.folder} has no class folders: sort its images into one folder for each class."]
+    found = []
+    if broken := train.broken + test.broken:
+        found.append(f"Links that lead to no file ({len(broken)}): {_name_some(broken)}. Delete or mend them.")
+    empty = [f"{split.folder.name}/{name}" for split in (train, test) for name, of in split.classes.items() if not of]
     if empty:
-        lines.append(f"  {len(empty)} class folders without an image: {_name_some(empty)}. Fill or delete them.")
-    missing = [name for name in train if name not in test]
-    unknown = [name for name in test if name not in train]
+        found.append(f"Class folders without an image ({len(empty)}): {_name_some(empty)}. Fill or delete them.")
+    missing = [name for name in train.classes if name not in test.classes]
+    unknown = [name for name in test.classes if name not in train.classes]
     if missing:
         shown = [name + _did_you_mean(name, unknown) for name in missing]
-        lines.append(
-            f"  {len(missing)} classes of train are missing from test: {_name_some(shown)}. "
-            "Put some of their images there, or delete the class."
+        found.append(
+            f"Classes of train that are missing from test ({len(missing)}): {_name_some(shown)}. "
+            "Put some of their images there, or delete them."
         )
     if unknown:
         shown = [name + _did_you_mean(name, missing) for name in unknown]
-        lines.append(
-            f"  {len(unknown)} classes of test are missing from train, so they cannot be learned: {_name_some(shown)}. "
-            "Rename or delete them."
+        found.append(
+            f"Classes of test that are missing from train ({len(unknown)}): {_name_some(shown)}. Rename or delete them."
         )
-    return lines
+    return found
 
 
 def _did_you_mean(name: str, candidates: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from trainlib.errors import StoppedError
 
 POLL_SECONDS = 0.1
+
+logger = logging.getLogger("trainlib.data")
 
 
 @contextmanager
@@ -22,7 +25,11 @@ def exclusive_lock(path: Path, *, stop_requested: Callable[[], bool], delay: flo
     """
     with path.open("a") as file:
         time.sleep(delay)
+        waited = False
         while not _try_lock(file.fileno()):
+            if not waited:
+                logger.info("Waiting for another process, which prepares the data (%s).", path)
+            waited = True
             if stop_requested():
                 raise StoppedError(
                     f"Stopped while another process prepared the data ({path}), before training began. Run again."

@@ -9,7 +9,7 @@ import selectors
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,8 @@ def _send(worker: subprocess.Popen[bytes], chunk: tuple[int, Sequence[str]]) -> 
         worker.stdin.write(json.dumps({"start": start, "paths": paths}).encode() + b"\n")
         worker.stdin.flush()
     except BrokenPipeError:
+        with suppress(BrokenPipeError):
+            worker.stdin.close()  # here, because it fails once more on what is left in its buffer
         raise _worker_died(worker, paths) from None
 
 
