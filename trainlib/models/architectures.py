@@ -47,8 +47,9 @@ def stock_model(
             return vgg16(**config.args)
         return torchvision_model(config.name, image_size, config.args, published_weights=published_weights)
     except (TypeError, ValueError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
         raise UserError(
-            f"model {config.name}: {error} (data.image_size {image_size}, arguments {config.args})"
+            f"model {config.name}: {reason} (data.image_size {image_size}, arguments {config.args})"
         ) from error
 
 

@@ -79,25 +79,23 @@ def check_forward(classifier: Classifier, image_size: int, num_classes: int) -> 
 def _build_from_weights(
     config: ModelConfig, num_classes: int, image_size: int, device: torch.device
 ) -> tuple[nn.Module, str]:
-    """The module with the configured weights, loaded before its head is changed where they are of the stock model."""
-    is_published = published(config) is not None
+    """The module with the configured weights; those of a stock model are loaded before its head changes."""
     with without_values():
-        module = stock_model(config, num_classes, image_size, published_weights=is_published)
+        module = stock_model(config, num_classes, image_size, published_weights=published(config) is not None)
     state = read_weights(config, device)
     stock_misfit = compare(module, state)
-    if not stock_misfit and device.type != "meta":
+    if not stock_misfit:
         adopt(module, state, device)
-    with without_values() if stock_misfit else nullcontext():
+        return module, _attach_head(module, config, num_classes)
+    with without_values():
         head = _attach_head(module, config, num_classes)
-    if stock_misfit:
-        final_misfit = compare(module, state)
-        if final_misfit:
-            raise WeightsError(
-                f"model.weights: {config.weights} does not fit {config.name} at data.image_size {image_size}: neither "
-                f"with its own head ({stock_misfit}) nor with one for {num_classes} classes ({final_misfit})"
-            )
-        if device.type != "meta":
-            adopt(module, state, device)
+    final_misfit = compare(module, state)
+    if final_misfit:
+        message = f"{config.weights} does not fit {config.name} at data.image_size {image_size}: {stock_misfit}"
+        if final_misfit != stock_misfit:
+            message += f"; nor with a head for {num_classes} classes: {final_misfit}"
+        raise WeightsError(f"model.weights: {message}")
+    adopt(module, state, device)
     return module, head
 
 

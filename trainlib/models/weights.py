@@ -212,8 +212,10 @@ def _shape(tensor: Tensor) -> str:
 def adopt(module: nn.Module, state: State, device: torch.device) -> None:
     """Make these tensors the module's own, in its dtypes, on this device; they fit, and `state` is emptied.
 
-    One tensor at a time, so that the weights are in memory once.
+    One tensor at a time, so that the weights are in memory once. On the meta device there is nothing to take.
     """
+    if device.type == "meta":
+        return
     values: OrderedDict[str, Tensor] = OrderedDict()
     for name, expected in module.state_dict().items():
         value = state.pop(name) if name in state else torch.zeros((), device="cpu")
