@@ -12,10 +12,11 @@ from trainlib.data.images import Dataset
 from trainlib.errors import DataError
 from trainlib.loop import Policy, Samples
 from trainlib.losses import Objective
-from trainlib.models import Classifier, build_model, weights_normalization
+from trainlib.models import Classifier, build_model, check_forward, weights_normalization
 from trainlib.optim import build_optimizer
 from trainlib.plan import Plan, limit_samples, split_validation, steps_per_epoch, to_steps
 from trainlib.randomness import key, seed_generators
+from trainlib.schedule import Schedule
 from trainlib.step import Engine
 
 
@@ -39,6 +40,20 @@ def build_engine(config: Config, num_classes: int, accelerator: Accelerator, cla
         clip_grad_norm=config.train.clip_grad_norm,
         seed=config.seed,
     )
+
+
+def check_build(config: Config, num_samples: int, num_classes: int) -> None:
+    """Build all that the configuration names, on the meta device: shapes without memory, weights without a download.
+
+    Raises UserError for what cannot be built as configured.
+    """
+    plan, _ = build_plan(config, num_samples)
+    with torch.device("meta"):
+        classifier = build_model(config.model, num_classes, config.data.image_size)
+    check_forward(classifier, config.data.image_size, num_classes)
+    Objective(config.loss, num_classes, torch.device("cpu"))
+    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
+    Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
 
 
 def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from trainlib.config.schema import DataConfig
 from trainlib.data.cifar10 import load_cifar10
-from trainlib.data.image_folder import load_image_folder
+from trainlib.data.image_folder import list_images, load_image_folder
 from trainlib.data.images import Dataset, Images, ImageSet
-from trainlib.data.synthetic import make_synthetic
+from trainlib.data.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 from trainlib.data.transforms import augment, normalise
 
-__all__ = ["Dataset", "ImageSet", "Images", "augment", "load_data", "normalise"]
+__all__ = ["Dataset", "ImageSet", "Images", "augment", "load_data", "normalise", "survey"]
 
 
 def load_data(
@@ -34,3 +34,18 @@ def load_data(
             )
         case "synthetic":
             return make_synthetic()
+
+
+def survey(config: DataConfig) -> tuple[int, int]:
+    """How many training images and how many classes there will be; nothing is decoded or downloaded.
+
+    Raises DataError for folders that are missing or of the wrong form.
+    """
+    match config.name:
+        case "cifar10":
+            return 50_000, 10
+        case "image_folder":
+            train, _ = list_images(Path(config.root))
+            return sum(len(files) for files in train.classes.values()), len(train.classes)
+        case "synthetic":
+            return NUM_TRAIN, len(SHAPES)

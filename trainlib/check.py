@@ -1,0 +1,28 @@
+"""`python -m trainlib.check CONFIG... [key=value ...]`: build everything without memory or training; print the config."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from trainlib.config import dump_config, load_config
+from trainlib.errors import EXIT_OK, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check a configuration; the resolved one goes to standard output. Returns the exit code (see `errors`)."""
+    try:
+        config = load_config(sys.argv[1:] if arguments is None else arguments)
+        from trainlib.build import check_build
+        from trainlib.data import survey
+
+        check_build(config, *survey(config.data))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(dump_config(config), end="")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
