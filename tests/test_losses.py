@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the field's own name
 
-from trainlib.config.schema import LossConfig
+from trainlib.config import LossConfig
 from trainlib.errors import UserError
 from trainlib.losses import Objective, correct
 

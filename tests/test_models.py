@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from trainlib.config.schema import ModelConfig
+from trainlib.config import ModelConfig
 from trainlib.errors import UserError
 from trainlib.models import Classifier, build_model, check_forward, set_train_mode, weights_normalization
 

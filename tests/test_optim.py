@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainlib.config.schema import OptimizerConfig
+from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
 from trainlib.optim import build_optimizer
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
-from trainlib.config.schema import SchedulerConfig
+from trainlib.config import SchedulerConfig
 from trainlib.errors import UserError
 from trainlib.schedule import Schedule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainlib.config.schema import LossConfig
+from trainlib.config import LossConfig
 from trainlib.errors import UserError
 
 # These compare the logits, or what the activation makes of them, with one-hot targets instead of class indices.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainlib.config.schema import OptimizerConfig
+from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
 
 NAMES_SHOWN = 5

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer, lr_scheduler
 
-from trainlib.config.schema import SchedulerConfig
+from trainlib.config import SchedulerConfig
 from trainlib.errors import UserError
 from trainlib.plan import to_steps
 

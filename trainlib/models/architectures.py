@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from trainlib.config.schema import ModelConfig
+from trainlib.config import ModelConfig
 from trainlib.errors import UserError
 
 VGG16_CHANNELS: tuple[int | str, ...] = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainlib.config.schema import ModelConfig
+from trainlib.config import ModelConfig
 from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures import stock_model, without_values
 from trainlib.models.weights import adopt, compare, published, read_weights

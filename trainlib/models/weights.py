@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from trainlib.config.schema import ModelConfig
+from trainlib.config import ModelConfig
 from trainlib.errors import WeightsError
 from trainlib.models.architectures import INCEPTIONS, torchvision_model, without_values
 
