@@ -118,8 +118,8 @@ def read_state(path: Path) -> State:
         if isinstance(error, pickle.UnpicklingError) and _is_whole_pickle(path):
             raise WeightsError(
                 f"model.weights: {path} holds more than tensors; reading that can run code, so it was not read. "
-                "If you trust it, convert it where its own code is installed: "
-                f"model = torch.load({path.name!r}, weights_only=False); torch.save(model.state_dict(), 'weights.pt')"
+                "If you trust it, convert it where its own code is installed: load it with "
+                f"torch.load({path.name!r}, weights_only=False) and torch.save its state_dict alone"
             ) from error
         reason = str(error).split("\n")[0] or type(error).__name__
         raise WeightsError(
