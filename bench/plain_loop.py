@@ -2,9 +2,9 @@
 
     python bench/plain_loop.py DIR [--epochs 20] [--seed 0]
 
-DIR is a class-folder tree, DIR/train/<class>/* and DIR/test/<class>/*, of 32x32 images. Trains the tutorial CNN as
-configs/cifar10_cnn.yaml does: batches of 64, SGD with momentum, StepLR, random crops and flips, a tenth of the training
-images held out, the epoch with the best validation accuracy tested once. Prints one line an epoch and the test accuracy.
+DIR is a class-folder tree, DIR/train/<class>/* and DIR/test/<class>/*, of 32x32 images. Trains the tutorial CNN
+as configs/cifar10_cnn.yaml does: batches of 64, SGD with momentum, StepLR, random crops and flips, a tenth of the
+training images held out, the epoch with the best validation accuracy tested once. Prints a line an epoch and the test accuracy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def tutorial_cnn(num_classes: int) -> nn.Sequential:
 
 def loaders(root: Path, batch_size: int) -> tuple[DataLoader, DataLoader, DataLoader, int]:
     plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-    augmented = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *plain.transforms])
+    augmented = transforms.Compose(
+        [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *plain.transforms]
+    )
     train, held_out = ImageFolder(root / "train", augmented), ImageFolder(root / "train", plain)
     order = torch.randperm(len(train)).tolist()
     num_val = len(train) // 10
@@ -94,7 +96,10 @@ def main() -> None:
         if val_accuracy > best:
             best, best_state = val_accuracy, copy.deepcopy(model.state_dict())
         mean_loss = total / len(train.dataset)
-        print(f"epoch {epoch + 1:2}/{options.epochs}  loss {mean_loss:.4f}  val {val_accuracy:.4f}  {seconds:.1f} s", flush=True)
+        print(
+            f"epoch {epoch + 1:2}/{options.epochs}  loss {mean_loss:.4f}  val {val_accuracy:.4f}  {seconds:.1f} s",
+            flush=True,
+        )
     model.load_state_dict(best_state)
     print(f"test accuracy {accuracy(model, test):.4f}")
 

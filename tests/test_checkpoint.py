@@ -116,12 +116,14 @@ def test_trainer_state_that_would_execute_code_does_not(tmp_path: Path) -> None:
 
     saved = save(tmp_path, 1)
     torch.save({"optimizer": Evil()}, saved.path / "trainer.pt")
-    with pytest.raises(Exception, match="[Ww]eights.only|Unsupported"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported"):
         saved.trainer_state()
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize(("keep", "best", "left"), [(2, None, [4, 5]), (3, None, [3, 4, 5]), (2, 1, [1, 4, 5]), (2, 5, [4, 5])])
+@pytest.mark.parametrize(
+    ("keep", "best", "left"), [(2, None, [4, 5]), (3, None, [3, 4, 5]), (2, 1, [1, 4, 5]), (2, 5, [4, 5])]
+)
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, keep: int, best: int | None, left: list[int]) -> None:
     keeper = Keeper(tmp_path, keep, {})
     for step in range(1, 6):

@@ -10,7 +10,9 @@ import torch
 from trainlib.plan import Plan, limit_samples, micro_batches, share, split_validation, steps_per_epoch, to_steps
 
 
-def make_plan(n: int = 97, batch_size: int = 10, *, shuffle: bool = True, drop_last: bool = False, seed: int = 0) -> Plan:
+def make_plan(
+    n: int = 97, batch_size: int = 10, *, shuffle: bool = True, drop_last: bool = False, seed: int = 0
+) -> Plan:
     return Plan(torch.arange(n) * 3, seed, batch_size, shuffle, drop_last, total_steps=30)
 
 
@@ -54,14 +56,14 @@ def test_epochs_and_their_last_steps() -> None:
     assert [step for step in range(30) if plan.ends_epoch(step)] == [9, 19, 29]
 
 
-@pytest.mark.parametrize(
-    ("duration", "steps"), [("1ep", 7), ("20ep", 140), ("500st", 500), ("1st", 1)]
-)
+@pytest.mark.parametrize(("duration", "steps"), [("1ep", 7), ("20ep", 140), ("500st", 500), ("1st", 1)])
 def test_durations_become_steps(duration: str, steps: int) -> None:
     assert to_steps(duration, 7) == steps
 
 
-@pytest.mark.parametrize(("n", "size", "drop", "steps"), [(10, 5, False, 2), (11, 5, False, 3), (11, 5, True, 2), (5, 5, True, 1)])
+@pytest.mark.parametrize(
+    ("n", "size", "drop", "steps"), [(10, 5, False, 2), (11, 5, False, 3), (11, 5, True, 2), (5, 5, True, 1)]
+)
 def test_steps_per_epoch(n: int, size: int, drop: bool, steps: int) -> None:
     assert steps_per_epoch(n, size, drop) == steps
 
@@ -88,7 +90,9 @@ def test_limit_keeps_order_and_takes_a_random_subset() -> None:
     assert limit_samples(ids, None, seed=0) is ids
 
 
-@pytest.mark.parametrize(("n", "size", "sizes"), [(10, 4, [4, 4, 2]), (4, 4, [4]), (3, None, [3]), (0, 4, [0]), (0, None, [0])])
+@pytest.mark.parametrize(
+    ("n", "size", "sizes"), [(10, 4, [4, 4, 2]), (4, 4, [4]), (3, None, [3]), (0, 4, [0]), (0, None, [0])]
+)
 def test_micro_batches(n: int, size: int | None, sizes: list[int]) -> None:
     pieces = micro_batches(torch.arange(n), size)
     assert [len(piece) for piece in pieces] == sizes

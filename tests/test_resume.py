@@ -28,7 +28,7 @@ VGG = [
 
 
 def train_until(arguments: list[str], boundary: int) -> int:
-    """In each rank: train, with the last rank alone asked to stop at the `boundary`-th step boundary of this attempt."""
+    """In each rank: train, with the last rank alone asked to stop at this attempt's `boundary`-th step boundary."""
     import os
 
     from trainlib.config import load_config

@@ -72,9 +72,11 @@ class Batches:
         self._device = device
 
     def train(self, batches: Sequence[Tensor], epoch: int, augmentation: Augmentation) -> Iterator[list[Piece]]:
-        """This rank's pieces of each of these global batches (sample indices, int64 [B]), augmented for the epoch."""
+        """This rank's pieces of each of these global batches (sample indices, int64 [B]), augmented."""
         pieces = [self._shard.pieces(batch) for batch in batches]
-        loads = [piece if len(piece) else batch[:1] for batch, cut in zip(batches, pieces, strict=True) for piece in cut]
+        loads = [
+            piece if len(piece) else batch[:1] for batch, cut in zip(batches, pieces, strict=True) for piece in cut
+        ]
         decoded = self._images.batches(loads)
         for cut in pieces:
             yield [self._piece(piece, next(decoded), epoch, augmentation) for piece in cut]
@@ -82,7 +84,7 @@ class Batches:
     def evaluation(self, ids_N: Tensor, batch_size: int) -> Iterator[Piece]:
         """This rank's share of these samples, each exactly once, in pieces of at most `batch_size`."""
         mine = ids_N[share(len(ids_N), self._shard.world_size, self._shard.rank)]
-        pieces = list(mine.split(batch_size)) if len(mine) else []
+        pieces = list(torch.split(mine, batch_size)) if len(mine) else []
         for piece, images_NCHW in zip(pieces, self._images.batches(pieces), strict=True):
             yield self._piece(piece, images_NCHW, 0, None)
 

@@ -21,7 +21,7 @@ from trainlib.step import Engine
 
 
 def build_classifier(config: Config, num_classes: int, device: torch.device) -> Classifier:
-    """The model with its initial weights, a function of the seed; on the CPU first, so that every device gets the same."""
+    """The model with its initial weights, a function of the seed; made on the CPU, the same for every device."""
     seed_generators(key("initial weights", config.seed), torch.device("cpu"))
     classifier = build_model(config.model, num_classes, config.data.image_size)
     classifier.module.to(device)
@@ -64,11 +64,13 @@ def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
     data, train = config.data, config.train
     train_ids, val_ids = split_validation(num_samples, data.val_fraction, config.seed)
     if data.limit is not None and data.limit > len(train_ids):
-        raise DataError(f"data.limit: got {data.limit}, must be at most the {len(train_ids)} training samples there are")
+        raise DataError(
+            f"data.limit: got {data.limit}, must be at most the {len(train_ids)} training samples there are"
+        )
     train_ids = limit_samples(train_ids, data.limit, config.seed)
     if train.batch_size > len(train_ids):
         raise DataError(
-            f"train.batch_size: got {train.batch_size}, must be at most the number of training samples, {len(train_ids)}"
+            f"train.batch_size: got {train.batch_size}, must be at most the {len(train_ids)} training samples there are"
         )
     epoch_steps = steps_per_epoch(len(train_ids), train.batch_size, data.drop_last)
     total_steps = train.steps if train.steps is not None else (train.epochs or 0) * epoch_steps

@@ -1,4 +1,4 @@
-"""`python -m trainlib.check CONFIG... [key=value ...]`: build everything without memory or training; print the config."""
+"""`python -m trainlib.check CONFIG... [key=value ...]`: build everything on the meta device; print the config."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Checkpoints: written whole or not at all, verified when loaded, old ones removed only once the new one is safe.
 
-A checkpoint is a directory `step-00000123` with `model.safetensors` (the module's state_dict), `trainer.pt` (optimizer
-state_dict and everything else that the next step depends on) and `manifest.json` (size and SHA-256 of the other two, and
-what made them). It is written under a temporary name, every file flushed to disk, the manifest last, and then renamed.
+A checkpoint is a directory `step-00000123` with `model.safetensors` (the module's state_dict), `trainer.pt` (the
+optimizer's, and everything else that the next step depends on) and `manifest.json` (size and SHA-256 of the other two,
+and what made them). It is written under a temporary name, every file flushed to disk, the manifest last, and then
+renamed.
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class Console:
             self._bar = None
 
     def _note(self) -> str:
-        return "" if self._latest is None else f"{_numbers(self._latest)}  {self._latest['images_per_second']:,.0f} images/s"
+        if self._latest is None:
+            return ""
+        return f"{_numbers(self._latest)}  {self._latest['images_per_second']:,.0f} images/s"
 
 
 def _numbers(row: Mapping[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""The processes of a run: starting Accelerate the same way whoever launched us, and telling all ranks the same thing."""
+"""The processes of a run: starting Accelerate the same way under every launcher, and telling all ranks the same."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psutil
 import torch
@@ -91,7 +91,7 @@ def control_group() -> dist.ProcessGroup | None:
     """A group of all ranks for small CPU messages that must not mix with the gradients'; None for one process."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    return dist.new_group(backend="gloo")
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
 
 def _set_determinism(config: TrainConfig) -> None:

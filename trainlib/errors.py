@@ -1,14 +1,14 @@
 """What can go wrong, and the exit code of each.
 
-    TrainlaunchError                exit 1
-    ├── UserError                   exit 2   the user's mistake: one message, with the fix, never a traceback
-    │   ├── ConfigError                      mistakes in configuration files or overrides, all at once
-    │   ├── DataError                        images or folders that are missing, damaged or of the wrong form
-    │   ├── WeightsError                     a weights file that does not exist or does not fit the model
-    │   ├── CheckpointError                  a named checkpoint that is missing, damaged or of another run
-    │   └── RunDirectoryError                a run directory that is in use, finished, different or not writable
-    ├── NonFiniteError              exit 1   a loss or gradient that is not a number: the update was not applied
-    └── StoppedError                exit 75  asked to stop before training could start: run again to continue
+TrainlaunchError                exit 1
+├── UserError                   exit 2   the user's mistake: one message, with the fix, never a traceback
+│   ├── ConfigError                      mistakes in configuration files or overrides, all at once
+│   ├── DataError                        images or folders that are missing, damaged or of the wrong form
+│   ├── WeightsError                     a weights file that does not exist or does not fit the model
+│   ├── CheckpointError                  a named checkpoint that is missing, damaged or of another run
+│   └── RunDirectoryError                a run directory that is in use, finished, different or not writable
+├── NonFiniteError              exit 1   a loss or gradient that is not a number: the update was not applied
+└── StoppedError                exit 75  asked to stop before training could start: run again to continue
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeping checkpoints of a run: rank 0 writes, prunes and survives failed writes; every rank takes part in the state."""
+"""Keeping the checkpoints of a run: writing them, pruning old ones, and surviving writes that fail."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from trainlib.batches import Augmentation, Batches
-from trainlib.config import Best, EarlyStopping
 from trainlib.clock import Clock
+from trainlib.config import Best, EarlyStopping
 from trainlib.console import Console
 from trainlib.files import timestamp
 from trainlib.keeper import Keeper
@@ -181,7 +181,7 @@ class Loop:
             return
         with self.clock.paused():
             progress.seconds = self.clock.seconds
-            trainer_state = {"progress": progress.state_dict()}
+            trainer_state: dict[str, Any] = {"progress": progress.state_dict()}
             if self.outputs.keeper is not None:
                 for tracker in self.outputs.trackers:
                     tracker.flush()  # the rows up to this step are safe before the checkpoint that continues them

@@ -1,7 +1,8 @@
 """Loss and accuracy over a set of samples, exact however the set was cut into ranks and micro-batches.
 
-A part of a set adds two numbers: its loss times its denominator (see `losses.Objective`) and how many it got right. They
-stay on the device as float64 [2], where adding costs no synchronisation, and are brought together once, where reported.
+A part of a set adds two numbers: its loss times its denominator (see `losses.Objective`) and how many it got right.
+They stay on the device as float64 [2], where adding costs no synchronisation, and are brought together once, where
+reported.
 """
 
 from __future__ import annotations

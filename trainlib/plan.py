@@ -1,7 +1,8 @@
 """What each step trains on: epochs, batches and durations as pure functions of the configuration.
 
-A training set of N samples is walked in an order that depends on (seed, epoch). Step s of the epoch takes the s-th slice
-of it, the *global batch*; a rank takes its share of the global batch. Nothing is consumed, so a run may begin at any step.
+A training set of N samples is walked in an order that depends on (seed, epoch). Step s of the epoch takes the s-th
+slice of it, the *global batch*; a rank takes its share of the global batch. Nothing is consumed, so a run may begin at
+any step.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Plan:
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The global batches of this epoch, in order: sample indices, int64 [B], the last one perhaps shorter."""
-        slices = self.epoch_ids(epoch).split(self.global_batch_size)
+        slices = torch.split(self.epoch_ids(epoch), self.global_batch_size)
         return list(slices[: self.steps_per_epoch])
 
 

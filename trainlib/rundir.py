@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from trainlib.errors import RunDirectoryError, StoppedError
 from trainlib.files import append_line, read_lines, timestamp, write_atomically
 
 RUNS = Path("runs")
+LOCK_PATIENCE = 1.0  # seconds: `launch list` takes every lock for a moment, to see whether the run is alive
 
 
 @dataclass
@@ -115,14 +117,20 @@ class RunDirectory:
 
     def _acquire_lock(self) -> None:
         lock = (self.path / "lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise RunDirectoryError(
-                f"{self.path} is in use: another process is training into it; wait for it, stop it with "
-                f"`launch stop {self.path.name}`, or choose another name with `--name`"
-            ) from error
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                lock.close()
+                raise RunDirectoryError(
+                    f"{self.path} is in use: another process is training into it; wait for it, stop it with "
+                    f"`launch stop {self.path.name}`, or choose another name with `--name`"
+                ) from error
         self.close()
         self._lock = lock
 

@@ -141,7 +141,10 @@ def _outputs(config: Config, run: RunDirectory, loop: Loop, dataset: Dataset) ->
         "preprocess": asdict(loop.samples.train.preprocess),
     }
     console = Console(
-        plan.total_steps, -(-plan.total_steps // plan.steps_per_epoch), progress.step, quiet=not config.tracking.progress
+        plan.total_steps,
+        -(-plan.total_steps // plan.steps_per_epoch),
+        progress.step,
+        quiet=not config.tracking.progress,
     )
     trackers = [*open_trackers(config.tracking, run.path, progress.step), console]
     try:

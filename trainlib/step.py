@@ -59,10 +59,8 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
         with nullcontext() if last else accelerator.no_sync(model):
             logits_NC = model(piece.images_NCHW)
             part = 0.0 if piece.is_empty else engine.objective.denominator(piece.cpu_labels_N)
-            if part:
-                loss = engine.objective(logits_NC, piece.labels_N)
-            else:
-                loss = logits_NC.sum()  # weight 0: takes part in the backward pass and adds nothing
+            # With weight 0 any loss will do: it takes part in the backward pass and adds nothing.
+            loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
             sums_2 += _sums(piece, logits_NC, loss, part)
             accelerator.backward(loss * (part / denominator * accelerator.num_processes))
     if engine.clip_grad_norm is not None:

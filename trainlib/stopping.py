@@ -33,6 +33,8 @@ class StopFlag:
         """Catch the stop signals; only the main thread can, and elsewhere the STOP file is all there is."""
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup, and shells without job control, ignore some on purpose
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:
@@ -63,8 +65,8 @@ class StopFlag:
 class Agreement:
     """Whether any rank was asked to stop, told to all ranks at the same step without making them wait.
 
-    At each step boundary a rank hands in its own flag to an all-reduce that runs beside the next step, and reads the one
-    that it handed in a step before: everyone learns of a request at the same boundary, at most one step late.
+    At each step boundary a rank hands in its own flag to an all-reduce that runs beside the next step, and reads the
+    one that it handed in a step before: everyone learns of a request at the same boundary, at most one step late.
     """
 
     def __init__(self, flag: StopFlag, group: ProcessGroup | None):

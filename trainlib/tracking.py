@@ -53,7 +53,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = from_step + 1 if directory.exists() else None  # rows past the resumed step do not count
-        self._writer: Any = SummaryWriter(str(directory), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
 
     def log(self, row: Row) -> None:
         for tag, value in scalars(row).items():
@@ -67,7 +67,7 @@ class TensorBoard:
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """A row's numbers under the names that chart tools group by: `train/loss_step`, `train/loss`, `val/loss`, `lr` ..."""
+    """A row's numbers under the names that chart tools group by: `train/loss_step`, `train/loss`, `val/loss`, `lr`."""
     suffix = "_step" if row.get("scope") == "step" else ""
     named = {f"{row['split']}/{name}{suffix}": row[name] for name in ("loss", "accuracy")}
     if row["split"] == "train":

@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 from trainlib.config import Config, load_config
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, StoppedError, TrainlaunchError, UserError
@@ -50,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flag.uninstall()
 
 
-def train(
-    config: Config, flag: StopFlag, *, rank: int = 0, fresh: bool = False, resume: str | None = None
-) -> bool:
+def train(config: Config, flag: StopFlag, *, rank: int = 0, fresh: bool = False, resume: str | None = None) -> bool:
     """Train one configuration in this process, as one of its ranks; True at the end, False when asked to stop.
 
     resume  None, "" for the newest checkpoint with harmless changes allowed, or a checkpoint's name or path
@@ -76,10 +73,10 @@ def train(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainlib.train", description="Train from configuration files.")
-    parser.add_argument("config", nargs="+", metavar="CONFIG | key=value", help="files or shipped names, then overrides")
+    parser.add_argument("config", nargs="+", metavar="CONFIG | key=value", help="files or shipped names; overrides")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run of this name aside and begin again")
     parser.add_argument(
-        "--resume", nargs="?", const="", metavar="CHECKPOINT", help="accept harmless changes; or continue from a checkpoint"
+        "--resume", nargs="?", const="", metavar="CHECKPOINT", help="accept harmless changes; or name a checkpoint"
     )
     return parser.parse_args(arguments)
 
