@@ -61,9 +61,9 @@ def test_a_linear_model_on_pixels_does_not_solve_it(dataset: Dataset) -> None:
     assert linear.score(flat(dataset.test), dataset.test.labels_N) < 0.4
 
 
-def test_a_convolutional_model_learns_it_in_one_epoch(dataset: Dataset) -> None:
+def test_a_convolutional_model_learns_it_soon(dataset: Dataset) -> None:
     torch.manual_seed(0)
-    convolutions = [nn.Conv2d(3, 24, 5, padding=2), nn.MaxPool2d(2), nn.Conv2d(24, 32, 5, padding=2), nn.MaxPool2d(4)]
+    convolutions = [nn.Conv2d(3, 16, 5, padding=2), nn.MaxPool2d(2), nn.Conv2d(16, 32, 5, padding=2), nn.MaxPool2d(4)]
     model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(512, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
@@ -71,11 +71,11 @@ def test_a_convolutional_model_learns_it_in_one_epoch(dataset: Dataset) -> None:
         return pixels(split) / 255 - 0.5
 
     images, labels = scaled(dataset.train), dataset.train.labels_N
-    for ids in torch.randperm(len(images)).split(32):
+    for ids in torch.randperm(3_200).split(32):
         loss = nn.functional.cross_entropy(model(images[ids]), labels[ids])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
         accuracy = (model(scaled(dataset.test)).argmax(1) == dataset.test.labels_N).float().mean().item()
-    assert accuracy > 0.8
+    assert accuracy > 0.65

@@ -143,7 +143,7 @@ def _open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The array, memory-mapped copy-on-write; None where there is none or it is damaged."""
     try:
         images_NCHW = np.load(path, mmap_mode="c")
-    except (FileNotFoundError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError):
         return None
     return images_NCHW if images_NCHW.shape == shape and images_NCHW.dtype == np.uint8 else None
 
@@ -196,7 +196,7 @@ def _read_statistics(path: Path) -> tuple[Rgb, Rgb] | None:
     try:
         entry = json.loads(path.read_bytes())
         (r, g, b), (std_r, std_g, std_b) = entry["mean"], entry["std"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return (r, g, b), (std_r, std_g, std_b)
 

@@ -40,7 +40,8 @@ def load_cifar10(root: Path, *, stop_requested: Callable[[], bool]) -> Dataset:
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DataError(
             f"data.name=cifar10: the images are not in {root} and could not be downloaded from {CIFAR10.url}: {error}. "
-            f"Put {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) into {root} yourself and run again, or use "
+            f"Put {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) into {root} yourself, delete "
+            f"{root / CIFAR10.base_folder} if it is there, and run again; or use "
             "data.name=synthetic (needs no files) or data.name=image_folder (your own images)."
         ) from error
 

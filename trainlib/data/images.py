@@ -128,7 +128,7 @@ class ImageSet:
     """images, and labels_N int64 [N] on the CPU."""
 
     images: Images
-    labels_N: Tensor  # noqa: N815
+    labels_N: Tensor
 
 
 @dataclass(frozen=True)

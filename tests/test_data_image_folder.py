@@ -1,0 +1,140 @@
+"""Class folders: their order, what is left out, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from trainlib.config.schema import DataConfig
+from trainlib.data import load_data
+from trainlib.data.image_folder import list_images
+from trainlib.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRAINLAUNCH_CACHE", str(tmp_path / "cache"))
+
+
+def save_image(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng([seed, *str(path.name).encode()]).integers(0, 256, (12, 12, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes, three training images and one test image each."""
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(3):
+            save_image(tmp_path / "images" / "train" / name / f"{i}.png", label)
+        save_image(tmp_path / "images" / "test" / name / "9.png", label)
+    return tmp_path / "images"
+
+
+def message(root: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        list_images(root)
+    return str(caught.value)
+
+
+def test_images_labels_and_order_are_those_of_torchvision(root: Path) -> None:
+    save_image(root / "train" / "a-b" / "x.png")  # sorts before a/ as a whole path, but not as a class
+    save_image(root / "train" / "a" / "x.png", 5)
+    save_image(root / "train" / "a" / "X.PNG", 6)
+    for name in ("a", "a-b"):
+        save_image(root / "test" / name / "1.png")
+    dataset = load_data(DataConfig(name="image_folder", root=str(root), image_size=12))
+    assert dataset.class_names == ("a", "a-b", "cat", "dog")
+    for split, images in (("train", dataset.train), ("test", dataset.test)):
+        expected = ImageFolder(root / split)
+        assert images.labels_N.tolist() == expected.targets
+        assert images.labels_N.dtype == torch.int64
+        batch = next(images.images.batches([torch.arange(len(expected))]))
+        for image, (expected_image, _) in zip(batch, expected, strict=True):
+            np.testing.assert_array_equal(image.numpy(), np.asarray(expected_image).transpose(2, 0, 1))
+
+
+def test_nested_folders_and_links_are_walked_but_not_in_circles(root: Path, tmp_path: Path) -> None:
+    save_image(root / "train" / "cat" / "indoors" / "deep" / "4.png")
+    save_image(tmp_path / "elsewhere" / "5.png")
+    (root / "train" / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "cat" / "6.png").symlink_to(tmp_path / "elsewhere" / "5.png")
+    (root / "train" / "cat" / "indoors" / "back").symlink_to(root / "train" / "cat")
+    train, _ = list_images(root)
+    names = [Path(file.path).relative_to(root / "train" / "cat").as_posix() for file in train.classes["cat"]]
+    assert names == ["0.png", "1.png", "2.png", "6.png", "indoors/deep/4.png", "linked/5.png"]
+
+
+def test_files_that_are_no_images_are_left_out_with_one_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    left_out = ["train/readme.md", "train/cat/notes.txt", "test/dog/phone.heic", "test/loose.png"]
+    for name in [*left_out, "train/cat/Thumbs.db", "train/.DS_Store", "train/dog/desktop.ini", "train/.git/x.png"]:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"")
+    train, test = list_images(root)
+    assert [len(split.classes[name]) for split in (train, test) for name in ("cat", "dog")] == [3, 3, 1, 1]
+    assert set(train.classes) == {"cat", "dog"}
+    [record] = caplog.records
+    assert (record.name, record.levelno) == ("trainlib.data", logging.WARNING)
+    assert "(4)" in record.getMessage()
+    assert all(str(root / name) in record.getMessage() for name in left_out)
+    caplog.clear()
+    list_images(root, warn=False)
+    assert not caplog.records
+
+
+def test_a_missing_root_is_named_with_the_layout(tmp_path: Path) -> None:
+    assert message(tmp_path / "nowhere") == (
+        f"data.root: {tmp_path / 'nowhere'} does not exist. "
+        "The layout is data.root/train/<class>/<image> and data.root/test/<class>/<image>."
+    )
+    (tmp_path / "file").touch()
+    assert "is not a folder" in message(tmp_path / "file")
+
+
+def test_class_folders_directly_in_the_root_are_recognised(root: Path) -> None:
+    text = message(root / "train")
+    assert "no folder 'train' and no folder 'test' (its folders: cat, dog)" in text
+    assert "look like class folders: move them into train/" in text
+
+
+def test_a_missing_test_folder_asks_for_a_share_of_the_images(root: Path) -> None:
+    (root / "test").rename(root / "validation")
+    text = message(root)
+    assert "no folder 'test' (its folders: train, validation)" in text
+    assert "Make test/ with a share" in text
+
+
+def test_no_class_folders(tmp_path: Path) -> None:
+    save_image(tmp_path / "train" / "1.png")
+    (tmp_path / "test").mkdir()
+    text = message(tmp_path)
+    assert "has no class folders" in text
+    assert "1.png" in text
+
+
+def test_everything_that_is_wrong_with_the_classes_is_told_at_once(root: Path) -> None:
+    (root / "test" / "cat").rename(root / "test" / "Cat")
+    (root / "train" / "horse").mkdir()
+    (root / "train" / "dog" / "gone.png").symlink_to(root / "nowhere.png")
+    for i in range(12):
+        save_image(root / "train" / f"plane-{i:02}" / "1.png")
+    save_image(root / "test" / "unheard" / "1.png")
+    text = message(root)
+    assert f"Links that lead to no file (1): {root / 'train' / 'dog' / 'gone.png'}." in text
+    assert "Class folders without an image (1): train/horse." in text
+    assert "missing from test (14): cat (the same as 'Cat' there?), horse, plane-00, " in text
+    assert "plane-07 and 4 more. " in text
+    assert "plane-08" not in text
+    assert "missing from train (2): Cat (the same as 'cat' there?), unheard. " in text
+
+
+def test_an_empty_class_of_the_test_split_is_a_mistake(root: Path) -> None:
+    (root / "test" / "dog" / "9.png").unlink()
+    assert "Class folders without an image (1): test/dog." in message(root)
