@@ -4,7 +4,8 @@
 
 DIR is a class-folder tree, DIR/train/<class>/* and DIR/test/<class>/*, of 32x32 images. Trains the tutorial CNN
 as configs/cifar10_cnn.yaml does: batches of 64, SGD with momentum, StepLR, random crops and flips, a tenth of the
-training images held out, the epoch with the best validation accuracy tested once. Prints a line an epoch and the test accuracy.
+training images held out, the epoch with the best validation accuracy tested once. Prints a line an epoch and the test
+accuracy.
 """
 
 from __future__ import annotations

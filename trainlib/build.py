@@ -20,10 +20,13 @@ from trainlib.schedule import Schedule
 from trainlib.step import Engine
 
 
-def build_classifier(config: Config, num_classes: int, device: torch.device) -> Classifier:
+def build_classifier(
+    config: Config, num_classes: int, device: torch.device, *, with_weights: bool = True
+) -> Classifier:
     """The model with its initial weights, a function of the seed; made on the CPU, the same for every device."""
     seed_generators(key("initial weights", config.seed), torch.device("cpu"))
-    classifier = build_model(config.model, num_classes, config.data.image_size)
+    model = config.model if with_weights else config.model.model_copy(update={"weights": None})
+    classifier = build_model(model, num_classes, config.data.image_size)
     classifier.module.to(device)
     return classifier
 

@@ -87,13 +87,15 @@ def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start
             f"{config.name} has already trained {start.step} steps, and this configuration ends at {plan.total_steps}; "
             "raise train.epochs or train.steps"
         )
-    classifier = build_classifier(config, num_classes, accelerator.device)
+    # Published weights are fetched by one process of each machine; a checkpoint needs none of them.
+    with accelerator.local_main_process_first() if config.model.weights and not start else nullcontext():
+        classifier = build_classifier(config, num_classes, accelerator.device, with_weights=start is None)
     if start is not None:
         classifier.module.load_state_dict(start.model_state())
     engine = build_engine(config, num_classes, accelerator, classifier)
     schedule = Schedule(
         config.scheduler,
-        engine.optimizer.optimizer,
+        engine.optimizer,
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
     )
