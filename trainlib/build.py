@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from trainlib.batches import Augmentation, Batches, Preprocess, Shard
 from trainlib.config import Config, ModelConfig, Normalize
-from trainlib.data.images import Dataset
+from trainlib.data.images import Dataset, ImageSet
 from trainlib.errors import DataError
 from trainlib.loop import Policy, Samples
 from trainlib.losses import Objective
@@ -87,9 +89,13 @@ def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accel
     preprocess = build_preprocess(config, dataset)
     device = accelerator.device
     share = -(-train.batch_size // accelerator.num_processes)
+
+    def batches(images: ImageSet) -> Batches:
+        return Batches(replace(images, images=images.images.to(device)), preprocess, shard, device)
+
     return Samples(
-        train=Batches(dataset.train, preprocess, shard, device),
-        test=Batches(dataset.test, preprocess, shard, device),
+        train=batches(dataset.train),
+        test=batches(dataset.test),
         augmentation=Augmentation(config.seed, config.data.augment.flip, config.data.augment.crop_padding),
         val_ids=val_ids,
         evaluation_batch_size=2 * (train.micro_batch_size or share),  # no gradients to store

@@ -27,11 +27,9 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
     """Join the other ranks and settle device, precision, threads and determinism.
 
     Every setting is given explicitly, so that neither a user's Accelerate configuration nor a variable of the
-    environment changes what is computed. Raises UserError for fp16 without a GPU and for a wrong world size.
+    environment changes what is computed. Raises UserError for a wrong world size.
     """
-    cpu = not torch.cuda.is_available() or environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
-    if cpu and config.precision == "fp16":
-        raise UserError("train.precision: got fp16, which needs a GPU, and none was found; use bf16 or no")
+    cpu = _trains_on_cpu(environ)
     torch.set_num_threads(num_threads(environ))
     _set_determinism(config)
     accelerator = Accelerator(
@@ -66,6 +64,12 @@ def joined(config: TrainConfig) -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def check_precision(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError for fp16 without a GPU; asked before any data is loaded."""
+    if config.precision == "fp16" and _trains_on_cpu(environ):
+        raise UserError("train.precision: got fp16, which needs a GPU, and none was found; use bf16 or no")
+
+
 def num_threads(environ: Mapping[str, str]) -> int:
     """Intra-op threads of this rank: its share of the physical cores that it may use.
 
@@ -92,6 +96,10 @@ def control_group() -> dist.ProcessGroup | None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+
+
+def _trains_on_cpu(environ: Mapping[str, str]) -> bool:
+    return not torch.cuda.is_available() or environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
 
 
 def _set_determinism(config: TrainConfig) -> None:

@@ -44,17 +44,18 @@ def run_session(
     start    where to resume from, as rank 0 chose it
     attempt  rank 0's record of how this attempt goes; None on the other ranks, which write nothing
     """
+    distributed.check_precision(config.train)
     dataset = load_data(config.data, stop_requested=flag.requested, is_main=attempt is not None)
     with distributed.joined(config.train) as accelerator:
         start = distributed.from_main(start)
         log_rank(run.logs, accelerator.process_index)
         loop = build_loop(config, dataset, accelerator, start)
-        with _outputs(config, run, loop, dataset) if attempt else nullcontext(Outputs()) as loop.outputs:
+        with _outputs(config, run, loop, dataset, attempt) if attempt else nullcontext(Outputs()) as loop.outputs:
             completed = loop.run(Agreement(flag, distributed.control_group()))
-            summary = _summary(loop, accelerator) if attempt else {}
+            summary = _summary(loop) if attempt else {}
             test = _test(loop, run) if completed else None
             if attempt:
-                attempt.status, attempt.step = "completed" if completed else "stopped", loop.progress.step
+                attempt.status = "completed" if completed else "stopped"
                 attempt.reason = None if completed else flag.reason or "another rank was asked to stop"
                 run.write_summary({"status": attempt.status} | summary | {"test": test.asdict() if test else None})
                 flag.honoured()
@@ -112,8 +113,8 @@ def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start
 
 
 @contextmanager
-def _outputs(config: Config, run: RunDirectory, loop: Loop, dataset: Dataset) -> Iterator[Outputs]:
-    """Rank 0's outputs, closed at the end whatever happens."""
+def _outputs(config: Config, run: RunDirectory, loop: Loop, dataset: Dataset, attempt: Attempt) -> Iterator[Outputs]:
+    """Rank 0's outputs. Whatever happens, they are closed, and how far the attempt came is recorded."""
     device, world_size = loop.engine.accelerator.device, loop.engine.accelerator.num_processes
     plan, progress = loop.plan, loop.progress
     facts = environment.describe(device, world_size)
@@ -151,12 +152,16 @@ def _outputs(config: Config, run: RunDirectory, loop: Loop, dataset: Dataset) ->
     trackers = [*open_trackers(config.tracking, run.path, progress.step), console]
     try:
         yield Outputs(trackers, console, Keeper(run.checkpoints, config.checkpoint.keep, manifest))
+    except BaseException:
+        run.write_summary({"status": "failed"} | _summary(loop) | {"test": None})
+        raise
     finally:
+        attempt.step = progress.step
         for tracker in trackers:
             tracker.close()
 
 
-def _summary(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
+def _summary(loop: Loop) -> dict[str, Any]:
     """What summary.json says of the training itself."""
     progress, plan = loop.progress, loop.plan
     return {
@@ -164,7 +169,7 @@ def _summary(loop: Loop, accelerator: Accelerator) -> dict[str, Any]:
         "epoch": progress.step // plan.steps_per_epoch,
         "best": progress.best,
         "weights_sha256": checkpoint.weights_sha256(loop.engine.classifier.module.state_dict()),
-        "world_size": accelerator.num_processes,
+        "world_size": loop.engine.accelerator.num_processes,
         "images_per_second": loop.clock.mean_images_per_second,
         "seconds": loop.clock.seconds,
     }
@@ -183,7 +188,7 @@ def _test(loop: Loop, run: RunDirectory) -> Metrics:
 
 def _say_result(run: RunDirectory, loop: Loop, attempt: Attempt, test: Metrics | None) -> None:
     if test is None:
-        logger.info("stopped at step %d (%s); run the same command to continue", attempt.step, attempt.reason)
+        logger.info("stopped at step %d (%s); run the same command to continue", loop.progress.step, attempt.reason)
     else:
         best = loop.progress.best
         which = f"best weights, epoch {best['epoch']}" if best else "last weights"

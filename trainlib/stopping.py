@@ -57,8 +57,10 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if number == signal.SIGINT and self.reason == name:
-            os._exit(EXIT_INTERRUPTED)
+        if number == signal.SIGINT:
+            if self.reason == name:
+                os._exit(EXIT_INTERRUPTED)
+            os.write(2, b"\nstopping at the next step, with a checkpoint; Ctrl-C again ends at once\n")
         self.reason = name
 
 

@@ -94,6 +94,6 @@ def _finite(value: Any) -> Any:
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:
-    """Drop the rows of steps that will be trained again, and a last line that a crash cut off."""
-    rows = [row for row in read_lines(path) if row["step"] <= step]
+    """Drop what will be made again: the rows of later steps, the test's, and a last line that a crash cut off."""
+    rows = [row for row in read_lines(path) if row["step"] <= step and row["split"] != "test"]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
