@@ -1,0 +1,79 @@
+"""metrics.jsonl, TensorBoard and the console all show the same rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainlib.console import Console
+from trainlib.tracking import MetricsFile, TensorBoard, scalars
+
+
+def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:
+    numbers = {"loss": 1.0 / step, "accuracy": 0.5, "count": 64, "lr": 0.1, "images_per_second": 1000.0}
+    return {"time": "now", "step": step, "epoch": 1, "split": split, **numbers, **more}
+
+
+def test_rows_are_json_lines(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    rows = [row(1, scope="step"), row(2, "val"), row(3, loss=float("nan"))]
+    for line in rows:
+        file.log(line)
+    file.close()
+    read = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert read == [*rows[:2], rows[2] | {"loss": None}]
+
+
+def test_a_resumed_run_rewrites_what_it_trains_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    for step in (1, 2, 3, 4):
+        file.log(row(step))
+    file.log(row(2, "test"))
+    file.close()
+    with path.open("a") as torn:
+        torn.write('{"step": 5, "spl')
+    resumed = MetricsFile(path, 2)
+    resumed.log(row(3))
+    resumed.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoard(tmp_path, 0)
+    rows = [row(1, scope="step"), row(2, scope="step"), row(2, scope="epoch"), row(2, "val"), row(2, "test")]
+    for line in rows:
+        board.log(line)
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    expected = {(tag, line["step"]): value for line in rows for tag, value in scalars(line).items()}
+    assert found == pytest.approx(expected)
+    assert {tag for tag, _ in found} >= {"train/loss_step", "train/loss", "val/accuracy", "test/loss", "lr"}
+
+
+def test_the_console_prints_plain_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    console = Console(total_steps=20, epochs=2, step=0)
+    with caplog.at_level(logging.INFO, "trainlib"):
+        console.step(1)
+        console.log(row(5, scope="step"))
+        console.log(row(10, scope="epoch"))
+        console.log(row(10, "val"))
+    assert [record.message for record in caplog.records] == [
+        "epoch 1/2  train  loss 0.1000  accuracy 0.5000  lr 0.1  1,000 images/s",
+        "epoch 1/2  val    loss 0.1000  accuracy 0.5000",
+    ]
+
+
+def test_a_quiet_console_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    console = Console(total_steps=20, epochs=2, step=0, quiet=True)
+    with caplog.at_level(logging.INFO, "trainlib"):
+        console.step(1)
+        console.log(row(10, "val"))
+    assert not caplog.records
