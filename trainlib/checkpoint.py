@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from trainlib.errors import CheckpointError
+from trainlib.files import DurableFile, sync_directory
 
 logger = logging.getLogger("trainlib.checkpoint")
 
@@ -94,7 +95,7 @@ def save(
         temporary.mkdir()
         _write_files(temporary, step, model_state, trainer_state, facts)
         os.rename(temporary, target)
-        _sync(directory)
+        sync_directory(directory)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors wrap write errors
         shutil.rmtree(temporary, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from error
@@ -104,6 +105,8 @@ def save(
 def verify(path: Path) -> Checkpoint:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError saying what is wrong."""
     try:
+        if path.is_symlink():
+            raise ValueError("a link to somewhere else is not followed")
         manifest = json.loads((path / MANIFEST).read_text())
         found, seal = manifest["format"], manifest.pop("sha256")
         files = {name: (int(file["size"]), str(file["sha256"])) for name, file in manifest["files"].items()}
@@ -122,8 +125,8 @@ def verify(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {MANIFEST} lists {sorted(files)}, must list {[MODEL, TRAINER]}")
     for name, (size, sha256) in files.items():
         file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{path}: {name} is missing")
+        if not file.is_file() or file.is_symlink():
+            raise CheckpointError(f"{path}: {name} is missing, or a link")
         if file.stat().st_size != size:
             raise CheckpointError(f"{path}: {name} has {file.stat().st_size} bytes, must have {size}")
         if _sha256(file) != sha256:
@@ -136,7 +139,7 @@ def steps_in(directory: Path) -> dict[int, Path]:
     found = {}
     for path in directory.glob(f"{PREFIX}*"):
         digits = path.name.removeprefix(PREFIX)
-        if digits.isdecimal():
+        if digits.isdecimal() and path.is_dir() and not path.is_symlink():
             found[int(digits)] = path
     return dict(sorted(found.items()))
 
@@ -202,31 +205,20 @@ def _write_files(
     trainer_state: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model_state.items()}
-    safetensors.torch.save_file(tensors, directory / MODEL)
-    torch.save(dict(trainer_state), directory / TRAINER)
-    files = {}
-    for name in (MODEL, TRAINER):
-        _sync(directory / name)
-        files[name] = {"size": (directory / name).stat().st_size, "sha256": _sha256(directory / name)}
+    with DurableFile(directory / MODEL) as model:
+        model.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in model_state.items()}))
+    with DurableFile(directory / TRAINER) as trainer:
+        torch.save(dict(trainer_state), trainer)
+    files = {MODEL: model.facts, TRAINER: trainer.facts}
     manifest = {"format": FORMAT, "step": step, "files": files, **facts}
-    (directory / MANIFEST).write_text(json.dumps(manifest | {"sha256": _seal(manifest)}, indent=2) + "\n")
-    _sync(directory / MANIFEST)
-    _sync(directory)
+    with DurableFile(directory / MANIFEST) as file:
+        file.write((json.dumps(manifest | {"sha256": _seal(manifest)}, indent=2) + "\n").encode())
+    sync_directory(directory)
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
     """The manifest's own SHA-256, over its other entries."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Flush a file's or directory's contents to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 
 def timestamp() -> str:
@@ -15,14 +20,48 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+class DurableFile(io.BufferedWriter):
+    """A new file that is on disk when the `with` block is left; knows its size and SHA-256 by then."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path, "w"))
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: Buffer) -> int:
+        self._digest.update(data)
+        self._size += memoryview(data).nbytes
+        return super().write(data)
+
+    @property
+    def facts(self) -> dict[str, int | str]:
+        return {"size": self._size, "sha256": self._digest.hexdigest()}
+
+    def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
+        try:
+            if error is None:
+                self.flush()
+                os.fsync(self.fileno())
+        finally:
+            self.raw.close()  # not self.close(): after an error, what is still buffered must not be tried again
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to disk: a file in it that was made or renamed is then there after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file so that a reader, or a crash, sees the old text or the new one and nothing between."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with DurableFile(temporary) as file:
+        file.write(text.encode())
     os.replace(temporary, path)
+    sync_directory(path.parent)
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
