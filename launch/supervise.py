@@ -26,7 +26,8 @@ from trainlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_U
 
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
 _POLL_SECONDS = 0.1
-_CLOSING_SECONDS = 3.0
+_CLOSING_SECONDS = 6.0  # for ranks to end, once another one failed
+_REFUSED_SECONDS = 3.0  # the same before the run has begun, when there is nothing that they could still save
 _LOG_TAIL_LINES = 15
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -56,8 +57,7 @@ def run_ranks(command: Command, directory: Path) -> int:
             if stop.run_has_started():
                 stop.deliver()
                 stderr.write_log(directory / "logs" / "launcher.log")
-            else:
-                _kill_ranks(child, stderr.overdue_pids())
+            _kill_ranks(child, stderr.overdue_pids(_CLOSING_SECONDS if stop.run_has_started() else _REFUSED_SECONDS))
         if stop.now:
             _kill_tree(child)
         stderr.finish()
@@ -157,14 +157,13 @@ class _StderrRelay:
         """Wait for the last lines; not for long, as a process that outlives the ranks may hold the pipe."""
         self._thread.join(timeout=5)
 
-    def overdue_pids(self) -> list[int]:
-        """The ranks that had time enough to end, after another one failed.
+    def overdue_pids(self, seconds: float) -> list[int]:
+        """The ranks that had this long to end, after another one failed.
 
-        A rank that waits for the others to come up does not see the agent's SIGTERM, and the agent waits 30 s for it.
-        Before the run has begun there is nothing that it could still save.
+        A rank that waits for the others, or is stopped, does not see the agent's SIGTERM, and the agent waits 30 s.
         """
         now = time.monotonic()
-        return [pid for pid, asked in list(self._closing.items()) if now - asked > _CLOSING_SECONDS]
+        return [pid for pid, asked in list(self._closing.items()) if now - asked > seconds]
 
     def write_log(self, path: Path) -> None:
         """Append what has come since the last call to the file; a log that cannot be written is not worth an error."""
@@ -194,8 +193,8 @@ class _StderrRelay:
 
 
 def _end_with_parent() -> None:
-    """In the child: have the kernel send SIGTERM when the launcher dies, however it does. Its ranks then stop."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In the child: have the kernel end it when the launcher dies, however it does. Its ranks notice, and stop."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill_tree(child: subprocess.Popen[bytes]) -> None:

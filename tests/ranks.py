@@ -6,9 +6,13 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
+
+CLOSING_SECONDS = 10.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "accelerate", "torchvision", "trainlib.session"])
@@ -30,7 +34,8 @@ def run(
 ) -> list[int]:
     """A module-level function in each of `world_size` gloo ranks; returns what they return, as exit codes.
 
-    What they print goes to `cwd/console-<rank>.txt`. A rank that raises exits with 1.
+    What they print goes to `cwd/console-<rank>.txt`. A rank that raises exits with 1. As under a launcher, ranks that
+    are still there some seconds after another one failed are killed, which shows as -9.
     """
     port = free_port()
     ranks = [
@@ -39,13 +44,18 @@ def run(
     ]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join(timeout)
+    deadline = time.monotonic() + timeout
+    while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+        wait([process.sentinel for process in ranks if process.is_alive()], timeout=0.2)
+        if any(process.exitcode for process in ranks):
+            deadline = min(deadline, time.monotonic() + CLOSING_SECONDS)
+    timed_out = all(not process.exitcode for process in ranks)
     late = [process for process in ranks if process.is_alive()]
     for process in late:
         process.kill()
-    assert not late, f"{len(late)} of {world_size} ranks did not end within {timeout} s"
-    return [-1 if process.exitcode is None else process.exitcode for process in ranks]
+        process.join()
+    assert not (late and timed_out), f"{len(late)} of {world_size} ranks did not end within {timeout} s"
+    return [process.exitcode or 0 for process in ranks]
 
 
 def console(cwd: Path, rank: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""The user's mistakes, made for real: exit code 2, one clear message with the fix, never a traceback, nothing trained."""
+"""The user's mistakes, made for real: exit code 2, one clear message with the fix, no traceback, nothing trained."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ LAYERS = {
         {"plan"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
-        {"batches", "keeper", "progress"},
+        {"batches", "keeper", "progress", "watchdog"},
         {"step"},
         {"loop"},
         {"build"},

@@ -113,6 +113,8 @@ def build_policy(config: Config, epoch_steps: int) -> Policy:
         checkpoint_every=to_steps(config.checkpoint.every, epoch_steps),
         best=config.checkpoint.best,
         early_stopping=config.train.early_stopping,
+        on_nonfinite=config.train.on_nonfinite,
+        max_nonfinite_steps=config.train.max_nonfinite_steps,
     )
 
 

@@ -32,20 +32,23 @@ def log_to_console() -> None:
     package.propagate = False
 
 
-def log_rank(directory: Path, rank: int) -> None:
-    """From here on, write this rank's log `rank-<rank>.log` too.
+def log_rank(directory: Path, rank: int) -> TextIO:
+    """From here on, write this rank's log `rank-<rank>.log` too; returns the open log.
 
     Ranks other than 0 send all that they print there, tracebacks and the words of C libraries included.
     """
     path = directory / f"rank-{rank}.log"
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason to end
     if rank == 0:
-        handler = logging.FileHandler(path)
+        file = path.open("a", buffering=1)
+        handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter(FORMAT))
         logging.getLogger("trainlib").addHandler(handler)
-        return
+        return file
     sys.stdout.flush()
     sys.stderr.flush()
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    return sys.stderr

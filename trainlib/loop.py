@@ -6,7 +6,9 @@ the step, the end of an epoch (its row, evaluation, schedule, early stopping), a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +19,18 @@ from trainlib.batches import Augmentation, Batches
 from trainlib.clock import Clock
 from trainlib.config import Best, EarlyStopping
 from trainlib.console import Console
+from trainlib.errors import NonFiniteError
 from trainlib.files import timestamp
 from trainlib.keeper import Keeper
 from trainlib.metrics import Metrics, gather_sums, metrics_of
 from trainlib.plan import Plan
 from trainlib.progress import Progress
 from trainlib.schedule import Schedule
-from trainlib.step import Engine, evaluate, train_step
+from trainlib.step import Engine, StepResult, evaluate, train_step
 from trainlib.stopping import Agreement
 from trainlib.tracking import Tracker, log_all
+
+logger = logging.getLogger("trainlib")
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,18 @@ class Policy:
     checkpoint_every: int
     best: Best | None
     early_stopping: EarlyStopping | None
+    on_nonfinite: str
+    max_nonfinite_steps: int
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the results go; on ranks other than 0, nowhere."""
+    """Where the results go; on ranks other than 0, nowhere but to the watchdog."""
 
     trackers: Sequence[Tracker] = ()
     console: Console | None = None
     keeper: Keeper | None = None
+    beat: Callable[[], None] = lambda: None  # tells the watchdog that something was achieved
 
 
 class Loop:
@@ -103,15 +111,19 @@ class Loop:
         for ids_N, pieces in zip(batches, prepared, strict=True):
             lr = self.schedule.lr
             denominator = self.engine.objective.denominator(self.samples.train.labels_N[ids_N])
-            sums_2 = train_step(self.engine, progress.step, pieces, denominator)
-            if not self.engine.optimizer.step_was_skipped:  # fp16 overflow: no update, so no step of the schedule
+            result = train_step(self.engine, progress.step, pieces, denominator)
+            if result.applied:
                 self.schedule.after_step()
+            if result.applied or self.engine.overflow_is_expected():
+                progress.sums_2 += result.sums_2
+            else:
+                self._pass_over(result)
             progress.step += 1
-            progress.sums_2 += sums_2
             self.clock.count(len(ids_N))
+            self.outputs.beat()
 
             if progress.step % policy.log_every == 0:
-                self._log_step(epoch, lr, metrics_of(gather_sums(sums_2), denominator, len(ids_N)))
+                self._log_step(epoch, lr, metrics_of(gather_sums(result.sums_2), denominator, len(ids_N)))
             is_best = False
             if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
                 is_best = self._end_epoch(epoch, lr)
@@ -133,8 +145,13 @@ class Loop:
         """
         plan, progress, samples = self.plan, self.progress, self.samples
         whole = plan.ends_epoch(progress.step - 1)
-        steps_done = plan.steps_per_epoch if whole else progress.step % plan.steps_per_epoch
-        labels_N = samples.train.labels_N[torch.cat(plan.batches(epoch)[:steps_done])]
+        first = epoch * plan.steps_per_epoch
+        counted = [
+            ids_N
+            for step, ids_N in enumerate(plan.batches(epoch), first)
+            if step < progress.step and step not in progress.skipped_steps
+        ]
+        labels_N = samples.train.labels_N[torch.cat([torch.empty(0, dtype=torch.int64), *counted])]
         denominator = self.engine.objective.denominator(labels_N)
         train = metrics_of(gather_sums(progress.sums_2), denominator, len(labels_N))
         self._log("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
@@ -149,6 +166,26 @@ class Loop:
             self.schedule.after_epoch(metrics)
         return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
 
+    def _pass_over(self, result: StepResult) -> None:
+        """A step whose gradient was not finite: end all ranks, or note it. All of them are here, at the same step."""
+        progress, policy = self.progress, self.policy
+        losses = gather_sums(result.sums_2)[:, 0].tolist()
+        where = [f"the loss is {loss} on rank {rank}" for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        found = "; ".join(where) or f"every loss is finite, but the gradient's norm is {result.grad_norm.item()}"
+        progress.skipped_steps.append(progress.step)
+        message = f"step {progress.step + 1} was not applied: {found}"
+        if policy.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"{message}. Weights and checkpoints are as they were before it. Lower optimizer.lr or set "
+                "train.clip_grad_norm, look at the data, or pass over such steps with train.on_nonfinite=skip"
+            )
+        if len(progress.skipped_steps) > policy.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"{message}; there were {len(progress.skipped_steps) - 1} such steps before, and "
+                f"train.max_nonfinite_steps allows {policy.max_nonfinite_steps}"
+            )
+        logger.warning("%s (%d so far)", message, len(progress.skipped_steps))
+
     def test(self) -> Metrics:
         """Evaluate the test split with the weights as they are, and report it."""
         test = self.samples.test
@@ -160,7 +197,7 @@ class Loop:
     def _evaluate(self, batches: Batches, ids_N: Tensor) -> tuple[Metrics, float]:
         """The metrics of these samples, and how many were evaluated a second."""
         with self.clock.paused() as pause:
-            metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size)
+            metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size, self.outputs.beat)
         return metrics, len(ids_N) / pause.seconds
 
     def _log_step(self, epoch: int, lr: float, metrics: Metrics) -> None:

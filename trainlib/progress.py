@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ class Progress:
     step             optimizer steps done
     sums_2           this rank's sums over the current epoch so far (see `metrics`)
     best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
-    stalest          early stopping: best value so far, and evaluations since
+    stopping_*       early stopping: best value so far, and evaluations since
+    skipped_steps    steps, from 0, whose gradient was not finite
     """
 
     sums_2: Tensor
@@ -28,6 +29,7 @@ class Progress:
     stopping_best: float | None = None
     stopping_stale: int = 0
     ended_early: bool = False
+    skipped_steps: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
     @classmethod
@@ -62,6 +64,7 @@ class Progress:
             "stopping_best": self.stopping_best,
             "stopping_stale": self.stopping_stale,
             "ended_early": self.ended_early,
+            "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
         }
 

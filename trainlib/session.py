@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from trainlib.rundir import Attempt, RunDirectory
 from trainlib.schedule import Schedule
 from trainlib.stopping import Agreement, StopFlag
 from trainlib.tracking import open_trackers
+from trainlib.watchdog import Watchdog
 
 logger = logging.getLogger("trainlib")
 
@@ -48,9 +49,13 @@ def run_session(
     dataset = load_data(config.data, stop_requested=flag.requested, is_main=attempt is not None)
     with distributed.joined(config.train) as accelerator:
         start = distributed.from_main(start)
-        log_rank(run.logs, accelerator.process_index)
+        log = log_rank(run.logs, accelerator.process_index)
         loop = build_loop(config, dataset, accelerator, start)
-        with _outputs(config, run, loop, dataset, attempt) if attempt else nullcontext(Outputs()) as loop.outputs:
+        with (
+            Watchdog(config.train.hang_seconds, flag, log) as watchdog,
+            _outputs(config, run, loop, dataset, attempt) if attempt else nullcontext(Outputs()) as outputs,
+        ):
+            loop.outputs = replace(outputs, beat=watchdog.beat)
             completed = loop.run(Agreement(flag, distributed.control_group()))
             summary = _summary(loop) if attempt else {}
             test = _test(loop, run) if completed else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,8 @@ from trainlib.losses import Objective, correct
 from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
 from trainlib.models import Classifier, set_train_mode
 from trainlib.randomness import key, seed_generators
+
+MIN_LOSS_SCALE = 1.0  # below it, a gradient that still overflows fp16 is no matter of scale
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,33 @@ class Engine:
         scaler = self.accelerator.scaler
         return None if scaler is None else scaler.state_dict()
 
+    def overflow_is_expected(self) -> bool:
+        """Whether a gradient that is not finite is the fp16 loss scaler feeling its way, and not a fault."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
+
     def load_state(self, optimizer: dict[str, Any], scaler: dict[str, Any] | None) -> None:
         self.optimizer.optimizer.load_state_dict(optimizer)
         if scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
 
 
-def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: float) -> Tensor:
-    """Apply the gradient of the loss over one global batch; returns this rank's sums (see `metrics`).
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to.
+
+    sums_2      this rank's part of the batch's metrics (see `metrics`)
+    grad_norm   of the whole gradient, before clipping; the same on every rank
+    applied     False where the gradient was not finite: weights and optimizer are as they were before
+    """
+
+    sums_2: Tensor
+    grad_norm: Tensor
+    applied: bool
+
+
+def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: float) -> StepResult:
+    """Apply the gradient of the loss over one global batch.
 
     pieces       this rank's micro-batches
     denominator  of the whole global batch, which every rank knows from its labels
@@ -62,16 +83,36 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
             # With weight 0 any loss will do: it takes part in the backward pass and adds nothing.
             loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
             sums_2 += _sums(piece, logits_NC, loss, part)
-            accelerator.backward(loss * (part / denominator * accelerator.num_processes))
+            weight = part / denominator * accelerator.num_processes
+            # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
+            accelerator.backward(loss * (weight + 0.0 * loss.detach()))
+    return _update(engine, sums_2)
+
+
+def _update(engine: Engine, sums_2: Tensor) -> StepResult:
+    """Clip, and let the optimizer step, unless the gradient is not finite. All ranks hold the same gradient."""
+    accelerator, optimizer = engine.accelerator, engine.optimizer
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if engine.clip_grad_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), engine.clip_grad_norm)
-    engine.optimizer.step()
-    engine.optimizer.zero_grad()
-    return sums_2
+        grad_norm = accelerator.clip_grad_norm_(parameters, engine.clip_grad_norm)
+    else:
+        accelerator.unscale_gradients(optimizer)
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if accelerator.scaler is not None:
+        optimizer.step()  # the loss scaler looks for itself, skips, and scales less the next time
+        applied = not optimizer.step_was_skipped
+    else:
+        applied = bool(torch.isfinite(grad_norm))
+        if applied:
+            optimizer.step()
+    optimizer.zero_grad()
+    return StepResult(sums_2, grad_norm, applied)
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int) -> Metrics:
+def evaluate(
+    engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int, on_batch: Callable[[], None] = lambda: None
+) -> Metrics:
     """Loss and accuracy over exactly these samples, each counted once, the same on every rank."""
     model = engine.accelerator.unwrap_model(engine.model)  # no gradients to share: ranks may differ in batch count
     model.eval()
@@ -81,6 +122,7 @@ def evaluate(engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int) -
         part = engine.objective.denominator(piece.cpu_labels_N)
         loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
         sums_2 += _sums(piece, logits_NC, loss, part)
+        on_batch()
     set_train_mode(engine.classifier)
     denominator = engine.objective.denominator(batches.labels_N[ids_N])
     return metrics_of(gather_sums(sums_2), denominator, len(ids_N))

@@ -45,6 +45,10 @@ class StopFlag:
     def watch(self, stop_file: Path) -> None:
         self._stop_file = stop_file
 
+    def ask(self, reason: str) -> None:
+        """Ask to stop, as a signal would."""
+        self.reason = self.reason or reason
+
     def requested(self) -> bool:
         if self.reason is None and self._stop_file is not None and self._stop_file.exists():
             self.reason = "STOP file"

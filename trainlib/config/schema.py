@@ -127,6 +127,9 @@ class TrainConfig(Section):
     early_stopping: EarlyStopping | None = None
     reproducibility: Literal["exact", "elastic", "fast"] = "exact"
     virtual_shards: Annotated[int, Field(ge=1)] = 8
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_nonfinite_steps: Annotated[int, Field(ge=0)] = 10
+    hang_seconds: Annotated[float, Field(gt=0)] | None = 1800.0
 
 
 class Best(Section):
@@ -166,7 +169,16 @@ class Config(Section):
     """A whole run. `load_config` makes one; it is frozen, and saved as the run directory's config.yaml."""
 
     # A change in these does not change what the finished part of a run computed.
-    HARMLESS: ClassVar[tuple[str, ...]] = ("train.epochs", "train.steps", "tracking", "slurm", "checkpoint")
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        "train.epochs",
+        "train.steps",
+        "train.on_nonfinite",
+        "train.max_nonfinite_steps",
+        "train.hang_seconds",
+        "tracking",
+        "slurm",
+        "checkpoint",
+    )
 
     name: Annotated[str, AfterValidator(_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -1,0 +1,126 @@
+"""Numbers that are not finite, hangs, dead ranks and dead launchers: everyone ends soon, and nothing good is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import ranks
+
+from trainlib import checkpoint
+from trainlib.rundir import RunDirectory, read_lines
+
+TRAINING = [
+    "quickstart",
+    "name=run",
+    "data={name: synthetic, limit: 60, val_fraction: 0.002, augment: {flip: true}}",
+    "model={name: cifar10_cnn}",
+    "optimizer={name: AdamW, lr: 1e-3}",
+    "scheduler={name: ExponentialLR, gamma: 0.9, interval: step}",
+    "train={epochs: 3, batch_size: 20}",
+    "checkpoint={every: 2st}",
+    "tracking={log_every: 1, tensorboard: false}",
+]
+
+
+def train_with_faults(arguments: list[str], faults: dict[int, tuple[int, float]]) -> int:
+    """In each rank: train; `faults` says at which step which rank's loss becomes what."""
+    import os
+
+    from trainlib import loop
+    from trainlib.step import StepResult, train_step
+    from trainlib.train import main
+
+    def faulty(engine: loop.Engine, step: int, pieces: list[object], denominator: float) -> StepResult:
+        rank, value = faults.get(step, (None, 0.0))
+        if rank == int(os.environ.get("RANK", "0")):
+            objective = engine.objective.module
+            hook = objective.register_forward_hook(lambda module, inputs, loss: loss * value)
+            try:
+                return train_step(engine, step, pieces, denominator)  # type: ignore[arg-type]
+            finally:
+                hook.remove()
+        return train_step(engine, step, pieces, denominator)  # type: ignore[arg-type]
+
+    loop.train_step = faulty  # type: ignore[assignment]
+    return main(arguments)
+
+
+@pytest.mark.parametrize(("world_size", "value"), [(1, float("nan")), (2, float("nan")), (2, float("inf"))])
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path: Path, world_size: int, value: float) -> None:
+    faults = {5: (world_size - 1, value)}
+    codes = ranks.run(train_with_faults, TRAINING, faults, world_size=world_size, cwd=tmp_path)
+    assert codes == [1] * world_size
+    run = RunDirectory(tmp_path / "runs/run")
+    assert f"step 6 was not applied: the loss is {value} on rank {world_size - 1}" in ranks.console(tmp_path)
+    assert "Traceback" not in ranks.console(tmp_path)
+    assert (run.summary()["status"], run.summary()["step"]) == ("failed", 5)
+
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    shorter = [word.replace("epochs: 3", "steps: 5") for word in TRAINING]
+    assert ranks.train(shorter, world_size=world_size, cwd=clean) == [0] * world_size
+    assert run.summary()["weights_sha256"] == RunDirectory(clean / "runs/run").summary()["weights_sha256"]
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None
+    assert newest.step == 4
+
+
+def test_what_was_stopped_by_a_bad_number_goes_on_bitwise(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    assert ranks.train(TRAINING, world_size=2, cwd=whole) == [0, 0]
+    assert ranks.run(train_with_faults, TRAINING, {5: (1, float("nan"))}, world_size=2, cwd=broken) == [1, 1]
+    assert ranks.train(TRAINING, world_size=2, cwd=broken) == [0, 0], ranks.console(broken)
+    digests = {RunDirectory(cwd / "runs/run").summary()["weights_sha256"] for cwd in (whole, broken)}
+    assert len(digests) == 1
+
+
+def test_skipped_steps_count_change_nothing_and_are_bounded(tmp_path: Path) -> None:
+    skip = [*TRAINING, "train.on_nonfinite=skip", "train.max_nonfinite_steps=2"]
+    faults = {3: (1, float("nan")), 4: (0, float("inf"))}
+    assert ranks.run(train_with_faults, skip, faults, world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
+    steps = {row["step"]: row for row in rows if row.get("scope") == "step"}
+    assert [step for step, row in steps.items() if row["loss"] is None] == [4, 5]
+    assert steps[4]["lr"] == steps[5]["lr"] == steps[6]["lr"]  # the schedule waits with the weights
+    epochs = [row for row in rows if row.get("scope") == "epoch"]
+    assert [row["count"] for row in epochs] == [60, 20, 60]
+    assert epochs[1]["loss"] == pytest.approx(steps[6]["loss"])
+
+    many = tmp_path / "many"
+    many.mkdir()
+    faults[7] = (0, float("nan"))
+    assert ranks.run(train_with_faults, skip, faults, world_size=2, cwd=many) == [1, 1]
+    assert "train.max_nonfinite_steps allows 2" in ranks.console(many)
+
+
+def hang(arguments: list[str], step: int) -> int:
+    """In each rank: train; rank 1 stops for good before this step, as if its GPU were stuck."""
+    import os
+    import signal
+
+    from trainlib import loop
+    from trainlib.step import StepResult, train_step
+    from trainlib.train import main
+
+    def stuck(engine: loop.Engine, at: int, pieces: list[object], denominator: float) -> StepResult:
+        if at == step and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return train_step(engine, at, pieces, denominator)  # type: ignore[arg-type]
+
+    loop.train_step = stuck  # type: ignore[assignment]
+    return main(arguments)
+
+
+def test_a_hanging_rank_is_noticed_and_stacks_are_dumped(tmp_path: Path) -> None:
+    hanging = [*TRAINING, "train.hang_seconds=2"]
+    assert ranks.run(hang, hanging, 3, world_size=2, cwd=tmp_path) == [1, -9]  # a launcher kills the stopped one
+    log = (tmp_path / "runs/run/logs/rank-0.log").read_text()
+    assert "no step was finished for 2 s" in log
+    assert "train_step" in log
+    ends = [line["event"] for line in read_lines(tmp_path / "runs/run/attempts.jsonl")]
+    assert ends == ["start"]  # it was ended from outside of its own control
+    assert ranks.train(hanging, world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
