@@ -6,11 +6,22 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+# What decides the bits of a step beside the configuration, and what a change of it changes.
+DECIDES_BITS = {
+    "world_size": "gradients are summed in another order, and dropout draws other masks",
+    "num_threads": "kernels add in another order",
+    "device": "kernels are others",
+    "device_name": "kernels may be others",
+    "cpu_capability": "kernels are others",
+}
+UNCHANGED = "samples, their order, augmentation and learning rates are as they would have been"
 
 PACKAGES = ("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
 
@@ -41,6 +52,29 @@ def describe(device: torch.device, world_size: int) -> dict[str, Any]:
         "git_commit": git_commit(),
         "command": sys.argv,
     }
+
+
+def bits(facts: dict[str, Any]) -> dict[str, Any]:
+    """The part of `describe` that a checkpoint keeps, to tell whether a resumed run is bitwise as if uninterrupted."""
+    return {name: facts[name] for name in DECIDES_BITS} | {"versions": facts["versions"]}
+
+
+def resume_report(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`exact`, or what differs between two `bits` and what that changes; all in one line."""
+    changes = [
+        f"{name} was {then.get(name)}, is {now[name]} ({effect})"
+        for name, effect in DECIDES_BITS.items()
+        if then.get(name) != now[name]
+    ]
+    before, after = then.get("versions") or {}, now["versions"]
+    changes += [
+        f"{name} was {before.get(name)}, is {after.get(name)} (kernels may be others)"
+        for name in sorted({*before, *after} - {"wandb", "trainlaunch"})
+        if before.get(name) != after.get(name)
+    ]
+    if not changes:
+        return "exact"
+    return f"not bitwise what an uninterrupted run gives: {'; '.join(changes)}; {UNCHANGED}"
 
 
 def git_commit() -> str | None:

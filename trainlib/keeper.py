@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from trainlib import checkpoint
-from trainlib.errors import TrainlaunchError
 
 logger = logging.getLogger("trainlib.checkpoint")
 
@@ -18,28 +18,84 @@ MAX_FAILED_WRITES = 3  # in a row; then the run ends, resumable from what is the
 
 
 class Keeper:
-    """Writes a run's checkpoints and keeps the newest `keep` of them beside the best. Used by rank 0 alone."""
+    """Writes a run's checkpoints and keeps the newest `keep` of them beside the best. Used by rank 0 alone.
 
-    def __init__(self, directory: Path, keep: int, facts: Mapping[str, Any]):
+    In the background, `save` returns once the state is copied to host memory, and a second one waits for the first.
+    """
+
+    def __init__(self, directory: Path, keep: int, facts: Mapping[str, Any], *, background: bool = False):
         self._directory = directory
         self._keep = keep
         self._facts = facts
         self._verified: set[int] = set()
         self._failed_writes = 0
+        self._writer = ThreadPoolExecutor(1, "checkpoint writer") if background else None
+        self._under_way: Future[None] | None = None
 
-    def save(self, step: int, model: Mapping[str, Tensor], trainer: Mapping[str, Any], best_step: int | None) -> None:
-        """Write a checkpoint, then remove old ones. A failed write warns; several in a row raise TrainlaunchError."""
+    @property
+    def has_given_up(self) -> bool:
+        """Whether so many writes failed, one after another, that training on would only lose more."""
+        return self._failed_writes >= MAX_FAILED_WRITES
+
+    def save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        trainer_state: Mapping[str, Any],
+        best_step: int | None,
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write a checkpoint, then remove old ones. A write that fails warns, and leaves the old ones.
+
+        flush   makes safe what leads to this checkpoint, before it; OSError where it cannot
+        """
+        self.wait()
+        if self._writer is None:
+            self._save(step, model_state, trainer_state, best_step, flush)
+        else:
+            model_copy, trainer_copy = _host_copy(dict(model_state)), _host_copy(dict(trainer_state))
+            self._under_way = self._writer.submit(self._save, step, model_copy, trainer_copy, best_step, flush)
+
+    def wait(self) -> None:
+        """Until the checkpoint under way is safe, or has failed."""
+        if self._under_way is not None:
+            self._under_way.result()
+            self._under_way = None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.shutdown()
+
+    def _save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        trainer_state: Mapping[str, Any],
+        best_step: int | None,
+        flush: Callable[[], None],
+    ) -> None:
         try:
-            checkpoint.save(self._directory, step, model, trainer, self._facts)
+            flush()
+            checkpoint.save(self._directory, step, model_state, trainer_state, self._facts)
         except OSError as error:
             self._failed_writes += 1
-            if self._failed_writes >= MAX_FAILED_WRITES:
-                raise TrainlaunchError(
-                    f"{self._failed_writes} checkpoints in a row could not be written ({error}); the run ends here and "
-                    f"can be resumed from the last good one in {self._directory}"
-                ) from error
             logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, error)
             return
         self._failed_writes = 0
         self._verified.add(step)
-        checkpoint.prune(self._directory, self._keep, {best_step} if best_step is not None else set(), self._verified)
+        protected = {best_step} if best_step is not None else set()
+        try:
+            checkpoint.prune(self._directory, self._keep, protected, self._verified)
+        except OSError as error:
+            logger.warning("old checkpoints could not be removed (%s)", error)
+
+
+def _host_copy(value: Any) -> Any:
+    """The same nest of dictionaries and lists, its tensors copied to host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _host_copy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_host_copy(inner) for inner in value)
+    return value

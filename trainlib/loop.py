@@ -19,9 +19,10 @@ from trainlib.batches import Augmentation, Batches
 from trainlib.clock import Clock
 from trainlib.config import Best, EarlyStopping
 from trainlib.console import Console
-from trainlib.errors import NonFiniteError
+from trainlib.distributed import from_main
+from trainlib.errors import NonFiniteError, TrainlaunchError
 from trainlib.files import timestamp
-from trainlib.keeper import Keeper
+from trainlib.keeper import MAX_FAILED_WRITES, Keeper
 from trainlib.metrics import Metrics, gather_sums, metrics_of
 from trainlib.plan import Plan
 from trainlib.progress import Progress
@@ -128,13 +129,13 @@ class Loop:
             if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
                 is_best = self._end_epoch(epoch, lr)
             if is_best or self.finished or progress.step % policy.checkpoint_every == 0:
-                self._save()
+                self._save(wait=self.finished)
             if self.outputs.console is not None:
                 self.outputs.console.step(progress.step)
             if self.finished:
                 return False
             if agreement.reached():
-                self._save()
+                self._save(wait=True)
                 return True
         return False
 
@@ -211,24 +212,39 @@ class Loop:
         row |= {"loss": metrics.loss, "accuracy": metrics.accuracy, "count": metrics.count}
         log_all(self.outputs.trackers, row | {"lr": lr, "images_per_second": images_per_second})
 
-    def _save(self) -> None:
-        """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes."""
-        progress = self.progress
-        if self._saved_step == progress.step:
-            return
+    def _save(self, *, wait: bool = False) -> None:
+        """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes.
+
+        wait    until it is safe, also where checkpoints are written in the background
+        Raises TrainlaunchError, on every rank, when too many could not be written.
+        """
+        progress, keeper = self.progress, self.outputs.keeper
         with self.clock.paused():
-            progress.seconds = self.clock.seconds
-            trainer_state: dict[str, Any] = {"progress": progress.state_dict()}
-            if self.outputs.keeper is not None:
-                for tracker in self.outputs.trackers:
-                    tracker.flush()  # the rows up to this step are safe before the checkpoint that continues them
-                trainer_state |= {
-                    "optimizer": self.engine.optimizer.optimizer.state_dict(),
-                    "schedule": self.schedule.state_dict(),
-                    "scaler": self.engine.scaler_state(),
-                }
-                best_step = progress.best["step"] if progress.best else None
-                self.outputs.keeper.save(
-                    progress.step, self.engine.classifier.module.state_dict(), trainer_state, best_step
+            if self._saved_step != progress.step:
+                progress.seconds = self.clock.seconds
+                gathered = progress.state_dict()
+                if keeper is not None:
+                    best_step = progress.best["step"] if progress.best else None
+                    model_state = self.engine.classifier.module.state_dict()
+                    keeper.save(progress.step, model_state, self._trainer_state(gathered), best_step, self._flush)
+                self._saved_step = progress.step
+            if keeper is not None and wait:
+                keeper.wait()
+            if from_main(keeper is not None and keeper.has_given_up):
+                raise TrainlaunchError(
+                    f"{MAX_FAILED_WRITES} checkpoints in a row could not be written; the run ends here, and goes on "
+                    "from the last good one when it is started again"
                 )
-            self._saved_step = progress.step
+
+    def _trainer_state(self, progress: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "progress": progress,
+            "optimizer": self.engine.optimizer.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.engine.scaler_state(),
+        }
+
+    def _flush(self) -> None:
+        """The rows up to a checkpoint are safe before it."""
+        for tracker in self.outputs.trackers:
+            tracker.flush()

@@ -53,7 +53,7 @@ def run_session(
         loop = build_loop(config, dataset, accelerator, start)
         with (
             Watchdog(config.train.hang_seconds, flag, log) as watchdog,
-            _outputs(config, run, loop, dataset, attempt) if attempt else nullcontext(Outputs()) as outputs,
+            _outputs(config, run, loop, dataset, attempt, start) if attempt else nullcontext(Outputs()) as outputs,
         ):
             loop.outputs = replace(outputs, beat=watchdog.beat)
             completed = loop.run(Agreement(flag, distributed.control_group()))
@@ -118,7 +118,9 @@ def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start
 
 
 @contextmanager
-def _outputs(config: Config, run: RunDirectory, loop: Loop, dataset: Dataset, attempt: Attempt) -> Iterator[Outputs]:
+def _outputs(
+    config: Config, run: RunDirectory, loop: Loop, dataset: Dataset, attempt: Attempt, start: Checkpoint | None
+) -> Iterator[Outputs]:
     """Rank 0's outputs. Whatever happens, they are closed, and how far the attempt came is recorded."""
     device, world_size = loop.engine.accelerator.device, loop.engine.accelerator.num_processes
     plan, progress = loop.plan, loop.progress
@@ -137,13 +139,10 @@ def _outputs(config: Config, run: RunDirectory, loop: Loop, dataset: Dataset, at
         threads,
         "s" * (threads > 1),
     )
-    if progress.step:
-        logger.info("resuming from step %d", progress.step)
-    manifest = {
-        "world_size": world_size,
-        "num_threads": threads,
-        "device": device.type,
-        "versions": facts["versions"],
+    if start is not None:
+        report = environment.resume_report(start.manifest, environment.bits(facts))
+        logger.info("resuming from step %d: %s", start.step, report)
+    manifest = environment.bits(facts) | {
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "classes": list(dataset.class_names),
         "preprocess": asdict(loop.samples.train.preprocess),
@@ -155,13 +154,15 @@ def _outputs(config: Config, run: RunDirectory, loop: Loop, dataset: Dataset, at
         quiet=not config.tracking.progress,
     )
     trackers = [*open_trackers(config.tracking, run.path, progress.step), console]
+    keeper = Keeper(run.checkpoints, config.checkpoint.keep, manifest, background=config.checkpoint.background)
     try:
-        yield Outputs(trackers, console, Keeper(run.checkpoints, config.checkpoint.keep, manifest))
+        yield Outputs(trackers, console, keeper)
     except BaseException:
         run.write_summary({"status": "failed"} | _summary(loop) | {"test": None})
         raise
     finally:
         attempt.step = progress.step
+        keeper.close()
         for tracker in trackers:
             tracker.close()
 

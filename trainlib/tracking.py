@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from trainlib.config import TrackingConfig
 from trainlib.files import read_lines, write_atomically
+
+logger = logging.getLogger("trainlib.tracking")
 
 Row = Mapping[str, Any]
 
@@ -26,24 +30,40 @@ class Tracker(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, appended. Rows past the step that a run resumes from are cut off first."""
+    """metrics.jsonl: one JSON object a line, appended. Rows past the step that a run resumes from are cut off first.
+
+    Rows that a full disk does not take are kept and tried again with the next one; `flush` raises OSError as long as
+    there are some, so that no checkpoint is taken for newer than the rows that lead to it.
+    """
 
     def __init__(self, path: Path, from_step: int):
         if path.exists():
             _keep_rows_up_to(path, from_step)
-        self._file = path.open("a")
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        self._size = os.fstat(self._descriptor).st_size
+        self._unwritten = b""
 
     def log(self, row: Row) -> None:
-        self._file.write(json.dumps({name: _finite(value) for name, value in row.items()}) + "\n")
-        self._file.flush()
+        self._unwritten += json.dumps({name: _finite(value) for name, value in row.items()}).encode() + b"\n"
+        with suppress(OSError):
+            self._write()
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._write()
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            os.close(self._descriptor)
+
+    def _write(self) -> None:
+        """Write at the end of what is known to be written: half a line from a failed write is written over."""
+        while self._unwritten:
+            written = os.pwrite(self._descriptor, self._unwritten, self._size)
+            self._size += written
+            self._unwritten = self._unwritten[written:]
 
 
 class TensorBoard:
@@ -79,8 +99,34 @@ def open_trackers(config: TrackingConfig, run: Path, from_step: int) -> list[Tra
     """The trackers that the configuration asks for; metrics.jsonl is always one of them."""
     trackers: list[Tracker] = [MetricsFile(run / "metrics.jsonl", from_step)]
     if config.tensorboard:
-        trackers.append(TensorBoard(run / "tensorboard", from_step))
+        trackers.append(Forgiving(TensorBoard(run / "tensorboard", from_step)))
     return trackers
+
+
+class Forgiving:
+    """A tracker whose failure harms nothing but itself: it warns once, and shows nothing from then on."""
+
+    def __init__(self, tracker: Tracker):
+        self._tracker = tracker
+        self._broken = False
+
+    def log(self, row: Row) -> None:
+        self._attempt(lambda: self._tracker.log(row))
+
+    def flush(self) -> None:
+        self._attempt(self._tracker.flush)
+
+    def close(self) -> None:
+        self._attempt(self._tracker.close)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - whatever a foreign library raises
+            self._broken = True
+            logger.warning("%s stopped working (%s); training goes on without it", type(self._tracker).__name__, error)
 
 
 def log_all(trackers: Sequence[Tracker], row: Row) -> None:

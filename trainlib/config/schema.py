@@ -141,6 +141,7 @@ class CheckpointConfig(Section):
     every: Duration = "1ep"
     keep: Annotated[int, Field(ge=2)] = 3
     best: Best | None = Best(metric="val/accuracy", mode="max")
+    background: bool = False
 
 
 class WandbConfig(Section):

@@ -1,0 +1,45 @@
+"""What a run ran on, and whether that makes a resumed run differ."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from trainlib import environment
+
+FACTS = environment.bits(environment.describe(torch.device("cpu"), 2))
+
+
+def test_facts_are_plain_and_hold_no_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "canary-secret")
+    described = json.dumps(environment.describe(torch.device("cpu"), 1))
+    assert "canary-secret" not in described
+    assert torch.__version__.split("+")[0] in described
+    assert os.environ["WANDB_API_KEY"] == "canary-secret"
+
+
+def test_the_same_machine_resumes_exactly() -> None:
+    assert environment.resume_report(json.loads(json.dumps(FACTS)), FACTS) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("world_size", 1, "world_size was 1, is 2"),
+        ("num_threads", 77, "num_threads was 77, is"),
+        ("device", "cuda", "device was cuda, is cpu"),
+    ],
+)
+def test_what_differs_is_named(name: str, value: object, says: str) -> None:
+    report = environment.resume_report(FACTS | {name: value}, FACTS)
+    assert report.startswith("not bitwise")
+    assert says in report
+
+
+def test_another_version_is_named() -> None:
+    then = FACTS | {"versions": FACTS["versions"] | {"torch": "1.0"}}
+    assert "torch was 1.0, is" in environment.resume_report(then, FACTS)
+    assert environment.resume_report(FACTS | {"versions": FACTS["versions"] | {"wandb": "0"}}, FACTS) == "exact"
