@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +111,30 @@ ONE_OF_EACH_FILE = [
     "vgg11",
     "vit_b_32",
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("weights.pt", "weights.pt"),
+        ("weights.safetensors", "weights.safetensors"),
+        ("./weights", "weights"),
+        ("../w/weights.bin", "../w/weights.bin"),
+        ("/w/weights", "/w/weights"),
+        ("~/weights", "/home/me/weights"),
+        ("~/weights.pth", "/home/me/weights.pth"),
+        ("~nobody-of-this-name/w.pt", "~nobody-of-this-name/w.pt"),
+        ("weights", None),
+        ("IMAGENET1K_V1", None),
+        ("DEFAULT", None),
+    ],
+)
+def test_a_weights_file_is_told_by_its_form(
+    text: str, path: str | None, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    (workdir / "weights").touch()  # a file of that name makes no difference
+    assert catalog.weights_file(text) == (None if path is None else Path(path))
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FILE)

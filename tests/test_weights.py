@@ -167,6 +167,13 @@ def test_files_with_other_names_than_todays(name: str, tmp_path: Path) -> None:
     assert_same(module, expected)
 
 
+def test_a_path_in_the_home_folder_needs_no_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state = stock()
+    as_pth(state, tmp_path / "w").rename(tmp_path / "weights")
+    assert_same(build(weights="~/weights").module, without_head(state))
+
+
 def test_published_weights_are_read_from_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     member = torchvision.models.get_model_weights(NAME).IMAGENET1K_V1
@@ -315,7 +322,7 @@ def test_an_old_file_cut_anywhere_is_told(size: int, tmp_path: Path) -> None:
     ("weights", "message"),
     [
         ("missing.pth", r"there is no file missing.pth"),
-        ("IMAGENET1K_V9", r"got 'IMAGENET1K_V9', must be one of IMAGENET1K_V1, DEFAULT, or a path to a .pt, .pth, "),
+        ("IMAGENET1K_V9", r"got 'IMAGENET1K_V9', must be one of IMAGENET1K_V1, DEFAULT, or the path of a file"),
     ],
 )
 def test_weights_that_do_not_exist(weights: str, message: str) -> None:
@@ -324,7 +331,9 @@ def test_weights_that_do_not_exist(weights: str, message: str) -> None:
 
 
 def test_our_own_models_have_no_published_weights() -> None:
-    with pytest.raises(WeightsError, match=r"got 'IMAGENET1K_V1', must be a path to a .pt, .pth, .safetensors file"):
+    with pytest.raises(
+        WeightsError, match=r"got 'IMAGENET1K_V1', must be the path of a file \(.pt, .pth, .safetensors\)"
+    ):
         build(name="cifar10_cnn", weights="IMAGENET1K_V1")
 
 

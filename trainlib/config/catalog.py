@@ -6,8 +6,10 @@ looked up here and nowhere else: nothing is imported because a configuration say
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from trainlib.config import library_source as source
@@ -15,6 +17,8 @@ from trainlib.config.kinds import NUMBER, list_of
 from trainlib.config.library_source import Argument
 
 Family = Literal["loss", "optimizer", "scheduler", "model"]
+
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 LOSSES = (
     "CrossEntropyLoss",
@@ -89,3 +93,13 @@ def arguments(family: Family, name: str) -> Mapping[str, Argument]:
 def weights(model: str) -> tuple[str, ...]:
     """The names of a model's pretrained weights; none where it has none."""
     return source.weight_names(model) if model in source.model_files() else ()
+
+
+def weights_file(text: str) -> Path | None:
+    """The file that `model.weights` is the path of, or None where it can only be the name of pretrained weights.
+
+    Told by its form, with a slash or one of `WEIGHTS_SUFFIXES`: the file need not exist.
+    """
+    if "/" in text or "\\" in text or text.endswith(WEIGHTS_SUFFIXES):
+        return Path(os.path.expanduser(text))  # Path.expanduser raises for a user that there is not
+    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from trainlib.config import catalog
 from trainlib.config.defaults import better_mode, schedulers
@@ -13,7 +12,6 @@ from trainlib.errors import Mistake
 
 Rule = Callable[[Config], Iterator[Mistake]]
 
-WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 _PROBABILITY_ACTIVATIONS = ("auto", "sigmoid", "softmax")
 
 
@@ -132,16 +130,11 @@ def _probabilities(config: Config) -> Iterator[Mistake]:
         yield Mistake("loss.activation", f"{rule} (BCEWithLogitsLoss does not)")
 
 
-def is_weights_file(text: str) -> bool:
-    """Whether `model.weights` is the path of a file, by its form, and not the name of pretrained weights."""
-    return "/" in text or "\\" in text or text.endswith(WEIGHT_FILES)
-
-
 def _weights_known(config: Config) -> Iterator[Mistake]:
     weights, names = config.model.weights, catalog.weights(config.model.name)
-    if weights is None or is_weights_file(weights) or weights in names:
+    if weights is None or catalog.weights_file(weights) or weights in names:
         return
-    path = f"the path of a file ({', '.join(WEIGHT_FILES)})"
+    path = f"the path of a file ({', '.join(catalog.WEIGHTS_SUFFIXES)})"
     if names:
         yield Mistake("model.weights", f"got {shown(weights)}, {one_of([*names, path], weights)}")
     else:
@@ -152,11 +145,9 @@ def _weights_known(config: Config) -> Iterator[Mistake]:
 
 def _weights_exist(config: Config) -> Iterator[Mistake]:
     weights = config.model.weights
-    if weights is None or not is_weights_file(weights):
-        return
-    path = Path(weights).expanduser().absolute()
-    if not path.is_file():
-        yield Mistake("model.weights", f"got {shown(weights)}, must be an existing file: {path} is none")
+    path = None if weights is None else catalog.weights_file(weights)
+    if path is not None and not path.is_file():
+        yield Mistake("model.weights", f"got {shown(weights)}, must be an existing file: {path.absolute()} is none")
 
 
 _RULES: tuple[tuple[set[str], Rule], ...] = (

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.config import ModelConfig
+from trainlib.config.catalog import WEIGHTS_SUFFIXES, weights_file
 from trainlib.errors import WeightsError
 from trainlib.models.architectures import INCEPTIONS, torchvision_model, without_values
 
 State = dict[str, Tensor]
 Channels = tuple[float, float, float]
 
-SUFFIXES = (".pt", ".pth", ".safetensors")
 NAMES_SHOWN = 3
 
 # What DistributedDataParallel and torch.compile put in front of every name.
@@ -49,10 +49,12 @@ def published(config: ModelConfig) -> Enum | None:
     if config.weights in members:
         member: Enum = members[config.weights]
         return member
-    if config.weights.endswith(SUFFIXES) or Path(config.weights).is_file():
+    if weights_file(config.weights):
         return None
     names = f"one of {', '.join(members)}, or " if members else ""
-    raise WeightsError(f"model.weights: got {config.weights!r}, must be {names}a path to a {', '.join(SUFFIXES)} file")
+    raise WeightsError(
+        f"model.weights: got {config.weights!r}, must be {names}the path of a file ({', '.join(WEIGHTS_SUFFIXES)})"
+    )
 
 
 def weights_normalization(config: ModelConfig) -> tuple[Channels, Channels] | None:
@@ -81,7 +83,8 @@ def read_weights(config: ModelConfig, device: torch.device) -> State:
             state: State = torchvision_model(config.name, image_size, {}, published_weights=True).state_dict()
         return state
     assert config.weights is not None
-    path = Path(config.weights).expanduser() if member is None else _downloaded(config.name, member)
+    path = weights_file(config.weights) if member is None else _downloaded(config.name, member)
+    assert path is not None
     with torch.device("cpu"):
         return _canonical(config.name, read_state(path))
 
