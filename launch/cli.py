@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 
 import click
 
-from launch.command import mark_bare_resume
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError, UserError
 
 
@@ -51,7 +50,11 @@ class _RunCommand(click.Command):
     """`launch run`, whose --resume takes a value only where one follows."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, mark_bare_resume(args))
+        if "--resume" in args:
+            from trainlib.config import mark_bare_resume
+
+            args = mark_bare_resume(args)
+        return super().parse_args(ctx, args)
 
 
 def _parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
@@ -93,13 +96,14 @@ def run(
     CONFIG is a file or the name of a shipped config, like quickstart; several are merged from left to right, then
     key=value. Exit code 0: done, 2: a mistake in what was asked, 75: stopped with a checkpoint, run again to continue.
     """
-    from launch.command import training_arguments, training_command
+    from launch.command import config_arguments, training_arguments, training_command
     from launch.devices import choose_processes, count_gpus
 
     if fresh and resume is not None:
         raise UserError("--fresh and --resume: one starts over, the other goes on; give one of them")
-    training = training_arguments(arguments, name=name, fresh=fresh, resume=resume)
-    run_name = _load_run_name([*arguments, *([f"name={name}"] if name is not None else [])])
+    configs = config_arguments(arguments, name)
+    training = training_arguments(configs, fresh=fresh, resume=resume)
+    run_name = _load_run_name(configs)
     gpus = count_gpus()
     number = choose_processes(processes, gpus)
     if dry_run:

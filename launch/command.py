@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +26,21 @@ class Command:
         return " ".join([*assignments, shlex.join(self.words)])
 
 
-def training_arguments(arguments: Sequence[str], *, name: str | None, fresh: bool, resume: str | None) -> list[str]:
-    """What the training program gets: the configs and overrides as given, then what the options say.
+def config_arguments(arguments: Sequence[str], name: str | None) -> list[str]:
+    """The configs and overrides as given, then `name` as one more override.
+
+    Values of overrides are YAML, where 2024 and null are not text: the name is given in quotes.
+    """
+    return [*arguments, *([f"name={json.dumps(name, ensure_ascii=False)}"] if name is not None else [])]
+
+
+def training_arguments(configs: Sequence[str], *, fresh: bool, resume: str | None) -> list[str]:
+    """What the training program gets: the configs and overrides, then what the options say.
 
     `resume` is None where it was not asked for and RESUME_LATEST where no checkpoint was named. It comes last, so that
     its optional value cannot be taken for anything else.
     """
-    result = list(arguments)
-    if name is not None:
-        result.append(f"name={name}")
+    result = list(configs)
     if fresh:
         result.append("--fresh")
     if resume is not None:
@@ -73,23 +80,3 @@ def training_command(
     }
     flags = [word for option in options.items() for word in option]
     return Command((*accelerate, "--multi_gpu", *flags, "-m", TRAINING_MODULE, *arguments), environment)
-
-
-def mark_bare_resume(words: Sequence[str]) -> list[str]:
-    """Write `--resume` as `--resume=` where the word after it is not its checkpoint but a config, override or option.
-
-    A checkpoint is a folder: a path, or the name of one, `step-00000123`. So `--resume train.epochs=30` and
-    `--resume quickstart` mean the newest checkpoint.
-    """
-    result = []
-    for position, word in enumerate(words):
-        following = words[position + 1] if position + 1 < len(words) else ""
-        bare = word == "--resume" and not _names_checkpoint(following)
-        result.append("--resume=" if bare else word)
-    return result
-
-
-def _names_checkpoint(word: str) -> bool:
-    if word.startswith("-") or "=" in word or word.endswith((".yaml", ".yml")):
-        return False
-    return "/" in word or word.startswith("step-")

@@ -103,7 +103,7 @@ def test_an_error_of_the_configuration_comes_without_torch() -> None:
         ("x.yaml", "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml"),
         (
             "--name y x.yaml --resume seed=1",
-            "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml seed=1 name=y --resume",
+            "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml seed=1 'name=\"y\"' --resume",
         ),
         ("x.yaml --processes auto --fresh", "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml --fresh"),
     ],
@@ -129,7 +129,7 @@ def test_one_process_trains_in_this_interpreter(config: Path) -> None:
     (config.parent / "program.py").write_text(PROGRAM)
     (config.parent / "sitecustomize.py").write_text("import sys, program; sys.modules['trainlib.train'] = program\n")
     result = launch("run", "x.yaml", "--name", "y", PYTHONPATH=str(config.parent))
-    assert (result.returncode, result.stdout, result.stderr) == (75, "1 ['x.yaml', 'name=y']\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (75, "1 ['x.yaml', 'name=\"y\"']\n", "")
 
 
 @pytest.mark.usefixtures("config")

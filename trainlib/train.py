@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from trainlib.config import Config, load_config
+from trainlib.config import Config, load_config, mark_bare_resume
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, StoppedError, TrainlaunchError, UserError
 from trainlib.logs import log_to_console
 from trainlib.rundir import RUNS, RunDirectory
@@ -72,13 +72,17 @@ def train(config: Config, flag: StopFlag, *, rank: int = 0, fresh: bool = False,
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainlib.train", description="Train from configuration files.")
-    parser.add_argument("config", nargs="+", metavar="CONFIG | key=value", help="files or shipped names; overrides")
-    parser.add_argument("--fresh", action="store_true", help="move an earlier run of this name aside and begin again")
-    parser.add_argument(
-        "--resume", nargs="?", const="", metavar="CHECKPOINT", help="accept harmless changes; or name a checkpoint"
+    parser = argparse.ArgumentParser(
+        prog="python -m trainlib.train", description="Train from configuration files.", allow_abbrev=False
     )
-    return parser.parse_args(arguments)
+    parser.add_argument("config", nargs="+", metavar="CONFIG | key=value", help="files or shipped names; overrides")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--fresh", action="store_true", help="move an earlier run of this name aside and begin again")
+    start.add_argument(
+        "--resume", nargs="?", metavar="CHECKPOINT", help="accept harmless changes; or name a checkpoint"
+    )
+    words = sys.argv[1:] if arguments is None else arguments
+    return parser.parse_intermixed_args(mark_bare_resume(words))
 
 
 if __name__ == "__main__":

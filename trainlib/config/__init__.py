@@ -1,5 +1,6 @@
 """The configuration of a run: YAML files and overrides, checked whole before anything starts. Never imports torch."""
 
+from trainlib.config.command_line import mark_bare_resume
 from trainlib.config.compare import Difference, differences, dump_config, is_harmless
 from trainlib.config.load import load_config, read_resolved, shipped_configs
 from trainlib.config.schema import (
@@ -43,6 +44,7 @@ __all__ = [
     "dump_config",
     "is_harmless",
     "load_config",
+    "mark_bare_resume",
     "read_resolved",
     "shipped_configs",
 ]
