@@ -63,8 +63,16 @@ class Run:
         return (ended - self.started).total_seconds() if ended and ended >= self.started else None
 
     @property
+    def planned(self) -> Record:
+        """How long the run is to be, as its configuration says: `epochs` or `steps`; empty where that is unknown."""
+        train = _yaml_file(self.directory / "config.yaml").get("train")
+        return train if isinstance(train, dict) else {}
+
+    @property
     def checkpoints(self) -> list[Path]:
-        return sorted((self.directory / "checkpoints").glob("step-*"))
+        """Those that a run resumes from: not the ones that were set aside, and not one that is being written."""
+        paths = (self.directory / "checkpoints").glob("step-*")
+        return sorted(path for path in paths if path.name.removeprefix("step-").isdecimal())
 
 
 def read_run(directory: Path) -> Run:
@@ -162,6 +170,16 @@ def _json_lines(path: Path) -> Iterator[Record]:
 def _json_file(path: Path) -> Record:
     with suppress(OSError, ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _yaml_file(path: Path) -> Record:
+    import yaml
+
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             return content
     return {}

@@ -23,7 +23,7 @@ def run_details(run: Run, now: datetime) -> str:
     facts = {
         "run": run.name,
         "status": _explain(run),
-        "progress": _progress(run.newest_metrics),
+        "progress": _progress(run.newest_metrics, run.planned),
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
         "val": _metrics(run.last.get(("val", None))),
         "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),
@@ -74,8 +74,12 @@ def _explain(run: Run) -> str:
     return run.status + what_next.get(run.status, "")
 
 
-def _progress(newest: Record) -> str:
-    return f"step {newest.get('step')}, epoch {newest.get('epoch')}" if newest else ""
+def _progress(newest: Record, planned: Record) -> str:
+    """How far the run is. A run is so many epochs or so many steps long, so only one of the two has a total."""
+    if not newest:
+        return ""
+    totals = {unit: f" of {planned[f'{unit}s']}" if planned.get(f"{unit}s") else "" for unit in ("step", "epoch")}
+    return ", ".join(f"{unit} {newest.get(unit)}{total}" for unit, total in totals.items())
 
 
 def _metrics(record: Record | None) -> str:

@@ -150,6 +150,30 @@ def test_status_tells_all(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("train: {epochs: 20, steps: null}", "step 50, epoch 5 of 20"),
+        ("train: {epochs: null, steps: 1000}", "step 50 of 1000, epoch 5"),
+        ("train: [", "step 50, epoch 5"),  # damaged
+        ("train: 20", "step 50, epoch 5"),
+        (None, "step 50, epoch 5"),
+    ],
+)
+def test_progress_has_the_total_that_the_configuration_tells(config: str | None, expected: str, tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "x", [start(1, START)], [metrics(50, "val", 0.5)])
+    if config is not None:
+        (directory / "config.yaml").write_text(config)
+    assert f"\nprogress:    {expected}\n" in run_details(read_run(directory), START)
+
+
+def test_checkpoints_are_those_to_resume_from(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "x", [])
+    for step in ("00000020", "00000010", "00000030.damaged", "00000040.superseded", "00000050.damaged-2", "new"):
+        (directory / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    assert "\ncheckpoints: step-00000010, step-00000020\n" in run_details(read_run(directory), START)
+
+
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [start(1, START)], [metrics(10, "val", 0.5)])
     with (directory / "metrics.jsonl").open("a") as file:
