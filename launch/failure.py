@@ -52,14 +52,14 @@ def find_failure(text: str) -> RankFailure | None:
 
     The agent names the rank that it saw first, which may be one that only lost the connection to a rank that died a
     moment before. So a crash comes first, except of a rank that was still alive when the agent began to close the
-    others, then a mistake of the user's.
+    others, then a mistake of the user's: rank 0's, if it found it too, for it has told it.
     """
     failures = [RankFailure(int(m["rank"]), m["host"], int(m["code"]), int(m["pid"])) for m in _FAILURE.finditer(text)]
     if not failures:
         return None
     closed = {int(pid) for pid in _CLOSING.findall(text)}
     crashed = [f for f in failures if f.exit_code in _CRASHES and f.pid not in closed]
-    mistaken = [f for f in failures if f.exit_code == EXIT_USER_ERROR]
+    mistaken = sorted((f for f in failures if f.exit_code == EXIT_USER_ERROR), key=lambda f: f.rank)
     seen_first = failures[-1]  # the root cause is the report's last entry
     if seen_first in crashed:
         return seen_first

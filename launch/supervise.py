@@ -77,7 +77,8 @@ def _report_failure(stderr_text: str, directory: Path, launcher_code: int) -> in
         last_lines = "\n".join(stderr_text.splitlines()[-_LOG_TAIL_LINES:])
         print(f"{last_lines}\nerror: accelerate launch ended with exit code {launcher_code}", file=sys.stderr)
         return launcher_code if launcher_code > 0 else EXIT_FAILURE
-    if failure.shell_code not in (EXIT_USER_ERROR, EXIT_STOPPED):
+    told_by_rank_0 = failure.shell_code == EXIT_STOPPED or (failure.shell_code == EXIT_USER_ERROR and not failure.rank)
+    if not told_by_rank_0:
         log = directory / "logs" / f"rank-{failure.rank}.log"
         # What rank 0 said is on the console already.
         tail = _last_lines(log) if failure.rank else []

@@ -37,6 +37,14 @@ def test_no_report_is_no_failure(text: str) -> None:
     assert find_failure(text) is None
 
 
+@pytest.mark.parametrize(("other_code", "rank"), [(2, 0), (75, 1)])
+def test_of_a_mistake_that_all_found_rank_0_is_named(other_code: int, rank: int) -> None:
+    text = read("code").replace("exitcode  : 7", "exitcode  : 2").replace("exitcode  : -15", f"exitcode  : {other_code}")
+    failure = find_failure(text)
+    assert failure is not None
+    assert (failure.rank, failure.exit_code) == (rank, 2)
+
+
 def test_one_failure_alone() -> None:
     text = read("code")
     start, end = text.index("[1]:"), text.index("------", text.index("[1]:"))

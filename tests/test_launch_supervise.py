@@ -119,28 +119,29 @@ with open(f"rank-{os.environ['RANK']}.json", "w") as file:
         }
 
 
-def test_a_failing_rank_gives_its_code_and_is_named(tmp_path: Path) -> None:
-    program = """\
+@pytest.mark.parametrize("code", [2, 7])
+def test_a_failing_rank_gives_its_code_and_is_named(code: int, tmp_path: Path) -> None:
+    program = f"""\
 import os, sys, time
 from pathlib import Path
 if os.environ["RANK"] == "0":
     Path("run/logs").mkdir(parents=True)
     Path("run/logs/rank-1.log").write_text("loading\\nRuntimeError: no more memory\\n")
-    Path("run/attempts.jsonl").write_text('{"event": "start", "attempt": 1}\\n')
+    Path("run/attempts.jsonl").write_text('{{"event": "start", "attempt": 1}}\\n')
     print("a warning of rank 0", file=sys.stderr, flush=True)
     time.sleep(60)
 while not Path("run/attempts.jsonl").exists():
     time.sleep(0.02)
 time.sleep(0.3)
-sys.exit(7)
+sys.exit({code})
 """
     launcher = start_launcher(under_accelerate(program, tmp_path / "run", {}), tmp_path / "run")
     stdout, stderr = launcher.communicate(timeout=60)
-    assert (launcher.returncode, stdout) == (7, "")
+    assert (launcher.returncode, stdout) == (code, "")
     warning, message, *tail = stderr.splitlines()
     assert warning == "a warning of rank 0"
     assert message.startswith("error: rank 1 on ")
-    assert message.endswith(f"ended with exit code 7; its log is {tmp_path}/run/logs/rank-1.log, which ends with:")
+    assert message.endswith(f"ended with exit code {code}; its log is {tmp_path}/run/logs/rank-1.log, which ends with:")
     assert tail == ["  loading", "  RuntimeError: no more memory"]
     log = (tmp_path / "run" / "logs" / "launcher.log").read_text()
     assert "a warning of rank 0" in log
