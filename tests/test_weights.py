@@ -15,7 +15,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from trainlib.config import ModelConfig
+from trainlib.build import build_classifier
+from trainlib.config import ModelConfig, load_config
 from trainlib.errors import WeightsError
 from trainlib.models import Classifier, build_model
 
@@ -176,12 +177,53 @@ def test_a_path_in_the_home_folder_needs_no_suffix(tmp_path: Path, monkeypatch: 
 
 def test_published_weights_are_read_from_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    member = torchvision.models.get_model_weights(NAME).IMAGENET1K_V1
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
     state = stock()
-    torch.save(state, cache / member.url.rpartition("/")[2])
+    in_cache(NAME, state, tmp_path)
     assert_same(build(weights="IMAGENET1K_V1").module, without_head(state))
+
+
+def in_cache(name: str, state: State, torch_home: Path) -> Path:
+    """Place a state_dict where torch keeps the published weights of this model."""
+    path = torch_home / "hub/checkpoints" / torchvision.models.get_model_weights(name).IMAGENET1K_V1.url.split("/")[-1]
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "image_size"), [("googlenet", 32), ("inception_v3", 75)])
+def test_a_checkpoint_needs_the_architecture_but_not_the_weights(
+    name: str, image_size: int, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published weights of these two want their images normalised in another way, inside of the model."""
+    monkeypatch.setenv("TORCH_HOME", str(workdir))
+    path = in_cache(name, torchvision.models.get_model(name, init_weights=False).state_dict(), workdir)
+    model = f"model={{name: {name}, weights: IMAGENET1K_V1, freeze: backbone, head: append}}"
+    config = load_config(["quickstart", model, f"data.image_size={image_size}"])
+    trained = build_classifier(config, 10, torch.device("cpu"))
+    path.unlink()
+    resumed = build_classifier(config, 10, torch.device("cpu"), with_weights=False)
+    assert not list(path.parent.iterdir())
+
+    assert (resumed.head, resumed.frozen) == (trained.head, trained.frozen)
+    learning = [[p.requires_grad for p in classifier.module.parameters()] for classifier in (trained, resumed)]
+    assert learning[0] == learning[1]
+    resumed.module.load_state_dict(trained.module.state_dict())
+    images_NCHW = torch.rand(2, 3, image_size, image_size)
+    for classifier in (trained, resumed):
+        classifier.module.eval()
+    expected = trained.module(images_NCHW)
+    assert torch.equal(resumed.module(images_NCHW), expected)
+    trained.module.transform_input = False
+    assert not torch.equal(trained.module(images_NCHW), expected)
+
+
+@pytest.mark.parametrize("weights", ["gone.pth", "gone/weights", "~/gone"])
+def test_a_checkpoint_does_not_need_the_weights_file(weights: str) -> None:
+    config = section(weights=weights, freeze="backbone", head="append")
+    resumed = build_model(config, 10, 32, load_weights=False)
+    fresh = build_model(config.model_copy(update={"weights": None}), 10, 32)
+    assert (resumed.head, resumed.frozen) == (fresh.head, fresh.frozen)
+    assert resumed.module.state_dict().keys() == fresh.module.state_dict().keys()
 
 
 def test_no_network_says_which_file_to_place_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,12 @@ from trainlib.step import Engine
 def build_classifier(
     config: Config, num_classes: int, device: torch.device, *, with_weights: bool = True
 ) -> Classifier:
-    """The model with its initial weights, a function of the seed; made on the CPU, the same for every device."""
+    """The model with its initial weights, a function of the seed; made on the CPU, the same for every device.
+
+    with_weights   False for the same model around a checkpoint's values; `model.weights` is not read (see build_model)
+    """
     seed_generators(key("initial weights", config.seed), torch.device("cpu"))
-    model = config.model if with_weights else config.model.model_copy(update={"weights": None})
-    classifier = build_model(model, num_classes, config.data.image_size)
+    classifier = build_model(config.model, num_classes, config.data.image_size, load_weights=with_weights)
     classifier.module.to(device)
     return classifier
 

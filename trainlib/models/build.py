@@ -28,19 +28,22 @@ class Classifier:
     frozen: frozenset[str]
 
 
-def build_model(config: ModelConfig, num_classes: int, image_size: int) -> Classifier:
+def build_model(config: ModelConfig, num_classes: int, image_size: int, *, load_weights: bool = True) -> Classifier:
     """The configured classifier, float32, on torch's default device (`with torch.device(...)`), in train mode.
 
     Initial values come from torch's global generator alone. On the meta device nothing is allocated or downloaded:
     weights are only looked for and compared. Raises UserError for a model that cannot be built as configured,
     WeightsError for weights that are missing, damaged or do not fit.
+
+    load_weights   False for the same classifier around a checkpoint's values: `weights` are neither read nor
+                   downloaded and may be gone; the values are to be overwritten
     """
     device = torch.get_default_device()
-    if config.weights is not None:
+    if config.weights is not None and load_weights:
         module, head = _build_from_weights(config, num_classes, image_size, device)
     else:
         with without_values() if device.type == "meta" else nullcontext():
-            module = stock_model(config, num_classes, image_size)
+            module = _stock(config, num_classes, image_size)
             head = _attach_head(module, config, num_classes)
     module.to(device)
     classifier = Classifier(module, head, _freeze(module, head, config.freeze))
@@ -76,12 +79,18 @@ def check_forward(classifier: Classifier, image_size: int, num_classes: int) -> 
         )
 
 
+def _stock(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+    """The architecture before its last layer changes; published weights, named, decide on some of its arguments."""
+    by_name = config.weights is not None and published(config) is not None
+    return stock_model(config, num_classes, image_size, published_weights=by_name)
+
+
 def _build_from_weights(
     config: ModelConfig, num_classes: int, image_size: int, device: torch.device
 ) -> tuple[nn.Module, str]:
     """The module with the configured weights; those of a stock model are loaded before its head changes."""
     with without_values():
-        module = stock_model(config, num_classes, image_size, published_weights=published(config) is not None)
+        module = _stock(config, num_classes, image_size)
     state = read_weights(config, device)
     stock_misfit = compare(module, state)
     if not stock_misfit:
