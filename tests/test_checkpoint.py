@@ -150,10 +150,12 @@ def test_a_failed_write_leaves_the_old_ones_and_several_end_the_run(
 
     monkeypatch.setattr(torch, "save", full)
     for step in range(2, 2 + MAX_FAILED_WRITES):
-        assert not keeper.has_given_up
+        assert keeper.problem() is None
         keeper.save(step, MODEL_STATE, {}, None)
         assert f"step {step} was not written ([Errno 28] No space left on device)" in caplog.text
-    assert keeper.has_given_up
+    assert "3 checkpoints in a row could not be written" in str(keeper.problem())
+    assert "step 4 could not be written" in str(keeper.problem(must_have=4))
+    assert keeper.problem(must_have=1) is not None
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.verify(tmp_path / "step-00000001").step == 1
 

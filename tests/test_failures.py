@@ -97,6 +97,48 @@ def test_skipped_steps_count_change_nothing_and_are_bounded(tmp_path: Path) -> N
     assert "train.max_nonfinite_steps allows 2" in ranks.console(many)
 
 
+def train_with_a_full_disk(arguments: list[str], steps: list[int]) -> int:
+    """Train; the checkpoints of these steps cannot be written."""
+    from trainlib import checkpoint
+    from trainlib.train import main
+
+    save = checkpoint.save
+
+    def failing(directory: Path, step: int, *rest: object) -> checkpoint.Checkpoint:
+        if step in steps:
+            raise OSError(28, "No space left on device")
+        return save(directory, step, *rest)  # type: ignore[arg-type]
+
+    checkpoint.save = failing  # type: ignore[assignment]
+    return main(arguments)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_full_disk_ends_the_run_only_when_nothing_can_be_saved(tmp_path: Path, world_size: int) -> None:
+    run = RunDirectory(tmp_path / "runs/run")
+    codes = ranks.run(train_with_a_full_disk, TRAINING, [4, 6, 8], world_size=world_size, cwd=tmp_path)
+    assert codes == [1] * world_size
+    assert "3 checkpoints in a row could not be written" in ranks.console(tmp_path)
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None
+    assert newest.step == 3  # the best so far, after the first epoch
+    assert ranks.train(TRAINING, world_size=world_size, cwd=tmp_path) == [0] * world_size
+    assert run.summary()["status"] == "completed"
+
+
+def test_a_final_checkpoint_that_cannot_be_written_is_no_completed_run(tmp_path: Path) -> None:
+    assert ranks.run(train_with_a_full_disk, TRAINING, [9], world_size=1, cwd=tmp_path) == [1]
+    assert "the checkpoint of step 9 could not be written" in ranks.console(tmp_path)
+    assert ranks.train(TRAINING, cwd=tmp_path) == [0]
+
+
+def test_best_weights_that_could_not_be_written_are_replaced_by_the_last(tmp_path: Path) -> None:
+    best = [*TRAINING, "optimizer.lr=1e-30"]  # nothing is learnt: the first epoch is as good as any
+    assert ranks.run(train_with_a_full_disk, best, [3], world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
+    assert "the best weights are lost" in ranks.console(tmp_path)
+    assert "(last weights)" in ranks.console(tmp_path)
+
+
 def hang(arguments: list[str], step: int) -> int:
     """In each rank: train; rank 1 stops for good before this step, as if its GPU were stuck."""
     import os

@@ -125,6 +125,19 @@ def test_bits_of_a_plain_loop(accelerator: Accelerator, optimizer: str, loss: st
     assert not all(torch.equal(a, b) for a, b in zip(trained, initial.values(), strict=True))
 
 
+def test_a_batch_whose_classes_all_have_weight_0_changes_nothing(accelerator: Accelerator) -> None:
+    config = resolved(
+        {
+            "data": {"name": "synthetic", "val_fraction": 0.0},
+            "loss": {"name": "CrossEntropyLoss", "weight": [0.0] * 10},
+            "train": {"epochs": 1, "batch_size": 20},
+        }
+    )
+    loop, _, initial = ours(config, accelerator)
+    trained = loop.engine.classifier.module.state_dict()
+    assert all(torch.equal(trained[name], initial[name]) for name in initial)
+
+
 def test_epoch_rows_are_over_all_samples(accelerator: Accelerator) -> None:
     config = resolved(
         {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,7 @@ def test_the_saved_configuration_opens_the_same_run(tmp_path: Path) -> None:
 
     config = resolved({"name": "run", "optimizer": {"name": "AdamW", "lr": 1e-5}})
     run = RunDirectory.open(config, runs=tmp_path)
+    run.begin(config)
     run.close()
     assert read_resolved(run.config_file) == config
 
@@ -49,6 +52,7 @@ def test_fresh_keeps_the_old_run_aside(tmp_path: Path) -> None:
     config = resolved({"name": "run"})
     for number in (1, 2):
         run = RunDirectory.open(config, fresh=True, runs=tmp_path)
+        run.begin(config)
         (run.path / "mark").write_text(str(number))
         run.close()
     RunDirectory.open(config, fresh=True, runs=tmp_path).close()
@@ -56,24 +60,78 @@ def test_fresh_keeps_the_old_run_aside(tmp_path: Path) -> None:
     assert not (tmp_path / "run/mark").exists()
 
 
+def begun(tmp_path: Path) -> None:
+    config = resolved({"name": "run"})
+    run = RunDirectory.open(config, runs=tmp_path)
+    run.begin(config)
+    run.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "resume", "refused"),
     [
-        ({"tracking": {"log_every": 7}}, False, True),
-        ({"tracking": {"log_every": 7}}, True, False),
-        ({"train": {"epochs": 99}}, True, False),
-        ({"optimizer": {"name": "SGD", "lr": 0.5}}, True, True),
-        ({"seed": 1}, True, True),
+        ({"tracking": {"log_every": 7}}, None, True),
+        ({"tracking": {"log_every": 7}}, "", False),
+        ({"train": {"epochs": 99}}, "", False),
+        ({"checkpoint": {"every": "9st"}}, "", False),
+        ({"checkpoint": {"best": {"metric": "val/loss"}}}, "", True),
+        ({"optimizer": {"name": "SGD", "lr": 0.5}}, "", True),
+        ({"seed": 1}, "", True),
     ],
 )
-def test_changes_of_configuration(tmp_path: Path, changes: dict[str, object], resume: bool, refused: bool) -> None:
-    RunDirectory.open(resolved({"name": "run"}), runs=tmp_path).close()
+def test_changes_of_configuration(
+    tmp_path: Path, changes: dict[str, object], resume: str | None, refused: bool
+) -> None:
+    begun(tmp_path)
     changed = resolved({"name": "run", **changes})
     if refused:
         with pytest.raises(RunDirectoryError, match="different configuration"):
             RunDirectory.open(changed, resume=resume, runs=tmp_path)
     else:
         RunDirectory.open(changed, resume=resume, runs=tmp_path).close()
+
+
+def test_a_mistake_found_before_training_does_not_bind_the_name(tmp_path: Path) -> None:
+    RunDirectory.open(resolved({"name": "run", "train": {"batch_size": 100_000}}), runs=tmp_path).close()
+    RunDirectory.open(resolved({"name": "run"}), runs=tmp_path).close()
+
+
+def test_only_more_training_or_a_named_checkpoint_continues_a_finished_run(tmp_path: Path) -> None:
+    begun(tmp_path)
+    RunDirectory(tmp_path / "run").write_summary({"status": "completed"})
+    for changes, resume in (({}, None), ({}, ""), ({"tracking": {"log_every": 7}}, "")):
+        with pytest.raises(RunDirectoryError, match="is finished"):
+            RunDirectory.open(resolved({"name": "run", **changes}), resume=resume, runs=tmp_path)
+    RunDirectory.open(resolved({"name": "run"}), resume="step-00000001", runs=tmp_path).close()
+    longer = resolved({"name": "run", "train": {"epochs": 99}})
+    run = RunDirectory.open(longer, resume="", runs=tmp_path)
+    run.begin(longer)
+    run.close()  # and killed here: the same command goes on, as the run is not finished any more
+    RunDirectory.open(longer, runs=tmp_path).close()
+
+
+def test_a_run_that_is_moved_aside_takes_its_lock_with_it(tmp_path: Path) -> None:
+    """Who waits for the lock of a run that `--fresh` renames meanwhile must not train beside the new one."""
+    config = resolved({"name": "run"})
+    begun(tmp_path)
+    first = RunDirectory.open(config, runs=tmp_path)
+    waited: list[object] = []
+
+    def wait() -> None:
+        try:
+            RunDirectory.open(config, runs=tmp_path).close()
+        except RunDirectoryError as error:
+            waited.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.2)
+    first._move_aside()
+    (tmp_path / "run/logs").mkdir(parents=True)
+    first._acquire_lock()
+    waiting.join()
+    assert len(waited) == 1
+    first.close()
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,32 @@ def evaluate_sizes() -> None:
             Path("found.json").write_text(json.dumps(found))
 
 
+def test_several_ranks_evaluate_the_model_that_the_checkpoint_holds(tmp_path: Path) -> None:
+    """Each rank gathers BatchNorm statistics of its own; the ones that count are those that are saved."""
+    from safetensors.torch import load_file
+    from torchvision.models import shufflenet_v2_x0_5
+
+    from trainlib.data.synthetic import make_synthetic
+    from trainlib.plan import split_validation
+
+    training = [word for word in TRAINING if not word.startswith(("train", "data.val"))]
+    training += ["model={name: shufflenet_v2_x0_5}", "train={epochs: 1, batch_size: 30}", "data.val_fraction=0.01"]
+    assert ranks.train(training, world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
+    (val,) = [row for row in rows_of(tmp_path) if row["split"] == "val"]
+
+    model = shufflenet_v2_x0_5(num_classes=10).eval()
+    (saved,) = (tmp_path / "runs/run/checkpoints").iterdir()
+    model.load_state_dict(load_file(saved / "model.safetensors"))
+    data = make_synthetic()
+    _, ids = split_validation(len(data.train.labels_N), 0.01, 0)
+    (images,) = data.train.images.batches([ids])
+    mean, std = torch.tensor(data.mean).view(3, 1, 1), torch.tensor(data.std).view(3, 1, 1)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model((images / 255 - mean) / std), data.train.labels_N[ids])
+    assert val["count"] == len(ids)
+    assert val["loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
 def _config() -> Any:
     from parts import resolved
 

@@ -144,6 +144,12 @@ def steps_in(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def sweep(directory: Path) -> None:
+    """Remove what a kill left half written or half removed; the caller holds the run's lock."""
+    for path in [*directory.glob(f".tmp-{PREFIX}*"), *directory.glob(f".old-{PREFIX}*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def newest(directory: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones met on the way are set aside with a warning."""
     for path in reversed(steps_in(directory).values()):

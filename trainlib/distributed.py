@@ -12,13 +12,15 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+from torch import nn
 
 from trainlib.config import TrainConfig
 from trainlib.errors import UserError
 
 T = TypeVar("T")
 
+PLAIN_DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 WORLD_SIZE_ASKED = "TRAINLAUNCH_WORLD_SIZE"  # set by the launcher: any other world size is an error
 NUM_THREADS = "TRAINLAUNCH_NUM_THREADS"  # intra-op threads of each rank, where the choice below does not suit
 
@@ -32,12 +34,21 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
     cpu = _trains_on_cpu(environ)
     torch.set_num_threads(num_threads(environ))
     _set_determinism(config)
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=config.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=config.precision,
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:  # a precision that this device does not have
+        raise UserError(f"train.precision: got {config.precision}: {error}") from error
+    if accelerator.distributed_type not in PLAIN_DATA_PARALLEL:
+        raise UserError(
+            f"Accelerate was told to use {accelerator.distributed_type}, but this trains with plain data parallelism: "
+            "unset ACCELERATE_USE_FSDP and ACCELERATE_USE_DEEPSPEED, or start it with `launch run`"
+        )
     asked = environ.get(WORLD_SIZE_ASKED)
     if asked is not None and accelerator.num_processes != int(asked):
         raise UserError(f"asked for {asked} processes, but {accelerator.num_processes} came up; nothing was trained")
@@ -89,6 +100,13 @@ def from_main(value: T) -> T:
     values: list[Any] = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]  # type: ignore[no-any-return]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank rank 0's buffers. A synchronisation point."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def control_group() -> dist.ProcessGroup | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -64,6 +65,21 @@ def write_atomically(path: Path, text: str) -> None:
     sync_directory(path.parent)
 
 
+def to_json(record: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON, which has no NaN and no infinity: they become null, at any depth."""
+    return json.dumps(_finite(record), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one JSON line and flush it to disk; a line that a crash cut off before it is ended first."""
     with path.open("ab+") as file:
@@ -71,7 +87,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
             file.write(b"\n" if torn else b"")
-        file.write(json.dumps(record).encode() + b"\n")
+        file.write(to_json(record).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -14,7 +14,8 @@ from trainlib import checkpoint
 
 logger = logging.getLogger("trainlib.checkpoint")
 
-MAX_FAILED_WRITES = 3  # in a row; then the run ends, resumable from what is there
+MAX_FAILED_WRITES = 3  # in a row: training on would only lose more
+GOES_ON = "the run ends here, and goes on from the last good one when it is started again"
 
 
 class Keeper:
@@ -27,15 +28,11 @@ class Keeper:
         self._directory = directory
         self._keep = keep
         self._facts = facts
-        self._verified: set[int] = set()
+        self._safe: set[int] = set()
         self._failed_writes = 0
+        self._best: int | None = None
         self._writer = ThreadPoolExecutor(1, "checkpoint writer") if background else None
         self._under_way: Future[None] | None = None
-
-    @property
-    def has_given_up(self) -> bool:
-        """Whether so many writes failed, one after another, that training on would only lose more."""
-        return self._failed_writes >= MAX_FAILED_WRITES
 
     def save(
         self,
@@ -49,14 +46,24 @@ class Keeper:
 
         flush   makes safe what leads to this checkpoint, before it; OSError where it cannot
         """
-        self.wait()
+        self._wait()
         if self._writer is None:
             self._save(step, model_state, trainer_state, best_step, flush)
         else:
             model_copy, trainer_copy = _host_copy(dict(model_state)), _host_copy(dict(trainer_state))
             self._under_way = self._writer.submit(self._save, step, model_copy, trainer_copy, best_step, flush)
 
-    def wait(self) -> None:
+    def problem(self, must_have: int | None = None) -> str | None:
+        """Why training must end, or None: a checkpoint that must be safe is not, or too many in a row failed."""
+        if must_have is not None:
+            self._wait()
+            if must_have not in self._safe:
+                return f"the checkpoint of step {must_have} could not be written; {GOES_ON}"
+        if self._failed_writes >= MAX_FAILED_WRITES:
+            return f"{self._failed_writes} checkpoints in a row could not be written; {GOES_ON}"
+        return None
+
+    def _wait(self) -> None:
         """Until the checkpoint under way is safe, or has failed."""
         if self._under_way is not None:
             self._under_way.result()
@@ -82,10 +89,12 @@ class Keeper:
             logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, error)
             return
         self._failed_writes = 0
-        self._verified.add(step)
-        protected = {best_step} if best_step is not None else set()
+        self._safe.add(step)
         try:
-            checkpoint.prune(self._directory, self._keep, protected, self._verified)
+            if best_step in checkpoint.steps_in(self._directory):  # else its write failed: the best before it stays
+                self._best = best_step
+            protected = set() if self._best is None else {self._best}
+            checkpoint.prune(self._directory, self._keep, protected, self._safe)
         except OSError as error:
             logger.warning("old checkpoints could not be removed (%s)", error)
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _File(logging.StreamHandler[TextIO]):
+    """A log that cannot be written, on a full disk, is no reason to end or to complain at every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Let the line go."""
 
 
 class _Stdout(logging.StreamHandler[TextIO]):
@@ -22,33 +32,48 @@ class _Stdout(logging.StreamHandler[TextIO]):
         return sys.stdout
 
 
-def log_to_console() -> None:
+@contextmanager
+def logging_to_console() -> Iterator[None]:
     """News and warnings of this package on standard output, in the fewest words. For the program, not for a library."""
     handler = _Stdout()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("trainlib")
-    package.setLevel(logging.DEBUG)
-    package.addHandler(handler)
-    package.propagate = False
+    with _added(handler):
+        yield
 
 
-def log_rank(directory: Path, rank: int) -> TextIO:
-    """From here on, write this rank's log `rank-<rank>.log` too; returns the open log.
-
-    Ranks other than 0 send all that they print there, tracebacks and the words of C libraries included.
-    """
-    path = directory / f"rank-{rank}.log"
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason to end
-    if rank == 0:
-        file = path.open("a", buffering=1)
-        handler = logging.StreamHandler(file)
+@contextmanager
+def logging_to_file(path: Path) -> Iterator[TextIO]:
+    """The same, and an error that ends the block, in a file with times; the open file."""
+    with path.open("a", buffering=1) as file:
+        handler = _File(file)
         handler.setFormatter(logging.Formatter(FORMAT))
-        logging.getLogger("trainlib").addHandler(handler)
-        return file
+        try:
+            with _added(handler):
+                yield file
+        except BaseException:
+            with suppress(OSError):
+                file.write(traceback.format_exc())
+            raise
+
+
+def redirect_output(path: Path) -> None:
+    """All that this process prints goes to the file from now on, tracebacks and the words of C libraries included."""
     sys.stdout.flush()
     sys.stderr.flush()
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    return sys.stderr
+
+
+@contextmanager
+def _added(handler: logging.Handler) -> Iterator[None]:
+    package = logging.getLogger("trainlib")
+    before = package.level
+    package.setLevel(logging.DEBUG)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before)

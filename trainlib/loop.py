@@ -22,7 +22,7 @@ from trainlib.console import Console
 from trainlib.distributed import from_main
 from trainlib.errors import NonFiniteError, TrainlaunchError
 from trainlib.files import timestamp
-from trainlib.keeper import MAX_FAILED_WRITES, Keeper
+from trainlib.keeper import Keeper
 from trainlib.metrics import Metrics, gather_sums, metrics_of
 from trainlib.plan import Plan
 from trainlib.progress import Progress
@@ -100,6 +100,11 @@ class Loop:
         return not asked_to_stop
 
     @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.progress.step // self.plan.steps_per_epoch
+
+    @property
     def finished(self) -> bool:
         return self.progress.step >= self.plan.total_steps or self.progress.ended_early
 
@@ -129,13 +134,13 @@ class Loop:
             if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
                 is_best = self._end_epoch(epoch, lr)
             if is_best or self.finished or progress.step % policy.checkpoint_every == 0:
-                self._save(wait=self.finished)
+                self._save(must=self.finished)
             if self.outputs.console is not None:
                 self.outputs.console.step(progress.step)
             if self.finished:
                 return False
             if agreement.reached():
-                self._save(wait=True)
+                self._save(must=True)
                 return True
         return False
 
@@ -212,13 +217,14 @@ class Loop:
         row |= {"loss": metrics.loss, "accuracy": metrics.accuracy, "count": metrics.count}
         log_all(self.outputs.trackers, row | {"lr": lr, "images_per_second": images_per_second})
 
-    def _save(self, *, wait: bool = False) -> None:
+    def _save(self, *, must: bool = False) -> None:
         """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes.
 
-        wait    until it is safe, also where checkpoints are written in the background
-        Raises TrainlaunchError, on every rank, when too many could not be written.
+        must    it has to be safe on return, also where checkpoints are written in the background
+        Raises TrainlaunchError, on every rank, when such a one, or too many in a row, could not be written.
         """
         progress, keeper = self.progress, self.outputs.keeper
+        problem = None
         with self.clock.paused():
             if self._saved_step != progress.step:
                 progress.seconds = self.clock.seconds
@@ -228,13 +234,11 @@ class Loop:
                     model_state = self.engine.classifier.module.state_dict()
                     keeper.save(progress.step, model_state, self._trainer_state(gathered), best_step, self._flush)
                 self._saved_step = progress.step
-            if keeper is not None and wait:
-                keeper.wait()
-            if from_main(keeper is not None and keeper.has_given_up):
-                raise TrainlaunchError(
-                    f"{MAX_FAILED_WRITES} checkpoints in a row could not be written; the run ends here, and goes on "
-                    "from the last good one when it is started again"
-                )
+            if keeper is not None:
+                problem = keeper.problem(must_have=progress.step if must else None)
+            problem = from_main(problem)
+        if problem is not None:
+            raise TrainlaunchError(problem)
 
     def _trainer_state(self, progress: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -18,9 +18,10 @@ from trainlib.randomness import key, permutation
 def share(n: int, parts: int, index: int) -> slice:
     """The `index`-th of `parts` contiguous, almost equal pieces of range(n).
 
-    Pieces of pieces agree: piece i of W is pieces i*V/W ... (i+1)*V/W of V, for every W that divides V.
+    Pieces of pieces agree: piece i of W is pieces i*V/W ... (i+1)*V/W of V, for every W that divides V. The first
+    piece is empty only where all are: rank 0, whose BatchNorm statistics count, always takes part.
     """
-    return slice(index * n // parts, (index + 1) * n // parts)
+    return slice(-(-index * n // parts), -(-(index + 1) * n // parts))
 
 
 def split_validation(num_samples: int, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 
 from trainlib.config import Config, differences, dump_config, is_harmless, read_resolved
 from trainlib.errors import RunDirectoryError, StoppedError
-from trainlib.files import append_line, read_lines, timestamp, write_atomically
+from trainlib.files import append_line, read_lines, timestamp, to_json, write_atomically
 
 RUNS = Path("runs")
 LOCK_PATIENCE = 1.0  # seconds: `launch list` takes every lock for a moment, to see whether the run is alive
@@ -46,11 +46,12 @@ class RunDirectory:
         self._lock: TextIO | None = None
 
     @classmethod
-    def open(cls, config: Config, *, fresh: bool = False, resume: bool = False, runs: Path = RUNS) -> RunDirectory:
+    def open(cls, config: Config, *, fresh: bool = False, resume: str | None = None, runs: Path = RUNS) -> RunDirectory:
         """Create or reopen runs/<name>, lock it and check that this configuration may go on in it.
 
         fresh   move an earlier run of this name aside and begin again
-        resume  accept changes that leave the finished part of the run as it was (more epochs, tracking, slurm)
+        resume  not None: accept changes that leave the finished part of the run as it was (more epochs, tracking,
+                slurm); not empty: a checkpoint is named, so that a finished run may be continued from it
         Raises RunDirectoryError: in use, finished, of a different configuration, or not writable.
         """
         run = cls(runs / config.name)
@@ -63,7 +64,6 @@ class RunDirectory:
                 run._acquire_lock()
             run._check_config(config, resume)
             run.checkpoints.mkdir(exist_ok=True)
-            write_atomically(run.config_file, dump_config(config))
         except OSError as error:
             raise RunDirectoryError(
                 f"{run.path}: cannot be written ({error.strerror}); change to a folder that you may write to, "
@@ -76,6 +76,11 @@ class RunDirectory:
             self._lock.close()  # the kernel releases the lock, as it does when the process is killed
             self._lock = None
 
+    def begin(self, config: Config) -> None:
+        """Training is about to begin with this configuration, all of which could be built: it is now the run's."""
+        write_atomically(self.config_file, dump_config(config))
+        self.summary_file.unlink(missing_ok=True)  # of an earlier end, which this one goes beyond
+
     def summary(self) -> dict[str, Any]:
         """summary.json as a dictionary; empty before the run's first end."""
         try:
@@ -85,7 +90,7 @@ class RunDirectory:
         return summary if isinstance(summary, dict) else {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_atomically(self.summary_file, json.dumps(summary, indent=2) + "\n")
+        write_atomically(self.summary_file, to_json(summary, indent=2) + "\n")
 
     @contextmanager
     def attempt(self, *, world_size: int, from_step: int) -> Iterator[Attempt]:
@@ -116,21 +121,20 @@ class RunDirectory:
             append_line(self.attempts_file, end | {"step": attempt.step, "reason": attempt.reason})
 
     def _acquire_lock(self) -> None:
-        lock = (self.path / "lock").open("a+")
+        path = self.path / "lock"
+        lock = path.open("a+")
         deadline = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() < deadline:
-                    time.sleep(0.05)
-                    continue
+        while not (_try_lock(lock) and _is_same_file(lock, path)):  # another process may have moved the run aside
+            if time.monotonic() > deadline:
                 lock.close()
                 raise RunDirectoryError(
                     f"{self.path} is in use: another process is training into it; wait for it, stop it with "
                     f"`launch stop {self.path.name}`, or choose another name with `--name`"
-                ) from error
+                )
+            time.sleep(0.05)
+            lock.close()
+            self.logs.mkdir(parents=True, exist_ok=True)
+            lock = path.open("a+")
         self.close()
         self._lock = lock
 
@@ -141,20 +145,37 @@ class RunDirectory:
             number += 1
         self.path.rename(old)
 
-    def _check_config(self, config: Config, resume: bool) -> None:
+    def _check_config(self, config: Config, resume: str | None) -> None:
         if not self.config_file.exists():
             return
         earlier = read_resolved(self.config_file)
         changes = differences(earlier, config)
         harmful = [change for change in changes if not is_harmless(change.key)]
-        if changes and (harmful or not resume):
+        if changes and (harmful or resume is None):
             listed = "\n".join(f"  {change.key}: {change.old} there, {change.new} now" for change in changes)
             way_on = "`--fresh` to begin again (the old run is kept aside) or `--name` for another run"
             if not harmful:
                 way_on = f"`--resume` to continue with this change, {way_on}"
             raise RunDirectoryError(f"{self.path} holds a run of a different configuration:\n{listed}\nUse {way_on}.")
-        if not changes and self.summary().get("status") == "completed":
+        is_longer = any(change.key in ("train.epochs", "train.steps") for change in changes)
+        if self.summary().get("status") == "completed" and not (is_longer or resume):
             raise RunDirectoryError(
                 f"{self.path} is finished; `--fresh` begins again (the old run is kept aside), `--name` makes "
                 "another run, and `--resume` with more train.epochs continues it"
             )
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_same_file(file: TextIO, path: Path) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

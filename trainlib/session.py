@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -24,12 +24,13 @@ from trainlib.data.images import Dataset
 from trainlib.errors import CheckpointError, RunDirectoryError
 from trainlib.files import write_atomically
 from trainlib.keeper import Keeper
-from trainlib.logs import log_rank
+from trainlib.logs import redirect_output
 from trainlib.loop import Loop, Outputs
 from trainlib.metrics import Metrics
 from trainlib.progress import Progress
 from trainlib.rundir import Attempt, RunDirectory
 from trainlib.schedule import Schedule
+from trainlib.step import warm_up
 from trainlib.stopping import Agreement, StopFlag
 from trainlib.tracking import open_trackers
 from trainlib.watchdog import Watchdog
@@ -38,33 +39,41 @@ logger = logging.getLogger("trainlib")
 
 
 def run_session(
-    config: Config, run: RunDirectory, flag: StopFlag, start: Checkpoint | None, attempt: Attempt | None
+    config: Config, run: RunDirectory, flag: StopFlag, start: Checkpoint | None, attempt: Attempt | None, log: TextIO
 ) -> bool:
     """Train until the end, or until asked to stop; True at the end.
 
     start    where to resume from, as rank 0 chose it
-    attempt  rank 0's record of how this attempt goes; None on the other ranks, which write nothing
+    attempt  rank 0's record of how this attempt goes; None on the other ranks, which write nothing but their logs
+    log      for the stacks of a rank that hangs
     """
     distributed.check_precision(config.train)
     dataset = load_data(config.data, stop_requested=flag.requested, is_main=attempt is not None)
     with distributed.joined(config.train) as accelerator:
         start = distributed.from_main(start)
-        log = log_rank(run.logs, accelerator.process_index)
+        if attempt is None:
+            redirect_output(run.logs / f"rank-{accelerator.process_index}.log")
         loop = build_loop(config, dataset, accelerator, start)
         with (
             Watchdog(config.train.hang_seconds, flag, log) as watchdog,
             _outputs(config, run, loop, dataset, attempt, start) if attempt else nullcontext(Outputs()) as outputs,
         ):
             loop.outputs = replace(outputs, beat=watchdog.beat)
+            if attempt:
+                run.begin(config)
             completed = loop.run(Agreement(flag, distributed.control_group()))
             summary = _summary(loop) if attempt else {}
-            test = _test(loop, run) if completed else None
+            test, tested = _test(loop, run) if completed else (None, "")
             if attempt:
-                attempt.status = "completed" if completed else "stopped"
+                attempt.status, attempt.step = "completed" if completed else "stopped", loop.progress.step
                 attempt.reason = None if completed else flag.reason or "another rank was asked to stop"
                 run.write_summary({"status": attempt.status} | summary | {"test": test.asdict() if test else None})
                 flag.honoured()
-                _say_result(run, loop, attempt, test)
+                if test is None:
+                    logger.info("stopped at step %d (%s); run it again to continue", attempt.step, attempt.reason)
+                else:
+                    logger.info("test accuracy %.4f on %d images (%s)", test.accuracy, test.count, tested)
+                logger.info("results in %s", run.path)
     return completed
 
 
@@ -73,6 +82,7 @@ def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
 
     Raises CheckpointError when a named one is missing, damaged, or not of this run.
     """
+    checkpoint.sweep(directory)
     if named is None:
         return checkpoint.newest(directory)
     path = Path(named) if Path(named).is_dir() else directory / named
@@ -99,6 +109,7 @@ def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start
     if start is not None:
         classifier.module.load_state_dict(start.model_state())
     engine = build_engine(config, num_classes, accelerator, classifier)
+    warm_up(engine, config.data.image_size)
     schedule = Schedule(
         config.scheduler,
         engine.optimizer,
@@ -158,7 +169,8 @@ def _outputs(
     try:
         yield Outputs(trackers, console, keeper)
     except BaseException:
-        run.write_summary({"status": "failed"} | _summary(loop) | {"test": None})
+        with suppress(Exception):  # a broken device or a full disk must not hide the error itself
+            run.write_summary({"status": "failed"} | _summary(loop) | {"test": None})
         raise
     finally:
         attempt.step = progress.step
@@ -169,10 +181,10 @@ def _outputs(
 
 def _summary(loop: Loop) -> dict[str, Any]:
     """What summary.json says of the training itself."""
-    progress, plan = loop.progress, loop.plan
+    progress = loop.progress
     return {
         "step": progress.step,
-        "epoch": progress.step // plan.steps_per_epoch,
+        "epoch": loop.epoch,
         "best": progress.best,
         "weights_sha256": checkpoint.weights_sha256(loop.engine.classifier.module.state_dict()),
         "world_size": loop.engine.accelerator.num_processes,
@@ -181,22 +193,25 @@ def _summary(loop: Loop) -> dict[str, Any]:
     }
 
 
-def _test(loop: Loop, run: RunDirectory) -> Metrics:
-    """The test split, once, with the best weights where there are some, else with the last."""
-    best = loop.progress.best
-    if best is not None and best["step"] != loop.progress.step:
-        path = run.checkpoints / checkpoint.name_of(best["step"])
-        chosen = distributed.from_main(checkpoint.verify(path) if loop.engine.accelerator.is_main_process else None)
-        assert chosen is not None
+def _test(loop: Loop, run: RunDirectory) -> tuple[Metrics, str]:
+    """The test split, once, with the best weights where there are some, else with the last; and which they were."""
+    progress = loop.progress
+    early = f"; stopped early after epoch {loop.epoch}" if progress.ended_early else ""
+    if progress.best is None:
+        return loop.test(), f"last weights{early}"
+    step, epoch = progress.best["step"], progress.best["epoch"]
+    if step != progress.step:
+        chosen = distributed.from_main(_find_best(run, step) if loop.engine.accelerator.is_main_process else None)
+        if chosen is None:
+            return loop.test(), f"last weights{early}"
         loop.engine.classifier.module.load_state_dict(chosen.model_state())
-    return loop.test()
+    return loop.test(), f"best weights, epoch {epoch}{early}"
 
 
-def _say_result(run: RunDirectory, loop: Loop, attempt: Attempt, test: Metrics | None) -> None:
-    if test is None:
-        logger.info("stopped at step %d (%s); run the same command to continue", loop.progress.step, attempt.reason)
-    else:
-        best = loop.progress.best
-        which = f"best weights, epoch {best['epoch']}" if best else "last weights"
-        logger.info("test accuracy %.4f on %d images (%s)", test.accuracy, test.count, which)
-    logger.info("results in %s", run.path)
+def _find_best(run: RunDirectory, step: int) -> Checkpoint | None:
+    """The best checkpoint; None, with a warning, where its write failed or it was damaged since."""
+    try:
+        return checkpoint.verify(run.checkpoints / checkpoint.name_of(step))
+    except CheckpointError as error:
+        logger.warning("the best weights are lost (%s); the last ones are tested instead", error)
+        return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from trainlib.batches import Batches, Piece
+from trainlib.distributed import share_buffers
 from trainlib.losses import Objective, correct
 from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
 from trainlib.models import Classifier, set_train_mode
@@ -78,15 +79,43 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            logits_NC = model(piece.images_NCHW)
+            with standing_in(engine.classifier.module) if piece.is_empty else nullcontext():
+                logits_NC = model(piece.images_NCHW)
             part = 0.0 if piece.is_empty else engine.objective.denominator(piece.cpu_labels_N)
             # With weight 0 any loss will do: it takes part in the backward pass and adds nothing.
             loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
             sums_2 += _sums(piece, logits_NC, loss, part)
-            weight = part / denominator * accelerator.num_processes
+            weight = part / denominator * accelerator.num_processes if part else 0.0
             # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
             accelerator.backward(loss * (weight + 0.0 * loss.detach()))
     return _update(engine, sums_2)
+
+
+def warm_up(engine: Engine, image_size: int) -> None:
+    """One backward pass that changes nothing, before the first step.
+
+    DistributedDataParallel lays out its buckets anew after the first one, in the order in which gradients came, and the
+    layout decides in which order the ranks' gradients are added: without this the first step after a resume would add
+    three or more ranks in another order than the uninterrupted run did.
+    """
+    if engine.accelerator.num_processes > 1:
+        images_NCHW = torch.zeros(1, 3, image_size, image_size, device=engine.accelerator.device)
+        with standing_in(engine.classifier.module):
+            engine.accelerator.backward(engine.model(images_NCHW).sum())
+        engine.optimizer.zero_grad()
+
+
+@contextmanager
+def standing_in(module: nn.Module) -> Iterator[None]:
+    """For a forward pass of stand-in images: BatchNorm neither learns from them nor refuses that there are so few."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 def _update(engine: Engine, sums_2: Tensor) -> StepResult:
@@ -114,6 +143,7 @@ def evaluate(
     engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int, on_batch: Callable[[], None] = lambda: None
 ) -> Metrics:
     """Loss and accuracy over exactly these samples, each counted once, the same on every rank."""
+    share_buffers(engine.classifier.module)  # rank 0's BatchNorm statistics, which checkpoints hold, are the model's
     model = engine.accelerator.unwrap_model(engine.model)  # no gradients to share: ranks may differ in batch count
     model.eval()
     sums_2 = zero_sums(engine.accelerator.device)

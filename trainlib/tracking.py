@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainlib.config import TrackingConfig
-from trainlib.files import read_lines, write_atomically
+from trainlib.files import read_lines, to_json, write_atomically
 
 logger = logging.getLogger("trainlib.tracking")
 
@@ -44,7 +42,7 @@ class MetricsFile:
         self._unwritten = b""
 
     def log(self, row: Row) -> None:
-        self._unwritten += json.dumps({name: _finite(value) for name, value in row.items()}).encode() + b"\n"
+        self._unwritten += to_json(row).encode() + b"\n"
         with suppress(OSError):
             self._write()
 
@@ -134,12 +132,7 @@ def log_all(trackers: Sequence[Tracker], row: Row) -> None:
         tracker.log(row)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _keep_rows_up_to(path: Path, step: int) -> None:
     """Drop what will be made again: the rows of later steps, the test's, and a last line that a crash cut off."""
     rows = [row for row in read_lines(path) if row["step"] <= step and row["split"] != "test"]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(path, "".join(to_json(row) + "\n" for row in rows))

@@ -7,19 +7,17 @@ found before torch is imported, where that is possible.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from trainlib.config import Config, load_config, mark_bare_resume
-from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, StoppedError, TrainlaunchError, UserError
-from trainlib.logs import log_to_console
+from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
+from trainlib.logs import logging_to_console, logging_to_file
 from trainlib.rundir import RUNS, RunDirectory
 from trainlib.stopping import StopFlag
-
-logger = logging.getLogger("trainlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,21 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flag = StopFlag()
     flag.install()
     try:
-        log_to_console()
-        config = load_config(options.config)
-        return EXIT_OK if train(config, flag, rank=rank, fresh=options.fresh, resume=options.resume) else EXIT_STOPPED
-    except UserError as error:
-        if rank == 0:  # every rank finds the same mistake
+        with logging_to_console():
+            config = load_config(options.config)
+            done = train(config, flag, rank=rank, fresh=options.fresh, resume=options.resume)
+            return EXIT_OK if done else EXIT_STOPPED
+    except ConfigError as error:
+        if rank == 0:  # every rank finds the same mistakes
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except StoppedError as error:
-        logger.info("%s", error)
-        return error.exit_code
     except TrainlaunchError as error:
-        logger.error("error: %s", error)
+        _tell(f"error: {error}" if not isinstance(error, StoppedError) else str(error), rank, config)
         return error.exit_code
-    except Exception:  # noqa: BLE001 - the boundary of the program: the traceback goes to this rank's log
-        logger.error("%s", traceback.format_exc())
+    except Exception:  # noqa: BLE001 - the boundary of the program
+        _tell(traceback.format_exc(), rank, config)
         return EXIT_FAILURE
     finally:
         flag.uninstall()
@@ -57,18 +53,31 @@ def train(config: Config, flag: StopFlag, *, rank: int = 0, fresh: bool = False,
     if rank != 0:
         from trainlib.session import run_session
 
-        return run_session(config, RunDirectory(RUNS / config.name), flag, None, None)
-    run = RunDirectory.open(config, fresh=fresh, resume=resume is not None)
+        return run_session(config, RunDirectory(RUNS / config.name), flag, None, None, sys.stderr)
+    run = RunDirectory.open(config, fresh=fresh, resume=resume)
+    flag.watch(run.stop_file)
     try:
-        flag.watch(run.stop_file)
-        from trainlib.session import choose_checkpoint, run_session
+        with logging_to_file(run.logs / "rank-0.log") as log:
+            from trainlib.session import choose_checkpoint, run_session
 
-        start = choose_checkpoint(run.checkpoints, resume or None)
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        with run.attempt(world_size=world_size, from_step=start.step if start else 0) as attempt:
-            return run_session(config, run, flag, start, attempt)
+            start = choose_checkpoint(run.checkpoints, resume or None)
+            world_size = int(os.environ.get("WORLD_SIZE", "1"))
+            with run.attempt(world_size=world_size, from_step=start.step if start else 0) as attempt:
+                return run_session(config, run, flag, start, attempt, log)
+    except StoppedError:
+        flag.honoured()
+        raise
     finally:
         run.close()
+
+
+def _tell(message: str, rank: int, config: Config) -> None:
+    """Rank 0 tells the console; another rank its log, for the launcher to show."""
+    if rank == 0:
+        print(message, file=sys.stderr)
+        return
+    with suppress(OSError), (RUNS / config.name / "logs" / f"rank-{rank}.log").open("a") as log:
+        log.write(f"{message}\n")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

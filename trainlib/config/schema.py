@@ -178,7 +178,9 @@ class Config(Section):
         "train.hang_seconds",
         "tracking",
         "slurm",
-        "checkpoint",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "checkpoint.background",
     )
 
     name: Annotated[str, AfterValidator(_run_name)]

@@ -119,7 +119,7 @@ def _cores_of_this_rank() -> int:
 
 def _leave_signals_to_parent(_worker: int) -> None:
     """SLURM signals every process of a job; a worker that died of it would take the checkpoint with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
