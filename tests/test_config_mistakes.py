@@ -233,15 +233,6 @@ checkpoint: {keep: 1}
     )
 
 
-def test_a_weights_file_must_exist(workdir: Path) -> None:
-    text = "model: {name: resnet18, weights: some/weights.pt}"
-    with pytest.raises(ConfigError, match=r"model.weights: got \"some/weights.pt\", must be an existing file: /"):
-        load(workdir, text)
-    (workdir / "some").mkdir()
-    (workdir / "some" / "weights.pt").touch()
-    assert load(workdir, text).model.weights == "some/weights.pt"
-
-
 def test_a_missing_file_is_told_with_the_shipped_names(workdir: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"quickstrat.yaml: no such file; did you mean quickstart\? \(shipped .*cifar10_cnn"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import safetensors.torch
 import torch
 import torchvision
@@ -226,6 +227,20 @@ def test_a_checkpoint_does_not_need_the_weights_file(weights: str) -> None:
     assert resumed.module.state_dict().keys() == fresh.module.state_dict().keys()
 
 
+def test_a_run_goes_on_without_its_weights_file_and_does_not_begin_without(workdir: Path) -> None:
+    run = ["quickstart", "data={name: synthetic, limit: 64, val_fraction: 0}", "model.weights=w.pth"]
+    run += ["train={steps: 1, batch_size: 32}", "tracking={tensorboard: false, progress: false}"]
+    torch.save(build(name="cifar10_cnn").module.state_dict(), "w.pth")
+    assert ranks.train(run, cwd=workdir) == [0], ranks.console(workdir)
+    (workdir / "w.pth").unlink()
+    assert ranks.train([*run, "train.steps=2", "--resume"], cwd=workdir) == [0], ranks.console(workdir)
+    assert "from step 1" in ranks.console(workdir)
+
+    assert ranks.train([*run, "--fresh"], cwd=workdir) == [2]
+    message = f"error: model.weights: got 'w.pth', must be an existing file: {workdir / 'w.pth'} is none\n"
+    assert ranks.console(workdir).endswith(message)
+
+
 def test_no_network_says_which_file_to_place_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for variable in ("https_proxy", "HTTPS_PROXY"):
@@ -363,7 +378,12 @@ def test_an_old_file_cut_anywhere_is_told(size: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("missing.pth", r"there is no file missing.pth"),
+        ("missing.pth", r"model.weights: got 'missing.pth', must be an existing file: /.*/missing.pth is none"),
+        ("./missing", r"model.weights: got './missing', must be an existing file: /.*/missing is none"),
+        ("~/missing.pth", r"model.weights: got '~/missing.pth', must be an existing file: /.*/missing.pth is none"),
+        ("~nobody-of-this-name/w.pth", "must be an existing file: /.*/~nobody-of-this-name/w.pth is none"),
+        (".", "got '.', must be one of"),
+        ("../", "got '../', must be an existing file: /.* is none"),
         ("IMAGENET1K_V9", r"got 'IMAGENET1K_V9', must be one of IMAGENET1K_V1, DEFAULT, or the path of a file"),
     ],
 )

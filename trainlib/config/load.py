@@ -26,7 +26,8 @@ def load_config(arguments: Sequence[str]) -> Config:
     """The resolved configuration of `CONFIG... [key=value ...]`, in any order.
 
     A CONFIG is a path or the name of a shipped configuration. Files merge from left to right, overrides come last.
-    ConfigError lists every mistake with its place.
+    ConfigError lists every mistake with its place. Whether the files that the values name exist is asked where they are
+    read: a resumed run needs no weights file.
     """
     files = [argument for argument in arguments if not is_override(argument)]
     overrides = [argument for argument in arguments if is_override(argument)]
@@ -42,12 +43,12 @@ def load_config(arguments: Sequence[str]) -> Config:
         raise ConfigError(mistakes)
     merged = merge(layers)
     merged.values.setdefault("name", _name_from(files[0]))
-    return _validated(merged, files=True)
+    return _validated(merged)
 
 
 def read_resolved(path: Path) -> Config:
-    """The configuration that `dump_config` wrote. It does not ask whether the files named in it still exist."""
-    return _validated(read_file(path, str(path)), files=False)
+    """The configuration that `dump_config` wrote."""
+    return _validated(read_file(path, str(path)))
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -89,7 +90,7 @@ def _name_from(file: str) -> str:
     return name[:100] or "run"
 
 
-def _validated(source: Source, *, files: bool) -> Config:
+def _validated(source: Source) -> Config:
     """Check section by section, so that a wrong value in one does not hide a broken rule between two others."""
     values = source.values
     elsewhere = argument_keys(values)
@@ -97,7 +98,7 @@ def _validated(source: Source, *, files: bool) -> Config:
     config, wrong = _parse(values, elsewhere)
     mistakes = wrong + [m for m in mistakes if m.key not in {w.key for w in wrong}]
     passed = set(Config.model_fields) - {m.key.partition(".")[0] for m in mistakes}
-    mistakes += broken_rules(config, passed, files=files)
+    mistakes += broken_rules(config, passed)
     if mistakes:
         mistakes.sort(key=_section_order)
         raise ConfigError([replace(m, where=source.locate(m.key)) for m in mistakes])

@@ -1,4 +1,4 @@
-"""Rules that need more than one value. What needs the data set or the device is checked where those are known."""
+"""Rules that need more than one value. What needs the data set, the device or a file is checked where that is used."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ Rule = Callable[[Config], Iterator[Mistake]]
 _PROBABILITY_ACTIVATIONS = ("auto", "sigmoid", "softmax")
 
 
-def broken_rules(config: Config, passed: set[str], *, files: bool) -> list[Mistake]:
-    """Every broken rule among the sections that passed on their own; the others hold defaults that mean nothing.
-
-    files   whether to ask if the files that the configuration names exist
-    """
-    rules = [*_RULES, *(_FILE_RULES if files else ())]
-    return [mistake for needs, rule in rules if needs <= passed for mistake in rule(config)]
+def broken_rules(config: Config, passed: set[str]) -> list[Mistake]:
+    """Every broken rule among the sections that passed on their own; the others hold defaults that mean nothing."""
+    return [mistake for needs, rule in _RULES if needs <= passed for mistake in rule(config)]
 
 
 def _one_length(config: Config) -> Iterator[Mistake]:
@@ -143,13 +139,6 @@ def _weights_known(config: Config) -> Iterator[Mistake]:
         )
 
 
-def _weights_exist(config: Config) -> Iterator[Mistake]:
-    weights = config.model.weights
-    path = None if weights is None else catalog.weights_file(weights)
-    if path is not None and not path.is_file():
-        yield Mistake("model.weights", f"got {shown(weights)}, must be an existing file: {path.absolute()} is none")
-
-
 _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, _one_length),
     ({"train"}, _micro_batch_fits),
@@ -165,4 +154,3 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"loss"}, _probabilities),
     ({"model"}, _weights_known),
 )
-_FILE_RULES: tuple[tuple[set[str], Rule], ...] = (({"model"}, _weights_exist),)

@@ -84,7 +84,11 @@ def read_weights(config: ModelConfig, device: torch.device) -> State:
         return state
     assert config.weights is not None
     path = weights_file(config.weights) if member is None else _downloaded(config.name, member)
-    assert path is not None
+    assert path is not None, "published knows a path when it sees one"
+    if not path.is_file():
+        raise WeightsError(
+            f"model.weights: got {config.weights!r}, must be an existing file: {path.absolute()} is none"
+        )
     with torch.device("cpu"):
         return _canonical(config.name, read_state(path))
 
@@ -111,10 +115,8 @@ def _downloaded(model: str, member: Enum) -> Path:
 def read_state(path: Path) -> State:
     """The state_dict in a .pt, .pth or .safetensors file, bare or under `state_dict` or `model`. Runs none of its code.
 
-    Raises WeightsError for a file that is missing, damaged or holds anything but tensors.
+    Raises WeightsError for a file that is damaged or holds anything but tensors.
     """
-    if not path.is_file():
-        raise WeightsError(f"model.weights: there is no file {path}")
     try:
         content = _load(path)
     except Exception as error:  # a damaged file can raise anything
