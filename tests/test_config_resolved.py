@@ -36,6 +36,7 @@ def test_the_defaults_are_those_of_the_contract(workdir: Path) -> None:
         "every": "1ep",
         "keep": 3,
         "best": {"metric": "val/accuracy", "mode": "max"},
+        "background": False,
     }
     assert config.scheduler is None
 
@@ -173,7 +174,10 @@ def test_differences_name_every_value(workdir: Path) -> None:
         ("tracking.wandb.mode", True),
         ("slurm.nodes", True),
         ("checkpoint.keep", True),
-        ("checkpoint", True),
+        ("checkpoint.background", True),
+        ("checkpoint.best", False),
+        ("checkpoint.best.metric", False),
+        ("checkpoint", False),
         ("train.epochs_per_eval", False),
         ("train.batch_size", False),
         ("train", False),
