@@ -244,6 +244,47 @@ def saved_state(schedule: Schedule, optimizer: Optimizer) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("warmup", [[], [{**WARMUP, "interval": "step", "duration": "3st"}]], ids=["alone", "second"])
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("CosineAnnealingLR", {"eta_min": 0.001}), ("OneCycleLR", {"max_lr": 0.3})],
+    ids=["cosine", "1cycle"],
+)
+def test_a_schedule_as_long_as_the_run_stays_at_its_end_when_the_run_is_extended(
+    name: str, args: dict[str, Any], warmup: list[dict[str, Any]], interval: str
+) -> None:
+    config = sections(*warmup, {"name": name, "interval": interval, **args})
+    optimizer = new_optimizer()
+    schedule = schedule_of(config, optimizer)
+    rates = [schedule.lr for _ in moves(schedule, optimizer)]
+    assert rates[-1] == min(rates) < 0.0011
+
+    longer_optimizer = new_optimizer()
+    longer = Schedule(config, longer_optimizer, total_steps=3 * TOTAL_STEPS, steps_per_epoch=STEPS_PER_EPOCH)
+    longer.load_state_dict(schedule.state_dict())
+    expected = options(optimizer)
+    assert [options(longer_optimizer) for _ in moves(longer, longer_optimizer)] == [expected] * (TOTAL_STEPS + EPOCHS)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_t_max_of_ones_own_is_half_a_period(interval: str) -> None:
+    """Also one that happens to be the run's length: past it, the learning rate climbs again, as torch's does."""
+    length = {"step": TOTAL_STEPS, "epoch": EPOCHS}[interval] // 2
+    config = section(name="CosineAnnealingLR", T_max=length, interval=interval)
+    optimizer = new_optimizer()
+    schedule = Schedule(config, optimizer, total_steps=TOTAL_STEPS // 2, steps_per_epoch=STEPS_PER_EPOCH)
+    steps = moves(schedule, optimizer)
+    for _ in range((TOTAL_STEPS + EPOCHS) // 2):
+        next(steps)
+    longer_optimizer = new_optimizer()
+    longer = schedule_of(config, longer_optimizer)
+    longer.load_state_dict(schedule.state_dict())
+    for _ in moves(longer, longer_optimizer, (TOTAL_STEPS + EPOCHS) // 2):
+        pass
+    assert longer.lr == torch_trace(build("CosineAnnealingLR", T_max=length), interval)[-1][0][0] > 0.09
+
+
 def test_loading_a_state_leaves_it_as_it_was() -> None:
     optimizer = new_optimizer()
     schedule = schedule_of(section(name="ExponentialLR", gamma=0.5, interval="step"), optimizer)

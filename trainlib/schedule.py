@@ -88,6 +88,7 @@ class Schedule:
         """Continue where `state_dict` was called, before or after the optimizer's own state is loaded.
 
         A scheduler goes on with the lengths that it began with (`T_max`, `total_steps`), though the run be extended.
+        Where they were the run's own, it stays at its last value from there on.
         """
         self._step = state["step"]
         if self._elements:
@@ -129,11 +130,18 @@ class Schedule:
             assert metrics is not None, "ReduceLROnPlateau has interval epoch"
             assert config.metric is not None, "resolved with the configuration"
             scheduler.step(metrics[config.metric])
-        elif isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.last_epoch + 1 >= scheduler.total_steps:
-            pass  # at its last value; torch goes past it, and then fails
-        else:
+        elif not self._is_over():
             assert scheduler is not None
             scheduler.step()
+
+    def _is_over(self) -> bool:
+        """Whether the scheduler has come to its last value, to stay there."""
+        scheduler = self._current
+        if isinstance(scheduler, lr_scheduler.OneCycleLR):
+            return bool(scheduler.last_epoch + 1 >= scheduler.total_steps)  # torch goes past it, and then fails
+        if isinstance(scheduler, lr_scheduler.CosineAnnealingLR) and "T_max" not in self._elements[self._index].args:
+            return bool(scheduler.last_epoch >= scheduler.T_max)  # torch climbs up again, as a T_max asks for
+        return False
 
     def _length(self, index: int) -> int:
         """How long a scheduler runs, in its own interval's unit; an epoch that has begun counts."""
