@@ -47,6 +47,16 @@ def train_with_faults(arguments: list[str], faults: dict[int, tuple[int, float]]
     return main(arguments)
 
 
+def test_batchnorm_forgets_a_batch_that_was_not_applied(tmp_path: Path) -> None:
+    norm = [*TRAINING, "model={name: shufflenet_v2_x0_5}"]
+    assert ranks.run(train_with_faults, norm, {4: (0, float("nan"))}, world_size=1, cwd=tmp_path) == [1]
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    assert ranks.train([word.replace("epochs: 3", "steps: 4") for word in norm], cwd=clean) == [0]
+    digests = {RunDirectory(cwd / "runs/run").summary()["weights_sha256"] for cwd in (tmp_path, clean)}
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize(("world_size", "value"), [(1, float("nan")), (2, float("nan")), (2, float("inf"))])
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path: Path, world_size: int, value: float) -> None:
     faults = {5: (world_size - 1, value)}

@@ -56,7 +56,7 @@ class StepResult:
 
     sums_2      this rank's part of the batch's metrics (see `metrics`)
     grad_norm   of the whole gradient, before clipping; the same on every rank
-    applied     False where the gradient was not finite: weights and optimizer are as they were before
+    applied     False where the gradient was not finite: weights, buffers and optimizer are as they were before
     """
 
     sums_2: Tensor
@@ -76,6 +76,7 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
     accelerator, model = engine.accelerator, engine.model
     seed_generators(key("step", engine.seed, step, accelerator.process_index), accelerator.device)
     sums_2 = zero_sums(accelerator.device)
+    buffers = [(buffer, buffer.clone()) for buffer in engine.classifier.module.buffers()]
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
         with nullcontext() if last else accelerator.no_sync(model):
@@ -88,7 +89,11 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
             weight = part / denominator * accelerator.num_processes if part else 0.0
             # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
             accelerator.backward(loss * (weight + 0.0 * loss.detach()))
-    return _update(engine, sums_2)
+    result = _update(engine, sums_2)
+    if not result.applied:
+        for buffer, before in buffers:  # BatchNorm took the bad batch into its statistics on the way forward
+            buffer.copy_(before)
+    return result
 
 
 def warm_up(engine: Engine, image_size: int) -> None:
