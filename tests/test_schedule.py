@@ -319,8 +319,6 @@ def test_momentum_of_adam_is_cycled(optimizer_class: type[Optimizer]) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (sections({**PLATEAU, "duration": "2ep"}, WARMUP), "ReduceLROnPlateau .* only be last in a list"),
-        (sections(WARMUP, WARMUP), "scheduler LinearLR: every scheduler but the last of a list needs a duration"),
         (section(**{**PLATEAU, "factor": 2.0}, metric="val/loss"), "ReduceLROnPlateau: Factor should be < 1.0"),
         (section(name="StepLR", step_size=0), "scheduler StepLR: a period, or a part of it, is 0 long"),
         (
@@ -328,10 +326,23 @@ def test_momentum_of_adam_is_cycled(optimizer_class: type[Optimizer]) -> None:
             "scheduler OneCycleLR: Expected float between 0 and 1 pct_start, but got 2.0",
         ),
     ],
-    ids=["plateau not last", "no duration", "factor", "step_size 0", "second of a list"],
+    ids=["factor", "step_size 0", "second of a list"],
 )
 def test_refused_values_are_told_before_training(config: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
+        schedule_of(config, new_optimizer())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (sections(WARMUP, WARMUP), "every scheduler of a list but the last has a duration"),
+        (section(**PLATEAU), "resolved with the configuration"),
+    ],
+    ids=["no duration", "no metric"],
+)
+def test_what_the_configurations_rules_refuse_does_not_come_here(config: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
         schedule_of(config, new_optimizer())
 
 

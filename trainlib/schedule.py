@@ -36,6 +36,8 @@ class Schedule:
     ):
         """`optimizer` is fresh: its options are the ones that every scheduler begins from.
 
+        `config` is resolved: all but the last of a list have a duration, and ReduceLROnPlateau has its metric.
+
         Raises UserError for a value that torch refuses, in any of the schedulers.
         """
         self._elements = [] if config is None else [config] if isinstance(config, SchedulerConfig) else list(config)
@@ -153,12 +155,7 @@ def _starts(elements: list[SchedulerConfig], steps_per_epoch: int) -> list[int]:
     """The optimizer step at which each scheduler begins."""
     starts = [0]
     for element in elements[:-1]:
-        if element.name == "ReduceLROnPlateau":
-            raise UserError("scheduler: ReduceLROnPlateau reacts for as long as it runs: it can only be last in a list")
-        if element.duration is None:
-            raise UserError(
-                f"scheduler {element.name}: every scheduler but the last of a list needs a duration, like 5ep"
-            )
+        assert element.duration is not None, "every scheduler of a list but the last has a duration"
         starts.append(starts[-1] + to_steps(element.duration, steps_per_epoch))
     return starts
 
