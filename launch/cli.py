@@ -1,15 +1,24 @@
-"""The `launch` command. Every import beyond click is made where it is used, so that help and errors come up at once."""
+"""The `launch` command. Imports that take time are made where they are used, so that help and errors come at once."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import click
 
+from launch.command import (
+    TRAINING_MODULE,
+    accelerate_launch,
+    config_arguments,
+    left_by_another_launch,
+    training_arguments,
+    training_command,
+)
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError, UserError
 
 
@@ -96,7 +105,6 @@ def run(
     CONFIG is a file or the name of a shipped config, like quickstart; several are merged from left to right, then
     key=value. Exit code 0: done, 2: a mistake in what was asked, 75: stopped with a checkpoint, run again to continue.
     """
-    from launch.command import config_arguments, training_arguments, training_command
     from launch.devices import choose_processes, count_gpus
 
     if fresh and resume is not None:
@@ -106,18 +114,24 @@ def run(
     run_name = _load_run_name(configs)
     gpus = count_gpus()
     number = choose_processes(processes, gpus)
+    command = training_command(
+        training,
+        number,
+        on_cpu=gpus == 0,
+        python=sys.executable,
+        accelerate=accelerate_launch(sys.executable),
+        without=left_by_another_launch(os.environ),
+    )
     if dry_run:
-        click.echo(training_command(training, number, on_cpu=gpus == 0).shell_text())
+        click.echo(command.shell_text())
         return 0
     if number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
-        os.environ["TRAINLAUNCH_WORLD_SIZE"] = "1"
-        return _call("trainlib.train", training)
+        with _environment(command.variables(os.environ)):
+            return _call(TRAINING_MODULE, training)
     from launch.runs import RUNS
     from launch.supervise import run_ranks
 
-    accelerate = (sys.executable, "-m", "accelerate.commands.launch")
-    command = training_command(training, number, on_cpu=gpus == 0, accelerate=accelerate)
     return run_ranks(command, RUNS / run_name)
 
 
@@ -199,3 +213,16 @@ def _call(program: str, arguments: list[str]) -> int:
     """Run a program of trainlib in this interpreter. Named, not imported: the launcher does not build on trainlib."""
     code: int = importlib.import_module(program).main(arguments)
     return code
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Exactly these environment variables inside, and those from before afterwards."""
+    before = dict(os.environ)
+    try:
+        os.environ.clear()
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,43 @@ ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")
 RESUME_LATEST = ""  # --resume without a checkpoint
 
 
+# What tells a process of which launch it is a rank: set by torchrun and SLURM scripts, by MPI's launchers, which
+# Accelerate listens to as well, and by cluster software that sets torchrun's own options. Left over in a shell, they
+# make a process wait for ranks that never come.
+_RANK_VARIABLES = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|NODE_RANK|ROLE_NAME|MASTER_(ADDR|PORT)"
+    r"|(TORCHELASTIC_|PET_|PMI_|OMPI_COMM_WORLD_|MV2_COMM_WORLD_|MPI_LOCAL).*"
+)
+
+
 @dataclass(frozen=True)
 class Command:
-    """A command line and the environment variables that it needs beyond the caller's."""
+    """A command line, the environment variables that it needs beyond the caller's, and those that it must not get."""
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
+    without: Sequence[str] = ()
+
+    def variables(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment to run it in."""
+        return {**{name: value for name, value in inherited.items() if name not in self.without}, **self.environment}
 
     def shell_text(self) -> str:
         """One line that a POSIX shell runs as this command."""
+        unset = [word for name in self.without for word in ("-u", name)]
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*assignments, shlex.join(self.words)])
+        return " ".join([*(["env", *unset] if unset else []), *assignments, shlex.join(self.words)])
+
+
+def left_by_another_launch(environment: Mapping[str, str]) -> list[str]:
+    """The variables that make a process a rank of some launch that is not this one."""
+    return sorted(name for name in environment if _RANK_VARIABLES.fullmatch(name))
+
+
+def accelerate_launch(python: str) -> tuple[str, ...]:
+    """The words that start `accelerate launch` with this interpreter's packages: its console script if it has one."""
+    script = Path(python).parent / "accelerate"
+    return (str(script), "launch") if script.is_file() else (python, "-m", "accelerate.commands.launch")
 
 
 def config_arguments(arguments: Sequence[str], name: str | None) -> list[str]:
@@ -55,17 +82,18 @@ def training_command(
     processes: int,
     *,
     on_cpu: bool,
-    python: Sequence[str] = ("python",),
-    accelerate: Sequence[str] = ("accelerate", "launch"),
+    python: str,
+    accelerate: Sequence[str],
+    without: Sequence[str] = (),
 ) -> Command:
     """Start `processes` ranks of the training program on this machine.
 
-    `python` and `accelerate` are the words that start the two programs. On a machine without GPUs, Accelerate starts
-    several ranks only where it is told both --multi_gpu and ACCELERATE_USE_CPU.
+    `python` is the interpreter and `accelerate` are the words that start `accelerate launch`. On a machine without
+    GPUs, Accelerate starts several ranks only where it is told both --multi_gpu and ACCELERATE_USE_CPU.
     """
     environment = {"TRAINLAUNCH_WORLD_SIZE": str(processes)}
     if processes == 1:
-        return Command((*python, "-m", TRAINING_MODULE, *arguments), environment)
+        return Command((python, "-m", TRAINING_MODULE, *arguments), environment, without)
     if on_cpu:
         environment = {"ACCELERATE_USE_CPU": "true", **environment}
     options = {
@@ -79,4 +107,4 @@ def training_command(
         "--dynamo_backend": "no",
     }
     flags = [word for option in options.items() for word in option]
-    return Command((*accelerate, "--multi_gpu", *flags, "-m", TRAINING_MODULE, *arguments), environment)
+    return Command((*accelerate, "--multi_gpu", *flags, "-m", TRAINING_MODULE, *arguments), environment, without)

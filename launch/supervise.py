@@ -42,7 +42,7 @@ def run_ranks(command: Command, directory: Path) -> int:
     with stop.catching_signals():
         child = subprocess.Popen(
             command.words,
-            env={**os.environ, **command.environment},
+            env=command.variables(os.environ),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,

@@ -1,9 +1,11 @@
 """The `launch` command from outside: as a process where that matters, through click where it does not."""
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -100,28 +102,39 @@ def test_an_error_of_the_configuration_comes_without_torch() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("x.yaml", "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml"),
-        (
-            "--name y x.yaml --resume seed=1",
-            "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml seed=1 'name=\"y\"' --resume",
-        ),
-        ("x.yaml --processes auto --fresh", "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml --fresh"),
+        ("x.yaml", "x.yaml"),
+        ("--name y x.yaml --resume seed=1", "x.yaml seed=1 'name=\"y\"' --resume"),
+        ("x.yaml --processes auto --fresh", "x.yaml --fresh"),
     ],
 )
 @pytest.mark.usefixtures("config")
 def test_dry_run_prints_the_command_alone(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--dry-run", *words.split()]) == 0
-    assert capsys.readouterr() == (f"{expected}\n", "")
+    python = shlex.quote(sys.executable)
+    assert capsys.readouterr() == (f"TRAINLAUNCH_WORLD_SIZE=1 {python} -m trainlib.train {expected}\n", "")
     assert not Path("runs").exists()
 
 
-@pytest.mark.usefixtures("config")
-def test_dry_run_of_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "x.yaml", "--processes", "3", "--dry-run"]) == 0
-    words = shlex.split(capsys.readouterr().out)
-    assert words[:4] == ["ACCELERATE_USE_CPU=true", "TRAINLAUNCH_WORLD_SIZE=3", "accelerate", "launch"]
-    assert words[words.index("--num_processes") + 1] == "3"
-    assert words[-3:] == ["-m", "trainlib.train", "x.yaml"]
+def test_dry_run_of_several_processes_prints_what_is_run(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interpreter and the `accelerate` beside it are links here, to see what is started."""
+    program = f"#!{sys.executable}\nimport json, os, sys\njson.dump(sys.argv, open('started', 'w'))\n"
+    (config.parent / "accelerate").write_text(program)
+    (config.parent / "accelerate").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(config.parent / "python"))
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    words = ["run", "x.yaml", "--processes", "3"]
+    assert main([*words, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{config.parent}/accelerate launch --multi_gpu " in printed
+    assert not (config.parent / "started").exists()
+    assert main(words) == 0
+    started = json.loads((config.parent / "started").read_text())
+    prefix = ["env", "-u", "MASTER_ADDR", "ACCELERATE_USE_CPU=true", "TRAINLAUNCH_WORLD_SIZE=3"]
+    assert shlex.split(printed) == [*prefix, *started]
+    assert started[started.index("--num_processes") + 1] == "3"
+    assert started[-3:] == ["-m", "trainlib.train", "x.yaml"]
 
 
 def test_one_process_trains_in_this_interpreter(config: Path) -> None:
@@ -130,6 +143,28 @@ def test_one_process_trains_in_this_interpreter(config: Path) -> None:
     (config.parent / "sitecustomize.py").write_text("import sys, program; sys.modules['trainlib.train'] = program\n")
     result = launch("run", "x.yaml", "--name", "y", PYTHONPATH=str(config.parent))
     assert (result.returncode, result.stdout, result.stderr) == (75, "1 ['x.yaml', 'name=\"y\"']\n", "")
+
+
+@pytest.mark.usefixtures("config")
+def test_one_process_is_no_rank_of_another_launch_and_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RANK and its like in the shell would make it wait for other ranks for ever."""
+
+    def train(arguments: list[str]) -> int:
+        inside.update(os.environ)
+        os.environ["SET_BY_THE_TRAINING"] = "1"
+        raise KeyboardInterrupt
+
+    inside: dict[str, str] = {}
+    program = types.ModuleType("trainlib.train")
+    program.main = train  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trainlib.train", program)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "2")
+    before = dict(os.environ)
+    assert main(["run", "x.yaml"]) == 130
+    assert dict(os.environ) == before
+    assert inside["TRAINLAUNCH_WORLD_SIZE"] == "1"
+    assert not [name for name in inside if inside[name] == "2"]
 
 
 @pytest.mark.usefixtures("config")

@@ -1,11 +1,21 @@
 import json
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from launch.command import ACCELERATE_CONFIG, Command, config_arguments, training_arguments, training_command
+from launch.command import (
+    ACCELERATE_CONFIG,
+    Command,
+    accelerate_launch,
+    config_arguments,
+    left_by_another_launch,
+    training_arguments,
+    training_command,
+)
 
 SEVERAL = (
     f"TRAINLAUNCH_WORLD_SIZE=2 accelerate launch --multi_gpu --config_file {shlex.quote(str(ACCELERATE_CONFIG))} "
@@ -15,16 +25,39 @@ SEVERAL = (
 
 
 @pytest.mark.parametrize(
-    ("processes", "on_cpu", "expected"),
+    ("processes", "on_cpu", "without", "expected"),
     [
-        (1, True, "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml optimizer.lr=0.1"),
-        (1, False, "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml optimizer.lr=0.1"),
-        (2, False, SEVERAL),
-        (2, True, f"ACCELERATE_USE_CPU=true {SEVERAL}"),
+        (1, True, [], "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml optimizer.lr=0.1"),
+        (1, False, [], "TRAINLAUNCH_WORLD_SIZE=1 python -m trainlib.train x.yaml optimizer.lr=0.1"),
+        (2, False, [], SEVERAL),
+        (2, True, [], f"ACCELERATE_USE_CPU=true {SEVERAL}"),
+        (2, False, ["MASTER_ADDR", "RANK"], f"env -u MASTER_ADDR -u RANK {SEVERAL}"),
     ],
 )
-def test_training_command_whole(processes: int, on_cpu: bool, expected: str) -> None:
-    assert training_command(["x.yaml", "optimizer.lr=0.1"], processes, on_cpu=on_cpu).shell_text() == expected
+def test_training_command_whole(processes: int, on_cpu: bool, without: list[str], expected: str) -> None:
+    command = training_command(
+        ["x.yaml", "optimizer.lr=0.1"],
+        processes,
+        on_cpu=on_cpu,
+        python="python",
+        accelerate=("accelerate", "launch"),
+        without=without,
+    )
+    assert command.shell_text() == expected
+
+
+def test_accelerate_is_started_with_the_packages_of_this_interpreter(tmp_path: Path) -> None:
+    python = str(tmp_path / "python")
+    assert accelerate_launch(python) == (python, "-m", "accelerate.commands.launch")
+    (tmp_path / "accelerate").touch()
+    assert accelerate_launch(python) == (str(tmp_path / "accelerate"), "launch")
+
+
+def test_what_another_launch_left_is_told_from_the_rest() -> None:
+    left = ["GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE"]
+    left += ["PET_NNODES", "PMI_SIZE", "RANK", "ROLE_NAME", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"]
+    others = ["PATH", "PETER", "MY_RANK", "RANKS", "SLURM_NODEID", "TRAINLAUNCH_WORLD_SIZE", "MASTER", "NCCL_DEBUG"]
+    assert left_by_another_launch(dict.fromkeys([*others, *reversed(left)], "1")) == left
 
 
 @pytest.mark.parametrize(
@@ -48,9 +81,12 @@ def test_the_name_becomes_an_override(name: str | None, expected: list[str]) -> 
     assert config_arguments(["x.yaml"], name) == expected
 
 
-def test_a_shell_gives_the_words_back() -> None:
-    report = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['WORD']]))"
+def test_a_shell_gives_the_words_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    report = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['WORD'], 'RANK' in os.environ]))"
     words = ["a b", "loss={name: MSELoss}", "it's", "$HOME", "", "*", 'say "no"']
-    command = Command((sys.executable, "-c", report, *words), {"WORD": "two words; $x"})
+    command = Command((sys.executable, "-c", report, *words), {"WORD": "two words; $x"}, ["RANK"])
     printed = subprocess.run(["sh", "-c", command.shell_text()], capture_output=True, text=True, check=True).stdout
-    assert json.loads(printed) == [words, "two words; $x"]
+    assert json.loads(printed) == [words, "two words; $x", False]
+    assert "RANK" not in command.variables(os.environ)
+    assert command.variables({"RANK": "1", "WORD": "", "PATH": "/"}) == {"WORD": "two words; $x", "PATH": "/"}

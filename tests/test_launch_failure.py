@@ -39,7 +39,9 @@ def test_no_report_is_no_failure(text: str) -> None:
 
 @pytest.mark.parametrize(("other_code", "rank"), [(2, 0), (75, 1)])
 def test_of_a_mistake_that_all_found_rank_0_is_named(other_code: int, rank: int) -> None:
-    text = read("code").replace("exitcode  : 7", "exitcode  : 2").replace("exitcode  : -15", f"exitcode  : {other_code}")
+    text = (
+        read("code").replace("exitcode  : 7", "exitcode  : 2").replace("exitcode  : -15", f"exitcode  : {other_code}")
+    )
     failure = find_failure(text)
     assert failure is not None
     assert (failure.rank, failure.exit_code) == (rank, 2)
