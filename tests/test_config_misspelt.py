@@ -45,8 +45,16 @@ FULL: dict[str, Any] = {
         "early_stopping": {"metric": "val/loss", "patience": 3, "mode": "min", "min_delta": 0.1},
         "reproducibility": "exact",
         "virtual_shards": 8,
+        "on_nonfinite": "skip",
+        "max_nonfinite_steps": 3,
+        "hang_seconds": 60.0,
     },
-    "checkpoint": {"every": "1ep", "keep": 3, "best": {"metric": "val/accuracy", "mode": "max"}},
+    "checkpoint": {
+        "every": "1ep",
+        "keep": 3,
+        "best": {"metric": "val/accuracy", "mode": "max"},
+        "background": True,
+    },
     "tracking": {
         "wandb": {"mode": "offline", "project": "p"},
         "tensorboard": True,
