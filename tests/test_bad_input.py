@@ -70,6 +70,8 @@ def test_a_missing_file(workdir: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["model={name: resnet18, freeze: features}"], "freeze"),
         (["optimizer={name: Muon, lr: 0.1}"], "Muon"),
         (["data={name: image_folder, root: nowhere}"], "nowhere"),
+        (["model.name=inception_v3"], "data.image_size: Inception3 cannot take 2 images of 32 x 32"),
+        (["model.name=resnet18", "data.limit=33"], "resnet18 cannot learn from 1 image (BatchNorm)"),
         (["data={name: cifar10, root: here}"], "cifar-10-python.tar.gz"),
     ],
 )

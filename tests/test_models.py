@@ -224,8 +224,8 @@ def test_freeze_features_needs_features() -> None:
 @pytest.mark.parametrize(
     ("values", "image_size", "message"),
     [
-        ({"name": "inception_v3"}, 32, "data.image_size: Inception3 cannot take images of 32 x 32"),
-        ({"name": "alexnet"}, 32, "data.image_size: AlexNet cannot take images of 32 x 32"),
+        ({"name": "inception_v3"}, 32, "data.image_size: Inception3 cannot take 2 images of 32 x 32"),
+        ({"name": "alexnet"}, 32, "data.image_size: AlexNet cannot take 2 images of 32 x 32"),
         ({"name": "vit_b_16"}, 100, "model vit_b_16: .*data.image_size 100"),
         ({"name": "maxvit_t"}, 100, "model maxvit_t: .*data.image_size 100"),
         ({"name": "resnet18", "widht": 2}, 32, "model resnet18: .*unexpected keyword argument 'widht'"),

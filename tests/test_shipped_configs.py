@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torchvision
+from PIL import Image
 
+from trainlib.build import check_build
 from trainlib.config import Normalize, load_config, shipped_configs
 from trainlib.config.catalog import weights_file
+from trainlib.data import survey
 
 SHIPPED = shipped_configs()
 
@@ -36,3 +39,25 @@ def test_a_weights_file_goes_with_the_normalization_that_its_weights_have_by_nam
     configs = [load_config(arguments) for arguments in commands(SHIPPED[name])]
     with_files = [config for config in configs if config.model.weights and weights_file(config.model.weights)]
     assert [config.data.normalize for config in with_files] == [Normalize(mean=transform.mean, std=transform.std)]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_header_says_what_came_out(name: str) -> None:
+    (result,) = [line for line in SHIPPED[name].read_text().splitlines() if line.startswith("# Time and result: ")]
+    assert "MEASURED" not in result
+
+
+def test_the_readme_names_every_configuration() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_everything_that_it_names_can_be_built(name: str, workdir: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("cats", "dogs"):
+            (workdir / "data" / split / label).mkdir(parents=True)
+            for index in range(40):
+                Image.new("RGB", (8, 8)).save(workdir / "data" / split / label / f"{index}.png")
+    config = load_config([name])
+    check_build(config, *survey(config.data))

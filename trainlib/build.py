@@ -11,7 +11,7 @@ from torch import nn
 from trainlib.batches import Augmentation, Batches, Preprocess, Shard
 from trainlib.config import Config, ModelConfig, Normalize
 from trainlib.data.images import Dataset, ImageSet
-from trainlib.errors import DataError
+from trainlib.errors import DataError, UserError
 from trainlib.loop import Policy, Samples
 from trainlib.losses import Objective
 from trainlib.models import Classifier, build_model, check_forward, weights_normalization
@@ -57,10 +57,28 @@ def check_build(config: Config, num_samples: int, num_classes: int) -> None:
     plan, _ = build_plan(config, num_samples)
     with torch.device("meta"):
         classifier = build_model(config.model, num_classes, config.data.image_size)
-    check_forward(classifier, config.data.image_size, num_classes)
+    check_images(classifier, config, plan, num_classes, world_size=1)
     Objective(config.loss, num_classes, torch.device("cpu"))
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
     Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
+
+
+def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:
+    """Raise UserError when the model cannot take the images, or learn from as few as a process may get at a time."""
+    size = config.data.image_size
+    check_forward(classifier, size, num_classes)
+    shards = [Shard(rank, world_size, config.train.micro_batch_size) for rank in range(world_size)]
+    batch_sizes = {len(batch) for batch in plan.batches(0)}
+    pieces = [len(piece) for n in batch_sizes for shard in shards for piece in shard.pieces(torch.arange(n))]
+    if 1 in pieces:
+        try:
+            check_forward(classifier, size, num_classes, num_images=1)
+        except UserError as error:
+            raise UserError(
+                f"train.batch_size: of {sorted(batch_sizes)} images in a batch, {world_size} process(es) get pieces of "
+                f"{sorted({*pieces} - {0})}, and {config.model.name} cannot learn from 1 image (BatchNorm): choose "
+                "another train.batch_size or train.micro_batch_size, or data.drop_last=true"
+            ) from error
 
 
 def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from trainlib import checkpoint, distributed, environment
-from trainlib.build import build_classifier, build_engine, build_plan, build_policy, build_samples
+from trainlib.build import build_classifier, build_engine, build_plan, build_policy, build_samples, check_images
 from trainlib.checkpoint import Checkpoint
 from trainlib.config import Config, dump_config
 from trainlib.console import Console
@@ -106,6 +106,7 @@ def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start
     # Published weights are fetched by one process of each machine; a checkpoint needs none of them.
     with accelerator.local_main_process_first() if config.model.weights and not start else nullcontext():
         classifier = build_classifier(config, num_classes, accelerator.device, with_weights=start is None)
+    check_images(classifier, config, plan, num_classes, accelerator.num_processes)
     if start is not None:
         classifier.module.load_state_dict(start.model_state())
     engine = build_engine(config, num_classes, accelerator, classifier)

@@ -59,23 +59,24 @@ def set_train_mode(classifier: Classifier) -> None:
             module.training = False
 
 
-def check_forward(classifier: Classifier, image_size: int, num_classes: int) -> None:
-    """Raise UserError unless two images of this size give logits [2, num_classes]. Computes nothing but shapes."""
+def check_forward(classifier: Classifier, image_size: int, num_classes: int, *, num_images: int = 2) -> None:
+    """Raise UserError unless images of this size give logits [num_images, num_classes]. Computes nothing but shapes."""
     module = classifier.module
     shapes = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    images_NCHW = torch.empty(2, 3, image_size, image_size, device="meta")
+    images_NCHW = torch.empty(num_images, 3, image_size, image_size, device="meta")
     try:
         with torch.no_grad():
             logits_NC = torch.func.functional_call(module, shapes, images_NCHW)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"data.image_size: {type(module).__name__} cannot take images of {image_size} x {image_size} ({reason}); "
-            "use the size that the model was made for, often 224"
+            f"data.image_size: {type(module).__name__} cannot take {num_images} images of {image_size} x {image_size} "
+            f"({reason}); use the size that the model was made for, often 224"
         ) from error
-    if logits_NC.shape != (2, num_classes):
+    if logits_NC.shape != (num_images, num_classes):
         raise UserError(
-            f"model: {type(module).__name__} gives {list(logits_NC.shape)} for 2 images, must give [2, {num_classes}]"
+            f"model: {type(module).__name__} gives {list(logits_NC.shape)} for {num_images} images, must give "
+            f"[{num_images}, {num_classes}]"
         )
 
 
