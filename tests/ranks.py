@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 CLOSING_SECONDS = 10.0
@@ -24,48 +25,78 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def train(arguments: Sequence[str], *, world_size: int = 1, cwd: Path, timeout: float = 120.0) -> list[int]:
-    """`trainlib.train.main(arguments)` in each of `world_size` gloo ranks; returns their exit codes."""
-    return run(_main, list(arguments), world_size=world_size, cwd=cwd, timeout=timeout)
+class Ranks:
+    """Ranks under way: to be signalled and waited for."""
+
+    def __init__(self, processes: list[ForkServerProcess]):
+        self._processes = processes
+
+    @property
+    def running(self) -> bool:
+        """Whether all of them still run."""
+        return all(process.is_alive() for process in self._processes)
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to one rank, if it still runs."""
+        process = self._processes[rank]
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, number)
+
+    def wait(self, timeout: float = 120.0, closing: float = CLOSING_SECONDS) -> list[int]:
+        """Their exit codes. As under a launcher, ranks that are still there `closing` seconds after another one failed
+        are killed, which shows as -9."""
+        deadline = time.monotonic() + timeout
+        while any(process.is_alive() for process in self._processes) and time.monotonic() < deadline:
+            wait([process.sentinel for process in self._processes if process.is_alive()], timeout=0.2)
+            if any(process.exitcode for process in self._processes):
+                deadline = min(deadline, time.monotonic() + closing)
+                closing = timeout  # the deadline is set
+        timed_out = all(not process.exitcode for process in self._processes)
+        late = [process for process in self._processes if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
+        assert not (late and timed_out), f"{len(late)} of {len(self._processes)} ranks did not end in {timeout} s"
+        return [process.exitcode or 0 for process in self._processes]
+
+
+def start(function: Callable[..., int | None], *args: object, world_size: int, cwd: Path) -> Ranks:
+    """Begin to run a module-level function in each of `world_size` gloo ranks; what it returns is the exit code.
+
+    What they print goes to `cwd/console-<rank>.txt`. A rank that raises exits with 1.
+    """
+    port = free_port()
+    processes = [
+        _context.Process(target=_rank, args=(function, args, rank, world_size, port, str(cwd)))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    return Ranks(processes)
 
 
 def run(
     function: Callable[..., int | None], *args: object, world_size: int, cwd: Path, timeout: float = 120.0
 ) -> list[int]:
-    """A module-level function in each of `world_size` gloo ranks; returns what they return, as exit codes.
+    """Run a function as ranks (see `start`) to their end; returns their exit codes."""
+    return start(function, *args, world_size=world_size, cwd=cwd).wait(timeout)
 
-    What they print goes to `cwd/console-<rank>.txt`. A rank that raises exits with 1. As under a launcher, ranks that
-    are still there some seconds after another one failed are killed, which shows as -9.
-    """
-    port = free_port()
-    ranks = [
-        _context.Process(target=_rank, args=(function, args, rank, world_size, port, str(cwd)))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    deadline = time.monotonic() + timeout
-    while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
-        wait([process.sentinel for process in ranks if process.is_alive()], timeout=0.2)
-        if any(process.exitcode for process in ranks):
-            deadline = min(deadline, time.monotonic() + CLOSING_SECONDS)
-    timed_out = all(not process.exitcode for process in ranks)
-    late = [process for process in ranks if process.is_alive()]
-    for process in late:
-        process.kill()
-        process.join()
-    assert not (late and timed_out), f"{len(late)} of {world_size} ranks did not end within {timeout} s"
-    return [process.exitcode or 0 for process in ranks]
+
+def train(arguments: Sequence[str], *, world_size: int = 1, cwd: Path, timeout: float = 120.0) -> list[int]:
+    """`trainlib.train.main(arguments)` in each of `world_size` gloo ranks; returns their exit codes."""
+    return run(main, list(arguments), world_size=world_size, cwd=cwd, timeout=timeout)
+
+
+def main(arguments: list[str]) -> int:
+    """The training program, inside a rank."""
+    from trainlib.train import main
+
+    return main(arguments)
 
 
 def console(cwd: Path, rank: int = 0) -> str:
     return (cwd / f"console-{rank}.txt").read_text()
-
-
-def _main(arguments: list[str]) -> int:
-    from trainlib.train import main
-
-    return main(arguments)
 
 
 def _rank(

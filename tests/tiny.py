@@ -1,0 +1,85 @@
+"""A training that is over in a second and still has all that a resumed one must get right.
+
+Dropout and augmentation are on, and AdamW, a cosine schedule, clipping, validation and a best checkpoint are in it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainlib.rundir import RunDirectory, read_lines
+
+STEPS_PER_EPOCH = 4
+
+
+def make_images(root: Path) -> None:
+    """A folder of noise in two classes: 60 images for training, 12 of them for validation, and 10 for the test."""
+    generator = np.random.default_rng(5)
+    for split, count in (("train", 30), ("test", 5)):
+        for name in ("a", "b"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+
+
+def arguments(images: Path, epochs: int, every: int, *more: str) -> list[str]:
+    """What to train: four steps an epoch, a row for each, a checkpoint every `every` steps."""
+    return [
+        "vgg16_scratch32",
+        "name=run",
+        f"data={{name: image_folder, root: {images}, val_fraction: 0.2, augment: {{flip: true, crop_padding: 4}}}}",
+        "model={name: vgg16, width: 0.03, dropout: 0.5}",
+        "optimizer={name: AdamW, lr: 1e-3}",
+        "scheduler={name: CosineAnnealingLR, interval: step}",
+        f"train={{epochs: {epochs}, batch_size: 12, clip_grad_norm: 1.0}}",
+        f"checkpoint={{every: {every}st, keep: 2, best: {{metric: val/loss, mode: min}}}}",
+        "tracking={log_every: 1, tensorboard: false}",
+        *more,
+    ]
+
+
+def rows(cwd: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl says, but for what the clock decides."""
+    lines = read_lines(cwd / "runs/run/metrics.jsonl")
+    return [{key: line[key] for key in line if key not in ("time", "images_per_second")} for line in lines]
+
+
+def summary(cwd: Path) -> dict[str, Any]:
+    return RunDirectory(cwd / "runs/run").summary()
+
+
+def assert_same_result(cwd: Path, whole: Path) -> None:
+    """The run in `cwd` is complete, and the same in every bit as the one in `whole`, which nothing disturbed."""
+    assert summary(cwd)["status"] == "completed"
+    assert summary(cwd)["weights_sha256"] == summary(whole)["weights_sha256"]
+    assert summary(cwd)["best"] == summary(whole)["best"]
+    assert summary(cwd)["test"] == summary(whole)["test"]
+    assert rows(cwd) == rows(whole)
+
+
+def attempts(cwd: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of attempts.jsonl of this kind: `start` or `end`."""
+    return [line for line in read_lines(cwd / "runs/run/attempts.jsonl") if line["event"] == event]
+
+
+def in_folder(parent: Path, name: str) -> Path:
+    """A new working directory for a run."""
+    cwd = parent / name
+    cwd.mkdir()
+    return cwd
+
+
+def last_step(cwd: Path) -> int:
+    """The step of the newest row that is whole; 0 where there is none."""
+    try:
+        lines = (cwd / "runs/run/metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return 0
+    return int(json.loads(lines[-1])["step"]) if lines else 0
