@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import faults
 import psutil
 import pytest
 import ranks
 import tiny
-from soak import only_in_soak, rounds
+import torch
+from soak import SOAK, only_in_soak, rounds
 
 from trainlib import checkpoint
+from trainlib.keeper import Keeper
 
 EVERY = 4
 GONE_SECONDS = 10.0  # for the other processes of a run to end, once one of them was killed
@@ -31,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for_moment(cwd: Path, moment: random.Random, running: Callable[[], bool]) -> None:
-    """Until some steps after the attempt's start, or some time if that is sooner: while starting, training or saving."""
+    """Until some steps after the attempt's start, or some time if sooner: while starting, training or saving."""
     metrics = cwd / "runs/run/metrics.jsonl"
     before = metrics.stat().st_ino if metrics.exists() else None  # the attempt replaces it before its first row
     from_step = max(checkpoint.steps_in(cwd / "runs/run/checkpoints"), default=0)
@@ -109,3 +113,76 @@ def test_killed_under_the_real_launcher(tmp_path: Path, images: Path) -> None:
     assert launch(training, killed).wait(timeout=600) == 0, (killed / "console.txt").read_text()
     tiny.assert_same_result(killed, whole)
     assert_little_was_lost(killed, reached)
+
+
+def state_of(step: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((5, 7), float(step)), "count": torch.tensor(step)}
+
+
+def save(directory: Path, step: int) -> None:
+    """Save a checkpoint and prune: at most two stay, and the best, which is that of step 1."""
+    keeper = Keeper(directory, 2, {"world_size": 1})
+    keeper.save(step, state_of(step), {"progress": {"step": step}}, best_step=1)
+    assert keeper.problem(must_have=step) is None
+
+
+def save_and_die(directory: Path, number: int) -> None:
+    with faults.counted(faults.Calls(lambda call: call == number, faults.kill_here), directory):
+        save(directory, 4)
+
+
+def whole_steps(directory: Path) -> list[int]:
+    """The steps whose checkpoints are whole and hold what they should."""
+    steps = []
+    for step, path in checkpoint.steps_in(directory).items():
+        found = checkpoint.verify(path)
+        assert all(torch.equal(found.model_state()[name], value) for name, value in state_of(step).items())
+        assert found.trainer_state() == {"progress": {"step": step}}
+        steps.append(step)
+    return steps
+
+
+def test_a_kill_at_every_point_of_saving_and_pruning_loses_nothing(tmp_path: Path) -> None:
+    start = tiny.in_folder(tmp_path, "start")
+    for step in (1, 2, 3):
+        save(start, step)
+    complete = tmp_path / "complete"
+    shutil.copytree(start, complete)
+    with faults.counted(faults.Calls(), complete) as calls:
+        save(complete, 4)
+    assert {name.split()[0] for name in calls.names} >= {"mkdir", "write", "fsync", "rename", "unlink", "rmdir"}
+
+    for number in range(1, len(calls.names) + 1) if SOAK else faults.first_of_each(calls.names):
+        directory, name = tmp_path / f"call-{number}", calls.names[number - 1]
+        shutil.copytree(start, directory)
+        assert ranks.run(save_and_die, directory, number, world_size=1, cwd=tmp_path) == [-signal.SIGKILL], name
+        renamed = number > calls.names.index("rename .tmp-step-00000004") + 1
+        pruned = number > calls.names.index("rename step-00000002") + 1
+        left = [1, *([] if pruned else [2]), 3, *([4] if renamed else [])]
+        assert whole_steps(directory) == left, name
+        newest = checkpoint.newest(directory)
+        assert newest is not None
+        assert newest.step == left[-1]
+        checkpoint.sweep(directory)
+        save(directory, 5)
+        assert whole_steps(directory) == [1, left[-1], 5]
+        assert len(list(directory.iterdir())) == 3, "something half done is left"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_training_killed_at_any_call_that_writes_goes_on_bitwise(
+    tmp_path: Path, images: Path, world_size: int
+) -> None:
+    """All that rank 0 writes into its run directory, from the lock to the summary."""
+    training = tiny.arguments(images, 3, EVERY)
+    whole = tiny.in_folder(tmp_path, "whole")
+    assert ranks.run(faults.train, training, 0, 0, 0, None, world_size=world_size, cwd=whole) == [0] * world_size
+    names = (whole / "calls.txt").read_text().splitlines()
+    distinct = faults.first_of_each(names)
+    assert len(distinct) > 50
+    for number in distinct if SOAK else random.Random(world_size).sample(distinct, 3):
+        cwd = tiny.in_folder(tmp_path, f"call-{number}")
+        under_way = ranks.start(faults.train, training, 0, number, number, None, world_size=world_size, cwd=cwd)
+        assert under_way.wait(closing=3.0)[0] == -signal.SIGKILL, names[number - 1]
+        assert ranks.train(training, world_size=world_size, cwd=cwd) == [0] * world_size, names[number - 1]
+        tiny.assert_same_result(cwd, whole)
