@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from trainlib.config import Config, differences, dump_config, is_harmless, read_resolved
-from trainlib.errors import RunDirectoryError, StoppedError
+from trainlib.errors import RunDirectoryError, StoppedError, TrainlaunchError
 from trainlib.files import append_line, read_lines, timestamp, to_json, write_atomically
+
+logger = logging.getLogger("trainlib.rundir")
 
 RUNS = Path("runs")
 LOCK_PATIENCE = 1.0  # seconds: `launch list` takes every lock for a moment, to see whether the run is alive
@@ -94,7 +97,10 @@ class RunDirectory:
 
     @contextmanager
     def attempt(self, *, world_size: int, from_step: int) -> Iterator[Attempt]:
-        """Record that an attempt begins and, whatever happens inside, how it ended: failed unless it says otherwise."""
+        """Record that an attempt begins and, whatever happens inside, how it ended: failed unless it says otherwise.
+
+        A file that cannot be read or written inside, as on a full disk, ends it with a TrainlaunchError.
+        """
         number = 1 + sum(line.get("event") == "start" for line in read_lines(self.attempts_file))
         start = {
             "event": "start",
@@ -107,18 +113,25 @@ class RunDirectory:
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
             "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
         }
-        append_line(self.attempts_file, start)
         attempt = Attempt(step=from_step)
         try:
+            append_line(self.attempts_file, start)
             yield attempt
         except BaseException as error:
             attempt.reason = f"{type(error).__name__}: {error}"
             if isinstance(error, StoppedError):
                 attempt.status = "stopped"
+            if isinstance(error, OSError):
+                raise TrainlaunchError(
+                    f"{error}; the run ends here, and goes on from its last checkpoint when it is started again"
+                ) from error
             raise
         finally:
             end = {"event": "end", "attempt": number, "time": timestamp(), "status": attempt.status}
-            append_line(self.attempts_file, end | {"step": attempt.step, "reason": attempt.reason})
+            try:
+                append_line(self.attempts_file, end | {"step": attempt.step, "reason": attempt.reason})
+            except OSError as error:  # must not hide how the attempt ended
+                logger.warning("%s lacks the end of attempt %d (%s)", self.attempts_file, number, error)
 
     def _acquire_lock(self) -> None:
         path = self.path / "lock"

@@ -51,8 +51,11 @@ class MetricsFile:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
+        """Rows that still cannot be written are lost, with a warning: how the run ended must not be hidden by it."""
         try:
             self.flush()
+        except OSError as error:
+            logger.warning("the last rows of metrics.jsonl may be lost (%s)", error)
         finally:
             os.close(self._descriptor)
 
