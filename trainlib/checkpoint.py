@@ -49,13 +49,31 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def model_state(self) -> dict[str, Tensor]:
-        """The module's state_dict, on the CPU."""
-        return safetensors.torch.load_file(self.path / MODEL)
+        """The module's state_dict, on the CPU. Raises CheckpointError when the file holds none."""
+        try:
+            return safetensors.torch.load_file(self.path / MODEL)
+        except Exception as error:  # a forged file, whose hash is right, can raise anything
+            raise self._unreadable(MODEL, error) from error
 
     def trainer_state(self) -> dict[str, Any]:
-        """Optimizer, schedule and progress; tensors on the CPU. Holds no code: read with weights_only=True."""
-        state: dict[str, Any] = torch.load(self.path / TRAINER, map_location="cpu", weights_only=True)
+        """Optimizer, schedule and progress; tensors on the CPU. Holds no code: read with weights_only=True.
+
+        Raises CheckpointError when the file holds anything else; none of its code runs.
+        """
+        try:
+            state: dict[str, Any] = torch.load(self.path / TRAINER, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise self._unreadable(TRAINER, error) from error
+        if not isinstance(state, dict):
+            raise self._unreadable(TRAINER, TypeError(f"it holds a {type(state).__name__}"))
         return state
+
+    def _unreadable(self, name: str, error: Exception) -> CheckpointError:
+        reason = (str(error) or type(error).__name__).split("\n")[0][:120]
+        return CheckpointError(
+            f"{self.path}: {name} has the SHA-256 of the manifest, and still is no such file as this software writes "
+            f"({reason}); none of its code was run. Remove the directory to go on from the checkpoint before it"
+        )
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -105,7 +123,7 @@ def save(
 def verify(path: Path) -> Checkpoint:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError saying what is wrong."""
     try:
-        if path.is_symlink():
+        if path.is_symlink() or (path / MANIFEST).is_symlink():
             raise ValueError("a link to somewhere else is not followed")
         manifest = json.loads((path / MANIFEST).read_text())
         found, seal = manifest["format"], manifest.pop("sha256")

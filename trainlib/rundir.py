@@ -55,10 +55,11 @@ class RunDirectory:
         fresh   move an earlier run of this name aside and begin again
         resume  not None: accept changes that leave the finished part of the run as it was (more epochs, tracking,
                 slurm); not empty: a checkpoint is named, so that a finished run may be continued from it
-        Raises RunDirectoryError: in use, finished, of a different configuration, or not writable.
+        Raises RunDirectoryError: in use, finished, of a different configuration, not writable, or with links in it.
         """
         run = cls(runs / config.name)
         try:
+            run._refuse_links()
             run.logs.mkdir(parents=True, exist_ok=True)
             run._acquire_lock()
             if fresh and run.config_file.exists():
@@ -132,6 +133,19 @@ class RunDirectory:
                 append_line(self.attempts_file, end | {"step": attempt.step, "reason": attempt.reason})
             except OSError as error:  # must not hide how the attempt ended
                 logger.warning("%s lacks the end of attempt %d (%s)", self.attempts_file, number, error)
+
+    def _refuse_links(self) -> None:
+        """What a run writes, reads or removes must be its own: a link would lead it somewhere else.
+
+        The run directory itself may be one. W&B makes links inside its own folder.
+        """
+        for folder in (self.path, self.logs, self.checkpoints):
+            links = sorted(entry.path for entry in os.scandir(folder) if entry.is_symlink()) if folder.is_dir() else []
+            if links:
+                raise RunDirectoryError(
+                    f"{links[0]} is a link to {os.readlink(links[0])}; a run directory must hold its files itself: "
+                    "remove the link, or choose another name with `--name`"
+                )
 
     def _acquire_lock(self) -> None:
         path = self.path / "lock"

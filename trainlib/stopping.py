@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -14,6 +15,8 @@ from trainlib.errors import EXIT_INTERRUPTED
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup, Work
+
+logger = logging.getLogger("trainlib.stopping")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -56,8 +59,14 @@ class StopFlag:
 
     def honoured(self) -> None:
         """The checkpoint is safe: the STOP file has done its work and must not stop the next start."""
-        if self._stop_file is not None:
+        if self._stop_file is None:
+            return
+        try:
             self._stop_file.unlink(missing_ok=True)
+        except OSError as error:  # no reason to fail what is done
+            logger.warning(
+                "%s could not be removed (%s); remove it before the run is started again", self._stop_file, error
+            )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
