@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 import ranks
-import test_kills
 import test_resume
 import tiny
 from soak import only_in_soak, rounds
@@ -50,7 +49,7 @@ def test_signalled_at_random_all_ranks_stop_at_the_same_step(tmp_path: Path, ima
     for attempt in range(1, stops + 1):
         under_way = ranks.start(ranks.main, training, world_size=2, cwd=stopped)
         time.sleep(0.2)  # for the handlers to be there
-        test_kills.wait_for_moment(stopped, moment, lambda: under_way.running)  # noqa: B023 - called at once
+        tiny.wait_for_moment(stopped, EVERY, moment, lambda: under_way.running)  # noqa: B023 - called at once
         under_way.signal(moment.randrange(2), moment.choice(SIGNALS))
         assert under_way.wait() == [EXIT_STOPPED] * 2, ranks.console(stopped)
         assert_stopped_well(stopped, attempt)
@@ -79,25 +78,25 @@ def stop_within(arguments: list[str], module: str, name: str, rank: int, call: i
     return ranks.main(arguments)
 
 
+BUSY = [
+    ("trainlib.session", "load_data", 1),
+    ("trainlib.distributed", "start", 1),
+    ("trainlib.session", "build_loop", 1),
+    ("trainlib.session", "warm_up", 1),
+    ("trainlib.batches", "Batches.train", 2),
+    ("trainlib.batches", "Batches.evaluation", 2),
+    ("trainlib.checkpoint", "_write_files", 2),
+    ("trainlib.checkpoint", "prune", 2),
+]
+
+
 @pytest.mark.parametrize(
-    ("module", "name", "call"),
-    [
-        ("trainlib.session", "load_data", 1),
-        ("trainlib.distributed", "start", 1),
-        ("trainlib.session", "build_loop", 1),
-        ("trainlib.session", "warm_up", 1),
-        ("trainlib.batches", "Batches.train", 2),
-        ("trainlib.batches", "Batches.evaluation", 2),
-        ("trainlib.checkpoint", "_write_files", 2),
-        ("trainlib.checkpoint", "prune", 2),
-    ],
+    ("rank", "module", "name", "call"),
+    [(rank, *busy) for rank in (0, 1) for busy in BUSY if rank == 0 or busy[0] != "trainlib.checkpoint"],
 )
-@pytest.mark.parametrize("rank", [0, 1])
 def test_signalled_while_busy_with_something_else(
-    tmp_path: Path, images: Path, module: str, name: str, call: int, rank: int
+    tmp_path: Path, images: Path, rank: int, module: str, name: str, call: int
 ) -> None:
-    if rank == 1 and module == "trainlib.checkpoint":
-        pytest.skip("rank 0 alone writes checkpoints")
     training = tiny.arguments(images, 4, EVERY)
     codes = ranks.run(stop_within, training, module, name, rank, call, world_size=2, cwd=tmp_path)
     assert codes == [EXIT_STOPPED] * 2, ranks.console(tmp_path)
@@ -117,18 +116,18 @@ def test_the_real_launcher_signalled_at_random(tmp_path: Path, images: Path) -> 
     stops = 10
     training = tiny.arguments(images, 8 * stops, EVERY)
     whole, stopped = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "stopped")
-    assert test_kills.launch(training, whole).wait(timeout=600) == 0, (whole / "console.txt").read_text()
+    assert tiny.launch(training, whole).wait(timeout=600) == 0, (whole / "console.txt").read_text()
     for attempt in range(1, stops + 1):
-        launcher = test_kills.launch(training, stopped)
+        launcher = tiny.launch(training, stopped)
         time.sleep(0.5)  # for its handlers to be there
         if moment.random() < 0.7:  # else while it, or the ranks, start
             while len(tiny.attempts(stopped, "start")) < attempt and launcher.poll() is None:
                 time.sleep(0.02)
-            test_kills.wait_for_moment(stopped, moment, lambda: launcher.poll() is None)  # noqa: B023 - called at once
+            tiny.wait_for_moment(stopped, EVERY, moment, lambda: launcher.poll() is None)  # noqa: B023 - called at once
         psutil.Process(launcher.pid).send_signal(moment.choice(SIGNALS))
         assert launcher.wait(timeout=120) == EXIT_STOPPED, (stopped / "console.txt").read_text()
         assert_stopped_well(stopped, attempt)
-    assert test_kills.launch(training, stopped).wait(timeout=600) == 0, (stopped / "console.txt").read_text()
+    assert tiny.launch(training, stopped).wait(timeout=600) == 0, (stopped / "console.txt").read_text()
     tiny.assert_same_result(stopped, whole)
 
 

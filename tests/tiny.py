@@ -6,12 +6,19 @@ Dropout and augmentation are on, and AdamW, a cosine schedule, clipping, validat
 from __future__ import annotations
 
 import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from trainlib import checkpoint
 from trainlib.rundir import RunDirectory, read_lines
 
 STEPS_PER_EPOCH = 4
@@ -88,3 +95,26 @@ def last_step(cwd: Path) -> int:
     except FileNotFoundError:
         return 0
     return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def wait_for_moment(cwd: Path, every: int, moment: random.Random, running: Callable[[], bool]) -> None:
+    """Until some steps after the attempt's start, or some time if sooner: while starting, training or saving."""
+    metrics = cwd / "runs/run/metrics.jsonl"
+    before = metrics.stat().st_ino if metrics.exists() else None  # the attempt replaces it before its first row
+    from_step = max(checkpoint.steps_in(cwd / "runs/run/checkpoints"), default=0)
+    deadline = time.monotonic() + moment.uniform(0.0, 10.0 if moment.random() < 0.7 else 1.0)
+    until = from_step + moment.randint(1, 2 * every)
+    while running() and time.monotonic() < deadline:
+        if metrics.exists() and metrics.stat().st_ino != before and last_step(cwd) >= until:
+            break
+        time.sleep(0.002)
+    time.sleep(moment.uniform(0.0, 0.03))
+
+
+def launch(training: list[str], cwd: Path) -> subprocess.Popen[bytes]:
+    """`launch run` with two processes, begun; what it says goes to `cwd/console.txt`."""
+    repository = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": ""}
+    with (cwd / "console.txt").open("wb") as console:
+        command = [sys.executable, "-m", "launch", "run", *training, "--processes", "2"]
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=console, stderr=console)
