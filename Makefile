@@ -1,4 +1,4 @@
-# `make run` and `make test` do all the set-up: an environment in .venv, the package in it, then the job.
+# `make run`, `make test` and `make soak` do all the set-up: an environment in .venv, the package in it, then the job.
 # PYTHON=...  the interpreter, 3.11 or newer      ARGS=...  more for `launch run`      PYTEST_ARGS=...  more for pytest
 
 PYTHON ?= python3
@@ -6,13 +6,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test lint clean
+.PHONY: run test soak lint clean
 
 run: $(VENV)/installed
 	$(BIN)/launch run quickstart $(ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The tests of faults, which are short in `make test`, at their full length: kills, damage, full disks, signals.
+soak: $(VENV)/installed-dev
+	SOAK=1 $(BIN)/python -m pytest tests/test_kills.py tests/test_damage.py tests/test_disk.py tests/test_signals.py \
+		tests/test_malicious.py tests/test_failures.py $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
