@@ -37,7 +37,7 @@ class Console:
             return
         if self._bar is not None:
             self._next_sign = now + BAR_INTERVAL
-            self._bar.update(self._task, completed=step, note=self._note())
+            self._bar.update(self._task, completed=step, note=self._note(), refresh=True)
         else:
             if self._next_sign and self._latest is not None:
                 logger.log(self._level, "step %d/%d  %s", step, self._total_steps, self._note())
