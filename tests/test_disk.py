@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,6 +26,7 @@ from soak import SOAK
 from trainlib import checkpoint
 from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR
 from trainlib.keeper import Keeper
+from trainlib.tracking import MetricsFile
 
 EVERY = 4
 CODES = [errno.ENOSPC, errno.EIO]
@@ -148,3 +151,50 @@ def test_a_disk_that_is_full_from_some_step_on(tmp_path: Path, images: Path, sma
             assert ranks.train(training, world_size=2, cwd=cwd) == [0, 0], ranks.console(cwd)
         tiny.assert_same_result(cwd, whole, best_is_lost="the best weights are lost" in ranks.console(cwd))
         shutil.rmtree(cwd)
+
+
+def test_rows_are_whole_while_a_background_writer_makes_them_safe(tmp_path: Path) -> None:
+    """`flush` comes from the thread that writes checkpoints, `log` from the loop."""
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    over = threading.Event()
+
+    def keep_flushing() -> None:
+        while not over.is_set():
+            file.flush()
+
+    writer = threading.Thread(target=keep_flushing)
+    writer.start()
+    rows = [{"step": step, "split": "train", "text": "x" * (step % 100)} for step in range(3000)]
+    for row in rows:
+        file.log(row)
+    over.set()
+    writer.join()
+    file.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP], ids=errno.errorcode.__getitem__)
+def test_a_file_system_that_cannot_flush_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Some network file systems refuse it; their checkpoints are no worse for it than their other files."""
+    fsync = os.fsync
+
+    def refuse_directories(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").resolve().is_dir():
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_directories)
+    assert save(tmp_path, 1)
+    assert checkpoint.verify(tmp_path / "step-00000001").step == 1
+
+
+def test_a_disk_that_is_read_only(tmp_path: Path, images: Path, small_disk: Path) -> None:
+    training = tiny.arguments(images, 2, EVERY)
+    consoles = tiny.in_folder(tmp_path, "consoles")
+    (consoles / "runs").symlink_to(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert ranks.train(training, cwd=consoles) == [EXIT_USER_ERROR]
+    assert "Read-only file system" in ranks.console(consoles)
+    assert "Traceback" not in ranks.console(consoles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -48,10 +49,16 @@ class DurableFile(io.BufferedWriter):
 
 
 def sync_directory(path: Path) -> None:
-    """Flush a directory's entries to disk: a file in it that was made or renamed is then there after a power cut."""
+    """Flush a directory's entries to disk: a file in it that was made or renamed is then there after a power cut.
+
+    Does nothing on file systems that do not do this for directories.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

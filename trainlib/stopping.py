@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -73,7 +74,8 @@ class StopFlag:
         if number == signal.SIGINT:
             if self.reason == name:
                 os._exit(EXIT_INTERRUPTED)
-            os.write(2, b"\nstopping at the next step, with a checkpoint; Ctrl-C again ends at once\n")
+            with suppress(OSError):  # the terminal may be what went away
+                os.write(2, b"\nstopping at the next step, with a checkpoint; Ctrl-C again ends at once\n")
         self.reason = name
 
 

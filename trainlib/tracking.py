@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +32,8 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line, appended. Rows past the step that a run resumes from are cut off first.
 
     Rows that a full disk does not take are kept and tried again with the next one; `flush` raises OSError as long as
-    there are some, so that no checkpoint is taken for newer than the rows that lead to it.
+    there are some, so that no checkpoint is taken for newer than the rows that lead to it. `flush` may be called from
+    another thread, which writes checkpoints in the background.
     """
 
     def __init__(self, path: Path, from_step: int):
@@ -40,14 +42,17 @@ class MetricsFile:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         self._size = os.fstat(self._descriptor).st_size
         self._unwritten = b""
+        self._lock = threading.Lock()
 
     def log(self, row: Row) -> None:
-        self._unwritten += to_json(row).encode() + b"\n"
-        with suppress(OSError):
-            self._write()
+        with self._lock:
+            self._unwritten += to_json(row).encode() + b"\n"
+            with suppress(OSError):
+                self._write()
 
     def flush(self) -> None:
-        self._write()
+        with self._lock:
+            self._write()
         os.fsync(self._descriptor)
 
     def close(self) -> None:
