@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TextIO
 
 from trainlib.errors import EXIT_FAILURE
@@ -64,8 +65,9 @@ class Watchdog:
                     self._end("the launcher died, and the ranks did not come to stop together", stacks=False)
 
     def _end(self, reason: str, *, stacks: bool) -> None:
-        self._log.write(f"{reason}; this rank ends here, its last checkpoint is good\n")
-        if stacks:
-            faulthandler.dump_traceback(self._log, all_threads=True)
-        self._log.flush()
+        with suppress(OSError):  # a log that cannot be written, on a full disk, must not keep this rank alive
+            self._log.write(f"{reason}; this rank ends here, its last checkpoint is good\n")
+            if stacks:
+                faulthandler.dump_traceback(self._log, all_threads=True)
+            self._log.flush()
         os._exit(EXIT_FAILURE)
