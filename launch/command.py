@@ -11,6 +11,7 @@ from pathlib import Path
 
 TRAINING_MODULE = "trainlib.train"
 ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")
+STOP_SECONDS = 7  # for ranks to write a checkpoint and end, once their agent or its launcher is killed
 RESUME_LATEST = ""  # --resume without a checkpoint
 
 
@@ -96,6 +97,7 @@ def training_command(
         return Command((python, "-m", TRAINING_MODULE, *arguments), environment, without)
     if on_cpu:
         environment = {"ACCELERATE_USE_CPU": "true", **environment}
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STOP_SECONDS)  # heeded from torch 2.12 on; 30 s before
     options = {
         "--config_file": str(ACCELERATE_CONFIG),
         "--num_processes": str(processes),

@@ -75,7 +75,7 @@ def closing_pid(line: str) -> int | None:
 def describe(failure: RankFailure, log: Path, last_lines: Sequence[str]) -> str:
     """One message: which rank, where, how it ended, and the end of its log."""
     if failure.exit_code < 0:
-        ended = f"was killed by {_signal_name(-failure.exit_code)}"
+        ended = f"was {killed_by(-failure.exit_code)}"
     else:
         ended = f"ended with exit code {failure.exit_code}"
     text = f"rank {failure.rank} on {failure.host} {ended}; its log is {log}"
@@ -84,11 +84,12 @@ def describe(failure: RankFailure, log: Path, last_lines: Sequence[str]) -> str:
     return "\n".join([f"{text}, which ends with:", *(f"  {line}" for line in last_lines)])
 
 
-def _signal_name(number: int) -> str:
+def killed_by(number: int) -> str:
+    """What a signal did to a process, with the signal's name."""
     try:
-        return signal.Signals(number).name
+        return f"killed by {signal.Signals(number).name}"
     except ValueError:
-        return f"signal {number}"
+        return f"killed by signal {number}"
 
 
 class StderrFilter:

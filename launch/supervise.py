@@ -6,6 +6,7 @@ import ctypes
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -20,16 +22,16 @@ from typing import IO
 import psutil
 
 from launch import runs
-from launch.command import Command
-from launch.failure import StderrFilter, closing_pid, describe, find_failure
-from trainlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
+from launch.command import STOP_SECONDS, Command
+from launch.failure import StderrFilter, closing_pid, describe, find_failure, killed_by
+from trainlib.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
 _POLL_SECONDS = 0.1
 _CLOSING_SECONDS = 6.0  # for ranks to end, once another one failed
 _REFUSED_SECONDS = 3.0  # the same before the run has begun, when there is nothing that they could still save
 _LOG_TAIL_LINES = 15
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def run_ranks(command: Command, directory: Path) -> int:
@@ -39,6 +41,8 @@ def run_ranks(command: Command, directory: Path) -> int:
     stop through the STOP file, which the ranks agree on; a second one kills them all.
     """
     stop = _StopRequest(directory)
+    if sys.platform == "linux":
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # ranks whose agent is killed become children of this process
     with stop.catching_signals():
         child = subprocess.Popen(
             command.words,
@@ -60,6 +64,8 @@ def run_ranks(command: Command, directory: Path) -> int:
             _kill_ranks(child, stderr.overdue_pids(_CLOSING_SECONDS if stop.run_has_started() else _REFUSED_SECONDS))
         if stop.now:
             _kill_tree(child)
+        elif child.returncode < 0:
+            _end_orphans()
         stderr.finish()
         stop.withdraw()
     if stop.run_has_started():
@@ -73,15 +79,20 @@ def run_ranks(command: Command, directory: Path) -> int:
 def _report_failure(stderr_text: str, directory: Path, launcher_code: int) -> int:
     """Say which rank failed, where rank 0 has not said so itself; return the exit code to end with."""
     failure = find_failure(stderr_text)
+    if failure is None and launcher_code < 0:
+        ended = f"accelerate launch was {killed_by(-launcher_code)}"
+        print(f"error: {ended}; run the same command to continue from the last checkpoint", file=sys.stderr)
+        return 128 - launcher_code
     if failure is None:  # the ranks did not come to run, or something ended Accelerate itself
         last_lines = "\n".join(stderr_text.splitlines()[-_LOG_TAIL_LINES:])
         print(f"{last_lines}\nerror: accelerate launch ended with exit code {launcher_code}", file=sys.stderr)
-        return launcher_code if launcher_code > 0 else EXIT_FAILURE
+        return launcher_code
     told_by_rank_0 = failure.shell_code == EXIT_STOPPED or (failure.shell_code == EXIT_USER_ERROR and not failure.rank)
     if not told_by_rank_0:
         log = directory / "logs" / f"rank-{failure.rank}.log"
         # What rank 0 said is on the console already.
         tail = _last_lines(log) if failure.rank else []
+        failure = replace(failure, host=socket.gethostname())  # which the agent may know as localhost
         print(f"error: {describe(failure, log, tail)}", file=sys.stderr)
     return failure.shell_code
 
@@ -194,8 +205,25 @@ class _StderrRelay:
 
 
 def _end_with_parent() -> None:
-    """In the child: have the kernel end it when the launcher dies, however it does. Its ranks notice, and stop."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """In the child: have the kernel send SIGTERM when the launcher dies, however it does.
+
+    The agent passes it on to its ranks, wherever they are in starting or training, and kills those that do not stop.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _end_orphans() -> None:
+    """End the ranks whose agent was killed as it would have done: ask, wait for their checkpoint, kill."""
+    ranks = psutil.Process().children()
+    for rank in ranks:
+        with suppress(psutil.NoSuchProcess):
+            rank.terminate()
+    _, deaf = psutil.wait_procs(ranks, timeout=STOP_SECONDS)
+    _kill(deaf)
 
 
 def _kill_tree(child: subprocess.Popen[bytes]) -> None:

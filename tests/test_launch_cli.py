@@ -131,8 +131,8 @@ def test_dry_run_of_several_processes_prints_what_is_run(
     assert not (config.parent / "started").exists()
     assert main(words) == 0
     started = json.loads((config.parent / "started").read_text())
-    prefix = ["env", "-u", "MASTER_ADDR", "ACCELERATE_USE_CPU=true", "TRAINLAUNCH_WORLD_SIZE=3"]
-    assert shlex.split(printed) == [*prefix, *started]
+    prefix = "env -u MASTER_ADDR ACCELERATE_USE_CPU=true TRAINLAUNCH_WORLD_SIZE=3 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=7"
+    assert shlex.split(printed) == [*prefix.split(), *started]
     assert started[started.index("--num_processes") + 1] == "3"
     assert started[-3:] == ["-m", "trainlib.train", "x.yaml"]
 

@@ -18,7 +18,8 @@ from launch.command import (
 )
 
 SEVERAL = (
-    f"TRAINLAUNCH_WORLD_SIZE=2 accelerate launch --multi_gpu --config_file {shlex.quote(str(ACCELERATE_CONFIG))} "
+    "TRAINLAUNCH_WORLD_SIZE=2 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=7 accelerate launch --multi_gpu "
+    f"--config_file {shlex.quote(str(ACCELERATE_CONFIG))} "
     "--num_processes 2 --num_machines 1 --machine_rank 0 --gpu_ids all --main_process_port 0 --mixed_precision no "
     "--dynamo_backend no -m trainlib.train x.yaml optimizer.lr=0.1"
 )

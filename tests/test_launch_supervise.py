@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -156,7 +157,7 @@ sys.exit({code})
     assert (launcher.returncode, stdout) == (code, "")
     warning, message, *tail = stderr.splitlines()
     assert warning == "a warning of rank 0"
-    assert message.startswith("error: rank 1 on ")
+    assert message.startswith(f"error: rank 1 on {socket.gethostname()} ")
     assert message.endswith(f"ended with exit code {code}; its log is {tmp_path}/run/logs/rank-1.log, which ends with:")
     assert tail == ["  loading", "  RuntimeError: no more memory"]
     log = (tmp_path / "run" / "logs" / "launcher.log").read_text()
