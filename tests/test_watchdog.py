@@ -1,7 +1,9 @@
 """The watchdog's last resort, in a process that it really ends."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,35 @@ def test_a_rank_without_its_agent_is_asked_to_stop_then_ended(full_disk: bool, t
             "the launcher died, and the ranks did not come to stop together; "
             "this rank ends here, its last checkpoint is good\n"
         )
+
+
+# Works for a second and a half, beating all the while, then hangs.
+WORKER = """\
+import sys, time
+from trainlib import watchdog
+from trainlib.stopping import StopFlag
+watchdog.POLL_SECONDS = 0.05
+with watchdog.Watchdog(1.0, StopFlag(), open(sys.argv[1], "a", buffering=1), {}) as dog:
+    print("up", flush=True)
+    for _ in range(150):
+        time.sleep(0.01)
+        dog.beat()
+    print("hangs", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_hang_ends_the_process_and_a_suspended_one_is_no_hang(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WORKER, str(tmp_path / "log")]
+    with subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "up\n"
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        worker.send_signal(signal.SIGCONT)
+        rest, _ = worker.communicate(timeout=20)
+    assert rest == "hangs\n"  # it was not ended while it was suspended, nor right after
+    assert worker.returncode == 1
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("no step was finished for 1 s (train.hang_seconds)")
+    assert "time.sleep" in log or "<string>" in log

@@ -31,12 +31,12 @@ class Watchdog:
         self._flag = flag
         self._log = log
         self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in environ else None
-        self._last_beat = time.monotonic()
+        self._idle_seconds = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self) -> None:
-        self._last_beat = time.monotonic()
+        self._idle_seconds = 0.0
 
     def __enter__(self) -> Watchdog:
         self.beat()
@@ -46,17 +46,17 @@ class Watchdog:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         orphan_since: float | None = None
+        before = time.monotonic()
         while not self._over.wait(POLL_SECONDS):
             now = time.monotonic()
-            if self._hang_seconds is not None:
-                # For the case that even this thread cannot run; set again at each turn.
-                faulthandler.dump_traceback_later(self._hang_seconds + POLL_SECONDS, exit=True, file=self._log)
-                if now - self._last_beat > self._hang_seconds:
-                    self._end(f"no step was finished for {self._hang_seconds:g} s (train.hang_seconds)", stacks=True)
+            # Time in which this thread did not run either is not counted: then the whole process was suspended.
+            self._idle_seconds += min(now - before, 2 * POLL_SECONDS)
+            before = now
+            if self._hang_seconds is not None and self._idle_seconds > self._hang_seconds:
+                self._end(f"no step was finished for {self._hang_seconds:g} s (train.hang_seconds)", stacks=True)
             if self._agent is not None and os.getppid() != self._agent:
                 if orphan_since is None:
                     orphan_since = now
