@@ -41,7 +41,7 @@ def assert_little_was_lost(cwd: Path, reached: list[int], intervals: int = 1) ->
 def test_killed_at_random_and_resumed_is_the_same_in_every_bit(
     tmp_path: Path, images: Path, background: bool, kills: int
 ) -> None:
-    moment = random.Random(20)
+    choice = random.Random(20)
     training = tiny.arguments(images, 3 * kills, EVERY, f"checkpoint.background={background}")
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
     assert ranks.train(training, world_size=2, cwd=whole) == [0, 0], ranks.console(whole)
@@ -49,9 +49,10 @@ def test_killed_at_random_and_resumed_is_the_same_in_every_bit(
     reached: list[int] = []
     for _ in range(kills):
         attempts = len(tiny.attempts(killed, "start"))
+        moment = tiny.Moment(killed, EVERY, choice)
         under_way = ranks.start(ranks.main, training, world_size=2, cwd=killed)
-        tiny.wait_for_moment(killed, EVERY, moment, lambda: under_way.running)  # noqa: B023 - called at once
-        victim = moment.randrange(2)
+        moment.wait(lambda: under_way.running)  # noqa: B023 - called at once
+        victim = choice.randrange(2)
         under_way.signal(victim, signal.SIGKILL)
         codes = under_way.wait(closing=3.0)
         assert codes[victim] == -signal.SIGKILL, "the run was over before all the kills"
@@ -66,7 +67,7 @@ def test_killed_at_random_and_resumed_is_the_same_in_every_bit(
 @only_in_soak
 def test_killed_under_the_real_launcher(tmp_path: Path, images: Path) -> None:
     """Any process of the run is killed: the launcher, Accelerate's agent or a rank; then all are gone soon."""
-    moment = random.Random(30)
+    choice = random.Random(30)
     kills = 30
     training = tiny.arguments(images, 3 * kills, EVERY)
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
@@ -75,13 +76,14 @@ def test_killed_under_the_real_launcher(tmp_path: Path, images: Path) -> None:
     reached: list[int] = []
     for _ in range(kills):
         attempts = len(tiny.attempts(killed, "start"))
+        moment = tiny.Moment(killed, EVERY, choice)
         launcher = tiny.launch(training, killed)
         ended = launcher.poll
         while len(tiny.attempts(killed, "start")) == attempts and ended() is None:
             time.sleep(0.02)
-        tiny.wait_for_moment(killed, EVERY, moment, lambda: ended() is None)  # noqa: B023 - called at once
+        moment.wait(lambda: ended() is None)  # noqa: B023 - called at once
         family = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
-        moment.choice(family).kill()
+        choice.choice(family).kill()
         _, left = psutil.wait_procs(family[1:], timeout=GONE_SECONDS)
         assert not left
         assert launcher.wait(timeout=GONE_SECONDS) != 0, "the run was over before all the kills"

@@ -41,16 +41,17 @@ def assert_stopped_well(cwd: Path, attempts: int) -> None:
 
 
 def test_signalled_at_random_all_ranks_stop_at_the_same_step(tmp_path: Path, images: Path) -> None:
-    moment = random.Random(40)
+    choice = random.Random(40)
     stops = rounds(10, 40)
     training = tiny.arguments(images, 4 * stops, EVERY)
     whole, stopped = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "stopped")
     assert ranks.train(training, world_size=2, cwd=whole) == [0, 0], ranks.console(whole)
     for attempt in range(1, stops + 1):
+        moment = tiny.Moment(stopped, EVERY, choice)
         under_way = ranks.start(ranks.main, training, world_size=2, cwd=stopped)
         time.sleep(0.2)  # for the handlers to be there
-        tiny.wait_for_moment(stopped, EVERY, moment, lambda: under_way.running)  # noqa: B023 - called at once
-        under_way.signal(moment.randrange(2), moment.choice(SIGNALS))
+        moment.wait(lambda: under_way.running)  # noqa: B023 - called at once
+        under_way.signal(choice.randrange(2), choice.choice(SIGNALS))
         assert under_way.wait() == [EXIT_STOPPED] * 2, ranks.console(stopped)
         assert_stopped_well(stopped, attempt)
     assert ranks.train(training, world_size=2, cwd=stopped) == [0, 0], ranks.console(stopped)
@@ -130,19 +131,20 @@ def test_signalled_when_all_is_done_a_run_is_complete(tmp_path: Path, images: Pa
 
 @only_in_soak
 def test_the_real_launcher_signalled_at_random(tmp_path: Path, images: Path) -> None:
-    moment = random.Random(50)
+    choice = random.Random(50)
     stops = 10
     training = tiny.arguments(images, 8 * stops, EVERY)
     whole, stopped = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "stopped")
     assert tiny.launch(training, whole).wait(timeout=600) == 0, (whole / "console.txt").read_text()
     for attempt in range(1, stops + 1):
+        moment = tiny.Moment(stopped, EVERY, choice)
         launcher = tiny.launch(training, stopped)
         time.sleep(0.5)  # for its handlers to be there
-        if moment.random() < 0.7:  # else while it, or the ranks, start
+        if choice.random() < 0.7:  # else while it, or the ranks, start
             while len(tiny.attempts(stopped, "start")) < attempt and launcher.poll() is None:
                 time.sleep(0.02)
-            tiny.wait_for_moment(stopped, EVERY, moment, lambda: launcher.poll() is None)  # noqa: B023 - called at once
-        psutil.Process(launcher.pid).send_signal(moment.choice(SIGNALS))
+            moment.wait(lambda: launcher.poll() is None)  # noqa: B023 - called at once
+        psutil.Process(launcher.pid).send_signal(choice.choice(SIGNALS))
         assert launcher.wait(timeout=120) == EXIT_STOPPED, (stopped / "console.txt").read_text()
         assert_stopped_well(stopped, attempt)
     assert tiny.launch(training, stopped).wait(timeout=600) == 0, (stopped / "console.txt").read_text()

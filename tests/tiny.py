@@ -97,18 +97,27 @@ def last_step(cwd: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def wait_for_moment(cwd: Path, every: int, moment: random.Random, running: Callable[[], bool]) -> None:
-    """Until some steps after the attempt's start, or some time if sooner: while starting, training or saving."""
-    metrics = cwd / "runs/run/metrics.jsonl"
-    before = metrics.stat().st_ino if metrics.exists() else None  # the attempt replaces it before its first row
-    from_step = max(checkpoint.steps_in(cwd / "runs/run/checkpoints"), default=0)
-    deadline = time.monotonic() + moment.uniform(0.0, 10.0 if moment.random() < 0.7 else 1.0)
-    until = from_step + moment.randint(1, 2 * every)
-    while running() and time.monotonic() < deadline:
-        if metrics.exists() and metrics.stat().st_ino != before and last_step(cwd) >= until:
-            break
-        time.sleep(0.002)
-    time.sleep(moment.uniform(0.0, 0.03))
+class Moment:
+    """A random moment of the attempt that is about to begin: while starting, training, evaluating or saving."""
+
+    def __init__(self, cwd: Path, every: int, choice: random.Random):
+        self._cwd, self._choice = cwd, choice
+        self._metrics = cwd / "runs/run/metrics.jsonl"
+        self._before = self._inode()  # the attempt replaces the file before its first row
+        from_step = max(checkpoint.steps_in(cwd / "runs/run/checkpoints"), default=0)
+        self._until = from_step + choice.randint(1, 2 * every)
+
+    def wait(self, running: Callable[[], bool]) -> None:
+        """Until some steps after the attempt's first, or for some time if that is over sooner."""
+        deadline = time.monotonic() + self._choice.uniform(0.0, 10.0 if self._choice.random() < 0.7 else 1.0)
+        while running() and time.monotonic() < deadline:
+            if self._inode() != self._before and last_step(self._cwd) >= self._until:
+                break
+            time.sleep(0.002)
+        time.sleep(self._choice.uniform(0.0, 0.03))
+
+    def _inode(self) -> int | None:
+        return self._metrics.stat().st_ino if self._metrics.exists() else None
 
 
 def launch(training: list[str], cwd: Path) -> subprocess.Popen[bytes]:
