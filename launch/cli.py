@@ -13,6 +13,7 @@ import click
 
 from launch.command import (
     TRAINING_MODULE,
+    Node,
     accelerate_launch,
     config_arguments,
     left_by_another_launch,
@@ -89,6 +90,9 @@ def _configs(command: Callable[..., int]) -> Callable[..., int]:
     metavar="N|auto",
     help="Ranks on this machine; auto: one for each GPU.",
 )
+@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines; each is given the same command.")
+@click.option("--node-rank", type=click.IntRange(min=0), help="Which of them this one is, from 0 on.")
+@click.option("--head", metavar="HOST[:PORT]", help="An address of machine 0, and a port there that is free.")
 @click.option("--name", help="The run's name, and its directory runs/NAME; the same as name=NAME.")
 @click.option("--fresh", is_flag=True, help="Begin again; an earlier run of this name is kept aside.")
 @click.option(
@@ -98,7 +102,15 @@ def _configs(command: Callable[..., int]) -> Callable[..., int]:
 )
 @click.option("--dry-run", is_flag=True, help="Only print the command that would run.")
 def run(
-    arguments: tuple[str, ...], processes: int | None, name: str | None, fresh: bool, resume: str | None, dry_run: bool
+    arguments: tuple[str, ...],
+    processes: int | None,
+    nodes: int,
+    node_rank: int | None,
+    head: str | None,
+    name: str | None,
+    fresh: bool,
+    resume: str | None,
+    dry_run: bool,
 ) -> int:
     """Train here: on the CPU, one GPU or all GPUs.
 
@@ -121,11 +133,12 @@ def run(
         python=sys.executable,
         accelerate=accelerate_launch(sys.executable),
         without=left_by_another_launch(os.environ),
+        node=_node(nodes, node_rank, head),
     )
     if dry_run:
         click.echo(command.shell_text())
         return 0
-    if number == 1:
+    if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         with _environment(command.variables(os.environ)):
             return _call(TRAINING_MODULE, training)
@@ -199,6 +212,23 @@ def cancel(run: str) -> int:
 
     click.echo(kill_run(find_run(run)))
     return 0
+
+
+def _node(nodes: int, node_rank: int | None, head: str | None) -> Node | None:
+    """This machine's place among several; None where there is only this one."""
+    from launch.network import interface_to, own_interfaces, parse_head
+
+    if nodes == 1:
+        if node_rank or head is not None:
+            raise UserError("--node-rank and --head: only with --nodes, the number of machines")
+        return None
+    if node_rank is None or head is None:
+        raise UserError(f"--nodes {nodes}: each machine also needs --node-rank and --head, the address of machine 0")
+    if node_rank >= nodes:
+        raise UserError(f"--node-rank: got {node_rank}, must be below --nodes, {nodes}")
+    host, port = parse_head(head)
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
+    return Node(nodes, node_rank, (host, port), chosen or interface_to(host, own_interfaces()))
 
 
 def _load_run_name(arguments: Sequence[str]) -> str:

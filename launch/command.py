@@ -43,6 +43,21 @@ class Command:
         return " ".join([*(["env", *unset] if unset else []), *assignments, shlex.join(self.words)])
 
 
+@dataclass(frozen=True)
+class Node:
+    """This machine's place among the machines of a run.
+
+    rank        from 0, the head, on
+    head        (host, port) at which the ranks of all machines meet: an address of machine 0, the same for all
+    interface   the network interface through which this machine reaches the head; None leaves the choice to gloo
+    """
+
+    count: int
+    rank: int
+    head: tuple[str, int]
+    interface: str | None = None
+
+
 def left_by_another_launch(environment: Mapping[str, str]) -> list[str]:
     """The variables that make a process a rank of some launch that is not this one."""
     return sorted(name for name in environment if _RANK_VARIABLES.fullmatch(name))
@@ -86,25 +101,30 @@ def training_command(
     python: str,
     accelerate: Sequence[str],
     without: Sequence[str] = (),
+    node: Node | None = None,
 ) -> Command:
-    """Start `processes` ranks of the training program on this machine.
+    """Start `processes` ranks of the training program on this machine, which may be one of several.
 
     `python` is the interpreter and `accelerate` are the words that start `accelerate launch`. On a machine without
     GPUs, Accelerate starts several ranks only where it is told both --multi_gpu and ACCELERATE_USE_CPU.
     """
-    environment = {"TRAINLAUNCH_WORLD_SIZE": str(processes)}
-    if processes == 1:
+    world_size = processes * (node.count if node else 1)
+    environment = {"TRAINLAUNCH_WORLD_SIZE": str(world_size)}
+    if world_size == 1:
         return Command((python, "-m", TRAINING_MODULE, *arguments), environment, without)
     if on_cpu:
         environment = {"ACCELERATE_USE_CPU": "true", **environment}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STOP_SECONDS)  # heeded from torch 2.12 on; 30 s before
+    if node is not None and node.interface is not None:
+        environment["GLOO_SOCKET_IFNAME"] = node.interface
     options = {
         "--config_file": str(ACCELERATE_CONFIG),
-        "--num_processes": str(processes),
-        "--num_machines": "1",
-        "--machine_rank": "0",
+        "--num_processes": str(world_size),
+        "--num_machines": str(node.count if node else 1),
+        "--machine_rank": str(node.rank if node else 0),
+        **({"--main_process_ip": node.head[0]} if node else {}),
         "--gpu_ids": "all",
-        "--main_process_port": "0",  # a free one, so that two runs on one machine do not meet
+        "--main_process_port": str(node.head[1] if node else 0),  # 0: a free one, so that two runs here do not meet
         "--mixed_precision": "no",  # the precision is the config's to say
         "--dynamo_backend": "no",
     }

@@ -32,7 +32,7 @@ LAYERS = {
         {"train", "check"},
     ],
     "launch": [
-        {"command", "devices", "failure", "runs"},
+        {"command", "devices", "failure", "network", "runs"},
         {"control", "show", "supervise"},
         {"cli"},
         {"__main__"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -21,7 +23,7 @@ from trainlib.config import Config, dump_config
 from trainlib.console import Console
 from trainlib.data import load_data
 from trainlib.data.images import Dataset
-from trainlib.errors import CheckpointError, RunDirectoryError
+from trainlib.errors import CheckpointError, RunDirectoryError, UserError
 from trainlib.files import write_atomically
 from trainlib.keeper import Keeper
 from trainlib.logs import redirect_output
@@ -36,6 +38,8 @@ from trainlib.tracking import open_trackers
 from trainlib.watchdog import Watchdog
 
 logger = logging.getLogger("trainlib")
+
+SHARED_SECONDS = 10.0  # for a shared file system to show what another machine made
 
 
 def run_session(
@@ -52,6 +56,7 @@ def run_session(
     with distributed.joined(config.train) as accelerator:
         start = distributed.from_main(start)
         if attempt is None:
+            _require_shared(run)
             redirect_output(run.logs / f"rank-{accelerator.process_index}.log")
         loop = build_loop(config, dataset, accelerator, start)
         with (
@@ -75,6 +80,18 @@ def run_session(
                     logger.info("test accuracy %.4f on %d images (%s)", test.accuracy, test.count, tested)
                 logger.info("results in %s", run.path)
     return completed
+
+
+def _require_shared(run: RunDirectory) -> None:
+    """Rank 0 has made the run directory; raise UserError where this rank, on another machine, cannot see it."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not run.logs.is_dir():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{run.path.absolute()} is on rank 0's machine, but not on {socket.gethostname()}: start the run in a "
+                "folder that all machines share"
+            )
+        time.sleep(0.2)
 
 
 def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
