@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell that starts the tests in the background ignores these, and every process of a test would inherit that.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRAINLAUNCH_NUM_THREADS"] = "1"  # the same bits at every world size that the tests compare
