@@ -111,7 +111,7 @@ def test_a_real_limit_on_file_sizes(tmp_path: Path, images: Path, limit: int, ra
     training = tiny.arguments(images, 5, EVERY)
     whole, limited = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "limited")
     assert ranks.train(training, world_size=2, cwd=whole) == [0, 0]
-    codes = ranks.run(train_within, limit, training, rank, world_size=2, cwd=limited)
+    codes = ranks.start(train_within, limit, training, rank, world_size=2, cwd=limited).wait(closing=3.0)
     if rank == 0:
         assert codes[0] in (EXIT_FAILURE, EXIT_USER_ERROR)
         assert ranks.train(training, world_size=2, cwd=limited) == [0, 0], ranks.console(limited)
