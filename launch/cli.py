@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import click
 
@@ -21,6 +23,14 @@ from launch.command import (
     training_command,
 )
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError, UserError
+
+
+def program() -> NoReturn:
+    """The `launch` program: run one command and exit with its code."""
+    code = main()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)  # while the interpreter ends, they would change the code
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from soak import SOAK
 
 # A shell that starts the tests in the background ignores these, and every process of a test would inherit that.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -18,6 +19,14 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRAINLAUNCH_NUM_THREADS"] = "1"  # the same bits at every world size that the tests compare
 os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that take minutes belong to `make soak` (SOAK=1) and not to `make test`."""
+    if not SOAK:
+        long = [item for item in items if item.get_closest_marker("soak")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
 
 
 @pytest.fixture(scope="session", autouse=True)

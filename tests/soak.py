@@ -8,7 +8,7 @@ import pytest
 
 SOAK = os.environ.get("SOAK") == "1"
 
-only_in_soak = pytest.mark.skipif(not SOAK, reason="takes minutes: make soak")
+only_in_soak = pytest.mark.soak  # takes minutes: see conftest.py
 
 
 def rounds(short: int, soak: int) -> int:

@@ -89,9 +89,6 @@ def test_every_call_of_a_training_may_fail(tmp_path: Path, images: Path, world_s
         codes = ranks.run(faults.train, training, rank, number, last, code, world_size=world_size, cwd=cwd)
         if codes != [0] * world_size:
             assert codes[rank] in (EXIT_FAILURE, EXIT_USER_ERROR), what
-            if rank == 0 and names[number - 1] != "open run/logs/rank-0.log":
-                assert "Traceback" not in ranks.console(cwd), f"{what}\n{ranks.console(cwd)}"
-                assert os.strerror(code) in ranks.console(cwd), what
             assert rank > 0 or "Traceback" not in ranks.console(cwd), f"{what}\n{ranks.console(cwd)}"
             assert rank > 0 or os.strerror(code) in ranks.console(cwd) or "could not be written" in ranks.console(cwd)
             assert ranks.train(training, world_size=world_size, cwd=cwd) == [0] * world_size, what

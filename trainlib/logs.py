@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from trainlib.errors import RunDirectoryError
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -43,8 +45,15 @@ def logging_to_console() -> Iterator[None]:
 
 @contextmanager
 def logging_to_file(path: Path) -> Iterator[TextIO]:
-    """The same, and an error that ends the block, in a file with times; the open file."""
-    with path.open("a", buffering=1) as file:
+    """The same, and an error that ends the block, in a file with times; the open file.
+
+    Raises RunDirectoryError when it cannot be opened.
+    """
+    try:
+        opened = path.open("a", buffering=1)
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: cannot be written ({error.strerror}): mend it, or remove it") from error
+    with opened as file:
         handler = _File(file)
         handler.setFormatter(logging.Formatter(FORMAT))
         try:

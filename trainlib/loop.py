@@ -232,7 +232,7 @@ class Loop:
                 if keeper is not None:
                     best_step = progress.best["step"] if progress.best else None
                     model_state = self.engine.classifier.module.state_dict()
-                    keeper.save(progress.step, model_state, self._trainer_state(gathered), best_step, self._flush)
+                    keeper.save(progress.step, model_state, self._trainer_state(gathered), best_step, self.flush_rows)
                 self._saved_step = progress.step
             if keeper is not None:
                 problem = keeper.problem(must_have=progress.step if must else None)
@@ -248,7 +248,7 @@ class Loop:
             "scaler": self.engine.scaler_state(),
         }
 
-    def _flush(self) -> None:
-        """The rows up to a checkpoint are safe before it."""
+    def flush_rows(self) -> None:
+        """Make the rows so far safe; OSError where they cannot be written."""
         for tracker in self.outputs.trackers:
             tracker.flush()

@@ -72,6 +72,7 @@ def run_session(
             if attempt:
                 attempt.status, attempt.step = "completed" if completed else "stopped", loop.progress.step
                 attempt.reason = None if completed else flag.reason or "another rank was asked to stop"
+                loop.flush_rows()  # before the summary, which says that this run is complete
                 run.write_summary({"status": attempt.status} | summary | {"test": test.asdict() if test else None})
                 flag.honoured()
                 if test is None:

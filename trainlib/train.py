@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from trainlib.config import Config, load_config, mark_bare_resume
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
 from trainlib.logs import logging_to_console, logging_to_file
 from trainlib.rundir import RUNS, RunDirectory
-from trainlib.stopping import StopFlag
+from trainlib.stopping import STOP_SIGNALS, StopFlag
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,4 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # while the interpreter ends, they would change the exit code
+    sys.exit(code)
