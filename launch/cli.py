@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -143,7 +143,7 @@ def run(
         python=sys.executable,
         accelerate=accelerate_launch(sys.executable),
         without=left_by_another_launch(os.environ),
-        node=_node(nodes, node_rank, head),
+        node=_node(nodes, node_rank, head, may_be_unknown=dry_run),
     )
     if dry_run:
         click.echo(command.shell_text())
@@ -224,8 +224,11 @@ def cancel(run: str) -> int:
     return 0
 
 
-def _node(nodes: int, node_rank: int | None, head: str | None) -> Node | None:
-    """This machine's place among several; None where there is only this one."""
+def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown: bool) -> Node | None:
+    """This machine's place among several; None where there is only this one.
+
+    may_be_unknown  a head that cannot be reached from here is no error, as nothing will be started
+    """
     from launch.network import interface_to, own_interfaces, parse_head
 
     if nodes == 1:
@@ -237,8 +240,10 @@ def _node(nodes: int, node_rank: int | None, head: str | None) -> Node | None:
     if node_rank >= nodes:
         raise UserError(f"--node-rank: got {node_rank}, must be below --nodes, {nodes}")
     host, port = parse_head(head)
-    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
-    return Node(nodes, node_rank, (host, port), chosen or interface_to(host, own_interfaces()))
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    with suppress(UserError) if may_be_unknown else nullcontext():
+        interface = interface or interface_to(host, own_interfaces())
+    return Node(nodes, node_rank, (host, port), interface)
 
 
 def _load_run_name(arguments: Sequence[str]) -> str:

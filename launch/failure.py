@@ -21,7 +21,7 @@ _FAILURE = re.compile(
     re.MULTILINE,
 )
 _CLOSING = re.compile(r"Sending process (\d+) closing signal")
-_AGENT_LOG = re.compile(r"^[IWEC]\d{4} [\d:.]+ \d+ torch/distributed/")
+_AGENT_LOG = re.compile(r"^[IWEC]\d{4} [\d:.]+ \d+ \S*torch/distributed/")
 _TRACEBACK = "Traceback (most recent call last):"
 _AGENT_FRAME = re.compile(r'^ +File ".*[/\\]accelerate[/\\]commands[/\\]|^ +File ".*[/\\]bin[/\\]accelerate"')
 

@@ -15,9 +15,10 @@ def parse_head(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or (text.startswith("[") and text.endswith("]")):
         host, port = text, str(DEFAULT_PORT)
+    bare_ipv6 = ":" in host and not host.startswith("[")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise UserError(f"--head: got {text}, must be HOST or HOST:PORT, a port from 1 to 65535, like node0:29500")
+    if bare_ipv6 or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise UserError(f"--head: got {text}, must be HOST or HOST:PORT, like node0:29500 or [2001:db8::5]:29500")
     return host, int(port)
 
 

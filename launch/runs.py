@@ -124,6 +124,12 @@ def last_start(directory: Path) -> Record | None:
     return _last_event(list(_json_lines(directory / "attempts.jsonl")), "start")
 
 
+def was_stopped(directory: Path) -> bool:
+    """Whether the newest attempt has ended, asked to stop, with a checkpoint."""
+    start, end = (_last_event(list(_json_lines(directory / "attempts.jsonl")), event) for event in ("start", "end"))
+    return bool(start and end and start["attempt"] == end["attempt"] and end.get("status") == "stopped")
+
+
 def time_of(record: Record | None) -> datetime | None:
     """When a line was written; a time without a zone is this machine's."""
     if record is None:

@@ -86,6 +86,24 @@ def test_damage_is_noticed_and_the_older_one_used(
     assert "step-00000002" in caplog.text
 
 
+def test_a_checkpoint_that_the_disk_does_not_give_back_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    sha256 = checkpoint._sha256
+
+    def bad_sector(path: Path) -> str:
+        if path.parent.name == "step-00000002":
+            raise OSError(5, "Input/output error")
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", bad_sector)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
 @pytest.mark.parametrize(
     "swapped",
     [["model.safetensors"], ["trainer.pt"], ["manifest.json"], ["model.safetensors", "trainer.pt", "manifest.json"]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path: Path, world_si
     assert f"step 6 was not applied: the loss is {value} on rank {world_size - 1}" in ranks.console(tmp_path)
     assert "Traceback" not in ranks.console(tmp_path)
     assert (run.summary()["status"], run.summary()["step"]) == ("failed", 5)
+    last_row, end = read_lines(run.metrics_file)[-1], read_lines(run.attempts_file)[-1]
+    seconds = datetime.fromisoformat(end["time"]) - datetime.fromisoformat(last_row["time"])
+    assert (last_row["step"], seconds < timedelta(seconds=10)) == (5, True)
 
     clean = tmp_path / "clean"
     clean.mkdir()

@@ -71,6 +71,16 @@ def test_shows_only_what_the_ranks_wrote(name: str, expected: str) -> None:
     assert "".join([*shown, *stderr_filter.close()]) == expected
 
 
+def test_the_agent_is_known_where_its_environment_lies_below_the_current_directory() -> None:
+    """torch shortens a path to what is below the current directory: with a .venv in the clone, it begins with that."""
+    stderr_filter = StderrFilter()
+    line = (
+        "W1121 19:14:05.338000 9623 .venv/lib/python3.11/site-packages/torch/distributed/elastic/api.py:1028] Sending\n"
+    )
+    assert stderr_filter.feed(line) == []
+    assert stderr_filter.feed("a line of a rank\n") == ["a line of a rank\n"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -133,7 +133,7 @@ def test_heads(text: str, parsed: tuple[str, int]) -> None:
     assert parse_head(text) == parsed
 
 
-@pytest.mark.parametrize("text", ["", ":1234", "node0:", "node0:x", "node0:0", "node0:65536"])
+@pytest.mark.parametrize("text", ["", ":1234", "node0:", "node0:x", "node0:0", "node0:65536", "::1", "2001:db8::5"])
 def test_heads_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--head: got"):
         parse_head(text)

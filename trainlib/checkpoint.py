@@ -141,6 +141,14 @@ def verify(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: has format {found}; this version reads format {FORMAT}")
     if set(files) != {MODEL, TRAINER}:
         raise CheckpointError(f"{path}: {MANIFEST} lists {sorted(files)}, must list {[MODEL, TRAINER]}")
+    try:
+        _verify_files(path, files)
+    except OSError as error:
+        raise CheckpointError(f"{path}: a file cannot be read ({error})") from error
+    return Checkpoint(path, manifest)
+
+
+def _verify_files(path: Path, files: Mapping[str, tuple[int, str]]) -> None:
     for name, (size, sha256) in files.items():
         file = path / name
         if not file.is_file() or file.is_symlink():
@@ -149,7 +157,6 @@ def verify(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path}: {name} has {file.stat().st_size} bytes, must have {size}")
         if _sha256(file) != sha256:
             raise CheckpointError(f"{path}: {name} is damaged (its SHA-256 is not the manifest's)")
-    return Checkpoint(path, manifest)
 
 
 def steps_in(directory: Path) -> dict[int, Path]:

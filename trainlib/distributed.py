@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import psutil
@@ -12,7 +13,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import nn
 
 from trainlib.config import TrainConfig
@@ -40,7 +46,10 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
             mixed_precision=config.precision,
             dynamo_backend="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=collective_timeout(config)),
+            ],
         )
     except ValueError as error:  # a precision that this device does not have
         raise UserError(f"train.precision: got {config.precision}: {error}") from error
@@ -93,6 +102,11 @@ def num_threads(environ: Mapping[str, str]) -> int:
     return max(1, min(physical, allowed) // int(environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def collective_timeout(config: TrainConfig) -> timedelta:
+    """How long torch itself waits for other ranks: longer than the watchdog, which says more about what hangs."""
+    return timedelta(seconds=config.hang_seconds + 600) if config.hang_seconds is not None else timedelta(days=7)
+
+
 def from_main(value: T) -> T:
     """Rank 0's value, on every rank. A synchronisation point."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -109,11 +123,11 @@ def share_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def control_group() -> dist.ProcessGroup | None:
+def control_group(config: TrainConfig) -> dist.ProcessGroup | None:
     """A group of all ranks for small CPU messages that must not mix with the gradients'; None for one process."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=collective_timeout(config)))
 
 
 def _trains_on_cpu(environ: Mapping[str, str]) -> bool:

@@ -120,7 +120,7 @@ class Loop:
             result = train_step(self.engine, progress.step, pieces, denominator)
             if result.applied:
                 self.schedule.after_step()
-            if result.applied or self.engine.overflow_is_expected():
+            if result.applied or self._only_overflowed(result):
                 progress.sums_2 += result.sums_2
             else:
                 self._pass_over(result)
@@ -171,6 +171,10 @@ class Loop:
             progress.sums_2.zero_()
             self.schedule.after_epoch(metrics)
         return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
+
+    def _only_overflowed(self, result: StepResult) -> bool:
+        """Whether fp16 gradients overflowed while every rank's loss is finite: the loss scale is lowered, no more."""
+        return self.engine.overflow_is_expected() and bool(gather_sums(result.sums_2).isfinite().all())
 
     def _pass_over(self, result: StepResult) -> None:
         """A step whose gradient was not finite: end all ranks, or note it. All of them are here, at the same step."""

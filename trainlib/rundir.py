@@ -188,7 +188,7 @@ class RunDirectory:
         if self.summary().get("status") == "completed" and not (is_longer or resume):
             raise RunDirectoryError(
                 f"{self.path} is finished; `--fresh` begins again (the old run is kept aside), `--name` makes "
-                "another run, and `--resume` with more train.epochs continues it"
+                "another run, and `--resume` with more train.epochs continues it, unless it stopped early"
             )
 
 

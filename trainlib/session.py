@@ -65,8 +65,10 @@ def run_session(
         ):
             loop.outputs = replace(outputs, beat=watchdog.beat)
             if attempt:
+                if start is not None:
+                    checkpoint.rewind(run.checkpoints, start)
                 run.begin(config)
-            completed = loop.run(Agreement(flag, distributed.control_group()))
+            completed = loop.run(Agreement(flag, distributed.control_group(config.train)))
             summary = _summary(loop) if attempt else {}
             test, tested = _test(loop, run) if completed else (None, "")
             if attempt:
@@ -96,7 +98,7 @@ def _require_shared(run: RunDirectory) -> None:
 
 
 def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
-    """The named checkpoint, or the newest good one, or None for a new run. Newer ones than a named one are set aside.
+    """The named checkpoint, or the newest good one, or None for a new run.
 
     Raises CheckpointError when a named one is missing, damaged, or not of this run.
     """
@@ -107,9 +109,7 @@ def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
     if not path.is_dir() or path.resolve().parent != directory.resolve():
         there = ", ".join(p.name for p in checkpoint.steps_in(directory).values()) or "none"
         raise CheckpointError(f"--resume {named}: no such checkpoint of this run; there are: {there}")
-    chosen = checkpoint.verify(path)
-    checkpoint.rewind(directory, chosen)
-    return chosen
+    return checkpoint.verify(path)
 
 
 def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start: Checkpoint | None) -> Loop:

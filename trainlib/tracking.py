@@ -142,5 +142,9 @@ def log_all(trackers: Sequence[Tracker], row: Row) -> None:
 
 def _keep_rows_up_to(path: Path, step: int) -> None:
     """Drop what will be made again: the rows of later steps, the test's, and a last line that a crash cut off."""
-    rows = [row for row in read_lines(path) if row["step"] <= step and row["split"] != "test"]
+    rows = [
+        row
+        for row in read_lines(path)
+        if isinstance(at := row.get("step"), int) and at <= step and row.get("split") != "test"
+    ]
     write_atomically(path, "".join(to_json(row) + "\n" for row in rows))

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     flag = StopFlag()
     flag.install()
+    config: Config | None = None
     try:
         with logging_to_console():
             config = load_config(options.config)
@@ -72,13 +73,13 @@ def train(config: Config, flag: StopFlag, *, rank: int = 0, fresh: bool = False,
         run.close()
 
 
-def _tell(message: str, rank: int, config: Config) -> None:
-    """Rank 0 tells the console; another rank its log, for the launcher to show."""
-    if rank == 0:
-        print(message, file=sys.stderr)
-        return
-    with suppress(OSError), (RUNS / config.name / "logs" / f"rank-{rank}.log").open("a") as log:
-        log.write(f"{message}\n")
+def _tell(message: str, rank: int, config: Config | None) -> None:
+    """Rank 0 tells the console; another rank its log, for the launcher to show, where there is one."""
+    if rank != 0 and config is not None:
+        with suppress(OSError), (RUNS / config.name / "logs" / f"rank-{rank}.log").open("a") as log:
+            log.write(f"{message}\n")
+            return
+    print(message, file=sys.stderr)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
