@@ -79,7 +79,7 @@ def run_ranks(command: Command, directory: Path) -> int:
 def _report_failure(stderr_text: str, directory: Path, launcher_code: int) -> int:
     """Say which rank failed, where rank 0 has not said so itself; return the exit code to end with."""
     failure = find_failure(stderr_text)
-    if failure is None and runs.was_stopped(directory):  # the agent itself was asked to end, and reports no rank
+    if failure is None and launcher_code > 0 and runs.was_stopped(directory):  # the agent was asked to end itself
         return EXIT_STOPPED
     if failure is None and launcher_code < 0:
         ended = f"accelerate launch was {killed_by(-launcher_code)}"
