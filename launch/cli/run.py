@@ -1,18 +1,15 @@
-"""The `launch` command. Imports that take time are made where they are used, so that help and errors come at once."""
+"""`launch run` and `launch check`."""
 
 from __future__ import annotations
 
-import importlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
-from typing import NoReturn
 
 import click
 
+from launch.cli.arguments import call, configs, load_run_name
 from launch.command import (
     TRAINING_MODULE,
     Node,
@@ -22,48 +19,7 @@ from launch.command import (
     training_arguments,
     training_command,
 )
-from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError, UserError
-
-
-def program() -> NoReturn:
-    """The `launch` program: run one command and exit with its code."""
-    code = main()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)  # while the interpreter ends, they would change the code
-    sys.exit(code)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
-    try:
-        code = cli.main(arguments, prog_name="launch", standalone_mode=False)
-    except click.exceptions.Abort:
-        return EXIT_INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except TrainlaunchError as error:
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    return code or 0
-
-
-def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        from importlib import metadata
-
-        try:
-            version = metadata.version("trainlaunch")
-        except metadata.PackageNotFoundError:
-            version = "(not installed)"
-        click.echo(f"trainlaunch {version}")
-        context.exit()
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="The version.")
-def cli() -> None:
-    """Train an image classifier from one YAML file, on any hardware, with exact results."""
+from trainlib.errors import UserError
 
 
 class _RunCommand(click.Command):
@@ -86,13 +42,8 @@ def _parse_processes(context: click.Context, option: click.Parameter, value: str
     return int(value)
 
 
-def _configs(command: Callable[..., int]) -> Callable[..., int]:
-    """The arguments CONFIG... [key=value ...]."""
-    return click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [key=value ...]")(command)
-
-
-@cli.command(cls=_RunCommand)
-@_configs
+@click.command(cls=_RunCommand)
+@configs
 @click.option(
     "--processes",
     default="auto",
@@ -131,9 +82,9 @@ def run(
 
     if fresh and resume is not None:
         raise UserError("--fresh and --resume: one starts over, the other goes on; give one of them")
-    configs = config_arguments(arguments, name)
-    training = training_arguments(configs, fresh=fresh, resume=resume)
-    run_name = _load_run_name(configs)
+    config_words = config_arguments(arguments, name)
+    training = training_arguments(config_words, fresh=fresh, resume=resume)
+    run_name = load_run_name(config_words)
     gpus = count_gpus()
     number = choose_processes(processes, gpus)
     command = training_command(
@@ -151,77 +102,19 @@ def run(
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         with _environment(command.variables(os.environ)):
-            return _call(TRAINING_MODULE, training)
+            return call(TRAINING_MODULE, training)
     from launch.runs import RUNS
     from launch.supervise import run_ranks
 
     return run_ranks(command, RUNS / run_name)
 
 
-@cli.command()
-@_configs
+@click.command()
+@configs
 def check(arguments: tuple[str, ...]) -> int:
     """Validate a config, build everything without memory or data, print the resolved config."""
-    _load_run_name(arguments)
-    return _call("trainlib.check", list(arguments))
-
-
-@cli.command("list")
-def list_runs() -> int:
-    """The runs in runs/, newest last."""
-    from launch.runs import RUNS, all_runs
-    from launch.show import runs_table
-
-    runs = all_runs()
-    click.echo(runs_table(runs, datetime.now(UTC)) if runs else f"no runs in {RUNS.resolve()}")
-    return 0
-
-
-@cli.command()
-@click.argument("run")
-def status(run: str) -> int:
-    """How far a run is: RUN is its name or its directory."""
-    from launch.runs import find_run, read_run
-    from launch.show import run_details
-
-    click.echo(run_details(read_run(find_run(run)), datetime.now(UTC)))
-    return 0
-
-
-@cli.command()
-@click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
-@click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
-def logs(run: str, follow: bool, rank: int) -> int:
-    """What a rank of a run has printed."""
-    from launch.control import log_chunks
-    from launch.runs import find_run
-
-    for chunk in log_chunks(find_run(run), rank, follow=follow):
-        click.echo(chunk, nl=False)
-    return 0
-
-
-@cli.command()
-@click.argument("run")
-def stop(run: str) -> int:
-    """Ask a run to write a checkpoint at its next step, and end."""
-    from launch.control import ask_to_stop
-    from launch.runs import find_run
-
-    click.echo(ask_to_stop(find_run(run)))
-    return 0
-
-
-@cli.command()
-@click.argument("run")
-def cancel(run: str) -> int:
-    """End a run on this machine now; it continues from its last checkpoint when it is started again."""
-    from launch.control import kill_run
-    from launch.runs import find_run
-
-    click.echo(kill_run(find_run(run)))
-    return 0
+    load_run_name(arguments)
+    return call("trainlib.check", list(arguments))
 
 
 def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown: bool) -> Node | None:
@@ -244,20 +137,6 @@ def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown
     with suppress(UserError) if may_be_unknown else nullcontext():
         interface = interface or interface_to(host, own_interfaces())
     return Node(nodes, node_rank, (host, port), interface)
-
-
-def _load_run_name(arguments: Sequence[str]) -> str:
-    """Validate the configuration, before torch is imported; the run's name."""
-    from trainlib.config import load_config
-
-    name: str = load_config(arguments).name
-    return name
-
-
-def _call(program: str, arguments: list[str]) -> int:
-    """Run a program of trainlib in this interpreter. Named, not imported: the launcher does not build on trainlib."""
-    code: int = importlib.import_module(program).main(arguments)
-    return code
 
 
 @contextmanager

@@ -1,0 +1,58 @@
+"""The `launch` command. Imports that take time are made where they are used, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from launch.cli import run, runs
+from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
+
+
+def program() -> NoReturn:
+    """The `launch` program: run one command and exit with its code."""
+    code = main()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)  # while the interpreter ends, they would change the code
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        code = cli.main(arguments, prog_name="launch", standalone_mode=False)
+    except click.exceptions.Abort:
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except TrainlaunchError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    return code or 0
+
+
+def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("trainlaunch")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        click.echo(f"trainlaunch {version}")
+        context.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="The version.")
+def cli() -> None:
+    """Train an image classifier from one YAML file, on any hardware, with exact results."""
+
+
+for command in (run.run, run.check, runs.list_runs, runs.status, runs.logs, runs.stop, runs.cancel):
+    cli.add_command(command)
