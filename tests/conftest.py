@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from needs import need
+from slurm_cluster import PROGRAMS, Cluster
 from soak import SOAK
 
 # A shell that starts the tests in the background ignores these, and every process of a test would inherit that.
@@ -43,3 +45,15 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current directory, for runs/ to be made in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real SLURM of two nodes on this machine, the same one for all tests of this process."""
+    need(*PROGRAMS, root=True)
+    started = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
