@@ -56,7 +56,7 @@ FULL: dict[str, Any] = {
         "background": True,
     },
     "tracking": {
-        "wandb": {"mode": "offline", "project": "p"},
+        "wandb": {"mode": "offline", "project": "p", "group": "g"},
         "tensorboard": True,
         "progress": True,
         "log_every": 50,

@@ -147,6 +147,7 @@ class CheckpointConfig(Section):
 class WandbConfig(Section):
     mode: Literal["online", "offline", "disabled"] = "offline"
     project: Annotated[str, Field(min_length=1)] = "trainlaunch"
+    group: Annotated[str, Field(min_length=1)] | None = None  # runs that W&B shows together, like those of a sweep
 
 
 class TrackingConfig(Section):
