@@ -33,6 +33,7 @@ LAYERS = {
     ],
     "launch": [
         {"command", "devices", "failure", "network", "runs"},
+        {"slurm"},
         {"control", "show", "supervise"},
         {"cli"},
         {"__main__"},

@@ -1,0 +1,167 @@
+"""SLURM's queue, through its own commands: the state of jobs, and what can be done to them. Needs no accounting.
+
+A job's id is as the queue names it: `123`, and `123_4` for element 4 of array 123.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from trainlib.errors import TrainlaunchError
+
+_SECONDS = 60  # for a busy controller to answer
+_FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "StartTime", "EndTime", "NodeList", "exit_code")
+_UNKNOWN_JOB = "Invalid job id specified"
+_WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+_THERE = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_USABLE_NODES = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
+
+
+class QueueError(TrainlaunchError):
+    """SLURM's commands are missing, or the controller does not answer or refuses; the message is its own."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the queue sees it. Finished ones stay visible for some minutes.
+
+    state       PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL ...
+    reason      why it does not run, or how it ended: Resources, BeginTime, NonZeroExitCode ...; may be empty
+    restarts    how often it was requeued
+    start, end  unix seconds; of a pending job the start that SLURM expects; None where it is not known
+    nodes       as SLURM writes them, `n[0-1]`; empty while it waits
+    exit_code   as a shell gives it; 0 until it has ended
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    restarts: int
+    start: float | None
+    end: float | None
+    nodes: str
+    exit_code: int
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it is still to run."""
+        return self.state in _WAITING
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits or runs: false once it has ended for good."""
+        return self.waiting or self.state in _THERE
+
+
+def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """The jobs that the queue still knows, by id; the id of an array gives all its elements. Raises QueueError."""
+    if not job_ids:
+        return {}
+    columns = ",".join(f"{field}:|" for field in _FIELDS)
+    # One unknown job alone is an error to squeue; among others it is left out.
+    text = _run("squeue", "-h", "-r", "-t", "all", "-j", ",".join(job_ids), "-O", columns, ignore=_UNKNOWN_JOB)
+    return parse_states(text)
+
+
+def parse_states(text: str) -> dict[str, JobState]:
+    """The lines of squeue, whose fields are those of `_FIELDS`, times as unix seconds."""
+    states = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) <= len(_FIELDS):
+            continue
+        job_id, state, reason, restarts, start, end, nodes, code = fields[: len(_FIELDS)]
+        states[job_id] = JobState(
+            job_id=job_id,
+            state=state,
+            reason="" if reason == "None" else reason,
+            restarts=int(restarts or 0),
+            start=_seconds(start),
+            end=_seconds(end),
+            nodes=nodes,
+            exit_code=_shell_code(code),
+        )
+    return states
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue. SLURM then ends its processes, the one that calls this included."""
+    _run("scontrol", "requeue", job_id)
+
+
+def cancel(job_id: str) -> None:
+    """End a job, or take it out of the queue; nothing happens to one that has ended."""
+    _run("scancel", job_id)
+
+
+def exclude(job_id: str, nodes: Sequence[str]) -> bool:
+    """Have a job that waits start without these nodes; False where too few other nodes would be left for it."""
+    partition, num_nodes, excluded = (
+        _run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%P|%D|%x").strip().split("|")
+    )
+    usable = _run("sinfo", "-h", "-N", "-p", partition, "-o", "%N %T")
+    before = hostnames(excluded) if excluded not in ("", "(null)", "N/A") else []
+    unwanted = sorted({*before, *nodes})
+    if not enough_others(usable, unwanted, int(num_nodes)):
+        return False
+    _run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(unwanted)}")
+    return True
+
+
+def enough_others(sinfo: str, unwanted: Sequence[str], num_nodes: int) -> bool:
+    """Whether enough nodes of `NODE STATE` lines are up without the unwanted ones."""
+    lines = (line.split() for line in sinfo.splitlines())
+    up = {words[0] for words in lines if len(words) == 2 and words[1].startswith(_USABLE_NODES) and "*" not in words[1]}
+    return len(up - set(unwanted)) >= num_nodes
+
+
+def hostnames(node_list: str) -> list[str]:
+    """The names in SLURM's short form: `n[0-1]` is n0 and n1. Raises QueueError where SLURM cannot tell."""
+    names = _run("scontrol", "show", "hostnames", node_list).split()
+    if not names:
+        raise QueueError(f"scontrol show hostnames {node_list!r} named no node")
+    return names
+
+
+def _run(*words: str, ignore: str | None = None) -> str:
+    """What a command of SLURM prints. Raises QueueError with what it said where it failed, unless `ignore` is in it."""
+    environment = _without_filters(os.environ) | {"SLURM_TIME_FORMAT": "%s"}
+    try:
+        done = subprocess.run(
+            words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS
+        )
+    except FileNotFoundError:
+        raise QueueError(f"{words[0]} was not found: SLURM's commands are not installed here, or not on PATH") from None
+    except subprocess.TimeoutExpired:
+        raise QueueError(f"{words[0]} got no answer from SLURM's controller in {_SECONDS} s") from None
+    if done.returncode != 0 and not (ignore and ignore in done.stderr):
+        said = done.stderr.strip() or f"exit code {done.returncode}"
+        raise QueueError(f"{' '.join(words[:2])} failed: {said}")
+    return done.stdout
+
+
+def _without_filters(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without the users' defaults for squeue, sinfo and scancel, which would hide jobs or change columns."""
+    prefixes = ("SQUEUE_", "SINFO_", "SCANCEL_")
+    return {name: value for name, value in environment.items() if not name.startswith(prefixes)}
+
+
+def _seconds(text: str) -> float | None:
+    with suppress(ValueError):
+        return float(text)
+    return None
+
+
+def _shell_code(text: str) -> int:
+    """`7:0`, or the number that wait() gives, as a shell would say it: 128 + the number of a signal."""
+    code, colon, number = text.partition(":")
+    if colon:
+        return 128 + int(number) if int(number) else int(code)
+    with suppress(ValueError):
+        code_of_wait = os.waitstatus_to_exitcode(int(text))
+        return code_of_wait if code_of_wait >= 0 else 128 - code_of_wait
+    return 0
