@@ -21,7 +21,8 @@ def _duration(text: object) -> object:
     return text
 
 
-def _run_name(text: str) -> str:
+def check_run_name(text: str) -> str:
+    """The name itself, if it can be a run's; ValueError with the rule if not."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
         raise ValueError(
             "must be letters, digits, '.', '_' or '-', at most 100 of them, beginning with a letter or digit: "
@@ -184,7 +185,7 @@ class Config(Section):
         "checkpoint.background",
     )
 
-    name: Annotated[str, AfterValidator(_run_name)]
+    name: Annotated[str, AfterValidator(check_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -8,6 +8,7 @@ of these plain types is refused, so nothing in a file is ever executed.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,11 @@ def add_core_schema(cls: Any) -> None:
 add_core_schema(_Loader)
 
 
-def read_file(path: Path, shown: str) -> Source:
-    """Read a file whose top level is a mapping. ConfigError, with lines, if it is anything else."""
+def read_file(path: Path, shown: str, dotted_in: Collection[str] = ()) -> Source:
+    """Read a file whose top level is a mapping. ConfigError, with lines, if it is anything else.
+
+    dotted_in   the top-level keys inside which `optimizer.lr: 0.1` may be written, as on the command line
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -72,7 +76,7 @@ def read_file(path: Path, shown: str) -> Source:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([Mistake("", "not a text file: must be YAML in UTF-8", f"{shown} line {line}")]) from error
-    reader = _Reader(shown)
+    reader = _Reader(shown, dotted_in)
     node = reader.compose(text)
     if node is None:
         raise ConfigError([Mistake("", "the file is empty: must hold at least one `key: value`", shown)])
@@ -102,8 +106,9 @@ def parse_value(text: str, key: str) -> Any:
 class _Reader:
     """Turns the nodes of one document into values, noting places and mistakes on the way."""
 
-    def __init__(self, shown: str | None) -> None:
+    def __init__(self, shown: str | None, dotted_in: Collection[str] = ()) -> None:
         self.shown = shown  # None: the command line, where lines mean nothing
+        self.dotted_in = dotted_in
         self.where: dict[str, str] = {}
         self.mistakes: list[Mistake] = []
         self._count = 0
@@ -160,7 +165,7 @@ class _Reader:
             elif key_node.tag != _TAG + "str":
                 shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
                 self._refuse(key, f"got the key {shown}, must be a name", key_node)
-            elif "." in key_node.value:
+            elif "." in key_node.value and key.partition(".")[0] not in self.dotted_in:
                 rule = f"got the key {key_node.value}: a dotted key is for the command line, here it must be nested"
                 self._refuse(key, rule, key_node)
             elif key_node.value in own:
