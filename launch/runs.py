@@ -65,7 +65,7 @@ class Run:
     @property
     def planned(self) -> Record:
         """How long the run is to be, as its configuration says: `epochs` or `steps`; empty where that is unknown."""
-        train = _yaml_file(self.directory / "config.yaml").get("train")
+        train = yaml_file(self.directory / "config.yaml").get("train")
         return train if isinstance(train, dict) else {}
 
     @property
@@ -76,8 +76,8 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    attempts = list(_json_lines(directory / "attempts.jsonl"))
-    summary = _json_file(directory / "summary.json")
+    attempts = list(json_lines(directory / "attempts.jsonl"))
+    summary = json_file(directory / "summary.json")
     return Run(directory, _status(directory, attempts), attempts, _last_metrics(directory), summary)
 
 
@@ -121,12 +121,12 @@ def is_running(directory: Path) -> bool:
 
 def last_start(directory: Path) -> Record | None:
     """The newest start line of attempts.jsonl."""
-    return _last_event(list(_json_lines(directory / "attempts.jsonl")), "start")
+    return _last_event(list(json_lines(directory / "attempts.jsonl")), "start")
 
 
 def was_stopped(directory: Path) -> bool:
     """Whether the newest attempt has ended, asked to stop, with a checkpoint."""
-    start, end = (_last_event(list(_json_lines(directory / "attempts.jsonl")), event) for event in ("start", "end"))
+    start, end = (_last_event(list(json_lines(directory / "attempts.jsonl")), event) for event in ("start", "end"))
     return bool(start and end and start["attempt"] == end["attempt"] and end.get("status") == "stopped")
 
 
@@ -151,7 +151,7 @@ def _status(directory: Path, attempts: list[Record]) -> str:
 
 def _last_metrics(directory: Path) -> dict[tuple[str, str | None], Record]:
     last = {}
-    for record in _json_lines(directory / "metrics.jsonl"):
+    for record in json_lines(directory / "metrics.jsonl"):
         last[(record.get("split", ""), record.get("scope"))] = record
     return last
 
@@ -160,7 +160,7 @@ def _last_event(attempts: list[Record], event: str) -> Record | None:
     return next((record for record in reversed(attempts) if record.get("event") == event), None)
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
+def json_lines(path: Path) -> Iterator[Record]:
     """The objects of a file of JSON lines; a last line that is still being written, or was cut, is left out."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -173,7 +173,8 @@ def _json_lines(path: Path) -> Iterator[Record]:
                 yield record
 
 
-def _json_file(path: Path) -> Record:
+def json_file(path: Path) -> Record:
+    """The object in a JSON file; empty where there is none, or it is damaged."""
     with suppress(OSError, ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
@@ -181,7 +182,8 @@ def _json_file(path: Path) -> Record:
     return {}
 
 
-def _yaml_file(path: Path) -> Record:
+def yaml_file(path: Path) -> Record:
+    """The mapping in a YAML file; empty where there is none, or it is damaged."""
     import yaml
 
     with suppress(OSError, ValueError, yaml.YAMLError):
