@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from trainlib.config import LossConfig
+from trainlib.config import LossConfig, is_custom, not_here
 from trainlib.errors import UserError
 
 # These compare the logits, or what the activation makes of them, with one-hot targets instead of class indices.
@@ -13,6 +15,9 @@ DENSE_TARGETS = ("BCELoss", "BCEWithLogitsLoss", "L1Loss", "SmoothL1Loss", "Hube
 # With reduction mean these divide by the summed class weights of the labels; every other loss by the number of samples.
 WEIGHTED_MEAN = ("CrossEntropyLoss", "NLLLoss")
 ONE_PER_CLASS = ("weight", "pos_weight")
+
+
+CustomLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Objective:
@@ -27,24 +32,25 @@ class Objective:
     Call it outside autocast: the loss is computed in float32, or in the logits' float64.
     """
 
-    def __init__(self, config: LossConfig, num_classes: int, device: torch.device):
-        """Raises UserError for an argument that torch refuses, or class weights of the wrong number."""
+    def __init__(self, config: LossConfig, num_classes: int, device: torch.device, custom: CustomLoss | None = None):
+        """Raises UserError for an argument that torch refuses, or class weights of the wrong number.
+
+        custom   in place of a loss of torch.nn (see `custom.CustomParts`)
+        """
         self._activation = config.activation
         self._reduction = config.reduction
         self._num_classes = num_classes
         self._is_dense = config.name in DENSE_TARGETS
-        args = {
-            key: _class_weights(key, value, num_classes) if key in ONE_PER_CLASS and value is not None else value
-            for key, value in config.args.items()
-        }
+        self._shares_C = _shares(config, num_classes)
         try:
-            self.module: nn.Module = getattr(nn, config.name)(**args, reduction=config.reduction)
-            with torch.device("cpu"):  # torch checks some arguments only when it computes
-                self(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64))
+            self.module = custom if custom is not None else _torch_loss(config, num_classes)
+            if custom is None:
+                with torch.device("cpu"):  # torch checks some arguments only when it computes
+                    self(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"loss {config.name}: {error}") from error
-        self.module.to(device)
-        self._shares_C = _shares(config, num_classes)
+        if isinstance(self.module, nn.Module):
+            self.module.to(device)
 
     def __call__(self, logits_NC: Tensor, labels_N: Tensor) -> Tensor:
         """The loss of exactly these samples, a scalar; with reduction mean and sum it is bitwise torch's own."""
@@ -60,7 +66,7 @@ class Objective:
             classes_C = torch.arange(self._num_classes, device=labels_N.device)
             targets = (labels_N[:, None] == classes_C).to(logits_NC.dtype)
         loss: Tensor = self.module(logits_NC, targets)
-        return loss.mean() if self._reduction == "none" else loss
+        return loss.mean() if loss.ndim else loss
 
     def denominator(self, labels_N: Tensor) -> float:
         """What `__call__` divides by for these labels, on the CPU: their number or summed weights; 1 for a sum."""
@@ -74,6 +80,17 @@ class Objective:
 def correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     """How many samples have their largest logit at their label: an int64 scalar, on the logits' device."""
     return (logits_NC.argmax(dim=1) == labels_N).sum()
+
+
+def _torch_loss(config: LossConfig, num_classes: int) -> nn.Module:
+    if is_custom(config.name):
+        raise UserError(f"loss.name: {not_here(config.name)}")
+    args = {
+        key: _class_weights(key, value, num_classes) if key in ONE_PER_CLASS and value is not None else value
+        for key, value in config.args.items()
+    }
+    loss: nn.Module = getattr(nn, config.name)(**args, reduction=config.reduction)
+    return loss
 
 
 def _class_weights(key: str, value: object, num_classes: int) -> Tensor:

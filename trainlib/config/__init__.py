@@ -2,6 +2,8 @@
 
 from trainlib.config.command_line import mark_bare_resume
 from trainlib.config.compare import Difference, differences, dump_config, is_harmless
+from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
+from trainlib.config.custom import is_custom, not_here
 from trainlib.config.load import load_config, read_resolved, shipped_configs
 from trainlib.config.schema import (
     Augment,
@@ -23,6 +25,7 @@ from trainlib.config.schema import (
 )
 
 __all__ = [
+    "CUSTOM_PREFIX",
     "Augment",
     "Best",
     "CheckpointConfig",
@@ -42,9 +45,11 @@ __all__ = [
     "WandbConfig",
     "differences",
     "dump_config",
+    "is_custom",
     "is_harmless",
     "load_config",
     "mark_bare_resume",
+    "not_here",
     "read_resolved",
     "shipped_configs",
 ]

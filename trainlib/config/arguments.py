@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from trainlib.config import catalog
 from trainlib.config.catalog import Family
+from trainlib.config.custom import is_custom
 from trainlib.config.keys import names_at
 from trainlib.config.kinds import is_number
 from trainlib.config.library_source import Argument
@@ -83,6 +84,8 @@ def _named_sections(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, di
 def _taken(family: Family, section: Mapping[str, Any]) -> tuple[Any, Mapping[str, Argument] | None]:
     """The class that a section names, or the default where it names none, and what it takes: None if unknown."""
     name = section.get("name", getattr(Config.model_fields[family].default, "name", None))
+    if is_custom(name) and family in ("model", "loss"):
+        return name, {}
     known = isinstance(name, str) and name in catalog.names(family)
     return name, catalog.arguments(family, name) if known else None
 
@@ -112,7 +115,7 @@ def _check(family: Family, key: str, section: Mapping[str, Any], elsewhere: Iter
 def _check_given(
     family: Family, key: str, given: Mapping[str, Any], own: list[str], elsewhere: Iterable[str], name: str
 ) -> Iterator[Mistake]:
-    taken = catalog.arguments(family, name)
+    taken = {} if is_custom(name) else catalog.arguments(family, name)
     for argument, value in given.items():
         full = f"{key}.{argument}"
         bound = _BOUNDS[family].get(argument)

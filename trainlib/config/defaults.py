@@ -62,7 +62,11 @@ def resolve(config: Config) -> Config:
 
 
 def _loss(loss: LossConfig) -> LossConfig:
-    return loss.model_copy(update={"activation": ACTIVATIONS[loss.name]}) if loss.activation == "auto" else loss
+    return (
+        loss.model_copy(update={"activation": ACTIVATIONS.get(loss.name, "none")})
+        if loss.activation == "auto"
+        else loss
+    )
 
 
 def _optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:

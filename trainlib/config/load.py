@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 import trainlib
 from trainlib.config.arguments import argument_keys, argument_mistakes
+from trainlib.config.custom import is_custom, not_here
 from trainlib.config.defaults import resolve
 from trainlib.config.merge import is_override, merge, parse_overrides
 from trainlib.config.messages import schema_mistakes
@@ -22,15 +24,18 @@ from trainlib.config.yaml_source import Source, read_file
 from trainlib.errors import ConfigError, Mistake
 
 
-def load_config(arguments: Sequence[str]) -> Config:
+def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[str, str] | None = None) -> Config:
     """The resolved configuration of `CONFIG... [key=value ...]`, in any order.
 
-    A CONFIG is a path or the name of a shipped configuration. Files merge from left to right, overrides come last.
+    A CONFIG is a path, the name of a shipped configuration or, in Python, a mapping of the same form. They merge from
+    left to right, overrides come last.
+
+    custom  names of parts that are given in Python, by section (model, loss, data): they replace the configured ones
     ConfigError lists every mistake with its place. Whether the files that the values name exist is asked where they are
     read: a resumed run needs no weights file.
     """
-    files = [argument for argument in arguments if not is_override(argument)]
-    overrides = [argument for argument in arguments if is_override(argument)]
+    overrides = [argument for argument in arguments if isinstance(argument, str) and is_override(argument)]
+    files = [argument for argument in arguments if argument not in overrides]
     if not files:
         shipped = ", ".join(shipped_configs())
         raise ConfigError([Mistake("", f"no configuration given: must be the path of a file or one of {shipped}")])
@@ -41,8 +46,12 @@ def load_config(arguments: Sequence[str]) -> Config:
         mistakes.extend(error.mistakes)
     if mistakes:
         raise ConfigError(mistakes)
-    merged = merge(layers)
-    merged.values.setdefault("name", _name_from(files[0]))
+    given = {section: {"name": name} for section, name in (custom or {}).items()}
+    merged = merge([*layers, Source(given)])
+    named = [file for file in files if isinstance(file, str)]
+    if named:
+        merged.values.setdefault("name", _name_from(named[0]))
+    _refuse_custom_names(merged, given)
     return _validated(merged)
 
 
@@ -58,15 +67,36 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _read_all(files: Sequence[str]) -> tuple[list[Source], list[Mistake]]:
+def _read_all(files: Sequence[str | Mapping[str, Any]]) -> tuple[list[Source], list[Mistake]]:
     layers: list[Source] = []
     mistakes: list[Mistake] = []
     for file in files:
         try:
-            layers.append(read_file(*_find(file)))
+            layers.append(read_file(*_find(file)) if isinstance(file, str) else _plain(file))
         except ConfigError as error:
             mistakes.extend(error.mistakes)
     return layers, mistakes
+
+
+def _plain(values: Mapping[str, Any]) -> Source:
+    """A mapping from Python as one from a file would be: tuples are lists, NumPy's floats are floats."""
+    try:
+        return Source(json.loads(json.dumps(dict(values))))
+    except TypeError as error:
+        rule = f"the mapping given as configuration must hold plain values, as a YAML file does: {error}"
+        raise ConfigError([Mistake("", rule)]) from error
+
+
+def _refuse_custom_names(source: Source, given: Mapping[str, Any]) -> None:
+    """A name like `custom:TinyNet` in a file, such as an earlier run's config.yaml, brings no class with it."""
+    mistakes = []
+    for section in ("data", "model", "loss"):
+        values = source.values.get(section)
+        name = values.get("name") if isinstance(values, dict) else None
+        if isinstance(name, str) and is_custom(name) and section not in given:
+            mistakes.append(Mistake(f"{section}.name", not_here(name), source.locate(f"{section}.name")))
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 def _find(file: str) -> tuple[Path, str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator
+
+from trainlib.config.custom import or_custom
 
 Metric = Literal["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 Mode = Literal["min", "max"]
@@ -64,7 +66,7 @@ class Augment(Section):
 
 
 class DataConfig(Section):
-    name: Literal["cifar10", "image_folder", "synthetic"] = "cifar10"
+    name: Annotated[Literal["cifar10", "image_folder", "synthetic"], WrapValidator(or_custom)] = "cifar10"
     root: str = "data"
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     image_size: Annotated[int, Field(ge=8, le=4096)] = 32

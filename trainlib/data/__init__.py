@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trainlib.config.schema import DataConfig
+from trainlib.config import DataConfig, not_here
 from trainlib.data.cifar10 import load_cifar10
 from trainlib.data.image_folder import list_images, load_image_folder
 from trainlib.data.images import Dataset, Images, ImageSet
 from trainlib.data.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 from trainlib.data.transforms import augment, normalise
+from trainlib.errors import UserError
 
 __all__ = ["Dataset", "ImageSet", "Images", "augment", "load_data", "normalise", "survey"]
 
@@ -34,6 +35,7 @@ def load_data(
             )
         case "synthetic":
             return make_synthetic()
+    raise UserError(f"data.name: {not_here(config.name)}")
 
 
 def survey(config: DataConfig) -> tuple[int, int]:
@@ -49,3 +51,4 @@ def survey(config: DataConfig) -> tuple[int, int]:
             return sum(len(files) for files in train.classes.values()), len(train.classes)
         case "synthetic":
             return NUM_TRAIN, len(SHAPES)
+    raise UserError(f"data.name: {not_here(config.name)}")

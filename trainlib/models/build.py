@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainlib.config import ModelConfig
+from trainlib.config import ModelConfig, is_custom, not_here
 from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures import stock_model, without_values
 from trainlib.models.weights import adopt, compare, published, read_weights
@@ -38,6 +38,8 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int, *, load_
     load_weights   False for the same classifier around a checkpoint's values: `weights` are neither read nor
                    downloaded and may be gone; the values are to be overwritten
     """
+    if is_custom(config.name):
+        raise UserError(f"model.name: {not_here(config.name)}")
     device = torch.get_default_device()
     if config.weights is not None and load_weights:
         module, head = _build_from_weights(config, num_classes, image_size, device)
