@@ -1,31 +1,20 @@
-"""What the run tells the world: metrics.jsonl is the truth, every other tracker shows the same rows."""
+"""Rows of numbers in files: metrics.jsonl is the truth of a run, and every other tracker shows what is in there."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from trainlib.config import TrackingConfig
 from trainlib.files import read_lines, to_json, write_atomically
 
 logger = logging.getLogger("trainlib.tracking")
 
 Row = Mapping[str, Any]
-
-
-class Tracker(Protocol):
-    """Something that shows rows of metrics. `flush` makes all rows so far safe; `close` ends it."""
-
-    def log(self, row: Row) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class MetricsFile:
@@ -72,26 +61,6 @@ class MetricsFile:
             self._unwritten = self._unwritten[written:]
 
 
-class TensorBoard:
-    """The same rows as scalars `split/loss`, `split/accuracy`, `lr`, `images_per_second`, at the row's step."""
-
-    def __init__(self, directory: Path, from_step: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge = from_step + 1 if directory.exists() else None  # rows past the resumed step do not count
-        self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
-
-    def log(self, row: Row) -> None:
-        for tag, value in scalars(row).items():
-            self._writer.add_scalar(tag, value, row["step"])
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
 def scalars(row: Row) -> dict[str, float]:
     """A row's numbers under the names that chart tools group by: `train/loss_step`, `train/loss`, `val/loss`, `lr`."""
     suffix = "_step" if row.get("scope") == "step" else ""
@@ -99,45 +68,6 @@ def scalars(row: Row) -> dict[str, float]:
     if row["split"] == "train":
         named |= {"lr": row["lr"], "images_per_second": row["images_per_second"]}
     return {name: value for name, value in named.items() if value is not None}
-
-
-def open_trackers(config: TrackingConfig, run: Path, from_step: int) -> list[Tracker]:
-    """The trackers that the configuration asks for; metrics.jsonl is always one of them."""
-    trackers: list[Tracker] = [MetricsFile(run / "metrics.jsonl", from_step)]
-    if config.tensorboard:
-        trackers.append(Forgiving(TensorBoard(run / "tensorboard", from_step)))
-    return trackers
-
-
-class Forgiving:
-    """A tracker whose failure harms nothing but itself: it warns once, and shows nothing from then on."""
-
-    def __init__(self, tracker: Tracker):
-        self._tracker = tracker
-        self._broken = False
-
-    def log(self, row: Row) -> None:
-        self._attempt(lambda: self._tracker.log(row))
-
-    def flush(self) -> None:
-        self._attempt(self._tracker.flush)
-
-    def close(self) -> None:
-        self._attempt(self._tracker.close)
-
-    def _attempt(self, action: Callable[[], None]) -> None:
-        if self._broken:
-            return
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001 - whatever a foreign library raises
-            self._broken = True
-            logger.warning("%s stopped working (%s); training goes on without it", type(self._tracker).__name__, error)
-
-
-def log_all(trackers: Sequence[Tracker], row: Row) -> None:
-    for tracker in trackers:
-        tracker.log(row)
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:

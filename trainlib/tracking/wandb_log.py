@@ -1,0 +1,94 @@
+"""Reading back what W&B keeps of a run on disk: one log of protobuf records for each attempt.
+
+The files are `wandb/*run-<time>-<id>/run-<id>.wandb`: after 7 bytes of header a LevelDB log, that is blocks of 32 KiB
+with records in them, cut into chunks of (CRC-32, length, kind, data) where they reach over the end of a block.
+https://github.com/google/leveldb/blob/main/doc/log_format.md; W&B's checksum is zlib's.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BLOCK_SIZE = 32768
+HEADER = struct.Struct("<4sHB")
+MAGIC = (b":W&B", 0xBEE1, 0)
+CHUNK = struct.Struct("<IHB")
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+RowKey = tuple[int, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of a W&B run's history: its number there, which counts from 0, and its values by name."""
+
+    number: int
+    values: dict[str, Any]
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """The records of a log, up to its end or to the first place where a crash or a full disk cut it off."""
+    content = path.read_bytes()
+    if content[: HEADER.size] != HEADER.pack(*MAGIC):
+        return
+    at, parts = HEADER.size, list[bytes]()
+    while at + CHUNK.size <= len(content):
+        if BLOCK_SIZE - at % BLOCK_SIZE < CHUNK.size:  # too little is left of this block for another chunk
+            at += BLOCK_SIZE - at % BLOCK_SIZE
+            continue
+        checksum, length, kind = CHUNK.unpack_from(content, at)
+        at += CHUNK.size
+        data = content[at : at + length]
+        at += length
+        if len(data) < length or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
+            return
+        if kind in (FULL, FIRST):
+            parts = []
+        parts.append(data)
+        if kind in (FULL, LAST):
+            yield b"".join(parts)
+
+
+def history(path: Path) -> Iterator[Point]:
+    """The rows of history in one log, in the order in which they were logged."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for data in records(path):
+        record = Record.FromString(data)
+        if record.WhichOneof("record_type") == "history":
+            yield Point(int(record.history.step.num), _nested(record.history.item))
+
+
+def _nested(items: Iterable[Any]) -> dict[str, Any]:
+    """The values of a row by name; those of a picture, a table or a histogram come one by one, each with its path."""
+    values: dict[str, Any] = {}
+    for item in items:
+        *path, name = item.nested_key or [item.key]
+        inner = values
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[name] = json.loads(item.value_json)
+    return values
+
+
+def segments(folder: Path, run_id: str) -> list[Path]:
+    """The logs of a run below its folder `wandb`, one for each attempt, oldest first."""
+    found = folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb")
+    return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
+
+
+def key_of(step: int, values: Mapping[str, Any]) -> RowKey:
+    """What tells a row from all others of its run: its step, and the names of its numbers, which say of what it is."""
+    return step, frozenset(name for name, value in values.items() if "/" in name and isinstance(value, int | float))
+
+
+def logged_rows(folder: Path, run_id: str) -> dict[RowKey, int]:
+    """The rows that W&B has on disk, with their number in its history."""
+    points = [point for path in segments(folder, run_id) for point in history(path)]
+    return {key_of(point.values["step"], point.values): point.number for point in points if "step" in point.values}
