@@ -83,7 +83,7 @@ class Keeper:
     ) -> None:
         try:
             flush()
-            checkpoint.save(self._directory, step, model_state, trainer_state, self._facts)
+            checkpoint.save(self._directory, step, model_state, trainer_state, {**self._facts, "best_step": best_step})
         except OSError as error:
             self._failed_writes += 1
             logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, error)

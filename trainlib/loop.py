@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainlib.batches import Augmentation, Batches
+from trainlib.batches import Augmentation, Batches, Piece
 from trainlib.clock import Clock
 from trainlib.config import Best, EarlyStopping
 from trainlib.console import Console
@@ -27,7 +27,7 @@ from trainlib.metrics import Metrics, gather_sums, metrics_of
 from trainlib.plan import Plan
 from trainlib.progress import Progress
 from trainlib.schedule import Schedule
-from trainlib.step import Engine, StepResult, evaluate, train_step
+from trainlib.step import Engine, OnBatch, StepResult, evaluate, train_step
 from trainlib.stopping import Agreement
 from trainlib.tracking import Tracker, log_all
 
@@ -121,7 +121,7 @@ class Loop:
             if result.applied:
                 self.schedule.after_step()
             if result.applied or self._only_overflowed(result):
-                progress.sums_2 += result.sums_2
+                progress.sums_P2 += result.sums_P2
             else:
                 self._pass_over(result)
             progress.step += 1
@@ -129,7 +129,7 @@ class Loop:
             self.outputs.beat()
 
             if progress.step % policy.log_every == 0:
-                self._log_step(epoch, lr, metrics_of(gather_sums(result.sums_2), denominator, len(ids_N)))
+                self._log_step(epoch, lr, metrics_of(gather_sums(result.sums_P2), denominator, len(ids_N)))
             is_best = False
             if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
                 is_best = self._end_epoch(epoch, lr)
@@ -159,7 +159,7 @@ class Loop:
         ]
         labels_N = samples.train.labels_N[torch.cat([torch.empty(0, dtype=torch.int64), *counted])]
         denominator = self.engine.objective.denominator(labels_N)
-        train = metrics_of(gather_sums(progress.sums_2), denominator, len(labels_N))
+        train = metrics_of(gather_sums(progress.sums_P2), denominator, len(labels_N))
         self._log("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
         self.clock.new_window()
         metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
@@ -168,19 +168,20 @@ class Loop:
             self._log("val", epoch, lr, val, images_per_second=speed)
             metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
         if whole:
-            progress.sums_2.zero_()
+            progress.sums_P2.zero_()
             self.schedule.after_epoch(metrics)
         return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
 
     def _only_overflowed(self, result: StepResult) -> bool:
         """Whether fp16 gradients overflowed while every rank's loss is finite: the loss scale is lowered, no more."""
-        return self.engine.overflow_is_expected() and bool(gather_sums(result.sums_2).isfinite().all())
+        return self.engine.overflow_is_expected() and bool(gather_sums(result.sums_P2).isfinite().all())
 
     def _pass_over(self, result: StepResult) -> None:
         """A step whose gradient was not finite: end all ranks, or note it. All of them are here, at the same step."""
         progress, policy = self.progress, self.policy
-        losses = gather_sums(result.sums_2)[:, 0].tolist()
-        where = [f"the loss is {loss} on rank {rank}" for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        losses = gather_sums(result.sums_P2)[:, 0].tolist()
+        place = "on rank" if self.engine.elastic is None else "in virtual shard"
+        where = [f"the loss is {loss} {place} {part}" for part, loss in enumerate(losses) if not math.isfinite(loss)]
         found = "; ".join(where) or f"every loss is finite, but the gradient's norm is {result.grad_norm.item()}"
         progress.skipped_steps.append(progress.step)
         message = f"step {progress.step + 1} was not applied: {found}"
@@ -196,18 +197,25 @@ class Loop:
             )
         logger.warning("%s (%d so far)", message, len(progress.skipped_steps))
 
-    def test(self) -> Metrics:
-        """Evaluate the test split with the weights as they are, and report it."""
+    def test(self, on_batch: OnBatch = lambda piece, logits_NC: None) -> Metrics:
+        """Evaluate the test split with the weights as they are, and report it; `on_batch` sees each piece's logits."""
         test = self.samples.test
-        metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)))
+        metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch)
         epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
         self._log("test", epoch, self.schedule.lr, metrics, images_per_second=speed)
         return metrics
 
-    def _evaluate(self, batches: Batches, ids_N: Tensor) -> tuple[Metrics, float]:
+    def _evaluate(
+        self, batches: Batches, ids_N: Tensor, on_batch: OnBatch = lambda piece, logits_NC: None
+    ) -> tuple[Metrics, float]:
         """The metrics of these samples, and how many were evaluated a second."""
+
+        def beat_and_pass_on(piece: Piece, logits_NC: Tensor) -> None:
+            self.outputs.beat()
+            on_batch(piece, logits_NC)
+
         with self.clock.paused() as pause:
-            metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size, self.outputs.beat)
+            metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size, beat_and_pass_on)
         return metrics, len(ids_N) / pause.seconds
 
     def _log_step(self, epoch: int, lr: float, metrics: Metrics) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from trainlib.losses import Objective, correct
 from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
 from trainlib.models import Classifier, set_train_mode
 from trainlib.randomness import key, seed_generators
+
+OnBatch = Callable[[Piece, Tensor], None]  # a piece of an evaluation and its logits [N, C], both on the device
 
 MIN_LOSS_SCALE = 1.0  # below it, a gradient that still overflows fp16 is no matter of scale
 
@@ -145,22 +147,31 @@ def _update(engine: Engine, sums_2: Tensor) -> StepResult:
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int, on_batch: Callable[[], None] = lambda: None
+    engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int, on_batch: OnBatch = lambda piece, logits_NC: None
 ) -> Metrics:
     """Loss and accuracy over exactly these samples, each counted once, the same on every rank."""
     share_buffers(engine.classifier.module)  # rank 0's BatchNorm statistics, which checkpoints hold, are the model's
     model = engine.accelerator.unwrap_model(engine.model)  # no gradients to share: ranks may differ in batch count
     model.eval()
-    sums_2 = zero_sums(engine.accelerator.device)
-    for piece in batches.evaluation(ids_N, batch_size):
-        logits_NC = model(piece.images_NCHW)
-        part = engine.objective.denominator(piece.cpu_labels_N)
-        loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
-        sums_2 += _sums(piece, logits_NC, loss, part)
-        on_batch()
+    pieces = batches.evaluation(ids_N, batch_size)
+    sums_2 = evaluation_sums(model, engine.objective, pieces, engine.accelerator.device, on_batch)
     set_train_mode(engine.classifier)
     denominator = engine.objective.denominator(batches.labels_N[ids_N])
     return metrics_of(gather_sums(sums_2), denominator, len(ids_N))
+
+
+def evaluation_sums(
+    model: nn.Module, objective: Objective, pieces: Iterable[Piece], device: torch.device, on_batch: OnBatch
+) -> Tensor:
+    """The sums (see `metrics`) of this rank's pieces, by a model in eval mode. `on_batch` sees their logits."""
+    sums_2 = zero_sums(device)
+    for piece in pieces:
+        logits_NC = model(piece.images_NCHW)
+        part = objective.denominator(piece.cpu_labels_N)
+        loss = objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
+        sums_2 += _sums(piece, logits_NC, loss, part)
+        on_batch(piece, logits_NC)
+    return sums_2
 
 
 def _sums(piece: Piece, logits_NC: Tensor, loss: Tensor, part: float) -> Tensor:
