@@ -151,6 +151,14 @@ class WandbConfig(Section):
     mode: Literal["online", "offline", "disabled"] = "offline"
     project: Annotated[str, Field(min_length=1)] = "trainlaunch"
     group: Annotated[str, Field(min_length=1)] | None = None  # runs that W&B shows together, like those of a sweep
+    entity: Annotated[str, Field(min_length=1)] | None = None  # the user or team it belongs to; null = the key's owner
+    artifacts: bool = False  # upload the best checkpoint at the end
+
+
+class HealthConfig(Section):
+    """How gradients and weights fare: norms, update-to-weight ratios and histograms."""
+
+    every: Duration = "100st"
 
 
 class TrackingConfig(Section):
@@ -158,6 +166,7 @@ class TrackingConfig(Section):
     tensorboard: bool = True
     progress: bool = True
     log_every: Annotated[int, Field(ge=1)] = 50
+    health: HealthConfig | None = None
 
 
 class SlurmConfig(Section):
