@@ -30,6 +30,7 @@ LAYERS = {
         {"build"},
         {"session"},
         {"train", "check"},
+        {"prepare"},
     ],
     "launch": [
         {"command", "devices", "failure", "network", "runs"},

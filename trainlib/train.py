@@ -23,7 +23,7 @@ from trainlib.stopping import STOP_SIGNALS, StopFlag
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code (see `errors`)."""
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     rank = int(os.environ.get("RANK", "0"))
     flag = StopFlag()
     flag.install()
@@ -82,9 +82,10 @@ def _tell(message: str, rank: int, config: Config | None) -> None:
     print(message, file=sys.stderr)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None, program: str = "trainlib.train") -> argparse.Namespace:
+    """The command line of this program, and of the one that prepares a run for it: `config`, `fresh`, `resume`."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainlib.train", description="Train from configuration files.", allow_abbrev=False
+        prog=f"python -m {program}", description="Train from configuration files.", allow_abbrev=False
     )
     parser.add_argument("config", nargs="+", metavar="CONFIG | key=value", help="files or shipped names; overrides")
     start = parser.add_mutually_exclusive_group()

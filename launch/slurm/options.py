@@ -1,0 +1,59 @@
+"""Options of sbatch, as a command line and a site preset give them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from trainlib.config.suggest import nearest
+from trainlib.errors import UserError
+
+# An option without a value, and one that is left out although it is set elsewhere.
+FLAG, OMITTED = "", None
+Options = Mapping[str, str | None]
+
+_RESERVED = {
+    "array": "launch sweep starts several runs as one array",
+    "chdir": "change to that folder first: the run's files go to runs/ in it",
+    "parsable": "it is always given",
+    "test-only": "--dry-run prints the call",
+    "wait": "--wait of launch submit follows the job, across requeues too",
+    "wrap": "the batch script is slurm/train.sbatch",
+}
+_LONG_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z])")
+
+
+def parse_options(words: Sequence[str], known: Sequence[str] = ()) -> dict[str, str | None]:
+    """`KEY=VALUE`, `KEY` for an option without a value, and `KEY=null` to leave out one that is set elsewhere.
+
+    known   the options that this machine's sbatch takes; empty where that could not be found out
+    """
+    options: dict[str, str | None] = {}
+    for word in words:
+        key, equals, text = word.removeprefix("--").partition("=")
+        if equals and not text:
+            raise UserError(f"--sbatch {word}: has no value; {key} alone is an option without one, {key}=null omits it")
+        options[key] = OMITTED if text == "null" else text
+        if rule := broken_rule(key, options[key], known):
+            raise UserError(f"--sbatch {word}: {rule}")
+    return options
+
+
+def broken_rule(key: str, value: str | None, known: Sequence[str]) -> str | None:
+    """Why an option is refused: sbatch does not have it, or it is not to be set. None where it is good."""
+    if key in _RESERVED:
+        return f"cannot be set: {_RESERVED[key]}"
+    if key == "export" and value is not OMITTED and "ALL" not in value.split(","):
+        return "must begin with ALL, as in ALL,NAME=VALUE: the job's settings are in the environment"
+    if len(key) < 2:
+        return "must be an option's long name, as in qos=high"
+    if known and key not in known:
+        guess = nearest(key, known)
+        advice = f"did you mean {guess}?" if guess else "sbatch --help lists those that it has"
+        return f"sbatch has no option --{key}; {advice}"
+    return None
+
+
+def long_options(help_text: str) -> list[str]:
+    """The long options that `sbatch --help` lists."""
+    return sorted(set(_LONG_OPTION.findall(help_text)))

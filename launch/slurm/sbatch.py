@@ -1,0 +1,153 @@
+"""The call of sbatch that starts a run, as a pure function of what was asked."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.command import Command, left_by_another_launch
+from launch.slurm.options import FLAG, OMITTED, Options
+from launch.slurm.sites import Site
+from trainlib.config import SlurmConfig
+from trainlib.errors import UserError
+
+# Other ways to say the same, which sbatch would take beside ours.
+_INSTEAD = {
+    "no-requeue": "requeue",
+    "gres": "gpus-per-node",
+    "gpus": "gpus-per-node",
+    "gpus-per-task": "gpus-per-node",
+    "gpus-per-socket": "gpus-per-node",
+}
+_OF_A_JOB = re.compile(r"(SLURM|PMIX?)_.*")
+_OF_AN_ALLOCATION = re.compile(r"SBATCH_.*")
+_KEPT = {"SLURM_CONF"}
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is submitted.
+
+    name       in the queue
+    directory  of the run, or of the sweep: logs go to its logs/, and its code/ holds the code
+    arguments  of the batch script
+    array      `0-7%2`: elements and throttle; None for a single job
+    """
+
+    name: str
+    directory: Path
+    arguments: tuple[str, ...]
+    array: str | None = None
+
+
+def sbatch_command(
+    job: Job,
+    slurm: SlurmConfig,
+    site: Site,
+    *,
+    options: Options,
+    python: str,
+    debug: bool = False,
+    inherited: Mapping[str, str],
+) -> Command:
+    """The call of sbatch, with the environment that it and the job need beyond the caller's.
+
+    options    of the command line's --sbatch: they win over the site's, and the site's over this software's
+    inherited  the caller's environment; what belongs to another job in it is kept from this one
+    """
+    code = (job.directory / "code").absolute()
+    variables = {
+        **site.environment,
+        "TRAINLAUNCH_PYTHON": python,
+        "TRAINLAUNCH_CODE": str(code),
+        **({"TRAINLAUNCH_MODULES": " ".join(site.modules)} if site.modules else {}),
+        **({"TRAINLAUNCH_SRUN": site.srun} if site.srun else {}),
+        **({"TRAINLAUNCH_DEBUG": "1"} if debug else {}),
+    }
+    chosen = _overridden(_overridden(_own_options(job, slurm), site.options), options)
+    _check_times(chosen)
+    words = [f"--{key}" if value == FLAG else f"--{key}={value}" for key, value in chosen.items() if value is not None]
+    script = job.directory / "code" / "slurm" / "train.sbatch"
+    return Command(("sbatch", *words, str(script), *job.arguments), variables, of_another_job(inherited))
+
+
+def _own_options(job: Job, slurm: SlurmConfig) -> Options:
+    log = "slurm-%A_%a.out" if job.array else "slurm-%j.out"
+    return {
+        "parsable": FLAG,
+        "job-name": job.name,
+        "nodes": str(slurm.nodes),
+        "ntasks-per-node": "1",  # it starts the ranks of its node
+        "gpus-per-node": str(slurm.gpus_per_node) if slurm.gpus_per_node else OMITTED,
+        "time": slurm.time,
+        "partition": slurm.partition,
+        "array": job.array,
+        "signal": f"B:USR2@{slurm.signal_seconds}",
+        "requeue": FLAG,
+        "open-mode": "append",  # a requeued job goes on in its log
+        "output": str(job.directory / "logs" / log),
+        "export": "ALL",  # whatever SBATCH_EXPORT says: the job's settings come through the environment
+    }
+
+
+def _overridden(options: Options, by: Options) -> Options:
+    gone = {_INSTEAD[key] for key, value in by.items() if key in _INSTEAD and value is not OMITTED}
+    if "gpu" not in (by.get("gres") or "gpu"):
+        gone -= {"gpus-per-node"}
+    return {key: value for key, value in options.items() if key not in gone} | dict(by)
+
+
+def _check_times(options: Options) -> None:
+    """Raise UserError for a time limit that is none, or that is over before the warning of its end could help."""
+    minutes = minutes_of(options.get("time") or "UNLIMITED")
+    seconds = (options.get("signal") or "").rpartition("@")[2]
+    if minutes is not None and seconds.isdecimal() and minutes * 60 <= int(seconds):
+        raise UserError(
+            f"slurm.time: got {options['time']!r}, must be longer than slurm.signal_seconds, {seconds}: the job would "
+            "be asked to stop as soon as it starts"
+        )
+
+
+def of_another_job(environment: Mapping[str, str]) -> list[str]:
+    """The variables that would carry over from a job, or a launch, inside which this is called.
+
+    SBATCH_* outside a job are a person's own defaults and stay; inside one they are that job's.
+    """
+    inside = "SLURM_JOB_ID" in environment
+    names = {name for name in environment if _OF_A_JOB.fullmatch(name)}
+    names |= {name for name in environment if inside and _OF_AN_ALLOCATION.fullmatch(name)}
+    return sorted((names | set(left_by_another_launch(environment))) - _KEPT)
+
+
+def minutes_of(time: str) -> float | None:
+    """A time limit as SLURM writes it, in minutes; None for no limit. UserError where it is no such time.
+
+    `90` (minutes), `90:00`, `1:30:00`, `1-12` (days-hours), `1-12:30`, `1-12:30:00`, `UNLIMITED`.
+    """
+    if time.lower() in ("unlimited", "infinite"):
+        return None
+    match = _TIME.fullmatch(time)
+    parts = [int(part) for part in match.group("first", "second", "third") if part] if match else []
+    if match and match["days"]:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        total = int(match["days"]) * 1440 + hours * 60 + minutes + seconds / 60
+    else:
+        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}.get(len(parts), [0, 0, 0])
+        total = hours * 60 + minutes + seconds / 60
+    if total <= 0:
+        raise UserError(
+            f"slurm.time: got {time!r}, must be a time limit as SLURM writes it: 90 (minutes), 1:30:00 (hours), "
+            "1-12:00:00 (days-hours), or UNLIMITED"
+        )
+    return total
+
+
+def call_text(command: Command) -> str:
+    """The call as a POSIX shell runs it, an option a line."""
+    unset = [f"-u {name}" for name in command.without]
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
+    return " \\\n    ".join([*(["env", *unset] if unset else []), *assignments, *map(shlex.quote, command.words)])

@@ -1,0 +1,113 @@
+"""Site presets: what is particular to a cluster and not to a run, from slurm/sites/NAME.yaml or a file of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from launch.slurm.options import FLAG, OMITTED, Options, broken_rule
+from trainlib.config.kinds import NULL, TEXT, Kind, either, list_of
+from trainlib.config.suggest import nearest, one_of, shown
+from trainlib.config.yaml_source import read_file
+from trainlib.errors import ConfigError, Mistake, UserError
+
+_SBATCH_OPTIONS = ("account", "qos", "constraint")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster.
+
+    partition, time  for runs whose configuration names none
+    options          of sbatch
+    modules          environment modules that a job loads before it starts
+    srun             more options for srun, as shell words: those of a container, say
+    environment      variables for the ranks
+    """
+
+    partition: str | None = None
+    time: str | None = None
+    options: Options = field(default_factory=dict)
+    modules: Sequence[str] = ()
+    srun: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+_KINDS = {
+    **dict.fromkeys(("partition", "time", *_SBATCH_OPTIONS, "srun"), either([TEXT, NULL])),
+    "modules": list_of(TEXT),
+    "sbatch": Kind(
+        "sbatch's long options, each with text, a number, true (an option without a value) or null (left out)",
+        lambda value: isinstance(value, dict) and all(isinstance(v, str | int | None) for v in value.values()),
+    ),
+    "environment": Kind(
+        "names of variables, each with text or a number",
+        lambda value: isinstance(value, dict) and all(isinstance(v, str | int) for v in value.values()),
+    ),
+}
+
+
+def shipped_files() -> Path:
+    """The folder of the batch script and the site presets: inside the installed package, or beside it."""
+    installed = Path(__file__).with_name("files")
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "slurm"
+
+
+def load_site(name: str | None, known: Sequence[str] = ()) -> Site:
+    """The preset of a file, or a shipped one by its name; an empty one for None. ConfigError lists every mistake.
+
+    known   the options that this machine's sbatch takes, as for `broken_rule`
+    """
+    if name is None:
+        return Site()
+    source = read_file(*_find(name))
+    mistakes = [replace(m, where=source.locate(m.key)) for m in _mistakes(source.values, known)]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return _site(source.values)
+
+
+def _find(name: str) -> tuple[Path, str]:
+    shipped = {path.stem: path for path in sorted((shipped_files() / "sites").glob("*.yaml"))}
+    if Path(name).is_file():
+        return Path(name), name
+    if name in shipped:
+        return shipped[name], f"slurm/sites/{name}.yaml"
+    guess = nearest(Path(name).stem, shipped)
+    rule = f"--site {name}: no such file" + (f"; did you mean {guess}?" if guess else "")
+    raise UserError(f"{rule} (shipped sites: {', '.join(shipped)})")
+
+
+def _mistakes(values: Mapping[str, Any], known: Sequence[str]) -> Iterator[Mistake]:
+    for key, value in values.items():
+        kind = _KINDS.get(key)
+        if kind is None:
+            guess = nearest(key, _KINDS)
+            yield Mistake(key, "unknown key; " + (f"did you mean {guess}?" if guess else one_of(_KINDS)))
+        elif not kind.accepts(value):
+            yield Mistake(key, f"got {shown(value)}, must be {kind.words}")
+        elif key == "sbatch":
+            for option, setting in _options(value).items():
+                if rule := broken_rule(option, setting, known):
+                    yield Mistake(f"sbatch.{option}", rule)
+
+
+def _options(values: Mapping[str, Any]) -> dict[str, str | None]:
+    return {
+        key: OMITTED if value is None or value is False else FLAG if value is True else str(value)
+        for key, value in values.items()
+    }
+
+
+def _site(values: Mapping[str, Any]) -> Site:
+    named = {key: values[key] for key in _SBATCH_OPTIONS if values.get(key) is not None}
+    return Site(
+        partition=values.get("partition"),
+        time=values.get("time"),
+        options=named | _options(values.get("sbatch", {})),
+        modules=tuple(values.get("modules", ())),
+        srun=values.get("srun"),
+        environment={name: str(value) for name, value in values.get("environment", {}).items()},
+    )

@@ -1,0 +1,26 @@
+"""A copy of the code in a run directory, so that editing the code after a submission changes nothing in the job."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import launch
+import trainlib
+from launch.slurm.sites import shipped_files
+
+NAME = "code"
+SCRIPT = Path("slurm", "train.sbatch")
+
+
+def take_snapshot(directory: Path) -> Path:
+    """Copy this software, without data or runs, to directory/code; one that is there is replaced."""
+    code, new = directory / NAME, directory / f".{NAME}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    for package in (launch, trainlib):
+        source = Path(package.__path__[0])
+        shutil.copytree(source, new / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(shipped_files(), new / SCRIPT.parent)
+    shutil.rmtree(code, ignore_errors=True)
+    new.rename(code)
+    return code
