@@ -25,7 +25,7 @@ LAYERS = {
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
         {"batches", "keeper", "progress", "watchdog"},
-        {"step"},
+        {"step", "evaluation"},
         {"loop"},
         {"build"},
         {"session"},

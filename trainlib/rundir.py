@@ -83,7 +83,8 @@ class RunDirectory:
     def begin(self, config: Config) -> None:
         """Training is about to begin with this configuration, all of which could be built: it is now the run's."""
         write_atomically(self.config_file, dump_config(config))
-        self.summary_file.unlink(missing_ok=True)  # of an earlier end, which this one goes beyond
+        for file in (self.summary_file, *self.path.glob("evaluation-*.json")):
+            file.unlink(missing_ok=True)  # of an earlier end, which this one goes beyond
 
     def summary(self) -> dict[str, Any]:
         """summary.json as a dictionary; empty before the run's first end."""

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,8 @@ from trainlib.config import Config, dump_config
 from trainlib.console import Console
 from trainlib.data import load_data
 from trainlib.data.images import Dataset
-from trainlib.errors import CheckpointError, RunDirectoryError, UserError
+from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError, UserError
+from trainlib.evaluation import Answers, Recorder, describe, write_evaluation
 from trainlib.files import write_atomically
 from trainlib.keeper import Keeper
 from trainlib.logs import redirect_output
@@ -70,17 +71,19 @@ def run_session(
                 run.begin(config)
             completed = loop.run(Agreement(flag, distributed.control_group(config.train)))
             summary = _summary(loop) if attempt else {}
-            test, tested = _test(loop, run) if completed else (None, "")
+            test = _test(loop, run, config) if completed else None
             if attempt:
                 attempt.status, attempt.step = "completed" if completed else "stopped", loop.progress.step
                 attempt.reason = None if completed else flag.reason or "another rank was asked to stop"
                 loop.flush_rows()  # before the summary, which says that this run is complete
-                run.write_summary({"status": attempt.status} | summary | {"test": test.asdict() if test else None})
+                run.write_summary({"status": attempt.status} | summary | {"test": test.metrics.asdict() if test else None})
                 flag.honoured()
                 if test is None:
                     logger.info("stopped at step %d (%s); run it again to continue", attempt.step, attempt.reason)
                 else:
-                    logger.info("test accuracy %.4f on %d images (%s)", test.accuracy, test.count, tested)
+                    metrics = test.metrics
+                    logger.info("test accuracy %.4f on %d images (%s)", metrics.accuracy, metrics.count, test.remark)
+                    _write_evaluation(run, loop, dataset, test)
                 logger.info("results in %s", run.path)
     return completed
 
@@ -173,6 +176,7 @@ def _outputs(
         report = environment.resume_report(start.manifest, environment.bits(facts))
         logger.info("resuming from step %d: %s", start.step, report)
     manifest = environment.bits(facts) | {
+        "config": config.model_dump(mode="json"),  # with which the weights can be used wherever they are copied to
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "classes": list(dataset.class_names),
         "preprocess": asdict(loop.samples.train.preprocess),
@@ -212,19 +216,52 @@ def _summary(loop: Loop) -> dict[str, Any]:
     }
 
 
-def _test(loop: Loop, run: RunDirectory) -> tuple[Metrics, str]:
-    """The test split, once, with the best weights where there are some, else with the last; and which they were."""
-    progress = loop.progress
-    early = f"; stopped early after epoch {loop.epoch}" if progress.ended_early else ""
-    if progress.best is None:
-        return loop.test(), f"last weights{early}"
-    step, epoch = progress.best["step"], progress.best["epoch"]
-    if step != progress.step:
-        chosen = distributed.from_main(_find_best(run, step) if loop.engine.accelerator.is_main_process else None)
-        if chosen is None:
-            return loop.test(), f"last weights{early}"
-        loop.engine.classifier.module.load_state_dict(chosen.model_state())
-    return loop.test(), f"best weights, epoch {epoch}{early}"
+@dataclass(frozen=True)
+class Tested:
+    """How the test went, and with which weights.
+
+    weights   "best" or "last"; those of `step`
+    remark    the same for people
+    """
+
+    metrics: Metrics
+    answers: Answers
+    step: int
+    weights: str
+    remark: str
+
+
+def _test(loop: Loop, run: RunDirectory, config: Config) -> Tested:
+    """The test split, once, with the best weights where there are some, else with the last."""
+    progress, accelerator = loop.progress, loop.engine.accelerator
+    best = progress.best
+    if best is not None and best["step"] != progress.step:
+        chosen = distributed.from_main(_find_best(run, best["step"]) if accelerator.is_main_process else None)
+        if chosen is not None:
+            loop.engine.classifier.module.load_state_dict(chosen.model_state())
+        else:
+            best = None
+    recorder = Recorder(config.loss, accelerator.device)
+    metrics = loop.test(recorder.add)
+    return Tested(
+        metrics=metrics,
+        answers=recorder.gathered(),
+        step=best["step"] if best else progress.step,
+        weights="best" if best else "last",
+        remark=(f"best weights, epoch {best['epoch']}" if best else "last weights")
+        + (f"; stopped early after epoch {loop.epoch}" if progress.ended_early else ""),
+    )
+
+
+def _write_evaluation(run: RunDirectory, loop: Loop, dataset: Dataset, test: Tested) -> None:
+    """evaluation-test.json; the run is complete without it, so a failure only warns."""
+    source = {"split": "test", "step": test.step, "weights": test.weights}
+    ids_N = torch.arange(len(dataset.test.labels_N))
+    try:
+        evaluation = describe(test.answers, loop.samples.test, ids_N, dataset.class_names, test.metrics, source)
+        write_evaluation(run.path, evaluation)
+    except (OSError, TrainlaunchError) as error:
+        logger.warning("the evaluation was not written (%s); `launch eval %s` makes it again", error, run.path.name)
 
 
 def _find_best(run: RunDirectory, step: int) -> Checkpoint | None:
