@@ -7,13 +7,24 @@ from pathlib import Path
 
 from trainlib.config import DataConfig, not_here
 from trainlib.data.cifar10 import load_cifar10
+from trainlib.data.given import fingerprint, image_dataset
 from trainlib.data.image_folder import list_images, load_image_folder
 from trainlib.data.images import Dataset, Images, ImageSet
 from trainlib.data.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 from trainlib.data.transforms import augment, normalise
 from trainlib.errors import UserError
 
-__all__ = ["Dataset", "ImageSet", "Images", "augment", "load_data", "normalise", "survey"]
+__all__ = [
+    "Dataset",
+    "ImageSet",
+    "Images",
+    "augment",
+    "fingerprint",
+    "image_dataset",
+    "load_data",
+    "normalise",
+    "survey",
+]
 
 
 def load_data(

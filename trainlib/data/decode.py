@@ -27,7 +27,7 @@ def decode_image(path: str, size: int) -> np.ndarray:
     Raises whatever PIL raises for a file that it cannot read.
     """
     with Image.open(path) as image:
-        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        rgb = to_rgb(ImageOps.exif_transpose(image))
     width, height = rgb.size
     if (width, height) != (size, size):
         shorter = min(width, height)
@@ -37,7 +37,8 @@ def decode_image(path: str, size: int) -> np.ndarray:
     return np.asarray(rgb).transpose(2, 0, 1)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in 8-bit RGB. Raises ValueError where its range of values is not known."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known: export it with 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip at 255 instead of scaling
