@@ -76,7 +76,8 @@ def run_session(
                 attempt.status, attempt.step = "completed" if completed else "stopped", loop.progress.step
                 attempt.reason = None if completed else flag.reason or "another rank was asked to stop"
                 loop.flush_rows()  # before the summary, which says that this run is complete
-                run.write_summary({"status": attempt.status} | summary | {"test": test.metrics.asdict() if test else None})
+                tested = {"test": test.metrics.asdict() if test else None}
+                run.write_summary({"status": attempt.status} | summary | tested)
                 flag.honoured()
                 if test is None:
                     logger.info("stopped at step %d (%s); run it again to continue", attempt.step, attempt.reason)
