@@ -102,16 +102,18 @@ def training_command(
     accelerate: Sequence[str],
     without: Sequence[str] = (),
     node: Node | None = None,
+    module: str = TRAINING_MODULE,
 ) -> Command:
     """Start `processes` ranks of the training program on this machine, which may be one of several.
 
-    `python` is the interpreter and `accelerate` are the words that start `accelerate launch`. On a machine without
-    GPUs, Accelerate starts several ranks only where it is told both --multi_gpu and ACCELERATE_USE_CPU.
+    `python` is the interpreter, `accelerate` are the words that start `accelerate launch`, and `module` is another
+    program to start in the same way. On a machine without GPUs, Accelerate starts several ranks only where it is told
+    both --multi_gpu and ACCELERATE_USE_CPU.
     """
     world_size = processes * (node.count if node else 1)
     environment = {"TRAINLAUNCH_WORLD_SIZE": str(world_size)}
     if world_size == 1:
-        return Command((python, "-m", TRAINING_MODULE, *arguments), environment, without)
+        return Command((python, "-m", module, *arguments), environment, without)
     if on_cpu:
         environment = {"ACCELERATE_USE_CPU": "true", **environment}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STOP_SECONDS)  # heeded from torch 2.12 on; 30 s before
@@ -129,4 +131,4 @@ def training_command(
         "--dynamo_backend": "no",
     }
     flags = [word for option in options.items() for word in option]
-    return Command((*accelerate, "--multi_gpu", *flags, "-m", TRAINING_MODULE, *arguments), environment, without)
+    return Command((*accelerate, "--multi_gpu", *flags, "-m", module, *arguments), environment, without)

@@ -6,11 +6,13 @@ A job's id is as the queue names it: `123`, and `123_4` for element 4 of array 1
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from launch.slurm.options import minutes_of
 from trainlib.errors import TrainlaunchError
 
 _SECONDS = 60  # for a busy controller to answer
@@ -117,6 +119,51 @@ def enough_others(sinfo: str, unwanted: Sequence[str], num_nodes: int) -> bool:
     lines = (line.split() for line in sinfo.splitlines())
     up = {words[0] for words in lines if len(words) == 2 and words[1].startswith(_USABLE_NODES) and "*" not in words[1]}
     return len(up - set(unwanted)) >= num_nodes
+
+
+@dataclass(frozen=True)
+class Partition:
+    """nodes, usable: how many there are, and how many of them run or could run jobs; gpus: of a node, the most.
+
+    minutes   the longest time that a job may ask for; None where there is no limit
+    """
+
+    name: str
+    default: bool
+    up: bool
+    nodes: int
+    usable: int
+    gpus: int
+    minutes: float | None
+
+
+def partitions() -> list[Partition]:
+    """The partitions that the controller knows, in its order. Raises QueueError."""
+    return parse_partitions(_run("sinfo", "-h", "-a", "-o", "%P|%a|%D|%T|%G|%l"))
+
+
+def parse_partitions(sinfo: str) -> list[Partition]:
+    """From `NAME|AVAIL|NODES|STATE|GRES|TIMELIMIT` lines, one for each state that nodes of a partition are in."""
+    found: dict[str, Partition] = {}
+    for line in sinfo.splitlines():
+        name, available, nodes, state, gres, limit = line.split("|")
+        usable = state.startswith(_USABLE_NODES) and "*" not in state
+        gpus = sum(int(count) for count in re.findall(r"\bgpu:(?:[^:,(]+:)?(\d+)", gres))
+        bare = name.removesuffix("*")
+        before = found.get(bare, Partition(bare, name != bare, available == "up", 0, 0, 0, minutes_of(limit)))
+        found[bare] = replace(
+            before,
+            nodes=before.nodes + int(nodes),
+            usable=before.usable + usable * int(nodes),
+            gpus=max(before.gpus, gpus),
+        )
+    return list(found.values())
+
+
+def on_each_node(words: Sequence[str], nodes: int) -> str:
+    """What a command prints, run once on each node of the allocation that this is in. Raises QueueError."""
+    options = (f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--cpu-bind=none")
+    return _run("srun", *options, *words)
 
 
 def hostnames(node_list: str) -> list[str]:

@@ -1,0 +1,61 @@
+"""`launch doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from launch.doctor.finding import Finding
+
+_COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
+
+
+@click.command()
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Ranks that measure the all-reduce: one for each GPU if not given, two without GPUs.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The findings as JSON, all at the end.")
+def doctor(processes: int | None, as_json: bool) -> int:
+    """What this machine has for training, and what is wrong with it.
+
+    Exit code 0: no problem found, 1: some; each is told with what to do about it.
+    """
+    import json
+
+    from launch.doctor.finding import Verdict, closing, row
+
+    findings = []
+    for finding in _checks(processes):
+        findings.append(finding)
+        if not as_json:
+            text = row(finding)
+            click.echo(click.style(finding.verdict, fg=_COLOURS[finding.verdict]) + text[len(finding.verdict) :])
+    if as_json:
+        click.echo(json.dumps([finding.asdict() for finding in findings], indent=2))
+    else:
+        click.echo(closing(findings))
+    return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
+
+
+def _checks(processes: int | None) -> Iterator[Finding]:
+    """Every check, the quick ones first."""
+    from launch.doctor.cluster import check_cluster
+    from launch.doctor.ranks import check_ranks
+    from launch.doctor.software import check_software
+    from launch.doctor.storage import check_storage
+    from launch.doctor.system import check_system
+    from launch.doctor.wandb_service import check_wandb
+    from launch.runs import RUNS
+
+    yield from check_software()
+    yield from check_system()
+    yield from check_storage("runs", RUNS)
+    yield from check_cluster()
+    yield from check_wandb()
+    yield from check_ranks(processes)

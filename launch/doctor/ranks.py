@@ -1,0 +1,187 @@
+"""Torch, its devices, and a measured all-reduce between ranks that are started like those of a training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.command import accelerate_launch, left_by_another_launch, training_command
+from launch.devices import choose_processes, count_gpus
+from launch.doctor.finding import Finding, note, ok, problem
+
+MODULE = "trainlib.allreduce"
+GIB = 1 << 30
+_SECONDS = 120.0  # importing torch from a slow disk included
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
+_TAIL_LINES = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the ranks wrote: facts (None where they did not come so far), a record for each size; and how they ended."""
+
+    facts: Mapping[str, Any] | None
+    reduced: list[Mapping[str, Any]]
+    exit_code: int | None  # None: they did not end in time
+    last_words: str
+
+
+def check_ranks(processes: int | None) -> Iterator[Finding]:
+    """Devices as torch sees them, then the all-reduce; two ranks where there is no GPU and no number is given."""
+    gpus = count_gpus()
+    driver = _driver()
+    number = choose_processes(processes, gpus) if processes or gpus else 2
+    outcome = run_ranks(number, on_cpu=gpus == 0)
+    if outcome.facts is None:
+        yield problem("torch", f"does not start: {_ending(outcome)}", "reinstall torch and torchvision together")
+        return
+    yield from devices(outcome.facts, gpus, driver, _cpu_flags())
+    yield all_reduce(outcome, number)
+
+
+def run_ranks(processes: int, *, on_cpu: bool, seconds: float = _SECONDS) -> Outcome:
+    """Start that many ranks of the measuring program on this machine, and wait for their end."""
+    with tempfile.TemporaryDirectory(prefix="launch-doctor-") as folder:
+        output = Path(folder) / "output.jsonl"
+        command = training_command(
+            [str(output)],
+            processes,
+            on_cpu=on_cpu,
+            python=sys.executable,
+            accelerate=accelerate_launch(sys.executable),
+            without=left_by_another_launch(os.environ),
+            module=MODULE,
+        )
+        log = Path(folder) / "log"
+        with log.open("wb") as stream:
+            child = subprocess.Popen(
+                command.words,
+                env=command.variables(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+            exit_code: int | None = None
+            try:
+                exit_code = child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                _kill_tree(child)
+        lines = output.read_text().splitlines() if output.exists() else []
+        words = log.read_text(errors="replace").splitlines()
+    records = [json.loads(line) for line in lines]
+    return Outcome(
+        next((record["facts"] for record in records if "facts" in record), None),
+        [record["reduced"] for record in records if "reduced" in record],
+        exit_code,
+        " / ".join(line.strip() for line in words if line.strip())[-300:] if exit_code else "",
+    )
+
+
+def devices(facts: Mapping[str, Any], gpus: int, driver: str | None, cpu_flags: set[str]) -> Iterator[Finding]:
+    """Whether torch can use what the machine has, and in which precisions."""
+    build = f"torch {facts['torch']}, " + (f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built for CPUs")
+    if facts["torchvision"]:
+        advice = "install torch and torchvision together, from the same index"
+        yield problem("torch", f"{build}; torchvision does not work with it: {facts['torchvision']}", advice)
+    elif gpus and not facts["gpus"]:
+        advice = "install the build of torch for this driver's CUDA: pytorch.org/get-started"
+        yield problem("torch", f"{build}, sees none of the {gpus} GPUs (driver {driver})", advice)
+    else:
+        yield ok("torch", build + (f", NCCL {facts['nccl']}" if facts["nccl"] else ""))
+    if facts["device"] == "cuda":
+        models = [f"{gpu['name']} ({gpu['memory'] / GIB:.0f} GiB)" for gpu in facts["gpus"]]
+        counted = [f"{models.count(model)} x {model}" for model in dict.fromkeys(models)]
+        yield ok("devices", f"{', '.join(counted)}, driver {driver}")
+        yield _gpu_precision(facts["bf16"])
+    else:
+        yield ok(
+            "devices", f"no GPU: trains on the CPU ({facts['cpu_capability']}), {facts['threads']} threads a process"
+        )
+        bf16 = "bf16 is in this CPU's instructions" if cpu_flags & _BF16_FLAGS else "bf16 works, slower than float32"
+        yield ok("precision", f"{bf16}; fp16 takes a GPU")
+
+
+def all_reduce(outcome: Outcome, processes: int) -> Finding:
+    """How fast gradients travel between the ranks, and whether their sums are right."""
+    topic = "all-reduce"
+    measured = outcome.reduced
+    if any(not m["correct"] for m in measured):
+        return problem(
+            topic,
+            f"wrong sums between {processes} ranks",
+            "try NCCL_P2P_DISABLE=1: PCIe access control (ACS, IOMMU) corrupts transfers between GPUs on some machines",
+        )
+    if outcome.exit_code != 0:
+        advice = "NCCL_DEBUG=INFO launch doctor tells more; on several networks, set NCCL_SOCKET_IFNAME"
+        return problem(topic, f"failed between {processes} ranks: {_ending(outcome)}", advice)
+    if processes == 1:
+        return ok(topic, "one process, nothing to add up; --processes N measures it")
+    sizes = ", ".join(f"{_size(m['bytes'])} in {_time(m['seconds'])}" for m in measured)
+    largest = measured[-1]
+    rate = f"bus bandwidth {largest['bus_bandwidth'] / 1e9:.2f} GB/s"
+    return ok(topic, f"{processes} ranks through {largest['backend']}: {sizes}; {rate}; sums are right")
+
+
+def _gpu_precision(bf16: bool) -> Finding:
+    if bf16:
+        return ok("precision", "bf16 and fp16")
+    return note("precision", "fp16, no bf16 on this GPU", "train.precision: fp16")
+
+
+def _ending(outcome: Outcome) -> str:
+    if outcome.exit_code is None:
+        return f"nothing came within {_SECONDS:.0f} s"
+    return f"exit code {outcome.exit_code}: {outcome.last_words}"
+
+
+def _kill_tree(child: subprocess.Popen[bytes]) -> None:
+    """End what is left of the ranks, which are in sessions of their own."""
+    import psutil
+
+    if child.poll() is not None:
+        return
+    with suppress(psutil.NoSuchProcess):
+        ranks = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
+    child.wait()
+
+
+def _driver() -> str | None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        words = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.split("\n")[0].strip() or None
+    return None
+
+
+def _cpu_flags() -> set[str]:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split())
+    return set()
+
+
+def _size(number: int) -> str:
+    return f"{number >> 20} MiB" if number >= 1 << 20 else f"{number >> 10} KiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
