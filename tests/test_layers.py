@@ -24,7 +24,7 @@ LAYERS = {
         {"plan"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
-        {"batches", "custom", "elastic", "keeper", "progress", "watchdog"},
+        {"batches", "custom", "custom", "elastic", "keeper", "progress", "watchdog"},
         {"step", "evaluation"},
         {"loop"},
         {"build"},

@@ -9,11 +9,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainlib.batches import Augmentation, Batches, Preprocess, Shard
-from trainlib.config import Config, ModelConfig, Normalize
+from trainlib.config import Config, ModelConfig, Normalize, is_custom
+from trainlib.custom import ModelSource, build_custom, check_custom_loss, check_custom_model
 from trainlib.data.images import Dataset, ImageSet
 from trainlib.errors import DataError, UserError
 from trainlib.loop import Policy, Samples
-from trainlib.losses import Objective
+from trainlib.losses import CustomLoss, Objective
 from trainlib.models import Classifier, build_model, check_forward, weights_normalization
 from trainlib.optim import build_optimizer
 from trainlib.plan import Plan, limit_samples, split_validation, steps_per_epoch, to_steps
@@ -23,26 +24,44 @@ from trainlib.step import Engine
 
 
 def build_classifier(
-    config: Config, num_classes: int, device: torch.device, *, with_weights: bool = True
+    config: Config,
+    num_classes: int,
+    device: torch.device,
+    *,
+    with_weights: bool = True,
+    custom: ModelSource | None = None,
 ) -> Classifier:
     """The model with its initial weights, a function of the seed; made on the CPU, the same for every device.
 
     with_weights   False for the same model around a checkpoint's values; `model.weights` is not read (see build_model)
+    custom         in place of the model that the configuration names
     """
     seed_generators(key("initial weights", config.seed), torch.device("cpu"))
-    classifier = build_model(config.model, num_classes, config.data.image_size, load_weights=with_weights)
+    if custom is not None:
+        classifier = build_custom(custom, num_classes)
+    else:
+        classifier = build_model(config.model, num_classes, config.data.image_size, load_weights=with_weights)
     classifier.module.to(device)
     return classifier
 
 
-def build_engine(config: Config, num_classes: int, accelerator: Accelerator, classifier: Classifier) -> Engine:
+def build_engine(
+    config: Config,
+    num_classes: int,
+    accelerator: Accelerator,
+    classifier: Classifier,
+    custom_loss: CustomLoss | None = None,
+) -> Engine:
     model: nn.Module = accelerator.prepare_model(classifier.module)
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
+    objective = Objective(config.loss, num_classes, accelerator.device, custom_loss)
+    if custom_loss is not None:
+        check_custom_loss(objective, num_classes, accelerator.device)
     return Engine(
         accelerator=accelerator,
         classifier=classifier,
         model=model,
-        objective=Objective(config.loss, num_classes, accelerator.device),
+        objective=objective,
         optimizer=accelerator.prepare_optimizer(optimizer),
         clip_grad_norm=config.train.clip_grad_norm,
         seed=config.seed,
@@ -66,13 +85,14 @@ def check_build(config: Config, num_samples: int, num_classes: int) -> None:
 def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:
     """Raise UserError when the model cannot take the images, or learn from as few as a process may get at a time."""
     size = config.data.image_size
-    check_forward(classifier, size, num_classes)
+    check = check_custom_model if is_custom(config.model.name) else check_forward
+    check(classifier, size, num_classes)
     shards = [Shard(rank, world_size, config.train.micro_batch_size) for rank in range(world_size)]
     batch_sizes = {len(batch) for batch in plan.batches(0)}
     pieces = [len(piece) for n in batch_sizes for shard in shards for piece in shard.pieces(torch.arange(n))]
     if 1 in pieces:
         try:
-            check_forward(classifier, size, num_classes, num_images=1)
+            check(classifier, size, num_classes, num_images=1)
         except UserError as error:
             raise UserError(
                 f"train.batch_size: of {sorted(batch_sizes)} images in a batch, {world_size} process(es) get pieces of "

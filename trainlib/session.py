@@ -21,6 +21,7 @@ from trainlib.build import build_classifier, build_engine, build_plan, build_pol
 from trainlib.checkpoint import Checkpoint
 from trainlib.config import Config, dump_config
 from trainlib.console import Console
+from trainlib.custom import NOTHING_CUSTOM, CustomParts
 from trainlib.data import load_data
 from trainlib.data.images import Dataset
 from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError, UserError
@@ -44,22 +45,31 @@ SHARED_SECONDS = 10.0  # for a shared file system to show what another machine m
 
 
 def run_session(
-    config: Config, run: RunDirectory, flag: StopFlag, start: Checkpoint | None, attempt: Attempt | None, log: TextIO
+    config: Config,
+    run: RunDirectory,
+    flag: StopFlag,
+    start: Checkpoint | None,
+    attempt: Attempt | None,
+    log: TextIO,
+    custom: CustomParts = NOTHING_CUSTOM,
 ) -> bool:
     """Train until the end, or until asked to stop; True at the end.
 
     start    where to resume from, as rank 0 chose it
     attempt  rank 0's record of how this attempt goes; None on the other ranks, which write nothing but their logs
     log      for the stacks of a rank that hangs
+    custom   parts that the configuration only names
     """
     distributed.check_precision(config.train)
-    dataset = load_data(config.data, stop_requested=flag.requested, is_main=attempt is not None)
+    dataset = custom.dataset or load_data(config.data, stop_requested=flag.requested, is_main=attempt is not None)
     with distributed.joined(config.train) as accelerator:
         start = distributed.from_main(start)
         if attempt is None:
             _require_shared(run)
             redirect_output(run.logs / f"rank-{accelerator.process_index}.log")
-        loop = build_loop(config, dataset, accelerator, start)
+        if custom.dataset is not None:
+            _require_same_data(config)
+        loop = build_loop(config, dataset, accelerator, start, custom)
         with (
             Watchdog(config.train.hang_seconds, flag, log) as watchdog,
             _outputs(config, run, loop, dataset, attempt, start) if attempt else nullcontext(Outputs()) as outputs,
@@ -101,6 +111,16 @@ def _require_shared(run: RunDirectory) -> None:
         time.sleep(0.2)
 
 
+def _require_same_data(config: Config) -> None:
+    """Raise UserError on a rank whose data set, which the user's own code made, is not rank 0's. A collective."""
+    expected = distributed.from_main(config.data.name)
+    if config.data.name != expected:
+        raise UserError(
+            f"dataset: this rank made {config.data.name} and rank 0 made {expected}, must be the same on all ranks: "
+            "seed what draws random numbers on the way"
+        )
+
+
 def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
     """The named checkpoint, or the newest good one, or None for a new run.
 
@@ -116,7 +136,13 @@ def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
     return checkpoint.verify(path)
 
 
-def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start: Checkpoint | None) -> Loop:
+def build_loop(
+    config: Config,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    start: Checkpoint | None,
+    custom: CustomParts = NOTHING_CUSTOM,
+) -> Loop:
     """All parts of the run, in the state that `start` holds. Its outputs are still to be set."""
     num_classes = len(dataset.class_names)
     plan, val_ids = build_plan(config, len(dataset.train.labels_N))
@@ -127,11 +153,16 @@ def build_loop(config: Config, dataset: Dataset, accelerator: Accelerator, start
         )
     # Published weights are fetched by one process of each machine; a checkpoint needs none of them.
     with accelerator.local_main_process_first() if config.model.weights and not start else nullcontext():
-        classifier = build_classifier(config, num_classes, accelerator.device, with_weights=start is None)
+        classifier = build_classifier(
+            config, num_classes, accelerator.device, with_weights=start is None, custom=custom.model
+        )
     check_images(classifier, config, plan, num_classes, accelerator.num_processes)
     if start is not None:
-        classifier.module.load_state_dict(start.model_state())
-    engine = build_engine(config, num_classes, accelerator, classifier)
+        try:
+            classifier.module.load_state_dict(start.model_state())
+        except RuntimeError as error:  # a given model of the same name may have become another one
+            raise CheckpointError(f"{start.path} does not fit the model: {error}") from error
+    engine = build_engine(config, num_classes, accelerator, classifier, custom.loss)
     warm_up(engine, config.data.image_size)
     schedule = Schedule(
         config.scheduler,

@@ -13,12 +13,16 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from trainlib.config import Config, load_config, mark_bare_resume
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
 from trainlib.logs import logging_to_console, logging_to_file
 from trainlib.rundir import RUNS, RunDirectory
 from trainlib.stopping import STOP_SIGNALS, StopFlag
+
+if TYPE_CHECKING:
+    from trainlib.custom import CustomParts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,15 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flag.uninstall()
 
 
-def train(config: Config, flag: StopFlag, *, rank: int = 0, fresh: bool = False, resume: str | None = None) -> bool:
+def train(
+    config: Config,
+    flag: StopFlag,
+    *,
+    rank: int = 0,
+    fresh: bool = False,
+    resume: str | None = None,
+    custom: CustomParts | None = None,
+) -> bool:
     """Train one configuration in this process, as one of its ranks; True at the end, False when asked to stop.
 
     resume  None, "" for the newest checkpoint with harmless changes allowed, or a checkpoint's name or path
+    custom  parts that the configuration only names, because they were given in Python
     """
+    given = (custom,) if custom else ()
     if rank != 0:
         from trainlib.session import run_session
 
-        return run_session(config, RunDirectory(RUNS / config.name), flag, None, None, sys.stderr)
+        return run_session(config, RunDirectory(RUNS / config.name), flag, None, None, sys.stderr, *given)
     run = RunDirectory.open(config, fresh=fresh, resume=resume)
     flag.watch(run.stop_file)
     try:
@@ -65,7 +79,7 @@ def train(config: Config, flag: StopFlag, *, rank: int = 0, fresh: bool = False,
             start = choose_checkpoint(run.checkpoints, resume or None)
             world_size = int(os.environ.get("WORLD_SIZE", "1"))
             with run.attempt(world_size=world_size, from_step=start.step if start else 0) as attempt:
-                return run_session(config, run, flag, start, attempt, log)
+                return run_session(config, run, flag, start, attempt, log, *given)
     except StoppedError:
         flag.honoured()
         raise
