@@ -90,9 +90,9 @@ def _image(image: Any, place: str) -> Tensor:
     return _stacked(image[None] if isinstance(image, Tensor) else np.asarray(image)[None], place)[0]
 
 
-def _stacked(images: Any, place: str) -> Tensor:
+def _stacked(given: Any, place: str) -> Tensor:
     """uint8 images of any layout as a contiguous tensor [N, 3, H, W] on the CPU."""
-    images = images.detach().cpu() if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
+    images: Tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
     if images.dtype != torch.uint8:
         raise DataError(
             f"{place}: got values of {images.dtype}, must be uint8, 0 to 255, in RGB; of floats from 0 to 1 make "

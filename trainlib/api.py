@@ -1,0 +1,64 @@
+"""Training from Python: `trainlib.fit`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from trainlib.config import load_config
+from trainlib.custom import CustomParts, ModelSource
+from trainlib.data import Dataset
+from trainlib.data.images import ResidentImages
+from trainlib.errors import EXIT_STOPPED
+from trainlib.logs import logging_to_console
+from trainlib.losses import CustomLoss
+from trainlib.rundir import RUNS, RunDirectory
+from trainlib.stopping import StopFlag
+from trainlib.train import train
+
+
+def fit(
+    *config: str | Mapping[str, Any],
+    model: ModelSource | None = None,
+    dataset: Dataset | None = None,
+    loss: CustomLoss | None = None,
+    fresh: bool = False,
+    resume: str | None = None,
+) -> RunDirectory:
+    """Train to the end of the configuration, as `launch run` does, and return the finished run's directory.
+
+    config    files, names of shipped configurations, mappings of the same form, and `key=value`, as for `launch run`
+    model     a torch.nn.Module, which is trained in place, or a function or class that makes one for a number of
+              classes and is called with torch seeded: images float32 [N, 3, S, S] to logits [N, C]
+    dataset   from `image_dataset`; `data.image_size` is then by default its images' own, where these are square
+    loss      logits float32 [N, C] and labels int64 [N] to the loss of each sample [N], or to their mean
+    fresh     move an earlier run of this name aside and begin again
+    resume    "" to accept harmless changes of the configuration, or the name of one of the run's checkpoints
+
+    Each of model, dataset and loss takes the place of what the configuration names. Called on every rank of
+    `torchrun` or `accelerate launch`, with the same arguments. A run that was interrupted is continued.
+    Raises UserError for mistakes, TrainlaunchError for what goes wrong on the way, and SystemExit(75) when the run was
+    asked to stop and has a checkpoint: what follows in a script sees finished runs only.
+    """
+    custom = CustomParts(model, dataset, loss)
+    flag = StopFlag()
+    flag.install()
+    try:
+        with logging_to_console():
+            resolved = load_config([*_image_size(dataset), *config], custom.names())
+            rank = int(os.environ.get("RANK", "0"))
+            done = train(resolved, flag, rank=rank, fresh=fresh, resume=resume, custom=custom)
+    finally:
+        flag.uninstall()
+    if not done:
+        raise SystemExit(EXIT_STOPPED)
+    return RunDirectory(RUNS / resolved.name)
+
+
+def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
+    """The lowest layer of the configuration: the size that the images have."""
+    if dataset is None or not isinstance(dataset.train.images, ResidentImages):
+        return []
+    height, width = dataset.train.images.images_NCHW.shape[2:]
+    return [{"data": {"image_size": height}}] if height == width else []
