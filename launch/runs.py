@@ -25,6 +25,7 @@ class Run:
 
     status      running | completed | stopped | failed | interrupted (it ended without a word) | new (nothing ran yet)
     attempts    the lines of attempts.jsonl
+    jobs        the lines of jobs.jsonl: what was submitted to SLURM, and how each start of a job went
     last        the newest line of metrics.jsonl for each (split, scope); the scope of val and test lines is None
     summary     summary.json, empty where there is none
     """
@@ -32,6 +33,7 @@ class Run:
     directory: Path
     status: str
     attempts: list[Record]
+    jobs: list[Record]
     last: dict[tuple[str, str | None], Record]
     summary: Record
 
@@ -52,6 +54,11 @@ class Run:
     def newest_metrics(self) -> Record:
         """The newest line that says how far the training is; empty where there is none."""
         return max(self.last.values(), key=lambda record: record.get("step", 0), default={})
+
+    @property
+    def submitted(self) -> datetime | None:
+        """When its newest job was submitted, or began or ended."""
+        return time_of(self.jobs[-1]) if self.jobs else None
 
     def seconds(self, now: datetime) -> float | None:
         """How long the newest attempt took, or takes by now."""
@@ -78,7 +85,8 @@ class Run:
 def read_run(directory: Path) -> Run:
     attempts = list(json_lines(directory / "attempts.jsonl"))
     summary = json_file(directory / "summary.json")
-    return Run(directory, _status(directory, attempts), attempts, _last_metrics(directory), summary)
+    status = _status(directory, attempts)
+    return Run(directory, status, attempts, job_lines(directory), _last_metrics(directory), summary)
 
 
 def all_runs(root: Path = RUNS) -> list[Run]:
@@ -86,7 +94,7 @@ def all_runs(root: Path = RUNS) -> list[Run]:
     directories = [path.parent for pattern in ("*/attempts.jsonl", "*/config.yaml") for path in root.glob(pattern)]
     runs = [read_run(directory) for directory in sorted(set(directories))]
     never = datetime.min.replace(tzinfo=UTC)
-    return sorted(runs, key=lambda run: run.started or never)
+    return sorted(runs, key=lambda run: max(run.started or never, run.submitted or never))
 
 
 def find_run(name: str, root: Path = RUNS) -> Path:
@@ -128,6 +136,26 @@ def was_stopped(directory: Path) -> bool:
     """Whether the newest attempt has ended, asked to stop, with a checkpoint."""
     start, end = (_last_event(list(json_lines(directory / "attempts.jsonl")), event) for event in ("start", "end"))
     return bool(start and end and start["attempt"] == end["attempt"] and end.get("status") == "stopped")
+
+
+def job_lines(directory: Path) -> list[Record]:
+    """The lines of jobs.jsonl that name their job."""
+    return [record for record in json_lines(directory / "jobs.jsonl") if isinstance(record.get("job_id"), str)]
+
+
+def queue_id(record: Record) -> str:
+    """The job of a line of jobs.jsonl as the queue names it: `123`, or `123_4` for an element of an array."""
+    element = record.get("array_task")
+    return str(record["job_id"]) if element is None else f"{record['job_id']}_{element}"
+
+
+def open_jobs(jobs: list[Record]) -> list[str]:
+    """The jobs that these lines do not say to have ended for good, newest last. The queue may say that they have."""
+    is_open: dict[str, bool] = {}
+    for record in jobs:
+        is_open.pop(queue_id(record), None)  # newest last
+        is_open[queue_id(record)] = record.get("event") != "end" or bool(record.get("requeued"))
+    return [name for name, still in is_open.items() if still]
 
 
 def time_of(record: Record | None) -> datetime | None:

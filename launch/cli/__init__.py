@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import doctor, run, runs
+from launch.cli import doctor, report, run, runs
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
 
 
@@ -54,5 +54,16 @@ def cli() -> None:
     """Train an image classifier from one YAML file, on any hardware, with exact results."""
 
 
-for command in (run.run, run.check, runs.list_runs, runs.status, runs.logs, runs.stop, runs.cancel, doctor.doctor):
+_COMMANDS = (
+    run.run,
+    run.check,
+    slurm.submit,
+    runs.list_runs,
+    runs.status,
+    runs.logs,
+    runs.stop,
+    runs.cancel,
+    doctor.doctor,
+)
+for command in _COMMANDS:
     cli.add_command(command)

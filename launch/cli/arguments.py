@@ -7,6 +7,24 @@ from collections.abc import Callable, Sequence
 
 import click
 
+from trainlib.errors import UserError
+
+
+class ResumableCommand(click.Command):
+    """A command whose --resume takes a value only where one follows."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--resume" in args:
+            from trainlib.config import mark_bare_resume
+
+            args = mark_bare_resume(args)
+        return super().parse_args(ctx, args)
+
+
+def refuse_fresh_resume(fresh: bool, resume: str | None) -> None:
+    if fresh and resume is not None:
+        raise UserError("--fresh and --resume: one starts over, the other goes on; give one of them")
+
 
 def configs(command: Callable[..., int]) -> Callable[..., int]:
     """The arguments CONFIG... [key=value ...]."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 import click
 
-from launch.cli.arguments import call, configs, load_run_name
+from launch.cli.arguments import ResumableCommand, call, configs, load_run_name, refuse_fresh_resume
 from launch.command import (
     TRAINING_MODULE,
     Node,
@@ -22,17 +22,6 @@ from launch.command import (
 from trainlib.errors import UserError
 
 
-class _RunCommand(click.Command):
-    """`launch run`, whose --resume takes a value only where one follows."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--resume" in args:
-            from trainlib.config import mark_bare_resume
-
-            args = mark_bare_resume(args)
-        return super().parse_args(ctx, args)
-
-
 def _parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
     """A number of processes; `auto` is None."""
     if value == "auto":
@@ -42,7 +31,7 @@ def _parse_processes(context: click.Context, option: click.Parameter, value: str
     return int(value)
 
 
-@click.command(cls=_RunCommand)
+@click.command(cls=ResumableCommand)
 @configs
 @click.option(
     "--processes",
@@ -80,8 +69,7 @@ def run(
     """
     from launch.devices import choose_processes, count_gpus
 
-    if fresh and resume is not None:
-        raise UserError("--fresh and --resume: one starts over, the other goes on; give one of them")
+    refuse_fresh_resume(fresh, resume)
     config_words = config_arguments(arguments, name)
     training = training_arguments(config_words, fresh=fresh, resume=resume)
     run_name = load_run_name(config_words)

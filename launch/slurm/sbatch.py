@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.command import Command, left_by_another_launch
-from launch.slurm.options import FLAG, OMITTED, Options
+from launch.slurm.options import FLAG, OMITTED, Options, minutes_of
 from launch.slurm.sites import Site
 from trainlib.config import SlurmConfig
 from trainlib.errors import UserError
@@ -25,7 +25,6 @@ _INSTEAD = {
 _OF_A_JOB = re.compile(r"(SLURM|PMIX?)_.*")
 _OF_AN_ALLOCATION = re.compile(r"SBATCH_.*")
 _KEPT = {"SLURM_CONF"}
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -121,29 +120,6 @@ def of_another_job(environment: Mapping[str, str]) -> list[str]:
     names = {name for name in environment if _OF_A_JOB.fullmatch(name)}
     names |= {name for name in environment if inside and _OF_AN_ALLOCATION.fullmatch(name)}
     return sorted((names | set(left_by_another_launch(environment))) - _KEPT)
-
-
-def minutes_of(time: str) -> float | None:
-    """A time limit as SLURM writes it, in minutes; None for no limit. UserError where it is no such time.
-
-    `90` (minutes), `90:00`, `1:30:00`, `1-12` (days-hours), `1-12:30`, `1-12:30:00`, `UNLIMITED`.
-    """
-    if time.lower() in ("unlimited", "infinite"):
-        return None
-    match = _TIME.fullmatch(time)
-    parts = [int(part) for part in match.group("first", "second", "third") if part] if match else []
-    if match and match["days"]:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-        total = int(match["days"]) * 1440 + hours * 60 + minutes + seconds / 60
-    else:
-        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}.get(len(parts), [0, 0, 0])
-        total = hours * 60 + minutes + seconds / 60
-    if total <= 0:
-        raise UserError(
-            f"slurm.time: got {time!r}, must be a time limit as SLURM writes it: 90 (minutes), 1:30:00 (hours), "
-            "1-12:00:00 (days-hours), or UNLIMITED"
-        )
-    return total
 
 
 def call_text(command: Command) -> str:

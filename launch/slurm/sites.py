@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launch.slurm.options import FLAG, OMITTED, Options, broken_rule
+from trainlib.config import SlurmConfig
 from trainlib.config.kinds import NULL, TEXT, Kind, either, list_of
 from trainlib.config.suggest import nearest, one_of, shown
 from trainlib.config.yaml_source import read_file
@@ -67,6 +69,13 @@ def load_site(name: str | None, known: Sequence[str] = ()) -> Site:
     if mistakes:
         raise ConfigError(mistakes)
     return _site(source.values)
+
+
+def overrides(site: Site, slurm: SlurmConfig) -> list[str]:
+    """What the site says of a run whose configuration does not, as overrides of that configuration."""
+    says = {"partition": site.partition, "time": site.time}
+    unsaid = [key for key in says if key not in slurm.model_fields_set or getattr(slurm, key) is None]
+    return [f"slurm.{key}={json.dumps(says[key])}" for key in unsaid if says[key] is not None]
 
 
 def _find(name: str) -> tuple[Path, str]:

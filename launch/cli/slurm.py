@@ -1,0 +1,115 @@
+"""`launch submit`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import click
+
+from launch.cli.arguments import ResumableCommand, call, configs, refuse_fresh_resume
+from launch.command import config_arguments, training_arguments
+from trainlib.errors import EXIT_INTERRUPTED
+
+PREPARATION = "trainlib.prepare"
+
+
+@click.command(cls=ResumableCommand)
+@configs
+@click.option("--nodes", type=click.IntRange(min=1), help="How many nodes; the same as slurm.nodes=N.")
+@click.option("--gpus-per-node", type=click.IntRange(min=0), help="GPUs of each node; 0 trains on the CPUs.")
+@click.option("--time", metavar="TIME", help="Time limit of the job, like 4:00:00; the run goes on in the next one.")
+@click.option("--partition", help="Where to queue; the same as slurm.partition=NAME.")
+@click.option("--sbatch", "options", multiple=True, metavar="KEY=VALUE", help="Anything else that sbatch takes.")
+@click.option("--site", metavar="NAME|FILE", envvar="TRAINLAUNCH_SITE", help="A preset of what this cluster wants.")
+@click.option("--name", help="The run's name, and its directory runs/NAME; the same as name=NAME.")
+@click.option("--fresh", is_flag=True, help="Begin again; an earlier run of this name is kept aside.")
+@click.option("--resume", metavar="[CHECKPOINT]", help="As for launch run.")
+@click.option("--debug", is_flag=True, help="Have the job say more: of the script, NCCL and torch.distributed.")
+@click.option("--wait", is_flag=True, help="Follow the job to its end, and end with its exit code.")
+@click.option("--dry-run", is_flag=True, help="Only print the call of sbatch and the batch script.")
+def submit(
+    arguments: tuple[str, ...],
+    nodes: int | None,
+    gpus_per_node: int | None,
+    time: str | None,
+    partition: str | None,
+    options: tuple[str, ...],
+    site: str | None,
+    name: str | None,
+    fresh: bool,
+    resume: str | None,
+    debug: bool,
+    wait: bool,
+    dry_run: bool,
+) -> int:
+    """Train on a SLURM cluster: check everything, queue a job, print its id.
+
+    The job continues by itself after a preemption or its time limit. What goes into it is copied to runs/NAME now:
+    later changes of the config or the code do not reach it.
+    """
+    from launch.runs import RUNS
+    from launch.slurm import options as sbatch_options
+    from launch.slurm import queue, sbatch, sites
+    from launch.slurm import submit as submission
+    from launch.slurm.snapshot import take_snapshot
+    from trainlib.config import load_config
+
+    refuse_fresh_resume(fresh, resume)
+    flags = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition}
+    words = config_arguments([*arguments, *_overrides(flags)], name)
+    known = submission.known_options()
+    extra, preset = sbatch_options.parse_options(options, known), sites.load_site(site, known)
+    words += sites.overrides(preset, load_config(words).slurm)
+    config = load_config(words)
+    directory = RUNS / config.name
+    job = sbatch.Job(config.name, directory, (str(directory / "config.yaml"),))
+    command = sbatch.sbatch_command(
+        job, config.slurm, preset, options=extra, python=sys.executable, debug=debug, inherited=os.environ
+    )
+    if dry_run:
+        script = sites.shipped_files() / "train.sbatch"
+        click.echo(f"{sbatch.call_text(command)}\n\n# {script}\n{script.read_text()}", nl=False)
+        return 0
+    submission.require_sbatch()
+    submission.check_limits(config.slurm, queue.partitions(), {**preset.options, **extra})
+    submission.refuse_queued(directory)
+    with submission.undone_on_failure(directory):
+        _prepare(training_arguments(words, fresh=fresh, resume=resume))
+        take_snapshot(directory)
+        job_id = submission.call_sbatch(command)
+        submission.record_submission(directory, job_id, command)
+    click.echo(
+        f"{config.name} is job {job_id}; launch status {config.name} tells how far it is, launch logs -f {config.name} "
+        "what it prints",
+        err=True,
+    )
+    click.echo(job_id)
+    return _wait(job_id, directory) if wait else 0
+
+
+def _overrides(flags: Mapping[str, object]) -> list[str]:
+    return [f"slurm.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+
+
+def _prepare(arguments: Sequence[str]) -> None:
+    """Have the run directory made, or the run continued there; ends the command where that is refused."""
+    with redirect_stdout(sys.stderr):
+        code = call(PREPARATION, list(arguments))
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _wait(job_id: str, directory: Path) -> int:
+    from launch.slurm.follow import wait_for
+
+    try:
+        return wait_for(job_id, directory, lambda text: click.echo(text, err=True))
+    except KeyboardInterrupt:
+        name = directory.name
+        click.echo(f"\njob {job_id} stays in the queue: launch status {name}, launch cancel {name}", err=True)
+        return EXIT_INTERRUPTED

@@ -1,0 +1,71 @@
+"""A job in SLURM's queue, in words, and following one to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from launch.runs import Record, job_lines, open_jobs, queue_id
+from launch.slurm.queue import JobState, QueueError, job_states
+from trainlib.errors import EXIT_FAILURE
+
+_FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 20.0  # between two questions to the controller
+
+
+def state_text(job: JobState) -> str:
+    """`job 12: pending (Priority), expected to start at 2030-01-02 03:04:05, requeued 2 times`."""
+    reason = f" ({job.reason})" if job.waiting and job.reason else ""
+    nodes = f" on {job.nodes}" if job.nodes else ""
+    start = ""
+    if job.waiting and job.start is not None:
+        start = f", expected to start at {datetime.fromtimestamp(job.start):%Y-%m-%d %H:%M:%S}"
+    requeued = f", requeued {job.restarts} time{'s' * (job.restarts > 1)}" if job.restarts else ""
+    return f"job {job.job_id}: {job.state.lower()}{reason}{nodes}{start}{requeued}"
+
+
+def active_job(directory: Path) -> JobState | None:
+    """The newest job of a run that waits or runs; None where there is none. Raises QueueError."""
+    states = job_states(open_jobs(job_lines(directory)))
+    return next((job for job in reversed(states.values()) if job.active), None)
+
+
+def active_jobs(jobs: Sequence[Sequence[Record]]) -> dict[str, JobState]:
+    """The jobs that wait or run among those of several runs, by id; one question to the controller."""
+    ids = [job_id for lines in jobs for job_id in open_jobs(list(lines))]
+    return {job_id: job for job_id, job in job_states(ids).items() if job.active}
+
+
+def wait_for(job_id: str, directory: Path, tell: Callable[[str], None]) -> int:
+    """Follow a job, across its requeues, until it has ended; the exit code that it ended with.
+
+    tell   is called with each change of its state, in words
+    """
+    told, pause = "", _FIRST_SECONDS
+    job: JobState | None = None
+    while True:
+        try:
+            states = job_states([job_id])
+        except QueueError as error:
+            text = f"{error}; asking again"
+        else:
+            job = states.get(job_id, job)
+            if job_id not in states or not states[job_id].active:
+                return _exit_code(job, job_id, job_lines(directory))
+            text = state_text(states[job_id])
+        if text != told:
+            tell(text)
+            told, pause = text, _FIRST_SECONDS
+        time.sleep(pause)
+        pause = min(1.5 * pause, _LONGEST_SECONDS)
+
+
+def _exit_code(job: JobState | None, job_id: str, lines: Sequence[Record]) -> int:
+    """The code of the ledger's last end; where the batch script was killed before it could write one, the queue's."""
+    ends = [line for line in lines if line.get("event") == "end" and queue_id(line) == job_id]
+    if ends and not ends[-1].get("requeued") and isinstance(ends[-1].get("exit_code"), int):
+        return int(ends[-1]["exit_code"])
+    if job is not None and job.state == "COMPLETED":
+        return job.exit_code
+    return (job.exit_code if job else 0) or EXIT_FAILURE

@@ -1,0 +1,170 @@
+"""Submitting a job: what is asked of SLURM beforehand, the call of sbatch, and undoing everything where it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from launch.command import Command
+from launch.runs import RUNS, is_running, job_lines, open_jobs
+from launch.slurm import queue
+from launch.slurm.options import long_options, minutes_of
+from launch.slurm.queue import Partition, QueueError
+from launch.slurm.snapshot import NAME as CODE
+from trainlib.config import SlurmConfig
+from trainlib.config.suggest import nearest
+from trainlib.errors import TrainlaunchError, UserError
+
+_SECONDS = 120  # sbatch tries again by itself while the controller is busy
+_SMALL_FILES = ("config.yaml", "summary.json")
+
+
+class SubmissionError(TrainlaunchError):
+    """sbatch refused the job, or could not be reached; ends with its exit code."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def known_options() -> list[str]:
+    """The options that this machine's sbatch has; none where there is no sbatch, or no configuration of it."""
+    try:
+        done = subprocess.run(["sbatch", "--help"], capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return long_options(done.stdout)
+
+
+def require_sbatch() -> None:
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "no sbatch on this machine: SLURM's commands are not installed, or not on PATH. Submit on a login node of "
+            "the cluster; launch run trains here, and --dry-run shows what would be submitted"
+        )
+
+
+def check_limits(slurm: SlurmConfig, partitions: Mapping[str, Partition], options: Mapping[str, str | None]) -> None:
+    """Raise UserError for what SLURM would refuse, or, worse, keep in its queue for ever.
+
+    options  of the command line and the site. Where they name a partition, time or nodes of their own, these count; a
+             QOS may lift a partition's limits, so they are not looked at then
+    """
+    wanted = options.get("partition", slurm.partition)
+    names = wanted.split(",") if wanted else [name for name, partition in partitions.items() if partition.default]
+    for name in names:
+        if name not in partitions:
+            guess = nearest(name, partitions)
+            raise UserError(
+                f"slurm.partition: got {name!r}, must be one of {', '.join(sorted(partitions))}"
+                + (f"; did you mean {guess}?" if guess else "")
+            )
+    if "qos" in options or not names:
+        return
+    time = options.get("time", slurm.time)
+    minutes = minutes_of(time) if time else None
+    longest = max((partitions[name].minutes or float("inf") for name in names), default=float("inf"))
+    if time and longest < (minutes or float("inf")):
+        raise UserError(
+            f"slurm.time: got {time}, must be at most {longest:g} minutes, the limit of {_named(names)}: the run "
+            "goes on in another job after each end, so a shorter time will do"
+        )
+    largest = max(partitions[name].nodes for name in names)
+    if "nodes" not in options and slurm.nodes > largest:
+        raise UserError(f"slurm.nodes: got {slurm.nodes}, must be at most {largest}, the nodes of {_named(names)}")
+
+
+def _named(names: list[str]) -> str:
+    return f"partition{'s' * (len(names) > 1)} {', '.join(names)}"
+
+
+def refuse_queued(directory: Path) -> None:
+    """Raise UserError where a job of this run waits or runs already. QueueError where SLURM cannot tell."""
+    for job in queue.job_states(open_jobs(job_lines(directory))).values():
+        if job.active:
+            raise UserError(
+                f"{directory.name} is in the queue already: job {job.job_id} is {job.state.lower()}; wait for it, "
+                f"end it with launch cancel {directory.name}, or choose another name with --name"
+            )
+
+
+def call_sbatch(command: Command) -> str:
+    """Submit; the job's id. Raises SubmissionError with sbatch's own words."""
+    try:
+        done = subprocess.run(
+            command.words,
+            env=command.variables(os.environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except OSError as error:
+        raise SubmissionError(f"sbatch could not be started: {error}", 2) from error
+    except subprocess.TimeoutExpired as error:
+        raise QueueError(f"sbatch got no answer in {_SECONDS} s; squeue shows whether the job is there") from error
+    if done.returncode != 0:
+        said = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
+        raise SubmissionError(f"sbatch refused the job: {said or 'without a word'}", done.returncode)
+    sys.stderr.write(done.stderr)  # what it warns of
+    return done.stdout.strip().partition(";")[0]  # behind it the cluster, where there are several
+
+
+def record_submission(directory: Path, job_id: str, command: Command, array_task: int | None = None) -> None:
+    """Write into a run's ledger that it is in the queue; where that fails the job is taken out again."""
+    record = {
+        "event": "submitted",
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "job_id": job_id,
+        "array_task": array_task,
+        "command": list(command.words),
+    }
+    try:
+        _append(directory / "jobs.jsonl", record)
+    except OSError:
+        queue.cancel(job_id)
+        raise
+
+
+def _append(path: Path, record: Mapping[str, object]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def undone_on_failure(directory: Path) -> Iterator[None]:
+    """Whatever is done to a run directory inside is undone where it fails: made, moved aside, set aside, rewritten.
+
+    What a run made is moved and never deleted, so what was there before is found again by its inode.
+    """
+    before = {path.stat().st_ino: path for path in (directory, *directory.glob("checkpoints/*")) if path.exists()}
+    texts = {path: path.read_bytes() for name in _SMALL_FILES if (path := directory / name).exists()}
+    had_code = (directory / CODE).exists()
+    try:
+        yield
+    except BaseException:
+        if is_running(directory):  # another process has begun to train into it
+            raise
+        if directory.exists() and directory.stat().st_ino not in before:
+            shutil.rmtree(directory)
+        for moved in (*directory.parent.glob(f"{directory.name}.old-*"), *directory.glob("checkpoints/*")):
+            origin = before.get(moved.stat().st_ino, moved)
+            if origin != moved:
+                moved.rename(origin)
+        for path, text in texts.items():
+            path.write_bytes(text)
+        if not had_code:
+            shutil.rmtree(directory / CODE, ignore_errors=True)
+        if directory.parent == RUNS and not any(RUNS.iterdir()):
+            RUNS.rmdir()
+        raise
