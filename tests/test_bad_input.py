@@ -46,7 +46,7 @@ def write(path: Path, text: str) -> str:
         ("name: ../escape\n", "name: got"),
         ("seed: 1\nseed: 2\n", "seed"),
         ("optimiser: {lr: 1}\n", "did you mean optimizer"),
-        ("train: {reproducibility: elastic}\n", "elastic"),
+        ("train: {reproducibility: elastic, virtual_shards: 65}\n", "train.virtual_shards: got 65"),
     ],
 )
 def test_files(workdir: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:

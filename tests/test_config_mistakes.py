@@ -169,8 +169,8 @@ def load(workdir: Path, text: str) -> Config:
         ),
         ("train: {precision: false}", "train.precision: got false, must be one of no, bf16, fp16"),
         (
-            "train: {reproducibility: elastic}",
-            "train.reproducibility: got elastic, which is not available yet: use exact",
+            "train: {reproducibility: elastic, batch_size: 4}",
+            "train.virtual_shards: got 8, must be <= train.batch_size, which is 4",
         ),
         (
             "data: {val_fraction: 0}\ntrain: {early_stopping: {metric: val/accuracy}}",
@@ -213,7 +213,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_sections(workdir: Path) -
 tracking: {log_every: 0}
 optimizer: {lr: -1, momentun: 0.9, name: SGD}
 data: {val_fraction: 0, root: 3}
-train: {reproducibility: elastic, early_stopping: {metric: val/loss, mode: max}}
+train: {micro_batch_size: 65, early_stopping: {metric: val/loss, mode: max}}
 checkpoint: {keep: 1}
 """
     with pytest.raises(ConfigError) as caught:
@@ -223,7 +223,7 @@ checkpoint: {keep: 1}
         ("data.root", "x.yaml line 4"),
         ("optimizer.lr", "x.yaml line 3"),
         ("optimizer.momentun", "x.yaml line 3"),
-        ("train.reproducibility", "x.yaml line 5"),
+        ("train.micro_batch_size", "x.yaml line 5"),
         ("train.early_stopping.mode", "x.yaml line 5"),
         ("checkpoint.keep", "x.yaml line 6"),
         ("tracking.log_every", "x.yaml line 2"),

@@ -24,7 +24,7 @@ LAYERS = {
         {"plan"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
-        {"batches", "custom", "custom", "elastic", "keeper", "progress", "watchdog"},
+        {"batches", "custom", "elastic", "keeper", "progress", "watchdog"},
         {"step", "evaluation"},
         {"loop"},
         {"build"},
@@ -35,7 +35,7 @@ LAYERS = {
     "launch": [
         {"command", "devices", "failure", "network", "runs"},
         {"slurm"},
-        {"control", "show", "supervise", "doctor"},
+        {"control", "show", "supervise", "doctor", "report"},
         {"cli"},
         {"__main__"},
     ],

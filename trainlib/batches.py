@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainlib.data.images import ImageSet
 from trainlib.data.transforms import augment, normalise
-from trainlib.plan import micro_batches, share
+from trainlib.plan import micro_batches, parts_of, share
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,40 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of every batch this process computes, and in pieces of what size."""
+    """Which parts of every batch this process computes, and in pieces of what size.
+
+    A batch has a part for each rank or, in elastic mode, for each virtual shard: then a rank has several.
+    """
 
     rank: int
     world_size: int
     micro_batch_size: int | None
+    virtual_shards: int | None = None
+
+    @property
+    def num_parts(self) -> int:
+        """Of a whole batch."""
+        return self.virtual_shards or self.world_size
+
+    @property
+    def parts(self) -> range:
+        """This rank's."""
+        return parts_of(self.num_parts, self.world_size, self.rank)
+
+    def cut(self, batch_ids_N: Tensor, micro_batch_size: int | None) -> list[tuple[int, Tensor]]:
+        """This rank's sample indices of a batch, cut into pieces of one part each: [(part, indices)].
+
+        Pieces have at most `micro_batch_size` samples. A part without samples is one empty piece.
+        """
+        return [
+            (part, piece)
+            for part in self.parts
+            for piece in micro_batches(batch_ids_N[share(len(batch_ids_N), self.num_parts, part)], micro_batch_size)
+        ]
 
     def pieces(self, batch_ids_N: Tensor) -> list[Tensor]:
-        """This rank's sample indices of a batch, cut into micro-batches; one empty piece where it has none."""
-        mine = batch_ids_N[share(len(batch_ids_N), self.world_size, self.rank)]
-        return micro_batches(mine, self.micro_batch_size)
+        """This rank's sample indices of a batch of training, a piece for each micro-batch."""
+        return [piece for _, piece in self.cut(batch_ids_N, self.micro_batch_size)]
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,7 @@ class Piece:
     images_NCHW: Tensor
     labels_N: Tensor  # on the images' device
     cpu_labels_N: Tensor
+    part: int  # of the batch
 
     @property
     def is_empty(self) -> bool:
@@ -69,31 +94,33 @@ class Batches:
         self.labels_N = image_set.labels_N
         self._images = image_set.images
         self.preprocess = preprocess
-        self._shard = shard
+        self.shard = shard
         self._device = device
 
     def train(self, batches: Sequence[Tensor], epoch: int, augmentation: Augmentation) -> Iterator[list[Piece]]:
         """This rank's pieces of each of these global batches (sample indices, int64 [B]), augmented."""
-        pieces = [self._shard.pieces(batch) for batch in batches]
+        pieces = [self.shard.cut(batch, self.shard.micro_batch_size) for batch in batches]
         loads = [
-            piece if len(piece) else batch[:1] for batch, cut in zip(batches, pieces, strict=True) for piece in cut
+            piece if len(piece) else batch[:1] for batch, cut in zip(batches, pieces, strict=True) for _, piece in cut
         ]
         decoded = self._images.batches(loads)
         for cut in pieces:
-            yield [self._piece(piece, next(decoded), epoch, augmentation) for piece in cut]
+            yield [self._piece(part, piece, next(decoded), epoch, augmentation) for part, piece in cut]
 
     def evaluation(self, ids_N: Tensor, batch_size: int) -> Iterator[Piece]:
         """This rank's share of these samples, each exactly once, in pieces of at most `batch_size`."""
-        mine = ids_N[share(len(ids_N), self._shard.world_size, self._shard.rank)]
-        pieces = list(torch.split(mine, batch_size)) if len(mine) else []
-        for piece, images_NCHW in zip(pieces, self._images.batches(pieces), strict=True):
-            yield self._piece(piece, images_NCHW, 0, None)
+        pieces = [(part, piece) for part, piece in self.shard.cut(ids_N, batch_size) if len(piece)]
+        decoded = self._images.batches([piece for _, piece in pieces])
+        for (part, piece), images_NCHW in zip(pieces, decoded, strict=True):
+            yield self._piece(part, piece, images_NCHW, 0, None)
 
     def stored(self, ids_N: Tensor) -> Tensor:
         """These samples' images as the set holds them: uint8 [N, 3, H, W] on the CPU."""
         return next(self._images.batches([ids_N])).cpu()
 
-    def _piece(self, ids_N: Tensor, images_NCHW: Tensor, epoch: int, augmentation: Augmentation | None) -> Piece:
+    def _piece(
+        self, part: int, ids_N: Tensor, images_NCHW: Tensor, epoch: int, augmentation: Augmentation | None
+    ) -> Piece:
         images_NCHW = images_NCHW.to(self._device, non_blocking=True)
         if augmentation and len(ids_N):
             images_NCHW = augment(
@@ -106,4 +133,4 @@ class Batches:
             )
         prepared = normalise(images_NCHW, self.preprocess.mean, self.preprocess.std, self.preprocess.image_size)
         cpu_labels_N = self.labels_N[ids_N]
-        return Piece(ids_N, prepared, cpu_labels_N.to(self._device, non_blocking=True), cpu_labels_N)
+        return Piece(ids_N, prepared, cpu_labels_N.to(self._device, non_blocking=True), cpu_labels_N, part)

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainlib.batches import Augmentation, Batches, Preprocess, Shard
-from trainlib.config import Config, ModelConfig, Normalize, is_custom
+from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_custom
 from trainlib.custom import ModelSource, build_custom, check_custom_loss, check_custom_model
 from trainlib.data.images import Dataset, ImageSet
+from trainlib.elastic import Elastic
 from trainlib.errors import DataError, UserError
 from trainlib.loop import Policy, Samples
 from trainlib.losses import CustomLoss, Objective
@@ -52,7 +53,10 @@ def build_engine(
     classifier: Classifier,
     custom_loss: CustomLoss | None = None,
 ) -> Engine:
-    model: nn.Module = accelerator.prepare_model(classifier.module)
+    is_elastic = config.train.reproducibility == "elastic"
+    # `evaluation_mode` leaves out DistributedDataParallel, and nothing else.
+    model: nn.Module = accelerator.prepare_model(classifier.module, evaluation_mode=is_elastic)
+    world_size = accelerator.num_processes
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
     objective = Objective(config.loss, num_classes, accelerator.device, custom_loss)
     if custom_loss is not None:
@@ -65,6 +69,7 @@ def build_engine(
         optimizer=accelerator.prepare_optimizer(optimizer),
         clip_grad_norm=config.train.clip_grad_norm,
         seed=config.seed,
+        elastic=Elastic(classifier.module, config.train.virtual_shards, world_size) if is_elastic else None,
     )
 
 
@@ -87,15 +92,16 @@ def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes
     size = config.data.image_size
     check = check_custom_model if is_custom(config.model.name) else check_forward
     check(classifier, size, num_classes)
-    shards = [Shard(rank, world_size, config.train.micro_batch_size) for rank in range(world_size)]
+    shards = [build_shard(config.train, rank, world_size) for rank in range(world_size)]
     batch_sizes = {len(batch) for batch in plan.batches(0)}
     pieces = [len(piece) for n in batch_sizes for shard in shards for piece in shard.pieces(torch.arange(n))]
     if 1 in pieces:
+        getters = f"{shards[0].num_parts} virtual shards" if shards[0].virtual_shards else f"{world_size} process(es)"
         try:
             check(classifier, size, num_classes, num_images=1)
         except UserError as error:
             raise UserError(
-                f"train.batch_size: of {sorted(batch_sizes)} images in a batch, {world_size} process(es) get pieces of "
+                f"train.batch_size: of {sorted(batch_sizes)} images in a batch, {getters} get pieces of "
                 f"{sorted({*pieces} - {0})}, and {config.model.name} cannot learn from 1 image (BatchNorm): choose "
                 "another train.batch_size or train.micro_batch_size, or data.drop_last=true"
             ) from error
@@ -123,12 +129,18 @@ def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
     return plan, val_ids
 
 
+def build_shard(train: TrainConfig, rank: int, world_size: int) -> Shard:
+    """This rank's share of every batch."""
+    virtual_shards = train.virtual_shards if train.reproducibility == "elastic" else None
+    return Shard(rank, world_size, train.micro_batch_size, virtual_shards)
+
+
 def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> Samples:
     train = config.train
-    shard = Shard(accelerator.process_index, accelerator.num_processes, train.micro_batch_size)
+    shard = build_shard(train, accelerator.process_index, accelerator.num_processes)
     preprocess = build_preprocess(config, dataset)
     device = accelerator.device
-    share = -(-train.batch_size // accelerator.num_processes)
+    share = -(-train.batch_size // shard.num_parts)
 
     def batches(images: ImageSet) -> Batches:
         return Batches(replace(images, images=images.images.to(device)), preprocess, shard, device)

@@ -121,7 +121,7 @@ class Loop:
             if result.applied:
                 self.schedule.after_step()
             if result.applied or self._only_overflowed(result):
-                progress.sums_2 += result.sums_2
+                progress.sums_P2 += result.sums_P2
             else:
                 self._pass_over(result)
             progress.step += 1
@@ -129,7 +129,7 @@ class Loop:
             self.outputs.beat()
 
             if progress.step % policy.log_every == 0:
-                self._log_step(epoch, lr, metrics_of(gather_sums(result.sums_2), denominator, len(ids_N)))
+                self._log_step(epoch, lr, metrics_of(gather_sums(result.sums_P2), denominator, len(ids_N)))
             is_best = False
             if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
                 is_best = self._end_epoch(epoch, lr)
@@ -159,7 +159,7 @@ class Loop:
         ]
         labels_N = samples.train.labels_N[torch.cat([torch.empty(0, dtype=torch.int64), *counted])]
         denominator = self.engine.objective.denominator(labels_N)
-        train = metrics_of(gather_sums(progress.sums_2), denominator, len(labels_N))
+        train = metrics_of(gather_sums(progress.sums_P2), denominator, len(labels_N))
         self._log("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
         self.clock.new_window()
         metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
@@ -168,19 +168,20 @@ class Loop:
             self._log("val", epoch, lr, val, images_per_second=speed)
             metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
         if whole:
-            progress.sums_2.zero_()
+            progress.sums_P2.zero_()
             self.schedule.after_epoch(metrics)
         return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
 
     def _only_overflowed(self, result: StepResult) -> bool:
         """Whether fp16 gradients overflowed while every rank's loss is finite: the loss scale is lowered, no more."""
-        return self.engine.overflow_is_expected() and bool(gather_sums(result.sums_2).isfinite().all())
+        return self.engine.overflow_is_expected() and bool(gather_sums(result.sums_P2).isfinite().all())
 
     def _pass_over(self, result: StepResult) -> None:
         """A step whose gradient was not finite: end all ranks, or note it. All of them are here, at the same step."""
         progress, policy = self.progress, self.policy
-        losses = gather_sums(result.sums_2)[:, 0].tolist()
-        where = [f"the loss is {loss} on rank {rank}" for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        losses = gather_sums(result.sums_P2)[:, 0].tolist()
+        place = "on rank" if self.engine.elastic is None else "in virtual shard"
+        where = [f"the loss is {loss} {place} {part}" for part, loss in enumerate(losses) if not math.isfinite(loss)]
         found = "; ".join(where) or f"every loss is finite, but the gradient's norm is {result.grad_norm.item()}"
         progress.skipped_steps.append(progress.step)
         message = f"step {progress.step + 1} was not applied: {found}"

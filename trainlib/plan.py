@@ -24,6 +24,12 @@ def share(n: int, parts: int, index: int) -> slice:
     return slice(-(-index * n // parts), -(-(index + 1) * n // parts))
 
 
+def parts_of(num_parts: int, world_size: int, rank: int) -> range:
+    """Which of a batch's parts a rank computes."""
+    mine = share(num_parts, world_size, rank)
+    return range(mine.start, mine.stop)
+
+
 def split_validation(num_samples: int, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Sample indices (int64, ascending) for training and for validation; at least one each where val_fraction > 0."""
     num_val = round(num_samples * val_fraction)

@@ -17,13 +17,13 @@ class Progress:
     """The state of the loop; saved with each checkpoint.
 
     step             optimizer steps done
-    sums_2           this rank's sums over the current epoch so far (see `metrics`)
+    sums_P2          this rank's sums over the current epoch so far (see `metrics`)
     best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
     stopping_*       early stopping: best value so far, and evaluations since
     skipped_steps    steps, from 0, whose gradient was not finite
     """
 
-    sums_2: Tensor
+    sums_P2: Tensor
     step: int = 0
     best: dict[str, Any] | None = None
     stopping_best: float | None = None
@@ -33,8 +33,8 @@ class Progress:
     seconds: float = 0.0
 
     @classmethod
-    def at_start(cls, device: torch.device) -> Progress:
-        return cls(sums_2=zero_sums(device))
+    def at_start(cls, num_parts: int, device: torch.device) -> Progress:
+        return cls(sums_P2=zero_sums(num_parts, device))
 
     def note(self, metrics: dict[str, float], epoch: int, best: Best | None, stopping: EarlyStopping | None) -> bool:
         """Take in an evaluation; returns whether it is the best so far."""
@@ -56,10 +56,10 @@ class Progress:
         return improved
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and one tensor: every rank's sums, float64 [W, 2]. Call on every rank: it gathers."""
+        """Plain values and one tensor: every part's sums, float64 [P, 2]. Call on every rank: it gathers."""
         return {
             "step": self.step,
-            "sums_W2": gather_sums(self.sums_2),
+            "sums_P2": gather_sums(self.sums_P2),
             "best": self.best,
             "stopping_best": self.stopping_best,
             "stopping_stale": self.stopping_stale,
@@ -69,12 +69,14 @@ class Progress:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], rank: int, world_size: int, device: torch.device) -> Progress:
-        """The saved progress on this rank. At another world size rank 0 takes the sums of all."""
+    def from_state(cls, state: dict[str, Any], parts: range, num_parts: int, device: torch.device) -> Progress:
+        """The saved progress on the rank with these parts. If batches had other parts then, part 0 takes all sums."""
         values = dict(state)
-        sums_W2: Tensor = values.pop("sums_W2")
-        if len(sums_W2) == world_size:
-            sums_2 = sums_W2[rank]
-        else:
-            sums_2 = sums_W2.sum(dim=0) if rank == 0 else torch.zeros_like(sums_W2[0])
-        return cls(sums_2=sums_2.to(device), **values)
+        saved_P2: Tensor = values.pop("sums_P2")
+        if len(saved_P2) != num_parts:
+            together_2 = saved_P2.sum(dim=0)
+            saved_P2 = torch.zeros(num_parts, 2, dtype=saved_P2.dtype)
+            saved_P2[0] = together_2
+        sums_P2 = torch.zeros_like(saved_P2)
+        sums_P2[parts.start : parts.stop] = saved_P2[parts.start : parts.stop]
+        return cls(sums_P2=sums_P2.to(device), **values)

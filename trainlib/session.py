@@ -170,15 +170,14 @@ def build_loop(
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
     )
-    progress = Progress.at_start(accelerator.device)
+    samples = build_samples(config, dataset, val_ids, accelerator)
+    shard = samples.train.shard
+    progress = Progress.at_start(shard.num_parts, accelerator.device)
     if start is not None:
         state = start.trainer_state()
         engine.load_state(state["optimizer"], state["scaler"])
         schedule.load_state_dict(state["schedule"])
-        progress = Progress.from_state(
-            state["progress"], accelerator.process_index, accelerator.num_processes, accelerator.device
-        )
-    samples = build_samples(config, dataset, val_ids, accelerator)
+        progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts, accelerator.device)
     return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
 
 

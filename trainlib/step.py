@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from trainlib.batches import Batches, Piece
 from trainlib.distributed import share_buffers
+from trainlib.elastic import Elastic
 from trainlib.losses import Objective, correct
 from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
 from trainlib.models import Classifier, set_train_mode
@@ -35,6 +38,12 @@ class Engine:
     optimizer: AcceleratedOptimizer
     clip_grad_norm: float | None
     seed: int
+    elastic: Elastic | None = None  # None = DistributedDataParallel adds up the gradients
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts a batch has (see `batches.Shard`)."""
+        return self.accelerator.num_processes if self.elastic is None else self.elastic.num_shards
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The fp16 loss scaler's state; None at other precisions."""
@@ -56,12 +65,12 @@ class Engine:
 class StepResult:
     """What a step came to.
 
-    sums_2      this rank's part of the batch's metrics (see `metrics`)
+    sums_P2     this rank's parts of the batch's metrics (see `metrics`)
     grad_norm   of the whole gradient, before clipping; the same on every rank
     applied     False where the gradient was not finite: weights, buffers and optimizer are as they were before
     """
 
-    sums_2: Tensor
+    sums_P2: Tensor
     grad_norm: Tensor
     applied: bool
 
@@ -71,31 +80,59 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
 
     pieces       this rank's micro-batches
     denominator  of the whole global batch, which every rank knows from its labels
-
-    The loss of a piece counts by its share of the global denominator. DistributedDataParallel averages over ranks, so
-    each rank's part is multiplied by the world size. Only the last piece's backward pass talks to the other ranks.
     """
-    accelerator, model = engine.accelerator, engine.model
-    seed_generators(key("step", engine.seed, step, accelerator.process_index), accelerator.device)
-    sums_2 = zero_sums(accelerator.device)
+    sums_P2 = zero_sums(engine.num_parts, engine.accelerator.device)
     buffers = [(buffer, buffer.clone()) for buffer in engine.classifier.module.buffers()]
-    for index, piece in enumerate(pieces):
-        last = index == len(pieces) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            with standing_in(engine.classifier.module) if piece.is_empty else nullcontext():
-                logits_NC = model(piece.images_NCHW)
-            part = 0.0 if piece.is_empty else engine.objective.denominator(piece.cpu_labels_N)
-            # With weight 0 any loss will do: it takes part in the backward pass and adds nothing.
-            loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
-            sums_2 += _sums(piece, logits_NC, loss, part)
-            weight = part / denominator * accelerator.num_processes if part else 0.0
-            # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
-            accelerator.backward(loss * (weight + 0.0 * loss.detach()))
-    result = _update(engine, sums_2)
+    if engine.elastic is None:
+        _backward_of_rank(engine, step, pieces, denominator, sums_P2)
+    else:
+        _backward_of_shards(engine, engine.elastic, step, pieces, denominator, sums_P2)
+    result = _update(engine, sums_P2)
     if not result.applied:
         for buffer, before in buffers:  # BatchNorm took the bad batch into its statistics on the way forward
             buffer.copy_(before)
     return result
+
+
+def _backward_of_rank(engine: Engine, step: int, pieces: Sequence[Piece], denominator: float, sums_P2: Tensor) -> None:
+    """Leave the gradient of the global batch on every rank; only the last backward pass talks to the other ranks.
+
+    DistributedDataParallel averages over ranks, so each rank's part is multiplied by the world size.
+    """
+    accelerator = engine.accelerator
+    seed_generators(key("step", engine.seed, step, accelerator.process_index), accelerator.device)
+    for index, piece in enumerate(pieces):
+        last = index == len(pieces) - 1
+        with nullcontext() if last else accelerator.no_sync(engine.model):
+            _backward(engine, piece, denominator, sums_P2, factor=accelerator.num_processes)
+
+
+def _backward_of_shards(
+    engine: Engine, elastic: Elastic, step: int, pieces: Sequence[Piece], denominator: float, sums_P2: Tensor
+) -> None:
+    """The same in elastic mode, with the same bits at every world size."""
+    elastic.start()
+    for shard, cut in groupby(pieces, key=attrgetter("part")):
+        seed_generators(key("step", engine.seed, step, shard), engine.accelerator.device)
+        with elastic.shard(shard):
+            for piece in cut:
+                if not piece.is_empty:
+                    _backward(engine, piece, denominator, sums_P2)
+                    elastic.learned(len(piece.cpu_labels_N))
+    elastic.finish()
+
+
+def _backward(engine: Engine, piece: Piece, denominator: float, sums_P2: Tensor, factor: int = 1) -> None:
+    """Add a piece's metrics to the sums, and its gradient, by its share of the global denominator, to the gradients."""
+    with standing_in(engine.classifier.module) if piece.is_empty else nullcontext():
+        logits_NC = engine.model(piece.images_NCHW)
+    part = 0.0 if piece.is_empty else engine.objective.denominator(piece.cpu_labels_N)
+    # With weight 0 any loss will do: it takes part in the backward pass and adds nothing.
+    loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
+    sums_P2[piece.part] += _sums(piece, logits_NC, loss, part)
+    weight = part / denominator * factor if part else 0.0
+    # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
+    engine.accelerator.backward(loss * (weight + 0.0 * loss.detach()))
 
 
 def warm_up(engine: Engine, image_size: int) -> None:
@@ -105,7 +142,7 @@ def warm_up(engine: Engine, image_size: int) -> None:
     layout decides in which order the ranks' gradients are added: without this the first step after a resume would add
     three or more ranks in another order than the uninterrupted run did.
     """
-    if engine.accelerator.num_processes > 1:
+    if engine.accelerator.num_processes > 1 and engine.elastic is None:
         images_NCHW = torch.zeros(1, 3, image_size, image_size, device=engine.accelerator.device)
         with standing_in(engine.classifier.module):
             engine.accelerator.backward(engine.model(images_NCHW).sum())
@@ -125,7 +162,7 @@ def standing_in(module: nn.Module) -> Iterator[None]:
             norm.train()
 
 
-def _update(engine: Engine, sums_2: Tensor) -> StepResult:
+def _update(engine: Engine, sums_P2: Tensor) -> StepResult:
     """Clip, and let the optimizer step, unless the gradient is not finite. All ranks hold the same gradient."""
     accelerator, optimizer = engine.accelerator, engine.optimizer
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -142,7 +179,7 @@ def _update(engine: Engine, sums_2: Tensor) -> StepResult:
         if applied:
             optimizer.step()
     optimizer.zero_grad()
-    return StepResult(sums_2, grad_norm, applied)
+    return StepResult(sums_P2, grad_norm, applied)
 
 
 @torch.no_grad()
@@ -154,24 +191,30 @@ def evaluate(
     model = engine.accelerator.unwrap_model(engine.model)  # no gradients to share: ranks may differ in batch count
     model.eval()
     pieces = batches.evaluation(ids_N, batch_size)
-    sums_2 = evaluation_sums(model, engine.objective, pieces, engine.accelerator.device, on_batch)
+    num_parts = batches.shard.num_parts
+    sums_P2 = evaluation_sums(model, engine.objective, pieces, engine.accelerator.device, on_batch, num_parts)
     set_train_mode(engine.classifier)
     denominator = engine.objective.denominator(batches.labels_N[ids_N])
-    return metrics_of(gather_sums(sums_2), denominator, len(ids_N))
+    return metrics_of(gather_sums(sums_P2), denominator, len(ids_N))
 
 
 def evaluation_sums(
-    model: nn.Module, objective: Objective, pieces: Iterable[Piece], device: torch.device, on_batch: OnBatch
+    model: nn.Module,
+    objective: Objective,
+    pieces: Iterable[Piece],
+    device: torch.device,
+    on_batch: OnBatch,
+    num_parts: int = 1,
 ) -> Tensor:
     """The sums (see `metrics`) of this rank's pieces, by a model in eval mode. `on_batch` sees their logits."""
-    sums_2 = zero_sums(device)
+    sums_P2 = zero_sums(num_parts, device)
     for piece in pieces:
         logits_NC = model(piece.images_NCHW)
         part = objective.denominator(piece.cpu_labels_N)
         loss = objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
-        sums_2 += _sums(piece, logits_NC, loss, part)
+        sums_P2[piece.part] += _sums(piece, logits_NC, loss, part)
         on_batch(piece, logits_NC)
-    return sums_2
+    return sums_P2
 
 
 def _sums(piece: Piece, logits_NC: Tensor, loss: Tensor, part: float) -> Tensor:

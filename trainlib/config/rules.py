@@ -33,9 +33,11 @@ def _micro_batch_fits(config: Config) -> Iterator[Mistake]:
         yield Mistake("train.micro_batch_size", f"got {micro}, must be <= train.batch_size, which is {batch}")
 
 
-def _elastic_not_yet(config: Config) -> Iterator[Mistake]:
-    if config.train.reproducibility == "elastic":
-        yield Mistake("train.reproducibility", "got elastic, which is not available yet: use exact")
+def _virtual_shards_fit(config: Config) -> Iterator[Mistake]:
+    train = config.train
+    if train.reproducibility == "elastic" and train.virtual_shards > train.batch_size:
+        rule = f"got {train.virtual_shards}, must be <= train.batch_size, which is {train.batch_size}"
+        yield Mistake("train.virtual_shards", rule)
 
 
 def _early_stopping_has_metric(config: Config) -> Iterator[Mistake]:
@@ -142,7 +144,7 @@ def _weights_known(config: Config) -> Iterator[Mistake]:
 _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, _one_length),
     ({"train"}, _micro_batch_fits),
-    ({"train"}, _elastic_not_yet),
+    ({"train"}, _virtual_shards_fit),
     ({"train"}, _early_stopping_mode),
     ({"train", "data"}, _early_stopping_has_metric),
     ({"checkpoint"}, _best_mode),
