@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import doctor, report, run, runs
+from launch.cli import doctor, run, runs, slurm
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
 
 

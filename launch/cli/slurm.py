@@ -76,7 +76,7 @@ def submit(
         click.echo(f"{sbatch.call_text(command)}\n\n# {script}\n{script.read_text()}", nl=False)
         return 0
     submission.require_sbatch()
-    submission.check_limits(config.slurm, queue.partitions(), {**preset.options, **extra})
+    submission.check_limits(config.slurm, {each.name: each for each in queue.partitions()}, {**preset.options, **extra})
     submission.refuse_queued(directory)
     with submission.undone_on_failure(directory):
         _prepare(training_arguments(words, fresh=fresh, resume=resume))
