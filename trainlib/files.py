@@ -63,11 +63,11 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, or a crash, sees the old text or the new one and nothing between."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
     temporary = path.with_name(f".{path.name}.tmp")
     with DurableFile(temporary) as file:
-        file.write(text.encode())
+        file.write(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
     sync_directory(path.parent)
 

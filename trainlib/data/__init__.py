@@ -8,7 +8,7 @@ from pathlib import Path
 from trainlib.config import DataConfig, not_here
 from trainlib.data.cifar10 import load_cifar10
 from trainlib.data.given import fingerprint, image_dataset
-from trainlib.data.image_folder import list_images, load_image_folder
+from trainlib.data.image_folder import images_below, list_images, load_class_folder, load_image_folder
 from trainlib.data.images import Dataset, Images, ImageSet
 from trainlib.data.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 from trainlib.data.transforms import augment, normalise
@@ -21,6 +21,8 @@ __all__ = [
     "augment",
     "fingerprint",
     "image_dataset",
+    "images_below",
+    "load_class_folder",
     "load_data",
     "normalise",
     "survey",

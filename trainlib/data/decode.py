@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,17 +18,20 @@ from PIL import Image, ImageOps
 Failure = tuple[str, str]  # path, reason
 
 
-def decode_image(path: str, size: int) -> np.ndarray:
-    """The file's first image as uint8 RGB [3, size, size].
+def decode_image(file: str | IO[bytes], size: int) -> np.ndarray:
+    """A file's first image as uint8 RGB [3, size, size] (see `square`). Raises whatever PIL raises for a bad file."""
+    with Image.open(file) as image:
+        return square(image, size)
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """An image of any size and mode as uint8 RGB [3, size, size].
 
     Turned as its EXIF orientation says, the shorter side scaled to `size` (bilinear, antialiased), then the centre
     cut out: what torchvision's Resize and CenterCrop do to a PIL image. One of that size already is not touched.
     Transparency is dropped, as PIL's `convert("RGB")` does, and 16 bits a channel become the upper 8.
-
-    Raises whatever PIL raises for a file that it cannot read.
     """
-    with Image.open(path) as image:
-        rgb = to_rgb(ImageOps.exif_transpose(image))
+    rgb = to_rgb(ImageOps.exif_transpose(image))
     width, height = rgb.size
     if (width, height) != (size, size):
         shorter = min(width, height)

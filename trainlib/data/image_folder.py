@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,35 @@ def load_image_folder(root: Path, image_size: int, *, stop_requested: Callable[[
 
 def _labels(class_counts: list[int]) -> Tensor:
     return torch.arange(len(class_counts)).repeat_interleave(torch.tensor(class_counts))
+
+
+def load_class_folder(folder: Path, class_names: Sequence[str], image_size: int) -> ImageSet:
+    """The images in folder/<class>/*, of `image_size`, for a model of these classes; some of them may be missing.
+
+    Sorted by class, then by path. Raises DataError with everything that is wrong.
+    """
+    folder = folder.expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
+    split = _list_split(folder)
+    mistakes = _unusable(split)
+    unknown = [name for name in split.classes if name not in class_names]
+    if unknown:
+        shown = [name + _did_you_mean(name, class_names) for name in unknown]
+        mistakes.append(
+            f"Folders that are no class of the model ({len(unknown)}): {_name_some(shown)}. Its classes are "
+            f"{_name_some(class_names)}."
+        )
+    if mistakes:
+        raise DataError("\n".join([f"{folder} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]))
+    files = [split.classes.get(name, []) for name in class_names]
+    images = decoded([*itertools.chain(*files)], [], image_size, stop_requested=lambda: False, is_main=False).train
+    return ImageSet(images, _labels([len(of) for of in files]))
+
+
+def images_below(folder: str) -> list[str]:
+    """The paths of all image files in the folder and in those below it, sorted; hidden ones are left out."""
+    return sorted(file.path for file in _walk(folder, ancestors=()) if _is_image(file.name))
 
 
 @dataclass(frozen=True)
@@ -158,13 +188,8 @@ def _walk(folder: str, ancestors: tuple[str, ...]) -> Iterator[os.DirEntry[str]]
 def _mistakes(train: Split, test: Split) -> list[str]:
     """One sentence for each kind of mistake, with the remedy."""
     if not train.classes:
-        return [f"{train.folder} has no class folders: sort its images into one folder for each class."]
-    found = []
-    if broken := train.broken + test.broken:
-        found.append(f"Links that lead to no file ({len(broken)}): {_name_some(broken)}. Delete or mend them.")
-    empty = [f"{split.folder.name}/{name}" for split in (train, test) for name, of in split.classes.items() if not of]
-    if empty:
-        found.append(f"Class folders without an image ({len(empty)}): {_name_some(empty)}. Fill or delete them.")
+        return _unusable(train)
+    found = _unusable(train, test)
     missing = [name for name in train.classes if name not in test.classes]
     unknown = [name for name in test.classes if name not in train.classes]
     if missing:
@@ -178,6 +203,19 @@ def _mistakes(train: Split, test: Split) -> list[str]:
         found.append(
             f"Classes of test that are missing from train ({len(unknown)}): {_name_some(shown)}. Rename or delete them."
         )
+    return found
+
+
+def _unusable(*splits: Split) -> list[str]:
+    """What is wrong with the folders and files themselves, whatever the classes are."""
+    if not any(split.classes for split in splits):
+        return [f"{splits[0].folder} has no class folders: sort its images into one folder for each class."]
+    found = []
+    if broken := [path for split in splits for path in split.broken]:
+        found.append(f"Links that lead to no file ({len(broken)}): {_name_some(broken)}. Delete or mend them.")
+    empty = [f"{split.folder.name}/{name}" for split in splits for name, of in split.classes.items() if not of]
+    if empty:
+        found.append(f"Class folders without an image ({len(empty)}): {_name_some(empty)}. Fill or delete them.")
     return found
 
 
