@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import doctor, run, runs, slurm
+from launch.cli import doctor, report, run, runs, slurm
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
 
 
@@ -64,6 +64,7 @@ _COMMANDS = (
     runs.stop,
     runs.cancel,
     doctor.doctor,
+    report.report,
 )
 for command in _COMMANDS:
     cli.add_command(command)

@@ -1,0 +1,69 @@
+"""Several runs side by side: which is best, and in what their configurations differ. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launch.report.facts import RunFacts
+from launch.runs import Record
+
+ABSENT = "—"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The runs, best first, and the words for what they were compared by."""
+
+    runs: list[RunFacts]
+    by: str
+
+
+def ranking(runs: Sequence[RunFacts]) -> Ranking:
+    """By the accuracy of the test where every run has one, otherwise by that of the best validation.
+
+    Runs without it come last; of equals, the one with the lower loss comes first, and then the order given.
+    """
+    tested = all(run.test() is not None for run in runs)
+
+    def badness(run: RunFacts) -> tuple[bool, float, float]:
+        accuracy = run.test() if tested else _value(run, "accuracy")
+        loss = run.test("loss") if tested else _value(run, "loss")
+        return accuracy is None, -(accuracy or 0.0), float("inf") if loss is None else loss
+
+    by = "accuracy on the test split" if tested else "best accuracy on the validation split"
+    return Ranking(sorted(runs, key=badness), by)
+
+
+def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
+    """The dotted keys, but for the name, whose values are not the same in all runs, each with the runs' values."""
+    flat = [dict(_flat(run.config)) for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config if key != "name")
+    table = [(key, [shown(config.get(key, ABSENT)) for config in flat]) for key in keys]
+    return [(key, values) for key, values in table if len(set(values)) > 1]
+
+
+def shown(value: Any) -> str:
+    """A value as the configuration has it, in one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {shown(inner)}' for key, inner in value.items())}}}"
+    return f"{value:g}" if isinstance(value, float) and value != int(value) else str(value)
+
+
+def _flat(config: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a list, and an empty mapping, counts as one value."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _value(run: RunFacts, key: str) -> float | None:
+    best = run.best_val(key)
+    return best[1] if best else None

@@ -1,0 +1,144 @@
+"""Which curves there are of one run, or of several over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launch.report.chart import Chart, LegendEntry, Line, Sign
+from launch.report.facts import RunFacts
+from launch.report.series import Points, smoothed, thinned, window_of
+
+BUCKETS = 500  # of a curve: it has two points in each
+COLOURS = 8
+TRAIN, VAL, TEST = range(3)  # colours of a single run's curves
+
+METRICS = {"loss": "Loss", "accuracy": "Accuracy"}
+TRAIN_ONLY = {
+    "lr": "Learning rate",
+    "images_per_second": "Throughput, images per second",
+    "grad_norm": "Norm of the gradient",
+}
+
+
+def charts_of(runs: Sequence[RunFacts]) -> list[Chart]:
+    """Loss, accuracy, learning rate, throughput, and the gradient's norm where it was written; those with data."""
+    several = len(runs) > 1
+    charts = []
+    for key, title in METRICS.items():
+        lines = _metric_lines(runs, key)
+        charts.append(_chart(title, _legend(runs, lines), lines, runs, top=1.0 if key == "accuracy" else None))
+    for key, title in TRAIN_ONLY.items():
+        lines = [line for index, run in enumerate(runs) for line in _train_lines(run, key, index if several else None)]
+        legend = _runs_legend(runs, lines) if several else []
+        charts.append(_chart(title, legend, lines, runs, from_zero=True))
+    return [chart for chart in charts if chart.lines]
+
+
+def colour_of(index: int) -> int:
+    """The colour of the run at this place."""
+    return index % COLOURS
+
+
+def _chart(
+    title: str,
+    legend: Sequence[LegendEntry],
+    lines: Sequence[Line],
+    runs: Sequence[RunFacts],
+    *,
+    from_zero: bool = False,
+    top: float | None = None,
+) -> Chart:
+    several = len(runs) > 1
+    smooth = [line for line in lines if line.style == "smooth" and line.label.endswith(")")]
+    return Chart(
+        title=title,
+        lines=[line for line in lines if line.points],
+        signs=[sign for index, run in enumerate(runs) for sign in _signs(run, index if several else None)],
+        legend=legend,
+        note="The pale line has every row; the strong one is the mean over some rows around each." if smooth else "",
+        from_zero=from_zero,
+        top=top,
+        steps_per_epoch=None if several else runs[0].steps_per_epoch,
+    )
+
+
+def _metric_lines(runs: Sequence[RunFacts], key: str) -> list[Line]:
+    if len(runs) == 1:
+        run = runs[0]
+        return [
+            *_step_lines("train, steps", run.points(key, "train", "step"), TRAIN, ("steps",)),
+            _line("train, epochs", run.points(key, "train", "epoch"), "line", TRAIN, ("epochs",)),
+            _line("validation", run.points(key, "val"), "line", VAL, ("val",)),
+            _line("test", run.points(key, "test"), "mark", TEST, ("test",)),
+        ]
+    lines = []
+    for index, run in enumerate(runs):
+        own, colour = f"run{index}", colour_of(index)
+        train = run.points(key, "train", "epoch") or run.points(key, "train", "step")
+        lines += [
+            _line(f"{run.name}, train", train, "thin", colour, (own, "train")),
+            _line(f"{run.name}, validation", run.points(key, "val"), "line", colour, (own, "val")),
+            _line(f"{run.name}, test", run.points(key, "test"), "mark", colour, (own, "test")),
+        ]
+    return lines
+
+
+def _train_lines(run: RunFacts, key: str, index: int | None) -> list[Line]:
+    """What only training rows have, step by step where there are such rows."""
+    points = run.points(key, "train", "step") or run.points(key, "train", "epoch")
+    label, colour = ("each row", TRAIN) if index is None else (run.name, colour_of(index))
+    keys = () if index is None else (f"run{index}",)
+    if key == "lr":
+        return [_line(label, points, "smooth", colour, keys)]
+    return _step_lines(label, points, colour, keys)
+
+
+def _step_lines(label: str, points: Points, colour: int, keys: tuple[str, ...]) -> list[Line]:
+    """The rows as they are, and over them their mean where there are many."""
+    window = window_of(points)
+    if window == 1:
+        return [_line(label, points, "smooth", colour, keys)]
+    mean = thinned(smoothed(points, window), BUCKETS // 2)
+    return [
+        _line(label, points, "raw", colour, keys),
+        Line(f"{label} (mean of {window})", mean, "smooth", colour, keys),
+    ]
+
+
+def _line(label: str, points: Points, style: str, colour: int, keys: tuple[str, ...]) -> Line:
+    return Line(label, thinned(points, BUCKETS), style, colour, keys)
+
+
+def _signs(run: RunFacts, index: int | None) -> list[Sign]:
+    if index is None:
+        return [Sign(event.step, event.sign, event.text) for event in run.events]
+    keys, colour = (f"run{index}",), colour_of(index)
+    return [Sign(event.step, event.sign, f"{run.name}: {event.text}", keys, colour) for event in run.events]
+
+
+def _legend(runs: Sequence[RunFacts], lines: Sequence[Line]) -> list[LegendEntry]:
+    present = {key for line in lines if line.points for key in line.keys}
+    if len(runs) > 1:
+        entries = [
+            *_runs_legend(runs, lines),
+            LegendEntry("train", "train", "thin", None),
+            LegendEntry("val", "validation", "line", None),
+            LegendEntry("test", "test", "mark", None),
+        ]
+    else:
+        entries = [
+            LegendEntry("steps", "train, steps", "smooth", TRAIN),
+            LegendEntry("epochs", "train, epochs", "line", TRAIN),
+            LegendEntry("val", "validation", "line", VAL),
+            LegendEntry("test", "test", "mark", TEST),
+        ]
+    return [entry for entry in entries if entry.key in present]
+
+
+def _runs_legend(runs: Sequence[RunFacts], lines: Sequence[Line]) -> list[LegendEntry]:
+    present = {key for line in lines if line.points for key in line.keys}
+    return [
+        LegendEntry(f"run{index}", run.name, "smooth", colour_of(index))
+        for index, run in enumerate(runs)
+        if f"run{index}" in present
+    ]

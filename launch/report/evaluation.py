@@ -1,0 +1,84 @@
+"""The evaluation files of a run, as trainlib writes them: evaluation-<split>.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from launch.runs import Record
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class PerClass(BaseModel):
+    """One class: how many samples it has, and how well it was found."""
+
+    name: str
+    count: Count
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class Mistake(BaseModel):
+    """A sample that was taken for another class with this probability, and its picture."""
+
+    index: Count
+    label: Count
+    predicted: Count
+    probability: float
+    png: str
+
+
+class Evaluation(BaseModel):
+    """What the model of a run makes of one split.
+
+    confusion   [true class][predicted class], counts
+    mistakes    the most confident first
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    split: str
+    step: int
+    weights: str
+    count: Count
+    loss: float | None
+    accuracy: float | None
+    top5_accuracy: float | None
+    calibration_error: float | None
+    classes: list[str]
+    confusion: list[list[Count]]
+    per_class: list[PerClass]
+    mistakes: list[Mistake]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        num_classes = len(self.classes)
+        sizes = {len(self.per_class), len(self.confusion), *map(len, self.confusion)}
+        labels = {label for mistake in self.mistakes for label in (mistake.label, mistake.predicted)}
+        if sizes != {num_classes} or not labels <= set(range(num_classes)):
+            raise ValueError("the tables are not of as many classes as there are names")
+        return self
+
+
+def read_evaluation(path: Path) -> Evaluation | None:
+    """The evaluation in this file; None where it cannot be read or is not what it should be."""
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def confusions(evaluation: Evaluation) -> list[Record]:
+    """Each pair of classes that were taken for one another: label, predicted, count and share of the label's samples;
+    the most frequent first."""
+    found = [
+        {"label": label, "predicted": predicted, "count": count, "share": count / sum(row)}
+        for label, row in enumerate(evaluation.confusion)
+        for predicted, count in enumerate(row)
+        if count and label != predicted
+    ]
+    return sorted(found, key=lambda pair: -pair["count"])

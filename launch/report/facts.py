@@ -1,0 +1,119 @@
+"""All that the files of a run tell, read once, for the report to be made from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from launch.report.evaluation import Evaluation, read_evaluation
+from launch.report.history import Attempt, Event, attempts_of, events_of, jobs_of
+from launch.report.series import Point
+from launch.runs import Record, Run, json_file, json_lines, read_run, yaml_file
+
+SPLITS = ("test", "val", "train")  # in the order in which their evaluations are shown
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run.
+
+    rows          the lines of metrics.jsonl that have a step
+    evaluations   those of evaluation-<split>.json, the test's first; the names of unreadable files are beside them
+    checkpoints   for each that can be resumed from: name, step, bytes, and the metric if it is the best one
+    """
+
+    run: Run
+    name: str
+    config: Record
+    config_text: str
+    environment: Record
+    rows: list[Record]
+    attempts: list[Attempt]
+    evaluations: list[Evaluation]
+    damaged_evaluations: list[str]
+    checkpoints: list[Record]
+
+    @property
+    def events(self) -> list[Event]:
+        return events_of(self.attempts, self.last_step)
+
+    @property
+    def last_step(self) -> int:
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """As the first row of a whole epoch tells; None before that."""
+        row = next((row for row in self.rows if row.get("scope") == "epoch" and row.get("epoch") == 1), None)
+        return row["step"] if row else None
+
+    def points(self, key: str, split: str, scope: str | None = None) -> list[Point]:
+        """(step, value) of the rows of one kind that hold a finite number under `key`."""
+        return [
+            (row["step"], row[key])
+            for row in self.rows
+            if row.get("split") == split and row.get("scope") == scope and is_number(row.get(key))
+        ]
+
+    def best_val(self, key: str = "accuracy") -> Point | None:
+        """The step and value of the best validation: the highest accuracy, the lowest loss."""
+        best = min if key == "loss" else max
+        return best(self.points(key, "val"), key=lambda point: point[1], default=None)
+
+    def test(self, key: str = "accuracy") -> float | None:
+        """What the test gave: the newest row's, or the summary's."""
+        points = self.points(key, "test")
+        value = points[-1][1] if points else (self.run.summary.get("test") or {}).get(key)
+        return value if is_number(value) else None
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_facts(directory: Path) -> RunFacts:
+    """Read a run directory. What is missing or damaged is left out: the run may be going on, or have failed."""
+    run = read_run(directory)
+    rows = [row for row in json_lines(directory / "metrics.jsonl") if is_number(row.get("step"))]
+    jobs = jobs_of(list(json_lines(directory / "jobs.jsonl")))
+    files = sorted(directory.glob("evaluation-*.json"), key=_split_order)
+    evaluations = {path.name: read_evaluation(path) for path in files}
+    return RunFacts(
+        run=run,
+        name=directory.resolve().name.encode(errors="replace").decode(),
+        config=yaml_file(directory / "config.yaml"),
+        config_text=_text(directory / "config.yaml"),
+        environment=json_file(directory / "environment.json"),
+        rows=rows,
+        attempts=attempts_of(run.attempts, jobs, running=run.status == "running"),
+        evaluations=[evaluation for evaluation in evaluations.values() if evaluation],
+        damaged_evaluations=[name for name, evaluation in evaluations.items() if not evaluation],
+        checkpoints=[_checkpoint(path, run.summary.get("best")) for path in run.checkpoints],
+    )
+
+
+def _split_order(path: Path) -> tuple[int, str]:
+    split = path.stem.removeprefix("evaluation-")
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
+
+
+def _checkpoint(path: Path, best: Any) -> Record:
+    manifest = json_file(path / "manifest.json")
+    step = int(path.name.removeprefix("step-"))
+    files = manifest.get("files") or {}
+    is_best = isinstance(best, dict) and best.get("step") == step
+    return {
+        "name": path.name,
+        "step": step,
+        "bytes": sum(file.get("size", 0) for file in files.values()),
+        "best": f"{best['metric']} {best['value']:.4f}" if is_best else None,
+    }
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,140 @@
+"""What happened to a run: its attempts, how each ended, and what SLURM says of it. Pure: from lines to facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+
+from launch.runs import Record, time_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's time on the cluster, from jobs.jsonl: one begin, and its end where there is one."""
+
+    begin: Record
+    end: Record
+
+    @property
+    def name(self) -> str:
+        """`123`, `123_4` for an element of an array; with how often it was requeued before."""
+        element = self.begin.get("array_task")
+        number = f"{self.begin.get('job_id')}" + (f"_{element}" if element is not None else "")
+        return number + (f", restart {self.begin['restart']}" if self.begin.get("restart") else "")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run and how it ended.
+
+    number     from 1
+    outcome    running | completed | stopped | failed | interrupted (it ended without a word)
+    reason     why it ended, as far as anything is known; may be empty
+    from_step, end_step   end_step is None where the attempt could not tell
+    """
+
+    number: int
+    outcome: str
+    reason: str
+    from_step: int
+    end_step: int | None
+    started: datetime | None
+    ended: datetime | None
+    ranks: int | None
+    host: str
+    job: Job | None
+
+    @property
+    def how_it_ended(self) -> str:
+        """`stopped: SIGTERM`; `interrupted: preempted, requeued`."""
+        return f"{self.outcome}: {self.reason}" if self.reason else self.outcome
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to mark on the curves: `resumed`, or how the last attempt ended before the run was complete."""
+
+    step: int
+    sign: str
+    text: str
+
+
+def jobs_of(lines: Sequence[Record]) -> list[Job]:
+    """The begins of jobs.jsonl in their order, each with the end that follows it."""
+    jobs: list[Job] = []
+    for line in lines:
+        if line.get("event") == "begin":
+            jobs.append(Job(line, {}))
+        elif line.get("event") == "end" and jobs:
+            jobs[-1] = Job(jobs[-1].begin, line)
+    return jobs
+
+
+def attempts_of(lines: Sequence[Record], jobs: Sequence[Job], *, running: bool) -> list[Attempt]:
+    """The attempts of attempts.jsonl. A job's cause explains the last attempt that was made in it.
+
+    running   the last attempt is still going
+    """
+    starts = [line for line in lines if line.get("event") == "start"]
+    ends = {line.get("attempt"): line for line in lines if line.get("event") == "end"}
+    within = [_job_of(start, jobs) for start in starts]
+    attempts = []
+    for index, start in enumerate(starts):
+        is_last = index == len(starts) - 1
+        job = within[index]
+        decided = job.end if job and (is_last or within[index + 1] is not job) else {}
+        attempts.append(_attempt(start, ends.get(start.get("attempt"), {}), decided, job, running and is_last))
+    return attempts
+
+
+def events_of(attempts: Sequence[Attempt], last_step: int) -> list[Event]:
+    """Each resume, at the step from which it went on; and the end of the last attempt, unless it completed the run.
+
+    last_step   how far the run is known to have come
+    """
+    events = []
+    for before, after in pairwise(attempts):
+        again = (before.end_step or 0) - after.from_step
+        lost = f"; {again} steps were done again" if again > 0 else ""
+        text = f"attempt {after.number} goes on from step {after.from_step}; {before.number} was {before.how_it_ended}"
+        events.append(Event(after.from_step, f"↻{after.number}", text + lost))
+    if attempts and (last := attempts[-1]).outcome not in ("completed", "running"):
+        step = last.end_step if last.end_step is not None else last_step
+        sign = "■" if last.outcome == "stopped" else "✕"
+        events.append(Event(step, sign, f"attempt {last.number} was {last.how_it_ended}"))
+    return events
+
+
+def _job_of(start: Record, jobs: Sequence[Job]) -> Job | None:
+    """The job that began last before this attempt. Numbers do not tell: an element of an array has two of them."""
+    moment = time_of(start)
+    if moment is None or not start.get("slurm_job_id"):
+        return None
+    never = datetime.max.replace(tzinfo=UTC)
+    return next((job for job in reversed(jobs) if (time_of(job.begin) or never) <= moment), None)
+
+
+def _attempt(start: Record, end: Record, decided: Record, job: Job | None, running: bool) -> Attempt:
+    outcome = str(end.get("status", "failed")) if end else "running" if running else "interrupted"
+    causes = [end.get("reason"), decided.get("cause") if outcome != "completed" else None, decided.get("error")]
+    said = [str(cause).replace("_", " ") if cause is causes[1] else str(cause) for cause in causes if cause]
+    if decided.get("requeued"):
+        said.append("requeued")
+    if outcome == "interrupted" and not said:
+        said.append("killed, or its machine was lost")
+    unsaid = [text for index, text in enumerate(said) if text not in (outcome, *said[:index])]
+    step = end.get("step", decided.get("step"))
+    return Attempt(
+        number=int(start.get("attempt") or 0),
+        outcome=outcome,
+        reason=", ".join(unsaid),
+        from_step=int(start.get("from_step") or 0),
+        end_step=step if isinstance(step, int) else None,
+        started=time_of(start),
+        ended=time_of(end) or time_of(decided),
+        ranks=start.get("world_size"),
+        host=str(start.get("host") or ""),
+        job=job,
+    )

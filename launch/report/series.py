@@ -1,0 +1,88 @@
+"""Series of (step, value) and the axes that they are drawn on: thinned, smoothed, ticked. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Point = tuple[float, float]
+Points = Sequence[Point]
+
+SMOOTH_FROM = 40  # points: a shorter series is shown as it is
+
+
+def thinned(points: Points, buckets: int) -> list[Point]:
+    """At most 2 * buckets + 2 of the points, in their order: the lowest and the highest of each bucket, and both ends.
+
+    Buckets are equal parts of the range of steps, so that a spike of one step stays as high as it was.
+    """
+    if len(points) <= 2 * buckets + 2:
+        return list(points)
+    first, last = points[0][0], points[-1][0]
+    scale = buckets / ((last - first) or 1.0)
+    kept = {0, len(points) - 1}
+    start = 0
+    while start < len(points):
+        bucket = int((points[start][0] - first) * scale)
+        end = start + 1
+        while end < len(points) and int((points[end][0] - first) * scale) == bucket:
+            end += 1
+        within = range(start, end)
+        kept |= {min(within, key=lambda index: points[index][1]), max(within, key=lambda index: points[index][1])}
+        start = end
+    return [points[index] for index in sorted(kept)]
+
+
+def window_of(points: Points) -> int:
+    """Over how many points a series of this length is averaged: an odd number, 1 for a short one."""
+    return 1 if len(points) < SMOOTH_FROM else 2 * min(len(points) // 60 + 1, 250) + 1
+
+
+def smoothed(points: Points, window: int) -> list[Point]:
+    """Each value's mean with its neighbours, `window` of them in all; fewer, but as many on each side, at the ends."""
+    total, sums = 0.0, [0.0]
+    for _, value in points:
+        total += value
+        sums.append(total)
+    result = []
+    for index, (step, _) in enumerate(points):
+        reach = min(window // 2, index, len(points) - 1 - index)
+        result.append((step, (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)))
+    return result
+
+
+def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers that span [low, high]: the first is at or below it, the last at or above."""
+    if not high > low:
+        low, high = (0.0, 1.0) if low == 0 else (low - abs(low) / 2, low + abs(low) / 2)
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    interval = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / interval + 1e-9), math.ceil(high / interval - 1e-9)
+    return [float(f"{index * interval:.12g}") for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """Round numbers that span [low, high], both above 0, evenly on a logarithmic axis or nearly so."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        every = [factor * 10.0**power for power in range(first, max(last, first + 1) + 1) for factor in factors]
+        below = max((tick for tick in every if tick <= low * 1.0001), default=every[0])
+        above = min((tick for tick in every if tick >= high * 0.9999 and tick > below), default=every[-1])
+        ticks = [tick for tick in every if below <= tick <= above]
+        if len(ticks) <= most:
+            break
+    interval = -(-len(ticks) // most)
+    return [float(f"{tick:.12g}") for tick in ticks[::interval]] + (ticks[-1:] if (len(ticks) - 1) % interval else [])
+
+
+def tick_label(value: float) -> str:
+    """A short form: 0.25, 20k, 1.5M, 1e-5."""
+    size = abs(value)
+    for limit, suffix in ((1e6, "M"), (1e4, "k")):
+        if size >= limit:
+            return f"{value / (1e3 if suffix == 'k' else 1e6):.6g}{suffix}"
+    if size and size < 1e-3:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.6g}"

@@ -1,0 +1,19 @@
+"""Putting the page on disk: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trainlib.errors import UserError
+
+
+def write_page(path: Path, text: str) -> None:
+    """Replace a page, so that a browser sees the old one or the new one; UserError where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: {error.strerror}; name a file that can be written with --output") from error
