@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainlib.console import Console
-from trainlib.tracking import MetricsFile, TensorBoard, scalars
+from trainlib.tracking import MetricsFile
 
 
 def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:
@@ -41,21 +41,6 @@ def test_a_resumed_run_rewrites_what_it_trains_again(tmp_path: Path) -> None:
     resumed.log(row(3))
     resumed.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-
-
-def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = TensorBoard(tmp_path, 0)
-    rows = [row(1, scope="step"), row(2, scope="step"), row(2, scope="epoch"), row(2, "val"), row(2, "test")]
-    for line in rows:
-        board.log(line)
-    board.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    found = {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
-    expected = {(tag, line["step"]): value for line in rows for tag, value in scalars(line).items()}
-    assert found == pytest.approx(expected)
-    assert {tag for tag, _ in found} >= {"train/loss_step", "train/loss", "val/accuracy", "test/loss", "lr"}
 
 
 def test_the_console_prints_plain_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:

@@ -101,8 +101,13 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file, one a line; lines that a crash cut off are passed over."""
+    return parse_lines(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else []
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+    """The JSON objects of a text, one a line; lines that are not whole are passed over."""
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

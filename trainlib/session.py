@@ -218,7 +218,8 @@ def _outputs(
         progress.step,
         quiet=not config.tracking.progress,
     )
-    trackers = [*open_trackers(config.tracking, run.path, progress.step), console]
+    opened = open_trackers(config.tracking, run.path, progress.step, manifest["config"] | {"environment": facts})
+    trackers = [*opened.metrics, console]
     keeper = Keeper(run.checkpoints, config.checkpoint.keep, manifest, background=config.checkpoint.background)
     try:
         yield Outputs(trackers, console, keeper)

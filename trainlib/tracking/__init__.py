@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from trainlib.config import TrackingConfig
 from trainlib.tracking.rows import MetricsFile, Row, scalars
 from trainlib.tracking.tensorboard import TensorBoard
+from trainlib.tracking.wandb_process import Job, WandbProcess
 
-__all__ = ["Forgiving", "MetricsFile", "Row", "TensorBoard", "Tracker", "log_all", "open_trackers", "scalars"]
+__all__ = [
+    "Forgiving",
+    "MetricsFile",
+    "Row",
+    "TensorBoard",
+    "Tracker",
+    "Trackers",
+    "log_all",
+    "open_trackers",
+    "scalars",
+]
 
 logger = logging.getLogger("trainlib.tracking")
 
@@ -26,38 +39,63 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def open_trackers(config: TrackingConfig, run: Path, from_step: int) -> list[Tracker]:
-    """The trackers that the configuration asks for; metrics.jsonl is always one of them."""
-    trackers: list[Tracker] = [MetricsFile(run / "metrics.jsonl", from_step)]
+@dataclass(frozen=True)
+class Trackers:
+    """What shows the rows of metrics.jsonl, and what those of health.jsonl, if there are to be any."""
+
+    metrics: list[Tracker]
+    health: list[Tracker]
+
+
+def open_trackers(config: TrackingConfig, run: Path, from_step: int, values: Mapping[str, Any]) -> Trackers:
+    """The trackers that the configuration asks for; metrics.jsonl is always one of them.
+
+    values   the configuration and the environment, for W&B
+    """
+    trackers = Trackers([MetricsFile(run / "metrics.jsonl", from_step)], [])
+    if config.health is not None:
+        trackers.health.append(Forgiving("health.jsonl", lambda: MetricsFile(run / "health.jsonl", from_step)))
     if config.tensorboard:
-        trackers.append(Forgiving(TensorBoard(run / "tensorboard", from_step)))
+        board = Forgiving("TensorBoard", lambda: TensorBoard(run))
+        trackers.metrics.append(board)
+        trackers.health.append(board)
+    job = Job.of(run, config.wandb, values)
+    if job.mode != "disabled":
+        trackers.metrics.append(Forgiving("W&B", lambda: WandbProcess(job)))
     return trackers
 
 
 class Forgiving:
     """A tracker whose failure harms nothing but itself: it warns once, and shows nothing from then on."""
 
-    def __init__(self, tracker: Tracker):
-        self._tracker = tracker
-        self._broken = False
+    def __init__(self, name: str, opened: Callable[[], Tracker]):
+        self._name = name
+        self._tracker: Tracker | None = None
+        with self._forgiving():
+            self._tracker = opened()
 
     def log(self, row: Row) -> None:
-        self._attempt(lambda: self._tracker.log(row))
+        with self._forgiving():
+            if self._tracker is not None:
+                self._tracker.log(row)
 
     def flush(self) -> None:
-        self._attempt(self._tracker.flush)
+        with self._forgiving():
+            if self._tracker is not None:
+                self._tracker.flush()
 
     def close(self) -> None:
-        self._attempt(self._tracker.close)
+        with self._forgiving():
+            if self._tracker is not None:
+                self._tracker.close()
 
-    def _attempt(self, action: Callable[[], None]) -> None:
-        if self._broken:
-            return
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
         try:
-            action()
+            yield
         except Exception as error:  # noqa: BLE001 - whatever a foreign library raises
-            self._broken = True
-            logger.warning("%s stopped working (%s); training goes on without it", type(self._tracker).__name__, error)
+            self._tracker = None
+            logger.warning("%s stopped working (%s); training goes on without it", self._name, error)
 
 
 def log_all(trackers: Sequence[Tracker], row: Row) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -16,9 +17,11 @@ logger = logging.getLogger("trainlib.tracking")
 
 Row = Mapping[str, Any]
 
+HEALTH_NUMBERS = ("gradient_norm", "weight_norm", "update_ratio")
+
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, appended. Rows past the step that a run resumes from are cut off first.
+    """metrics.jsonl or its like: one JSON object a line, appended. Rows past the step that a run resumes from are cut.
 
     Rows that a full disk does not take are kept and tried again with the next one; `flush` raises OSError as long as
     there are some, so that no checkpoint is taken for newer than the rows that lead to it. `flush` may be called from
@@ -26,6 +29,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, from_step: int):
+        self._path = path
         if path.exists():
             _keep_rows_up_to(path, from_step)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -49,7 +53,7 @@ class MetricsFile:
         try:
             self.flush()
         except OSError as error:
-            logger.warning("the last rows of metrics.jsonl may be lost (%s)", error)
+            logger.warning("the last rows of %s may be lost (%s)", self._path.name, error)
         finally:
             os.close(self._descriptor)
 
@@ -62,12 +66,25 @@ class MetricsFile:
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """A row's numbers under the names that chart tools group by: `train/loss_step`, `train/loss`, `val/loss`, `lr`."""
+    """A row's numbers under names of their own: `train/loss_step`, `train/lr_step`, `train/loss`, `val/accuracy`.
+
+    The names tell the split and the scope, so that no other row of the same step has one of them. Numbers that are not
+    finite, which JSON writes as null, have no point in a chart.
+    """
     suffix = "_step" if row.get("scope") == "step" else ""
-    named = {f"{row['split']}/{name}{suffix}": row[name] for name in ("loss", "accuracy")}
-    if row["split"] == "train":
-        named |= {"lr": row["lr"], "images_per_second": row["images_per_second"]}
-    return {name: value for name, value in named.items() if value is not None}
+    names = [
+        "loss",
+        "accuracy",
+        "images_per_second",
+        *(name for name in ("lr", "grad_norm") if row["split"] == "train"),
+    ]
+    named = {f"{row['split']}/{name}{suffix}": row.get(name) for name in names}
+    return {name: value for name, value in named.items() if value is not None and math.isfinite(value)}
+
+
+def health_scalars(row: Row) -> dict[str, float]:
+    """The numbers of a row of health.jsonl: `gradient_norm/<parameter>`, `weight_norm/...`, `update_ratio/...`."""
+    return {f"{name}/{key}": value for name in HEALTH_NUMBERS for key, value in row[name].items() if value is not None}
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:

@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainlib.tracking.rows import Row, scalars
+from trainlib.files import read_lines
+from trainlib.tracking.rows import Row, health_scalars, scalars
+
+FLUSH_SECONDS = 5  # at most, until a row shows up in TensorBoard
 
 
 class TensorBoard:
-    """The same rows as scalars `split/loss`, `split/accuracy`, `lr`, `images_per_second`, at the row's step."""
+    """The rows of metrics.jsonl as scalars (see `scalars`), and those of health.jsonl with their histograms.
 
-    def __init__(self, directory: Path, from_step: int):
+    The events of a resumed run are written anew from these two files, so that they hold exactly the same rows, also
+    after a kill that cut the events off or a resume from long before.
+    """
+
+    def __init__(self, run: Path):
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = from_step + 1 if directory.exists() else None  # rows past the resumed step do not count
-        self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
+        directory = run / "tensorboard"
+        earlier = list(directory.glob("events.*"))
+        # A purge tells a TensorBoard that is running to forget what it has read from the earlier files.
+        purge_step = 0 if earlier else None
+        self._writer: Any = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=FLUSH_SECONDS)
+        for row in [*read_lines(run / "metrics.jsonl"), *read_lines(run / "health.jsonl")]:
+            self.log(row)
+        self.flush()
+        for path in earlier:
+            path.unlink()
 
     def log(self, row: Row) -> None:
-        for tag, value in scalars(row).items():
-            self._writer.add_scalar(tag, value, row["step"])
+        step, time = row["step"], datetime.fromisoformat(row["time"]).timestamp()
+        for tag, value in (health_scalars(row) if "histograms" in row else scalars(row)).items():
+            self._writer.add_scalar(tag, value, step, time)
+        for tag, histogram in row.get("histograms", {}).items():
+            self._writer.add_histogram_raw(
+                tag,
+                min=histogram["edges"][0],
+                max=histogram["edges"][-1],
+                num=sum(histogram["counts"]),
+                sum=histogram["sum"],
+                sum_squares=histogram["sum_squares"],
+                bucket_limits=histogram["edges"][1:],
+                bucket_counts=histogram["counts"],
+                global_step=step,
+                walltime=time,
+            )
 
     def flush(self) -> None:
         self._writer.flush()

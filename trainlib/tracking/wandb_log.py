@@ -57,7 +57,7 @@ def records(path: Path) -> Iterator[bytes]:
 
 def history(path: Path) -> Iterator[Point]:
     """The rows of history in one log, in the order in which they were logged."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for data in records(path):
         record = Record.FromString(data)
