@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from trainlib.config import load_config
+from torch import nn
+
+from trainlib import checkpoint
+from trainlib.config import Config, differences, load_config, read_resolved
 from trainlib.custom import CustomParts, ModelSource
 from trainlib.data import Dataset
 from trainlib.data.images import ResidentImages
@@ -16,6 +20,8 @@ from trainlib.losses import CustomLoss
 from trainlib.rundir import RUNS, RunDirectory
 from trainlib.stopping import StopFlag
 from trainlib.train import train
+
+logger = logging.getLogger("trainlib")
 
 
 def fit(
@@ -37,7 +43,8 @@ def fit(
     resume    "" to accept harmless changes of the configuration, or the name of one of the run's checkpoints
 
     Each of model, dataset and loss takes the place of what the configuration names. Called on every rank of
-    `torchrun` or `accelerate launch`, with the same arguments. A run that was interrupted is continued.
+    `torchrun` or `accelerate launch`, with the same arguments. A run that was interrupted is continued, one that is
+    finished is returned as it is. A given module holds the weights that were tested.
     Raises UserError for mistakes, TrainlaunchError for what goes wrong on the way, and SystemExit(75) when the run was
     asked to stop and has a checkpoint: what follows in a script sees finished runs only.
     """
@@ -47,13 +54,17 @@ def fit(
     try:
         with logging_to_console():
             resolved = load_config([*_image_size(dataset), *config], custom.names())
+            run = RunDirectory(RUNS / resolved.name)
+            if not fresh and resume is None and _is_finished(run, resolved):
+                _give_back(run, model)
+                return run
             rank = int(os.environ.get("RANK", "0"))
             done = train(resolved, flag, rank=rank, fresh=fresh, resume=resume, custom=custom)
     finally:
         flag.uninstall()
     if not done:
         raise SystemExit(EXIT_STOPPED)
-    return RunDirectory(RUNS / resolved.name)
+    return run
 
 
 def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
@@ -62,3 +73,17 @@ def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
         return []
     height, width = dataset.train.images.images_NCHW.shape[2:]
     return [{"data": {"image_size": height}}] if height == width else []
+
+
+def _is_finished(run: RunDirectory, config: Config) -> bool:
+    """Whether this very configuration is trained already: a script of several runs comes past it when it goes on."""
+    return run.summary().get("status") == "completed" and not differences(read_resolved(run.config_file), config)
+
+
+def _give_back(run: RunDirectory, model: ModelSource | None) -> None:
+    """What training would leave: the tested weights in a module that was given."""
+    logger.info("%s is finished", run.path)
+    if isinstance(model, nn.Module):
+        summary = run.summary()
+        step = (summary["best"] or summary)["step"]
+        model.load_state_dict(checkpoint.verify(run.checkpoints / checkpoint.name_of(step)).model_state())
