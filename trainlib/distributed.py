@@ -38,7 +38,7 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
     environment changes what is computed. Raises UserError for a wrong world size.
     """
     cpu = _trains_on_cpu(environ)
-    torch.set_num_threads(num_threads(environ))
+    torch.set_num_threads(num_threads(environ, is_elastic=config.reproducibility == "elastic"))
     _set_determinism(config)
     try:
         accelerator = Accelerator(
@@ -90,13 +90,16 @@ def check_precision(config: TrainConfig, environ: Mapping[str, str] = os.environ
         raise UserError("train.precision: got fp16, which needs a GPU, and none was found; use bf16 or no")
 
 
-def num_threads(environ: Mapping[str, str]) -> int:
+def num_threads(environ: Mapping[str, str], *, is_elastic: bool = False) -> int:
     """Intra-op threads of this rank: its share of the physical cores that it may use.
 
     The same under every launcher. torchrun sets OMP_NUM_THREADS to 1 unasked, so that variable is not what a user said.
+    In elastic mode it is 1, as kernels add in another order with another number, and ranks may be any number.
     """
     if environ.get(NUM_THREADS):
         return max(1, int(environ[NUM_THREADS]))
+    if is_elastic:
+        return 1
     physical = psutil.cpu_count(logical=False) or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
     return max(1, min(physical, allowed) // int(environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -114,6 +117,15 @@ def from_main(value: T) -> T:
     values: list[Any] = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]  # type: ignore[no-any-return]
+
+
+def from_all(value: T) -> list[T]:
+    """Every rank's value, on every rank, in rank order. A synchronisation point."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def share_buffers(module: nn.Module) -> None:

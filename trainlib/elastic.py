@@ -16,15 +16,21 @@ step adds up is one vector: gradients, what BatchNorm learned, and how many samp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from trainlib import environment
+from trainlib.checkpoint import weights_sha256
+from trainlib.distributed import NUM_THREADS, from_all
+from trainlib.errors import TrainlaunchError, UserError
 from trainlib.plan import parts_of
 
 
@@ -79,6 +85,56 @@ class TreeSum:
             left_F += total_F
             total_F = left_F
         return total_F
+
+
+def require_alike(virtual_shards: int, accelerator: Accelerator, manifest: Mapping[str, Any] | None) -> None:
+    """See to it that every rank computes the same bits as any other would, now and in the attempts before.
+
+    manifest   of the checkpoint to go on from; its number of threads becomes this attempt's
+    Raises UserError, on every rank, where ranks differ, or are more than there are shards. A collective.
+    """
+    world_size = accelerator.num_processes
+    if world_size > virtual_shards:
+        raise UserError(
+            f"train.virtual_shards: got {virtual_shards}, must be >= the {world_size} processes that there are; "
+            "it is part of the result, so set it to the most processes that the run may ever have"
+        )
+    facts = environment.ingredients(accelerator.device, world_size) | {NUM_THREADS: os.environ.get(NUM_THREADS)}
+    every = from_all(facts)
+    for rank, theirs in enumerate(every):
+        for name in facts:
+            if theirs[name] != every[0][name]:
+                raise UserError(
+                    f"train.reproducibility: elastic needs ranks that are alike; {name} is {theirs[name]} on rank "
+                    f"{rank} and {every[0][name]} on rank 0: give all of them the same, or use exact"
+                )
+    if manifest is not None and manifest["num_threads"] != facts["num_threads"]:
+        if facts[NUM_THREADS]:
+            raise UserError(
+                f"{NUM_THREADS}: got {facts[NUM_THREADS]}, must be {manifest['num_threads']}, with which this run "
+                "began: kernels add in another order with another number of threads; unset it"
+            )
+        torch.set_num_threads(manifest["num_threads"])
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes, by name."""
+    return {name: weights_sha256({name: tensor}) for name, tensor in tensors.items()}
+
+
+def require_same_state(module: nn.Module) -> None:
+    """Raise TrainlaunchError, on every rank, where ranks hold different weights or buffers. A collective.
+
+    Nothing but a fault brings that about: in a device or its memory, or in what elastic mode believes of kernels.
+    """
+    every = from_all(digests(module.state_dict()))
+    for rank, theirs in enumerate(every):
+        name = next((name for name, digest in theirs.items() if digest != every[0][name]), None)
+        if name is not None:
+            raise TrainlaunchError(
+                f"{name} on rank {rank} is not what it is on rank 0, though all ranks computed the same: a fault of "
+                "one of their devices; the run ends here, and goes on from its last checkpoint when it is started again"
+            )
 
 
 class Elastic:

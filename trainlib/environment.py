@@ -37,18 +37,24 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def describe(device: torch.device, world_size: int) -> dict[str, Any]:
-    """The machine and the software, as plain values."""
+def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:
+    """What decides the bits of a step beside the configuration, as plain values."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "versions": versions(),
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
         "device": device.type,
         "device_name": name,
         "world_size": world_size,
         "num_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def describe(device: torch.device, world_size: int) -> dict[str, Any]:
+    """The machine and the software, as plain values."""
+    return ingredients(device, world_size) | {
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
         "git_commit": git_commit(),
         "command": sys.argv,
     }
@@ -59,12 +65,15 @@ def bits(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in DECIDES_BITS} | {"versions": facts["versions"]}
 
 
-def resume_report(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """`exact`, or what differs between two `bits` and what that changes; all in one line."""
+def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: bool = False) -> str:
+    """`exact`, or what differs between two `bits` and what that changes; all in one line.
+
+    elastic   another world size changes nothing; both are told
+    """
     changes = [
         f"{name} was {then.get(name)}, is {now[name]} ({effect})"
         for name, effect in DECIDES_BITS.items()
-        if then.get(name) != now[name]
+        if then.get(name) != now[name] and not (elastic and name == "world_size")
     ]
     before, after = then.get("versions") or {}, now["versions"]
     changes += [
@@ -72,6 +81,8 @@ def resume_report(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for name in sorted({*before, *after} - {"wandb", "trainlaunch"})
         if before.get(name) != after.get(name)
     ]
+    if not changes and then.get("world_size") != now["world_size"]:
+        return f"exact, with {now['world_size']} processes as with the {then.get('world_size')} before (elastic)"
     if not changes:
         return "exact"
     return f"not bitwise what an uninterrupted run gives: {'; '.join(changes)}; {UNCHANGED}"

@@ -20,6 +20,7 @@ from trainlib.clock import Clock
 from trainlib.config import Best, EarlyStopping
 from trainlib.console import Console
 from trainlib.distributed import from_main
+from trainlib.elastic import require_same_state
 from trainlib.errors import NonFiniteError, TrainlaunchError
 from trainlib.files import timestamp
 from trainlib.keeper import Keeper
@@ -50,6 +51,7 @@ class Policy:
     """When things happen, in steps, and what counts as better."""
 
     log_every: int
+    log_grad_norm: bool
     checkpoint_every: int
     best: Best | None
     early_stopping: EarlyStopping | None
@@ -129,7 +131,7 @@ class Loop:
             self.outputs.beat()
 
             if progress.step % policy.log_every == 0:
-                self._log_step(epoch, lr, metrics_of(gather_sums(result.sums_P2), denominator, len(ids_N)))
+                self._log_step(epoch, lr, metrics_of(gather_sums(result.sums_P2), denominator, len(ids_N)), result)
             is_best = False
             if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
                 is_best = self._end_epoch(epoch, lr)
@@ -218,16 +220,18 @@ class Loop:
             metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size, beat_and_pass_on)
         return metrics, len(ids_N) / pause.seconds
 
-    def _log_step(self, epoch: int, lr: float, metrics: Metrics) -> None:
-        self._log("train", epoch, lr, metrics, scope="step", images_per_second=self.clock.images_per_second)
+    def _log_step(self, epoch: int, lr: float, metrics: Metrics, result: StepResult) -> None:
+        speed = self.clock.images_per_second
+        more = {"grad_norm": result.grad_norm.item()} if self.policy.log_grad_norm else {}
+        self._log("train", epoch, lr, metrics, scope="step", images_per_second=speed, **more)
 
     def _log(
-        self, split: str, epoch: int, lr: float, metrics: Metrics, *, images_per_second: float, scope: str | None = None
+        self, split: str, epoch: int, lr: float, metrics: Metrics, *, scope: str | None = None, **numbers: float
     ) -> None:
         row: dict[str, Any] = {"time": timestamp(), "step": self.progress.step, "epoch": epoch + 1, "split": split}
         row |= {"scope": scope} if scope else {}
         row |= {"loss": metrics.loss, "accuracy": metrics.accuracy, "count": metrics.count}
-        log_all(self.outputs.trackers, row | {"lr": lr, "images_per_second": images_per_second})
+        log_all(self.outputs.trackers, row | {"lr": lr} | numbers)
 
     def _save(self, *, must: bool = False) -> None:
         """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes.
@@ -239,6 +243,8 @@ class Loop:
         problem = None
         with self.clock.paused():
             if self._saved_step != progress.step:
+                if self.engine.elastic is not None:
+                    require_same_state(self.engine.classifier.module)
                 progress.seconds = self.clock.seconds
                 gathered = progress.state_dict()
                 if keeper is not None:

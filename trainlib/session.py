@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from accelerate import Accelerator
 
-from trainlib import checkpoint, distributed, environment
+from trainlib import checkpoint, distributed, elastic
 from trainlib.build import build_classifier, build_engine, build_plan, build_policy, build_samples, check_images
 from trainlib.checkpoint import Checkpoint
-from trainlib.config import Config, dump_config
-from trainlib.console import Console
+from trainlib.config import Config
 from trainlib.custom import NOTHING_CUSTOM, CustomParts
 from trainlib.data import load_data
 from trainlib.data.images import Dataset
 from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError, UserError
 from trainlib.evaluation import Answers, Recorder, describe, write_evaluation
-from trainlib.files import write_atomically
-from trainlib.keeper import Keeper
 from trainlib.logs import redirect_output
 from trainlib.loop import Loop, Outputs
 from trainlib.metrics import Metrics
+from trainlib.outputs import open_outputs, summary_of
 from trainlib.progress import Progress
 from trainlib.rundir import Attempt, RunDirectory
 from trainlib.schedule import Schedule
 from trainlib.step import warm_up
 from trainlib.stopping import Agreement, StopFlag
-from trainlib.tracking import open_trackers
 from trainlib.watchdog import Watchdog
 
 logger = logging.getLogger("trainlib")
@@ -72,7 +66,7 @@ def run_session(
         loop = build_loop(config, dataset, accelerator, start, custom)
         with (
             Watchdog(config.train.hang_seconds, flag, log) as watchdog,
-            _outputs(config, run, loop, dataset, attempt, start) if attempt else nullcontext(Outputs()) as outputs,
+            open_outputs(config, run, loop, dataset, attempt, start) if attempt else nullcontext(Outputs()) as outputs,
         ):
             loop.outputs = replace(outputs, beat=watchdog.beat)
             if attempt:
@@ -80,7 +74,7 @@ def run_session(
                     checkpoint.rewind(run.checkpoints, start)
                 run.begin(config)
             completed = loop.run(Agreement(flag, distributed.control_group(config.train)))
-            summary = _summary(loop) if attempt else {}
+            summary = summary_of(loop) if attempt else {}
             test = _test(loop, run, config) if completed else None
             if attempt:
                 attempt.status, attempt.step = "completed" if completed else "stopped", loop.progress.step
@@ -144,6 +138,8 @@ def build_loop(
     custom: CustomParts = NOTHING_CUSTOM,
 ) -> Loop:
     """All parts of the run, in the state that `start` holds. Its outputs are still to be set."""
+    if config.train.reproducibility == "elastic":
+        elastic.require_alike(config.train.virtual_shards, accelerator, start.manifest if start else None)
     num_classes = len(dataset.class_names)
     plan, val_ids = build_plan(config, len(dataset.train.labels_N))
     if start is not None and start.step > plan.total_steps:
@@ -179,73 +175,6 @@ def build_loop(
         schedule.load_state_dict(state["schedule"])
         progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts, accelerator.device)
     return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
-
-
-@contextmanager
-def _outputs(
-    config: Config, run: RunDirectory, loop: Loop, dataset: Dataset, attempt: Attempt, start: Checkpoint | None
-) -> Iterator[Outputs]:
-    """Rank 0's outputs. Whatever happens, they are closed, and how far the attempt came is recorded."""
-    device, world_size = loop.engine.accelerator.device, loop.engine.accelerator.num_processes
-    plan, progress = loop.plan, loop.progress
-    facts = environment.describe(device, world_size)
-    write_atomically(run.environment_file, json.dumps(facts, indent=2) + "\n")
-    threads = torch.get_num_threads()
-    logger.info(
-        "%s: %d steps of %d images, %d an epoch; %d process%s on %s, %d thread%s each",
-        config.name,
-        plan.total_steps,
-        plan.global_batch_size,
-        plan.steps_per_epoch,
-        world_size,
-        "es" * (world_size > 1),
-        facts["device_name"] if device.type == "cuda" else "CPU",
-        threads,
-        "s" * (threads > 1),
-    )
-    if start is not None:
-        report = environment.resume_report(start.manifest, environment.bits(facts))
-        logger.info("resuming from step %d: %s", start.step, report)
-    manifest = environment.bits(facts) | {
-        "config": config.model_dump(mode="json"),  # with which the weights can be used wherever they are copied to
-        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "classes": list(dataset.class_names),
-        "preprocess": asdict(loop.samples.train.preprocess),
-    }
-    console = Console(
-        plan.total_steps,
-        -(-plan.total_steps // plan.steps_per_epoch),
-        progress.step,
-        quiet=not config.tracking.progress,
-    )
-    opened = open_trackers(config.tracking, run.path, progress.step, manifest["config"] | {"environment": facts})
-    trackers = [*opened.metrics, console]
-    keeper = Keeper(run.checkpoints, config.checkpoint.keep, manifest, background=config.checkpoint.background)
-    try:
-        yield Outputs(trackers, console, keeper)
-    except BaseException:
-        with suppress(Exception):  # a broken device or a full disk must not hide the error itself
-            run.write_summary({"status": "failed"} | _summary(loop) | {"test": None})
-        raise
-    finally:
-        attempt.step = progress.step
-        keeper.close()
-        for tracker in trackers:
-            tracker.close()
-
-
-def _summary(loop: Loop) -> dict[str, Any]:
-    """What summary.json says of the training itself."""
-    progress = loop.progress
-    return {
-        "step": progress.step,
-        "epoch": loop.epoch,
-        "best": progress.best,
-        "weights_sha256": checkpoint.weights_sha256(loop.engine.classifier.module.state_dict()),
-        "world_size": loop.engine.accelerator.num_processes,
-        "images_per_second": loop.clock.mean_images_per_second,
-        "seconds": loop.clock.seconds,
-    }
 
 
 @dataclass(frozen=True)
