@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
-from launch.runs import Record, Run, time_of
+from launch.failure_record import read_all, root_cause
+from launch.runs import Record, Run, open_jobs, queue_id, time_of
+from launch.slurm.follow import state_text
+from launch.slurm.queue import JobState
 
 _COLUMNS = ("NAME", "STATUS", "STEP", "EPOCH", "ACCURACY", "STARTED", "SECONDS")
 _RIGHT_ALIGNED = {"STEP", "EPOCH", "SECONDS"}
 
 
-def runs_table(runs: Sequence[Run], now: datetime) -> str:
+Jobs = Mapping[str, JobState]  # those that wait or run now, by id
+NO_JOBS: Jobs = {}
+
+
+def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = NO_JOBS) -> str:
     """One line for each run; the accuracy is the test's where there is one, the newest validation's otherwise."""
-    rows = [_COLUMNS, *(_row(run, now) for run in runs)]
+    rows = [_COLUMNS, *(_row(run, _job_of(run, jobs), now) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_aligned(row, widths) for row in rows)
 
 
-def run_details(run: Run, now: datetime) -> str:
-    """All that the files of a run tell, some lines long."""
+def run_details(run: Run, now: datetime, jobs: Jobs = NO_JOBS) -> str:
+    """All that the files of a run and the queue tell, some lines long."""
+    job = _job_of(run, jobs)
     facts = {
         "run": run.name,
-        "status": _explain(run),
+        "status": _explain(run, job),
+        "job": f"{job.job_id}, {state_text(job)}" if job else "",
         "progress": _progress(run.newest_metrics, run.planned),
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
         "val": _metrics(run.last.get(("val", None))),
@@ -33,21 +43,36 @@ def run_details(run: Run, now: datetime) -> str:
         "directory": str(run.directory),
     }
     lines = [f"{label + ':':<13}{value}" for label, value in facts.items() if value]
-    attempts = [f"  {_attempt(record)}" for record in run.attempts]
-    return "\n".join([*lines, *(["attempts:"] if attempts else []), *attempts])
+    for heading, records, in_words in (("attempts:", run.attempts, _attempt), ("jobs:", run.jobs, _job)):
+        lines += [*([heading] if records else []), *(f"  {in_words(record)}" for record in records)]
+    return "\n".join(lines)
 
 
-def _row(run: Run, now: datetime) -> tuple[str, ...]:
+def _job_of(run: Run, jobs: Jobs) -> JobState | None:
+    return next((jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs), None)
+
+
+def _row(run: Run, job: JobState | None, now: datetime) -> tuple[str, ...]:
     newest = run.newest_metrics
     return (
         run.name,
-        run.status,
+        _status(run, job),
         str(newest.get("step", "")),
         str(newest.get("epoch", "")),
         _accuracy(run),
         _local(run.started),
         _seconds(run, now),
     )
+
+
+def _status(run: Run, job: JobState | None) -> str:
+    """One word, from the queue where the run has a job there; and what a job waits for."""
+    if job is None:
+        return "submitted" if run.status == "new" and open_jobs(run.jobs) else run.status
+    if not job.waiting:
+        return job.state.lower()
+    state = "requeued" if job.restarts else "pending"
+    return f"{state} ({job.reason})" if job.reason else state
 
 
 def _accuracy(run: Run) -> str:
@@ -65,13 +90,13 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(padded).rstrip()
 
 
-def _explain(run: Run) -> str:
+def _explain(run: Run, job: JobState | None) -> str:
     what_next = {
         "stopped": "; start it again to continue",
         "interrupted": ": it ended without a word; start it again to continue",
         "running": f", process {(run.last_start or {}).get('pid')} on {(run.last_start or {}).get('host')}",
     }
-    return run.status + what_next.get(run.status, "")
+    return _status(run, job) + ("" if job else what_next.get(run.status, ""))
 
 
 def _progress(newest: Record, planned: Record) -> str:
@@ -95,8 +120,38 @@ def _metrics(record: Record | None) -> str:
 
 
 def _last_error(run: Run) -> str:
+    left = root_cause(read_all(run.directory))
+    if left is not None:
+        return _failure(asdict(left))
+    failures = [record for record in run.jobs if record.get("cause") == "failure"]
     reasons = [record["reason"] for record in run.attempts if record.get("status") == "failed" and record.get("reason")]
-    return str(reasons[-1]) if reasons else ""
+    return _failure(failures[-1]) if failures else str(reasons[-1]) if reasons else ""
+
+
+def _failure(record: Record) -> str:
+    """Which rank failed, where and how, its log, and the last line of that."""
+    ended = f"was killed by {record['signal']}" if record.get("signal") else f"exit code {record.get('exit_code')}"
+    if record.get("rank") is not None:
+        ended = f"rank {record['rank']} on {record.get('host')}: {ended}"
+    log = f" (log: {record['log']})" if record.get("log") else ""
+    return f"{ended}{log}" + (f": {record['error']}" if record.get("error") else "")
+
+
+def _job(record: Record) -> str:
+    """One line of jobs.jsonl in words."""
+    head = f"{queue_id(record)}  {_local(time_of(record))}  "
+    if record.get("event") == "submitted":
+        return f"{head}submitted"
+    if record.get("event") == "begin":
+        again = f", restart {record['restart']}" if record.get("restart") else ""
+        return f"{head}begun on {' '.join(record.get('nodes') or [])}{again}"
+    cause = str(record.get("cause")).replace("_", " ")
+    signal = f" ({record['signal']})" if record.get("signal") and cause != "failure" else ""
+    step = f" at step {record['step']}" if record.get("step") is not None else ""
+    failure = f": {_failure(record)}" if record.get("cause") == "failure" else ""
+    requeued = "; requeued" if record.get("requeued") else ""
+    excluded = f" without {' '.join(record['excluded'])}" if record.get("excluded") else ""
+    return f"{head}{cause}{signal}{step}{failure}{requeued}{excluded}"
 
 
 def _attempt(record: Record) -> str:

@@ -194,7 +194,7 @@ def test_a_run_is_found_by_name_or_path(tmp_path: Path) -> None:
 def test_logs_of_a_rank(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [], log="one\ntwo\n")
     assert "".join(log_chunks(directory, 0, follow=False)) == "one\ntwo\n"
-    with pytest.raises(UserError, match=r"rank-3\.log: No such file or directory; there are logs of ranks 0"):
+    with pytest.raises(UserError, match=r"rank-3\.log: No such file or directory; there are rank-0\.log"):
         list(log_chunks(directory, 3, follow=False))
 
 
@@ -218,7 +218,7 @@ def test_stop_writes_the_stop_file_of_a_running_run(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [start(1, START)])
     with holding_lock(directory):
         assert "exit code 75" in ask_to_stop(directory)
-    assert (directory / "STOP").exists()
+    assert (directory / "STOP").read_text() == "launch stop\n"
 
 
 @pytest.mark.parametrize("act", [ask_to_stop, kill_run])

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from launch.runs import Run
+    from launch.slurm.queue import JobState
 
 
 @click.command("list")
@@ -14,7 +20,8 @@ def list_runs() -> int:
     from launch.show import runs_table
 
     runs = all_runs()
-    click.echo(runs_table(runs, datetime.now(UTC)) if runs else f"no runs in {RUNS.resolve()}")
+    table = runs_table(runs, datetime.now(UTC), _active_jobs(runs))
+    click.echo(table if runs else f"no runs in {RUNS.resolve()}")
     return 0
 
 
@@ -25,20 +32,22 @@ def status(run: str) -> int:
     from launch.runs import find_run, read_run
     from launch.show import run_details
 
-    click.echo(run_details(read_run(find_run(run)), datetime.now(UTC)))
+    found = read_run(find_run(run))
+    click.echo(run_details(found, datetime.now(UTC), _active_jobs([found])))
     return 0
 
 
 @click.command()
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends, in a later job too.")
 @click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
-def logs(run: str, follow: bool, rank: int) -> int:
+@click.option("--attempt", type=click.IntRange(min=1), help="Only what this start of the run printed.")
+def logs(run: str, follow: bool, rank: int, attempt: int | None) -> int:
     """What a rank of a run has printed."""
     from launch.control import log_chunks
     from launch.runs import find_run
 
-    for chunk in log_chunks(find_run(run), rank, follow=follow):
+    for chunk in log_chunks(find_run(run), rank, follow=follow, attempt=attempt):
         click.echo(chunk, nl=False)
     return 0
 
@@ -57,9 +66,21 @@ def stop(run: str) -> int:
 @click.command()
 @click.argument("run")
 def cancel(run: str) -> int:
-    """End a run on this machine now; it continues from its last checkpoint when it is started again."""
-    from launch.control import kill_run
+    """End a run now, or take its job out of the queue; started again, it continues from its last checkpoint."""
+    from launch.control import end_run
     from launch.runs import find_run
 
-    click.echo(kill_run(find_run(run)))
+    click.echo(end_run(find_run(run)))
     return 0
+
+
+def _active_jobs(runs: Sequence[Run]) -> dict[str, JobState]:
+    """The runs' jobs that wait or run; none, with a note, where SLURM cannot be asked."""
+    from launch.slurm.follow import active_jobs
+    from launch.slurm.queue import QueueError
+
+    try:
+        return active_jobs([run.jobs for run in runs])
+    except QueueError as error:
+        click.echo(f"note: {' '.join(str(error).split())}; what follows is from the runs' files alone", err=True)
+        return {}

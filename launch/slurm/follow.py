@@ -15,14 +15,14 @@ _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 20.0  # between two questions to the con
 
 
 def state_text(job: JobState) -> str:
-    """`job 12: pending (Priority), expected to start at 2030-01-02 03:04:05, requeued 2 times`."""
+    """`pending (Priority), expected to start at 2030-01-02 03:04:05, requeued 2 times`; times are this machine's."""
     reason = f" ({job.reason})" if job.waiting and job.reason else ""
     nodes = f" on {job.nodes}" if job.nodes else ""
     start = ""
     if job.waiting and job.start is not None:
         start = f", expected to start at {datetime.fromtimestamp(job.start):%Y-%m-%d %H:%M:%S}"
     requeued = f", requeued {job.restarts} time{'s' * (job.restarts > 1)}" if job.restarts else ""
-    return f"job {job.job_id}: {job.state.lower()}{reason}{nodes}{start}{requeued}"
+    return f"{job.state.lower()}{reason}{nodes}{start}{requeued}"
 
 
 def active_job(directory: Path) -> JobState | None:
@@ -32,7 +32,7 @@ def active_job(directory: Path) -> JobState | None:
 
 
 def active_jobs(jobs: Sequence[Sequence[Record]]) -> dict[str, JobState]:
-    """The jobs that wait or run among those of several runs, by id; one question to the controller."""
+    """The jobs that wait or run among those of several runs, by id; asks the controller once. Raises QueueError."""
     ids = [job_id for lines in jobs for job_id in open_jobs(list(lines))]
     return {job_id: job for job_id, job in job_states(ids).items() if job.active}
 
@@ -53,7 +53,7 @@ def wait_for(job_id: str, directory: Path, tell: Callable[[str], None]) -> int:
             job = states.get(job_id, job)
             if job_id not in states or not states[job_id].active:
                 return _exit_code(job, job_id, job_lines(directory))
-            text = state_text(states[job_id])
+            text = f"job {job_id}: {state_text(states[job_id])}"
         if text != told:
             tell(text)
             told, pause = text, _FIRST_SECONDS

@@ -60,12 +60,12 @@ def sbatch_command(
     """
     code = (job.directory / "code").absolute()
     variables = {
-        **site.environment,
         "TRAINLAUNCH_PYTHON": python,
         "TRAINLAUNCH_CODE": str(code),
         **({"TRAINLAUNCH_MODULES": " ".join(site.modules)} if site.modules else {}),
         **({"TRAINLAUNCH_SRUN": site.srun} if site.srun else {}),
         **({"TRAINLAUNCH_DEBUG": "1"} if debug else {}),
+        **site.environment,
     }
     chosen = _overridden(_overridden(_own_options(job, slurm), site.options), options)
     _check_times(chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ class Site:
     modules          environment modules that a job loads before it starts
     srun             more options for srun, as shell words: those of a container, say
     environment      variables for the ranks
+    $NAME in the last two is a variable of the environment in which this is read.
     """
 
     partition: str | None = None
@@ -46,7 +48,7 @@ _KINDS = {
     ),
     "environment": Kind(
         "names of variables, each with text or a number",
-        lambda value: isinstance(value, dict) and all(isinstance(v, str | int) for v in value.values()),
+        lambda value: isinstance(value, dict) and all(type(v) in (str, int) for v in value.values()),
     ),
 }
 
@@ -117,6 +119,6 @@ def _site(values: Mapping[str, Any]) -> Site:
         time=values.get("time"),
         options=named | _options(values.get("sbatch", {})),
         modules=tuple(values.get("modules", ())),
-        srun=values.get("srun"),
-        environment={name: str(value) for name, value in values.get("environment", {}).items()},
+        srun=os.path.expandvars(values["srun"]) if values.get("srun") else None,
+        environment={name: os.path.expandvars(str(value)) for name, value in values.get("environment", {}).items()},
     )

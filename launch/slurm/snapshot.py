@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import launch
-import trainlib
 from launch.slurm.sites import shipped_files
+from trainlib import errors
 
 NAME = "code"
 SCRIPT = Path("slurm", "train.sbatch")
@@ -17,8 +17,8 @@ def take_snapshot(directory: Path) -> Path:
     """Copy this software, without data or runs, to directory/code; one that is there is replaced."""
     code, new = directory / NAME, directory / f".{NAME}.new"
     shutil.rmtree(new, ignore_errors=True)
-    for package in (launch, trainlib):
-        source = Path(package.__path__[0])
+    for module in (launch, errors):
+        source = Path(str(module.__file__)).parent
         shutil.copytree(source, new / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(shipped_files(), new / SCRIPT.parent)
     shutil.rmtree(code, ignore_errors=True)

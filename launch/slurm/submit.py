@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launch.command import Command
 from launch.runs import RUNS, is_running, job_lines, open_jobs
-from launch.slurm import queue
+from launch.slurm import ledger, queue
 from launch.slurm.options import long_options, minutes_of
 from launch.slurm.queue import Partition, QueueError
 from launch.slurm.snapshot import NAME as CODE
@@ -120,25 +118,12 @@ def call_sbatch(command: Command) -> str:
 
 def record_submission(directory: Path, job_id: str, command: Command, array_task: int | None = None) -> None:
     """Write into a run's ledger that it is in the queue; where that fails the job is taken out again."""
-    record = {
-        "event": "submitted",
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "job_id": job_id,
-        "array_task": array_task,
-        "command": list(command.words),
-    }
+    record = {"event": "submitted", "job_id": job_id, "array_task": array_task, "command": list(command.words)}
     try:
-        _append(directory / "jobs.jsonl", record)
+        ledger.append(directory, record)
     except OSError:
         queue.cancel(job_id)
         raise
-
-
-def _append(path: Path, record: Mapping[str, object]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -165,6 +150,7 @@ def undone_on_failure(directory: Path) -> Iterator[None]:
             path.write_bytes(text)
         if not had_code:
             shutil.rmtree(directory / CODE, ignore_errors=True)
-        if directory.parent == RUNS and not any(RUNS.iterdir()):
-            RUNS.rmdir()
+        if directory.parent == RUNS:
+            with suppress(OSError):  # other runs are in it
+                RUNS.rmdir()
         raise
