@@ -34,6 +34,7 @@ LAYERS = {
     ],
     "launch": [
         {"command", "devices", "failure", "network", "runs"},
+        {"failure_record"},
         {"slurm"},
         {"control", "show", "supervise", "doctor", "report"},
         {"cli"},

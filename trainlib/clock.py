@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+END_MARGIN = 15.0  # seconds to end the ranks, and for the job to decide what comes next
+
 
 @dataclass
 class Pause:
@@ -24,6 +26,9 @@ class Clock:
         self._started = time.perf_counter()
         self._images = 0
         self._paused = 0.0
+        self._last_step = self._started
+        self.longest_step = 0.0  # seconds from one step to the next, with all that came between them
+        self.longest_checkpoint = 0.0
         self.new_window()
 
     def new_window(self) -> None:
@@ -33,6 +38,9 @@ class Clock:
     def count(self, images: int) -> None:
         self._images += images
         self._window_images += images
+        now = time.perf_counter()
+        self.longest_step = max(self.longest_step, now - self._last_step)
+        self._last_step = now
 
     @property
     def images_per_second(self) -> float:
@@ -48,6 +56,17 @@ class Clock:
     def seconds(self) -> float:
         """Wall time since training began, over all attempts."""
         return self._seconds_before + time.perf_counter() - self._started
+
+    def saved(self, pause: Pause) -> None:
+        """A checkpoint took this long."""
+        self.longest_checkpoint = max(self.longest_checkpoint, pause.seconds)
+
+    def time_is_up(self, seconds_left: float) -> bool:
+        """Whether another step and a checkpoint may not fit any more, should each take twice the longest so far.
+
+        Twice the step also covers the one that runs while the ranks agree to stop.
+        """
+        return seconds_left < 2 * self.longest_step + 2 * self.longest_checkpoint + END_MARGIN
 
     @contextmanager
     def paused(self) -> Iterator[Pause]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,13 +23,20 @@ from accelerate.utils import (
 from torch import nn
 
 from trainlib.config import TrainConfig
-from trainlib.errors import UserError
+from trainlib.errors import ConnectionLostError, UserError
 
 T = TypeVar("T")
 
 PLAIN_DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 WORLD_SIZE_ASKED = "TRAINLAUNCH_WORLD_SIZE"  # set by the launcher: any other world size is an error
 NUM_THREADS = "TRAINLAUNCH_NUM_THREADS"  # intra-op threads of each rank, where the choice below does not suit
+
+# What gloo and NCCL say when a rank at the other end is gone. Both raise a RuntimeError.
+_LOST_CONNECTION = re.compile(
+    r"Connection (closed|reset) by peer|Connection refused|Broken pipe|Socket closed|Timed out waiting \d+ms"
+    r"|ncclRemoteError|ncclSystemError|communicator was aborted",
+    re.IGNORECASE,
+)
 
 
 def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accelerator:
@@ -68,14 +76,17 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
 def joined(config: TrainConfig) -> Iterator[Accelerator]:
     """The accelerator of a started process; on the way out the group is left, so that another run can start here.
 
-    After an error with other ranks alive the group is not left: that could wait for ranks that wait for us.
+    After an error with other ranks alive the group is not left: that could wait for ranks that wait for us. Raises
+    ConnectionLostError where a collective failed because another rank went away.
     """
     accelerator = start(config)
     try:
         yield accelerator
-    except BaseException:
+    except BaseException as error:
         if accelerator.num_processes == 1:
             AcceleratorState._reset_state(reset_partial_state=True)
+        elif isinstance(error, RuntimeError) and (found := _LOST_CONNECTION.search(str(error))):
+            raise ConnectionLostError(f"lost the connection to another rank ({found[0]}): see its log") from error
         raise
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -8,6 +8,7 @@ TrainlaunchError                exit 1
 │   ├── CheckpointError                  a named checkpoint that is missing, damaged or of another run
 │   └── RunDirectoryError                a run directory that is in use, finished, different or not writable
 ├── NonFiniteError              exit 1   a loss or gradient that is not a number: the update was not applied
+├── ConnectionLostError         exit 76  another rank went away: what happened to it is the reason
 └── StoppedError                exit 75  asked to stop before training could start: run again to continue
 """
 
@@ -20,6 +21,8 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: checkpointed and stopped; run again to continue
+EXIT_CONNECTION_LOST = 76  # EX_PROTOCOL: another rank failed, and this one only noticed
+EXIT_PORT_TAKEN = 98  # EADDRINUSE: the ranks could not meet at the port that they were given
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 
@@ -84,6 +87,12 @@ class RunDirectoryError(UserError):
 
 class NonFiniteError(TrainlaunchError):
     """A loss or gradient that is not a finite number; the update of that step was not applied."""
+
+
+class ConnectionLostError(TrainlaunchError):
+    """A collective failed as another rank went away; the reason is what happened to that one."""
+
+    exit_code = EXIT_CONNECTION_LOST
 
 
 class StoppedError(TrainlaunchError):

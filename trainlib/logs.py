@@ -6,12 +6,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from trainlib.errors import RunDirectoryError
+from trainlib.errors import ConnectionLostError, RunDirectoryError
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -59,10 +59,21 @@ def logging_to_file(path: Path) -> Iterator[TextIO]:
         try:
             with _added(handler):
                 yield file
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):
-                file.write(traceback.format_exc())
+                # What another rank did is not to be found in this one's stack.
+                lost = isinstance(error, ConnectionLostError)
+                file.write(f"{error}\n" if lost else traceback.format_exc())
             raise
+
+
+def attempt_header(number: int, environ: Mapping[str, str]) -> str:
+    """The line that begins an attempt in each rank's log, to which all attempts append."""
+    job = environ.get("SLURM_JOB_ID")
+    if environ.get("SLURM_ARRAY_TASK_ID"):
+        job = f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ['SLURM_ARRAY_TASK_ID']}"
+    where = f", job {job} restart {environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""
+    return f"=== attempt {number}{where} ===\n"
 
 
 def redirect_output(path: Path) -> None:

@@ -241,7 +241,7 @@ class Loop:
         """
         progress, keeper = self.progress, self.outputs.keeper
         problem = None
-        with self.clock.paused():
+        with self.clock.paused() as pause:
             if self._saved_step != progress.step:
                 if self.engine.elastic is not None:
                     require_same_state(self.engine.classifier.module)
@@ -255,6 +255,7 @@ class Loop:
             if keeper is not None:
                 problem = keeper.problem(must_have=progress.step if must else None)
             problem = from_main(problem)
+        self.clock.saved(pause)
         if problem is not None:
             raise TrainlaunchError(problem)
 

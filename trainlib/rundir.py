@@ -29,6 +29,7 @@ class Attempt:
     """How an attempt is ending, filled in as it goes."""
 
     step: int
+    number: int = 1  # of the run's attempts
     status: Literal["completed", "stopped", "failed"] = "failed"
     reason: str | None = None
 
@@ -97,13 +98,17 @@ class RunDirectory:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.summary_file, to_json(summary, indent=2) + "\n")
 
+    def next_attempt(self) -> int:
+        """The number of the attempt that is about to begin, from 1 on."""
+        return 1 + len([line for line in read_lines(self.attempts_file) if line.get("event") == "start"])
+
     @contextmanager
     def attempt(self, *, world_size: int, from_step: int) -> Iterator[Attempt]:
         """Record that an attempt begins and, whatever happens inside, how it ended: failed unless it says otherwise.
 
         A file that cannot be read or written inside, as on a full disk, ends it with a TrainlaunchError.
         """
-        number = 1 + sum(line.get("event") == "start" for line in read_lines(self.attempts_file))
+        number = self.next_attempt()
         start = {
             "event": "start",
             "attempt": number,
@@ -115,12 +120,12 @@ class RunDirectory:
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
             "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
         }
-        attempt = Attempt(step=from_step)
+        attempt = Attempt(step=from_step, number=number)
         try:
             append_line(self.attempts_file, start)
             yield attempt
         except BaseException as error:
-            attempt.reason = f"{type(error).__name__}: {error}"
+            attempt.reason = attempt.reason or f"{type(error).__name__}: {error}"
             if isinstance(error, StoppedError):
                 attempt.status = "stopped"
             if isinstance(error, OSError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +18,14 @@ from accelerate import Accelerator
 from trainlib import checkpoint, distributed, elastic
 from trainlib.build import build_classifier, build_engine, build_plan, build_policy, build_samples, check_images
 from trainlib.checkpoint import Checkpoint
+from trainlib.clock import Clock
 from trainlib.config import Config
 from trainlib.custom import NOTHING_CUSTOM, CustomParts
 from trainlib.data import load_data
 from trainlib.data.images import Dataset
 from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError, UserError
 from trainlib.evaluation import Answers, Recorder, describe, write_evaluation
-from trainlib.logs import redirect_output
+from trainlib.logs import attempt_header, redirect_output
 from trainlib.loop import Loop, Outputs
 from trainlib.metrics import Metrics
 from trainlib.outputs import open_outputs, summary_of
@@ -57,10 +60,12 @@ def run_session(
     distributed.check_precision(config.train)
     dataset = custom.dataset or load_data(config.data, stop_requested=flag.requested, is_main=attempt is not None)
     with distributed.joined(config.train) as accelerator:
-        start = distributed.from_main(start)
+        header = attempt_header(attempt.number, os.environ) if attempt else ""
+        start, header = distributed.from_main((start, header))
         if attempt is None:
             _require_shared(run)
             redirect_output(run.logs / f"rank-{accelerator.process_index}.log")
+            print(header, end="", flush=True)
         if custom.dataset is not None:
             _require_same_data(config)
         loop = build_loop(config, dataset, accelerator, start, custom)
@@ -68,7 +73,8 @@ def run_session(
             Watchdog(config.train.hang_seconds, flag, log) as watchdog,
             open_outputs(config, run, loop, dataset, attempt, start) if attempt else nullcontext(Outputs()) as outputs,
         ):
-            loop.outputs = replace(outputs, beat=watchdog.beat)
+            beat = _stopping_in_time(loop.clock, flag, watchdog.beat) if attempt else watchdog.beat
+            loop.outputs = replace(outputs, beat=beat)
             if attempt:
                 if start is not None:
                     checkpoint.rewind(run.checkpoints, start)
@@ -91,6 +97,20 @@ def run_session(
                     _write_evaluation(run, loop, dataset, test)
                 logger.info("results in %s", run.path)
     return completed
+
+
+def _stopping_in_time(clock: Clock, flag: StopFlag, beat: Callable[[], None]) -> Callable[[], None]:
+    """The same beat, which also asks the run to stop while its checkpoint still fits before the end of its job."""
+    end_time = os.environ.get("TRAINLAUNCH_END_TIME")  # unix seconds; set by the batch script
+    if not end_time:
+        return beat
+
+    def beat_until_the_end() -> None:
+        beat()
+        if clock.time_is_up(float(end_time) - time.time()):
+            flag.ask("end time")
+
+    return beat_until_the_end
 
 
 def _require_shared(run: RunDirectory) -> None:

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trainlib.stopping")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+_MAX_REASON_CHARACTERS = 200
 
 
 class StopFlag:
     """Set by a signal or by the STOP file. Installed before anything slow is imported, so that no signal is lost.
 
-    `reason` says who asked: a signal's name or "STOP file". A second Ctrl-C ends the process at once with 130.
+    `reason` says who asked: a signal's name, what the STOP file says, or "STOP file" where that is empty. A second
+    Ctrl-C ends the process at once with 130.
     """
 
     def __init__(self) -> None:
@@ -37,8 +40,8 @@ class StopFlag:
         """Catch the stop signals; only the main thread can, and elsewhere the STOP file is all there is."""
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                if signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # nohup, and shells without job control, ignore some on purpose
+                if number in _OF_A_TERMINAL and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup, and shells without job control, ignore these on purpose
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:
@@ -55,7 +58,7 @@ class StopFlag:
 
     def requested(self) -> bool:
         if self.reason is None and self._stop_file is not None and self._stop_file.exists():
-            self.reason = "STOP file"
+            self.reason = _first_line(self._stop_file) or "STOP file"
         return self.reason is not None
 
     def honoured(self) -> None:
@@ -77,6 +80,13 @@ class StopFlag:
             with suppress(OSError):  # the terminal may be what went away
                 os.write(2, b"\nstopping at the next step, with a checkpoint; Ctrl-C again ends at once\n")
         self.reason = name
+
+
+def _first_line(stop_file: Path) -> str:
+    """Who asked, as the file says; empty where it does not, or cannot be read."""
+    with suppress(OSError), stop_file.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(_MAX_REASON_CHARACTERS).strip()
+    return ""
 
 
 class Agreement:

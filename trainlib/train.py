@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from trainlib.config import Config, load_config, mark_bare_resume
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
-from trainlib.logs import logging_to_console, logging_to_file
+from trainlib.logs import attempt_header, logging_to_console, logging_to_file
 from trainlib.rundir import RUNS, RunDirectory
 from trainlib.stopping import STOP_SIGNALS, StopFlag
 
@@ -76,10 +76,16 @@ def train(
         with logging_to_file(run.logs / "rank-0.log") as log:
             from trainlib.session import choose_checkpoint, run_session
 
+            with suppress(OSError):  # a full disk is told where it matters
+                log.write(attempt_header(run.next_attempt(), os.environ))
             start = choose_checkpoint(run.checkpoints, resume or None)
             world_size = int(os.environ.get("WORLD_SIZE", "1"))
             with run.attempt(world_size=world_size, from_step=start.step if start else 0) as attempt:
-                return run_session(config, run, flag, start, attempt, log, *given)
+                try:
+                    return run_session(config, run, flag, start, attempt, log, *given)
+                except StoppedError:
+                    attempt.reason = flag.reason
+                    raise
     except StoppedError:
         flag.honoured()
         raise
