@@ -24,10 +24,10 @@ LAYERS = {
         {"plan"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
-        {"batches", "custom", "elastic", "keeper", "progress", "watchdog"},
+        {"batches", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
         {"step", "evaluation"},
         {"loop"},
-        {"build"},
+        {"build", "outputs"},
         {"session"},
         {"train", "check", "allreduce"},
         {"prepare", "api"},
@@ -35,6 +35,7 @@ LAYERS = {
     "launch": [
         {"command", "devices", "failure", "network", "runs"},
         {"failure_record"},
+        {"sweep"},
         {"slurm"},
         {"control", "show", "supervise", "doctor", "report"},
         {"cli"},

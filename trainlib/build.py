@@ -162,6 +162,7 @@ def build_preprocess(config: Config, dataset: Dataset) -> Preprocess:
 def build_policy(config: Config, epoch_steps: int) -> Policy:
     return Policy(
         log_every=config.tracking.log_every,
+        log_grad_norm=config.tracking.health is not None,
         checkpoint_every=to_steps(config.checkpoint.every, epoch_steps),
         best=config.checkpoint.best,
         early_stopping=config.train.early_stopping,

@@ -1,0 +1,109 @@
+"""Rank 0's outputs: what an attempt tells the console and the trackers, and where its checkpoints go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from trainlib import checkpoint, environment
+from trainlib.checkpoint import Checkpoint
+from trainlib.config import Config, dump_config
+from trainlib.console import Console
+from trainlib.data.images import Dataset
+from trainlib.files import write_atomically
+from trainlib.health import Health
+from trainlib.keeper import Keeper
+from trainlib.loop import Loop, Outputs
+from trainlib.plan import to_steps
+from trainlib.rundir import Attempt, RunDirectory
+from trainlib.tracking import Trackers, log_all, open_trackers
+
+logger = logging.getLogger("trainlib")
+
+
+@contextmanager
+def open_outputs(
+    config: Config, run: RunDirectory, loop: Loop, dataset: Dataset, attempt: Attempt, start: Checkpoint | None
+) -> Iterator[Outputs]:
+    """Whatever happens, they are closed, and how far the attempt came is recorded."""
+    plan, progress = loop.plan, loop.progress
+    facts = environment.describe(loop.engine.accelerator.device, loop.engine.accelerator.num_processes)
+    write_atomically(run.environment_file, json.dumps(facts, indent=2) + "\n")
+    _announce(config, loop, facts)
+    if start is not None:
+        report = environment.resume_report(start.manifest, environment.bits(facts))
+        logger.info("resuming from step %d: %s", start.step, report)
+    manifest = environment.bits(facts) | {
+        "config": config.model_dump(mode="json"),  # with which the weights can be used wherever they are copied to
+        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        "classes": list(dataset.class_names),
+        "preprocess": asdict(loop.samples.train.preprocess),
+    }
+    epochs = -(-plan.total_steps // plan.steps_per_epoch)
+    console = Console(plan.total_steps, epochs, progress.step, quiet=not config.tracking.progress)
+    opened = open_trackers(config.tracking, run.path, progress.step, manifest["config"] | {"environment": facts})
+    trackers = [*opened.metrics, console]
+    keeper = Keeper(run.checkpoints, config.checkpoint.keep, manifest, background=config.checkpoint.background)
+    if config.tracking.health is not None:
+        _watch_health(loop, opened, to_steps(config.tracking.health.every, plan.steps_per_epoch))
+    try:
+        yield Outputs(trackers, console, keeper)
+    except BaseException:
+        with suppress(Exception):  # a broken device or a full disk must not hide the error itself
+            run.write_summary({"status": "failed"} | summary_of(loop) | {"test": None})
+        raise
+    finally:
+        attempt.step = progress.step
+        keeper.close()
+        for tracker in {id(tracker): tracker for tracker in (*opened.health, *trackers)}.values():
+            tracker.close()
+
+
+def summary_of(loop: Loop) -> dict[str, Any]:
+    """What summary.json says of the training itself."""
+    progress = loop.progress
+    return {
+        "step": progress.step,
+        "epoch": loop.epoch,
+        "best": progress.best,
+        "weights_sha256": checkpoint.weights_sha256(loop.engine.classifier.module.state_dict()),
+        "world_size": loop.engine.accelerator.num_processes,
+        "images_per_second": loop.clock.mean_images_per_second,
+        "seconds": loop.clock.seconds,
+    }
+
+
+def _announce(config: Config, loop: Loop, facts: dict[str, Any]) -> None:
+    """One line on what is about to be trained, and on what."""
+    threads, world_size = torch.get_num_threads(), facts["world_size"]
+    logger.info(
+        "%s: %d steps of %d images, %d an epoch; %d process%s on %s, %d thread%s each",
+        config.name,
+        loop.plan.total_steps,
+        loop.plan.global_batch_size,
+        loop.plan.steps_per_epoch,
+        world_size,
+        "es" * (world_size > 1),
+        facts["device_name"] if facts["device"] == "cuda" else "CPU",
+        threads,
+        "s" * (threads > 1),
+    )
+
+
+def _watch_health(loop: Loop, trackers: Trackers, every: int) -> None:
+    """Look at gradients and weights in every so many steps."""
+    plan, progress = loop.plan, loop.progress
+    Health(
+        loop.engine.classifier.module,
+        loop.engine.optimizer.optimizer,
+        every,
+        position=lambda: (progress.step + 1, plan.epoch_of(progress.step) + 1),
+        log=lambda row: log_all(trackers.health, row),
+    )
