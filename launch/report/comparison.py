@@ -7,7 +7,7 @@ from datetime import datetime
 
 from launch.report.compare import Ranking, config_differences
 from launch.report.curves import colour_of
-from launch.report.facts import RunFacts, is_number
+from launch.report.facts import RunFacts
 from launch.report.markup import Content, element
 from launch.report.tables import Cell, duration, number, sortable, table
 
@@ -27,10 +27,10 @@ def results(ranked: Ranking, now: datetime) -> Content:
             Cell(element("span", run.run.status, class_=f"badge {run.run.status}")),
             *(column[index] for column in columns),
             f"{run.last_step:,}",
-            duration(seconds if is_number(seconds := run.run.summary.get("seconds")) else run.run.seconds(now)),
+            Cell(duration(seconds), is_number=True, sort_by=seconds),
             len(run.attempts),
         ]
-        for index, run in enumerate(runs)
+        for index, (run, seconds) in enumerate(zip(runs, [run.seconds(now) for run in runs], strict=True))
     ]
     headings = ["run", "status", "test accuracy", "test loss", "best val accuracy", "best val loss"]
     return sortable([*headings, "steps", "training time", "attempts"], rows)

@@ -49,13 +49,13 @@ def _chart(
     top: float | None = None,
 ) -> Chart:
     several = len(runs) > 1
-    smooth = [line for line in lines if line.style == "smooth" and line.label.endswith(")")]
+    averaged = any(line.style == "raw" for line in lines)
     return Chart(
         title=title,
         lines=[line for line in lines if line.points],
         signs=[sign for index, run in enumerate(runs) for sign in _signs(run, index if several else None)],
         legend=legend,
-        note="The pale line has every row; the strong one is the mean over some rows around each." if smooth else "",
+        note="Pale: every row. Strong: the mean of the rows around it." if averaged else "",
         from_zero=from_zero,
         top=top,
         steps_per_epoch=None if several else runs[0].steps_per_epoch,

@@ -27,11 +27,12 @@ def evaluation_section(evaluation: Evaluation) -> list[Content]:
     }
     return [
         facts_list(figures),
-        element("h3", "Classes"),
-        _classes(evaluation),
-        element("h3", "Confusion matrix"),
-        _matrix(evaluation) if len(evaluation.classes) <= MOST_CLASSES else None,
-        _pairs(evaluation),
+        element(
+            "div",
+            element("div", element("h3", "Classes"), _classes(evaluation)),
+            element("div", element("h3", "Confusion matrix"), _matrix(evaluation), _pairs(evaluation)),
+            class_="beside",
+        ),
         element("h3", "Most confident mistakes"),
         _mistakes(evaluation),
     ]
@@ -45,9 +46,11 @@ def _classes(evaluation: Evaluation) -> Markup:
     return sortable(["class", "samples", "precision", "recall", "F1"], rows)
 
 
-def _matrix(evaluation: Evaluation) -> list[Content]:
+def _matrix(evaluation: Evaluation) -> Content:
     """Rows are true classes, columns are predictions; the depth of a colour is the root of the share of its row."""
     names = evaluation.classes
+    if len(names) > MOST_CLASSES:
+        return element("p", f"There are {len(names)} classes, too many to draw.", class_="note")
     dense = len(names) > MOST_NUMBERS
     corner = element("td", "true ↓  predicted →", class_="corner")
     head = element("tr", corner, [element("th", element("span", name), scope="col") for name in names])
@@ -117,4 +120,4 @@ def _picture(png: str, words: str) -> Markup:
     except binascii.Error:
         is_png = False
     source = f"data:image/png;base64,{png}" if is_png else None
-    return element("img", src=source, alt=words, loading="lazy", width=96, height=96)
+    return element("img", src=source, alt=words, width=96, height=96)

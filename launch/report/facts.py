@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -56,6 +57,11 @@ class RunFacts:
             for row in self.rows
             if row.get("split") == split and row.get("scope") == scope and is_number(row.get(key))
         ]
+
+    def seconds(self, now: datetime) -> float | None:
+        """How long the training took in all its attempts; of a run without a summary, how long the newest one took."""
+        seconds = self.run.summary.get("seconds")
+        return seconds if is_number(seconds) else self.run.seconds(now)
 
     def best_val(self, key: str = "accuracy") -> Point | None:
         """The step and value of the best validation: the highest accuracy, the lowest loss."""

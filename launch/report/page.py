@@ -45,7 +45,7 @@ def _several(runs: Sequence[RunFacts], now: datetime) -> str:
         _section("Curves", _charts(ranked.runs)),
         _section("Differences in configuration", comparison.differences(ranked.runs)),
         _section("Classes", comparison.classes(ranked.runs)),
-        *(_section(f"Attempts of {run.name}", sections.attempts_table(run)) for run in ranked.runs),
+        _section("Attempts", sections.attempts_table(ranked.runs)),
     ]
     names = ", ".join(run.name for run in ranked.runs)
     return _document(names, f"{len(runs)} runs compared", f"Best first, by {ranked.by}.", [], parts, now)
@@ -57,7 +57,13 @@ def _section(title: str, content: Content) -> Markup | None:
 
 def _charts(runs: Sequence[RunFacts]) -> Content:
     figures = [figure(chart) for chart in charts_of(runs)]
-    return element("div", figures, class_="charts") if figures else None
+    if not figures:
+        return None
+    signs = (
+        "↻ an attempt goes on from a checkpoint, ■ the run was stopped, ✕ it ended otherwise before it was complete."
+    )
+    legend = f"Over optimizer steps. {signs}" if any(run.events for run in runs) else "Over optimizer steps."
+    return [element("p", legend, class_="note"), element("div", figures, class_="charts")]
 
 
 def _document(

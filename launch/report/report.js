@@ -108,7 +108,7 @@ for (const table of all("table.sortable")) {
       const isNumber = heading.classList.contains("number");
       const before = heading.getAttribute("aria-sort") ?? (isNumber ? "ascending" : "descending");
       const order = before === "ascending" ? "descending" : "ascending";
-      const text = (row) => row.cells[column].textContent.replaceAll(",", "");
+      const text = ({ cells }) => cells[column].dataset.value ?? cells[column].textContent.replaceAll(",", "");
       const value = (row) => (Number.isNaN(Number(text(row))) ? -Infinity : Number(text(row)));
       const compare = isNumber ? (a, b) => value(a) - value(b) : (a, b) => text(a).localeCompare(text(b));
       const sign = order === "ascending" ? 1 : -1;

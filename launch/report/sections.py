@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from launch.report.evaluation_view import evaluation_section
@@ -23,14 +24,13 @@ def headline(run: RunFacts, now: datetime) -> Markup:
     """The figures that one looks for first."""
     summary, best, best_loss = run.run.summary, run.best_val(), run.best_val("loss")
     speed = summary.get("images_per_second")
-    seconds = summary.get("seconds") if is_number(summary.get("seconds")) else run.run.seconds(now)
     figures = {
         "test accuracy": number(run.test()),
         "test loss": number(run.test("loss")),
         "best validation accuracy": _at(best),
         "best validation loss": _at(best_loss),
         "progress": _progress(run),
-        "training time": duration(seconds),
+        "training time": duration(run.seconds(now)),
         "images per second": f"{speed:,.0f}" if is_number(speed) else NONE,
         "processes": run.attempts[-1].ranks if run.attempts else None,
     }
@@ -73,18 +73,19 @@ def subtitle(run: RunFacts) -> str:
 
 def attempts(run: RunFacts) -> Content:
     """The section of the attempts."""
-    return element("section", element("h2", "Attempts"), attempts_table(run)) if run.attempts else None
+    return element("section", element("h2", "Attempts"), attempts_table([run])) if run.attempts else None
 
 
-def attempts_table(run: RunFacts) -> Content:
-    """A line for each attempt; None where there was none."""
-    if not run.attempts:
-        return None
-    jobs = any(attempt.job for attempt in run.attempts)
-    headings = ["attempt", "started", "took", "from step", "to step", "processes", "where", "how it ended"]
-    rows = [_attempt(attempt, jobs) for attempt in run.attempts]
-    if jobs:
-        headings.insert(-1, "SLURM job")
+def attempts_table(runs: Sequence[RunFacts]) -> Markup:
+    """A line for each attempt; whose it is stands before it where there are several runs."""
+    jobs = any(attempt.job for run in runs for attempt in run.attempts)
+    headings = ["attempt", "started", "took", "from step", "to step", "processes", "where"]
+    headings = ["run"] * (len(runs) > 1) + headings + ["SLURM job"] * jobs + ["how it ended"]
+    rows = [
+        [*([Cell(run.name)] if len(runs) > 1 else []), *_attempt(attempt, jobs)]
+        for run in runs
+        for attempt in run.attempts
+    ]
     return table(headings, rows)
 
 

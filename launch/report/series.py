@@ -39,15 +39,15 @@ def window_of(points: Points) -> int:
 
 
 def smoothed(points: Points, window: int) -> list[Point]:
-    """Each value's mean with its neighbours, `window` of them in all; fewer, but as many on each side, at the ends."""
+    """Each value's mean with its neighbours, half of `window` on either side; at the ends, as many as there are."""
     total, sums = 0.0, [0.0]
     for _, value in points:
         total += value
         sums.append(total)
     result = []
     for index, (step, _) in enumerate(points):
-        reach = min(window // 2, index, len(points) - 1 - index)
-        result.append((step, (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)))
+        start, end = max(0, index - window // 2), min(len(points), index + window // 2 + 1)
+        result.append((step, (sums[end] - sums[start]) / (end - start)))
     return result
 
 

@@ -16,6 +16,7 @@ class Cell:
     """A cell of words, which stands on the left; any other content is a number, which stands on the right.
 
     heads_row   it says what its row is about
+    sort_by     what its column is sorted by, where that is not what it shows
     best        the best one of its column
     """
 
@@ -23,6 +24,7 @@ class Cell:
     heads_row: bool = False
     best: bool = False
     is_number: bool = False
+    sort_by: float | None = None
 
 
 def table(headings: Sequence[Content], rows: Sequence[Sequence[Cell | Content]], *, kind: str | None = None) -> Markup:
@@ -89,7 +91,7 @@ def _cell(cell: Cell) -> Markup:
     kinds = " ".join(kind for kind, holds in (("number", cell.is_number), ("best", cell.best)) if holds)
     if cell.heads_row:
         return element("th", cell.content, scope="row", class_=kinds or None)
-    return element("td", NONE if cell.content is None else cell.content, class_=kinds or None)
+    return element("td", NONE if cell.content is None else cell.content, class_=kinds or None, data_value=cell.sort_by)
 
 
 def _heading_row(cell: Cell | Content) -> Cell:
