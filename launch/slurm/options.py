@@ -20,7 +20,7 @@ _RESERVED = {
     "wait": "--wait of launch submit follows the job, across requeues too",
     "wrap": "the batch script is slurm/train.sbatch",
 }
-_LONG_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z])")
+_LONG_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
 
