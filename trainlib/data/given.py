@@ -109,6 +109,8 @@ def _stacked(given: Any, place: str) -> Tensor:
 
 
 def _checked(images_NCHW: Tensor, labels: Any, name: str) -> ImageSet:
+    if len(images_NCHW) == 0:
+        raise DataError(f"{name}: got 0 samples, must be at least 1")
     try:
         labels_N = torch.as_tensor(np.asarray(labels))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -119,8 +121,6 @@ def _checked(images_NCHW: Tensor, labels: Any, name: str) -> ImageSet:
         )
     if len(labels_N) != len(images_NCHW):
         raise DataError(f"{name}: got {len(images_NCHW)} images and {len(labels_N)} labels, must be as many")
-    if len(labels_N) == 0:
-        raise DataError(f"{name}: got 0 samples, must be at least 1")
     return ImageSet(ResidentImages(images_NCHW), labels_N.long())
 
 
