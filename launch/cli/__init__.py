@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import doctor, report, run, runs, slurm
+from launch.cli import doctor, report, run, runs, slurm, sweep
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
 
 
@@ -58,6 +58,7 @@ _COMMANDS = (
     run.run,
     run.check,
     slurm.submit,
+    sweep.sweep,
     runs.list_runs,
     runs.status,
     runs.logs,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,8 @@ def element_names(sweep: str, combinations: Sequence[Values]) -> list[str]:
 
     Where these would be too long or not all different, they are numbered instead, from `sweep-000` on.
     """
-    labels = _labels({key for values in combinations for key in values})
+    labels = short_keys(dict.fromkeys(key for values in combinations for key in values))
+    labels |= {key: "" for key in labels if key.endswith(".name")}  # SGD, not optimizer-SGD
     names = ["-".join([sweep, *(_part(labels[key], value) for key, value in c.items())]) for c in combinations]
     if len(set(names)) == len(names) and max(map(len, names)) <= _MAX_NAME:
         return names
@@ -218,26 +219,32 @@ def _words(values: Values) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
-def _labels(keys: set[str]) -> dict[str, str]:
-    """How a name calls each dotted key: by its last part, or by as many as tell it from the others.
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key as short as tells it from the others: `lr`, or `optimizer.lr` beside another lr.
 
-    A class needs no label before its name: it is SGD, not optimizer-SGD.
+    The name of a class goes by its section: `optimizer`.
     """
-    labels = {}
-    for key in keys:
-        parts = key.split(".")
+    whole = {key: key.removesuffix(".name") for key in keys}
+    short = {}
+    for key, text in whole.items():
+        parts = text.split(".")
         endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-        labels[key] = next(e for e in endings if sum(f".{other}".endswith(f".{e}") for other in keys) == 1 or e == key)
-    named = [key for key in keys if key.endswith(".name") or key == "name"]
-    return labels | dict.fromkeys(named, "")
+        short[key] = next(
+            e for e in endings if e == text or sum(f".{t}".endswith(f".{e}") for t in whole.values()) == 1
+        )
+    return short
+
+
+def value_text(value: Any) -> str:
+    """A value in few words: `0.1`, `backbone`; of a mapping what is in it, `SGD-lr0.1`."""
+    if isinstance(value, Mapping):
+        return "-".join(_part("" if key == "name" else key, inner) for key, inner in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _part(label: str, value: Any) -> str:
-    """What a name says of one value: `lr0.1`, `freeze-backbone`; of a mapping what is in it, `SGD-lr0.1`."""
-    if isinstance(value, Mapping):
-        inner = [_part("" if key == "name" else key, inner) for key, inner in value.items()]
-        return "-".join([*([] if "name" in value else [label]), *inner])
-    text = value if isinstance(value, str) else json.dumps(value)
-    text = _NOT_IN_NAMES.sub("-", text).strip("-")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return label + text if is_number or not label else f"{label}-{text}"
+    """What a name says of one value: `lr0.1`, `freeze-backbone`; a class says itself what it is, `SGD-lr0.1`."""
+    text = _NOT_IN_NAMES.sub("-", value_text(value)).strip("-")
+    if not label or (isinstance(value, Mapping) and "name" in value):
+        return text
+    return label + text if type(value) in (int, float) else f"{label}-{text}"

@@ -1,0 +1,212 @@
+"""`launch sweep`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launch.cli.arguments import call, refuse_fresh_resume
+from launch.command import RESUME_LATEST, training_arguments
+from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
+
+if TYPE_CHECKING:
+    from launch.sweep.grid import Element, Sweep
+
+PREPARATION = "trainlib.prepare"
+
+
+@dataclass(frozen=True)
+class _Submission:
+    """What the command line says of SLURM."""
+
+    options: tuple[str, ...]
+    site: str | None
+    debug: bool
+    wait: bool
+
+
+@click.command()
+@click.argument("file", metavar="SWEEP.yaml")
+@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@click.option("--local", is_flag=True, help="Run them here, one after another.")
+@click.option("--processes", type=click.IntRange(min=1), metavar="N", help="With --local: as for launch run.")
+@click.option("--throttle", type=click.IntRange(min=1), metavar="N", help="At most so many at the same time on SLURM.")
+@click.option("--sbatch", "options", multiple=True, metavar="KEY=VALUE", help="Anything else that sbatch takes.")
+@click.option("--site", metavar="NAME|FILE", envvar="TRAINLAUNCH_SITE", help="A preset of what this cluster wants.")
+@click.option("--fresh", is_flag=True, help="Begin all runs again; earlier ones are kept aside.")
+@click.option("--resume", is_flag=True, help="Go on even if the config changed where that is harmless.")
+@click.option("--debug", is_flag=True, help="Have the jobs say more: of the script, NCCL and torch.distributed.")
+@click.option("--wait", is_flag=True, help="Follow the jobs to their end, and show the results.")
+@click.option("--results", is_flag=True, help="Only show the results so far, the best first.")
+@click.option("--dry-run", is_flag=True, help="Only print what would run.")
+def sweep(
+    file: str,
+    overrides: tuple[str, ...],
+    local: bool,
+    processes: int | None,
+    throttle: int | None,
+    options: tuple[str, ...],
+    site: str | None,
+    fresh: bool,
+    resume: bool,
+    debug: bool,
+    wait: bool,
+    results: bool,
+    dry_run: bool,
+) -> int:
+    """Train many runs from one file: a grid, a list, or both; as a SLURM job array, or here with --local.
+
+    Every configuration is checked before the first run starts. Given again, the command leaves out what is finished or
+    in the queue, and continues the rest.
+    """
+    from launch.sweep.grid import read_sweep
+    from launch.sweep.results import is_finished, results_table
+
+    latest = RESUME_LATEST if resume else None
+    refuse_fresh_resume(fresh, latest)
+    plan = read_sweep(Path(file), overrides)
+    if site and not local:
+        plan = read_sweep(Path(file), [*overrides, *_of_site(site, plan)])
+    if results:
+        click.echo(results_table(plan))
+        return EXIT_OK
+    elements = [element for element in plan.elements if fresh or not is_finished(element)]
+    for name, job_id in _in_queue(elements).items():
+        click.echo(f"{name} is in the queue already: job {job_id}", err=True)
+        elements = [element for element in elements if element.name != name]
+    if not elements:
+        click.echo(f"nothing to start: all {len(plan.elements)} runs are finished or in the queue", err=True)
+        click.echo(results_table(plan))
+        return EXIT_OK
+    flags = training_arguments([], fresh=fresh, resume=latest)
+    if local:
+        code = _run_here(elements, flags, processes, dry_run=dry_run)
+    else:
+        plan = replace(plan, throttle=throttle or plan.throttle)
+        code = _submit(plan, elements, flags, _Submission(options, site, debug, wait), dry_run=dry_run)
+    if (local or wait) and not dry_run and code != EXIT_INTERRUPTED:
+        click.echo(results_table(plan))
+    return code
+
+
+def _of_site(site: str, plan: Sweep) -> list[str]:
+    """What the site says of SLURM where the runs do not."""
+    from launch.slurm import sites
+
+    return sites.overrides(sites.load_site(site), plan.elements[0].config.slurm)
+
+
+def _run_here(elements: Sequence[Element], flags: Sequence[str], processes: int | None, *, dry_run: bool) -> int:
+    from launch.runs import RUNS
+    from launch.sweep.local import run_here
+
+    more = ["--processes", str(processes)] if processes else []
+    if dry_run:
+        for element in elements:
+            click.echo(shlex.join(["launch", "run", *element.arguments, *flags, *more]))
+        return EXIT_OK
+    with _undone_on_failure([RUNS / element.name for element in elements]):
+        _prepare(elements, flags)
+    return run_here(elements, more)
+
+
+def _submit(
+    plan: Sweep, elements: Sequence[Element], flags: Sequence[str], asked: _Submission, *, dry_run: bool
+) -> int:
+    """Queue the elements as one array; its job id alone goes to standard output."""
+    from launch.runs import RUNS
+    from launch.slurm import array, queue, sbatch, sites, submit
+    from launch.slurm.options import parse_options
+    from launch.slurm.snapshot import take_snapshot
+
+    slurm = array.common_slurm(plan)
+    known = submit.known_options()
+    options, preset = parse_options(asked.options, known), sites.load_site(asked.site, known)
+    job = array.array_job(plan, elements)
+    command = sbatch.sbatch_command(
+        job, slurm, preset, options=options, python=sys.executable, debug=asked.debug, inherited=os.environ
+    )
+    lines = array.elements_text(elements)
+    if dry_run:
+        script = sites.shipped_files() / "train.sbatch"
+        click.echo(f"{sbatch.call_text(command)}\n\n# {job.directory / array.ELEMENTS}\n{lines}")
+        click.echo(f"# {script}\n{script.read_text()}", nl=False)
+        return EXIT_OK
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "no sbatch on this machine: submit on a login node of the cluster, or run them here with --local"
+        )
+    submit.check_limits(slurm, {each.name: each for each in queue.partitions()}, {**preset.options, **options})
+    with _undone_on_failure([job.directory.parent, job.directory, *(RUNS / element.name for element in elements)]):
+        _prepare(elements, flags)
+        (job.directory / "logs").mkdir(parents=True)
+        (job.directory / array.ELEMENTS).write_text(lines)
+        take_snapshot(job.directory)
+        job_id = submit.call_sbatch(command)
+        for index, element in enumerate(elements):
+            submit.record_submission(RUNS / element.name, job_id, command, index)
+    click.echo(
+        f"{plan.name} is job array {job_id} of {len(elements)} runs; launch list tells how far they are", err=True
+    )
+    click.echo(job_id)
+    return _wait(job_id, elements) if asked.wait else EXIT_OK
+
+
+def _in_queue(elements: Sequence[Element]) -> dict[str, str]:
+    """The elements that wait or run in a job already, with its id; none where SLURM cannot be asked."""
+    from launch.runs import RUNS, job_lines, open_jobs
+    from launch.slurm.queue import QueueError, job_states
+
+    jobs = {element.name: open_jobs(job_lines(RUNS / element.name)) for element in elements}
+    try:
+        states = job_states([job_id for ids in jobs.values() for job_id in ids])
+    except QueueError:
+        return {}
+    active = {job_id for job_id, state in states.items() if state.active}
+    return {name: ids[-1] for name, all_ids in jobs.items() if (ids := [i for i in all_ids if i in active])}
+
+
+def _prepare(elements: Sequence[Element], flags: Sequence[str]) -> None:
+    """Have each run's directory made, or the run continued there; ends the command where that is refused."""
+    for element in elements:
+        with redirect_stdout(sys.stderr):
+            code = call(PREPARATION, [*element.arguments, *flags])
+        if code:
+            raise click.exceptions.Exit(code)
+
+
+@contextmanager
+def _undone_on_failure(directories: Sequence[Path]) -> Iterator[None]:
+    """Whatever is done to these directories inside is undone where it fails."""
+    from launch.slurm.submit import undone_on_failure
+
+    with ExitStack() as stack:
+        for directory in directories:
+            stack.enter_context(undone_on_failure(directory))
+        yield
+
+
+def _wait(job_id: str, elements: Sequence[Element]) -> int:
+    """Follow the elements, one after another, to the last one's end; the exit code of the whole."""
+    from launch.runs import RUNS
+    from launch.slurm.follow import wait_for
+    from launch.sweep.local import report
+
+    codes = {}
+    try:
+        for index, element in enumerate(elements):
+            job = f"{job_id}_{index}"
+            codes[element.name] = wait_for(job, RUNS / element.name, lambda text: click.echo(text, err=True))
+    except KeyboardInterrupt:
+        click.echo(f"\njob array {job_id} stays in the queue: launch list, scancel {job_id}", err=True)
+        return EXIT_INTERRUPTED
+    return report(codes)

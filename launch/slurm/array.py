@@ -1,0 +1,46 @@
+"""The runs of a sweep as one SLURM job array: each element trains one run, and is requeued by itself."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.runs import RUNS
+from launch.slurm.sbatch import Job
+from launch.sweep.grid import Element, Sweep
+from trainlib.config import SlurmConfig
+from trainlib.errors import UserError
+
+ELEMENTS = "elements"  # the file of a submission's folder that says which run is which element
+
+
+def common_slurm(sweep: Sweep) -> SlurmConfig:
+    """What all runs ask of SLURM, as an array's elements all get the same. UserError where they differ."""
+    slurm = sweep.elements[0].config.slurm
+    if any(element.config.slurm != slurm for element in sweep.elements):
+        keys = [key for key in sweep.varied if key.split(".")[0] == "slurm"]
+        raise UserError(
+            f"{', '.join(keys)}: must be the same in all runs of a sweep on SLURM, which starts them as one array; "
+            "make a sweep for each, or run this one with --local"
+        )
+    return slurm
+
+
+def array_job(sweep: Sweep, elements: Sequence[Element]) -> Job:
+    """The job for some of a sweep's runs. Its folder is a new one: an earlier submission's elements may still wait."""
+    folder = _next_folder(RUNS / sweep.name)
+    array = f"0-{len(elements) - 1}" + (f"%{sweep.throttle}" if sweep.throttle else "")
+    return Job(sweep.name, folder, (f"@{folder / ELEMENTS}",), array)
+
+
+def elements_text(elements: Sequence[Element]) -> str:
+    """What the batch script reads: line k holds the arguments of element k, as shell words."""
+    return "".join(f"{shlex.quote(str(RUNS / element.name / 'config.yaml'))}\n" for element in elements)
+
+
+def _next_folder(sweep: Path) -> Path:
+    number = 1
+    while (folder := sweep / f"submission-{number}").exists():
+        number += 1
+    return folder

@@ -1,0 +1,91 @@
+"""What came out of a sweep: the runs side by side, the best one first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launch.runs import RUNS, Run, read_run
+from launch.sweep.grid import Element, Sweep, short_keys, value_text
+from trainlib.config import differences, is_harmless, read_resolved
+
+
+def is_finished(element: Element) -> bool:
+    """Whether the element's run is complete, and was of a configuration that computes the same."""
+    directory = RUNS / element.name
+    if read_run(directory).summary.get("status") != "completed":
+        return False
+    changed = [change.key for change in differences(read_resolved(directory / "config.yaml"), element.config)]
+    return all(is_harmless(key) and key not in ("train.epochs", "train.steps") for key in changed)
+
+
+def results_table(sweep: Sweep) -> str:
+    """A line for each run: what sets it apart, how far it is, its best validation and its test accuracy, its name.
+
+    The best one comes first: by what its configuration calls best, or by the test accuracy where it names nothing.
+    """
+    runs = {element.name: read_run(RUNS / element.name) for element in sweep.elements}
+    ranked = sorted(sweep.elements, key=lambda element: _rank(element, runs[element.name]))
+    metrics = {element.config.checkpoint.best.metric for element in ranked if element.config.checkpoint.best}
+    columns = [
+        [title, *(value_text(element.values[key]) if key in element.values else "" for element in ranked)]
+        for key, title in short_keys(sweep.varied).items()
+    ]
+    columns += [
+        ["STATUS", *(runs[element.name].status for element in ranked)],
+        ["STEP", *(str(runs[element.name].newest_metrics.get("step", "")) for element in ranked)],
+    ]
+    if metrics:
+        title = metrics.pop() if len(metrics) == 1 else "best"
+        columns.append([title, *(_number(_best(element, runs[element.name])) for element in ranked)])
+    columns += [
+        ["test/accuracy", *(_number(_test_accuracy(runs[element.name])) for element in ranked)],
+        ["RUN", *(element.name for element in ranked)],
+    ]
+    return _aligned(columns)
+
+
+def _rank(element: Element, run: Run) -> tuple[bool, float]:
+    """What to sort by, least first: those without a number yet come last."""
+    best = element.config.checkpoint.best
+    value = _test_accuracy(run) if best is None else _best(element, run)
+    if value is None:
+        return True, 0.0
+    return False, value if best is not None and best.mode == "min" else -value
+
+
+def _best(element: Element, run: Run) -> float | None:
+    """The best value of the metric by which the best checkpoint is chosen; the newest one while the run goes on."""
+    best = element.config.checkpoint.best
+    if best is None:
+        return None
+    split, _, quantity = best.metric.partition("/")
+    newest = run.last.get((split, None)) or run.last.get((split, "epoch")) or {}
+    value = (run.summary.get("best") or {}).get("value", newest.get(quantity))
+    return value if isinstance(value, int | float) else None
+
+
+def _test_accuracy(run: Run) -> float | None:
+    value = (run.last.get(("test", None)) or run.summary.get("test") or {}).get("accuracy")
+    return value if isinstance(value, int | float) else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _aligned(columns: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first cell of each its title; numbers to the right."""
+    padded = []
+    for title, *cells in columns:
+        width = max(map(len, (title, *cells)))
+        numbers = all(_is_number(cell) for cell in cells)
+        padded.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (title, *cells)])
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*padded, strict=True))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
