@@ -16,7 +16,9 @@ from pathlib import Path
 CLOSING_SECONDS = 10.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "accelerate", "torchvision", "trainlib.session"])
+_context.set_forkserver_preload(
+    ["torch", "accelerate", "torchvision", "trainlib.session", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+)
 
 
 def free_port() -> int:

@@ -24,7 +24,7 @@ LAYERS = {
         {"plan"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
-        {"batches", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
+        {"batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
         {"step", "evaluation"},
         {"loop"},
         {"build", "outputs"},
@@ -34,7 +34,7 @@ LAYERS = {
     ],
     "launch": [
         {"command", "devices", "failure", "network", "runs"},
-        {"failure_record"},
+        {"failure_record", "stop_request"},
         {"sweep"},
         {"slurm"},
         {"control", "show", "supervise", "doctor", "report"},

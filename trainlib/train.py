@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from trainlib.config import Config, load_config, mark_bare_resume
+from trainlib.curves import draw_curves
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
 from trainlib.logs import attempt_header, logging_to_console, logging_to_file
 from trainlib.rundir import RUNS, RunDirectory
@@ -82,10 +83,12 @@ def train(
             world_size = int(os.environ.get("WORLD_SIZE", "1"))
             with run.attempt(world_size=world_size, from_step=start.step if start else 0) as attempt:
                 try:
-                    return run_session(config, run, flag, start, attempt, log, *given)
+                    done = run_session(config, run, flag, start, attempt, log, *given)
                 except StoppedError:
                     attempt.reason = flag.reason
                     raise
+            draw_curves(run.path)  # last: all that matters is safe by now
+            return done
     except StoppedError:
         flag.honoured()
         raise
