@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import click
 
@@ -39,7 +41,33 @@ def load_run_name(arguments: Sequence[str]) -> str:
     return name
 
 
-def call(program: str, arguments: list[str]) -> int:
-    """Run a program of trainlib in this interpreter. Named, not imported: the launcher does not build on trainlib."""
-    code: int = importlib.import_module(program).main(arguments)
+def parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """A number of processes; `auto` is None."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"got {value}, must be auto or a whole number from 1 on")
+    return int(value)
+
+
+def call(program: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> int:
+    """Run a program of trainlib in this interpreter. Named, not imported: the launcher does not build on trainlib.
+
+    environment   all variables that it is to see, in place of this process's own
+    """
+    with _environment(environment) if environment is not None else nullcontext():
+        code: int = importlib.import_module(program).main(arguments)
     return code
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Exactly these environment variables inside, and those from before afterwards."""
+    before = dict(os.environ)
+    try:
+        os.environ.clear()
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 
 import click
 
-from launch.cli.arguments import ResumableCommand, call, configs, load_run_name, refuse_fresh_resume
+from launch.cli.arguments import (
+    ResumableCommand,
+    call,
+    configs,
+    load_run_name,
+    parse_processes,
+    refuse_fresh_resume,
+)
 from launch.command import (
     TRAINING_MODULE,
     Node,
@@ -22,21 +28,12 @@ from launch.command import (
 from trainlib.errors import UserError
 
 
-def _parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
-    """A number of processes; `auto` is None."""
-    if value == "auto":
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"got {value}, must be auto or a whole number from 1 on")
-    return int(value)
-
-
 @click.command(cls=ResumableCommand)
 @configs
 @click.option(
     "--processes",
     default="auto",
-    callback=_parse_processes,
+    callback=parse_processes,
     metavar="N|auto",
     help="Ranks on this machine; auto: one for each GPU.",
 )
@@ -89,8 +86,7 @@ def run(
         return 0
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
-        with _environment(command.variables(os.environ)):
-            return call(TRAINING_MODULE, training)
+        return call(TRAINING_MODULE, training, command.variables(os.environ))
     from launch.runs import RUNS
     from launch.supervise import run_ranks
 
@@ -125,16 +121,3 @@ def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown
     with suppress(UserError) if may_be_unknown else nullcontext():
         interface = interface or interface_to(host, own_interfaces())
     return Node(nodes, node_rank, (host, port), interface)
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Exactly these environment variables inside, and those from before afterwards."""
-    before = dict(os.environ)
-    try:
-        os.environ.clear()
-        os.environ.update(variables)
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
