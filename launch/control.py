@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.runs import is_running, job_lines, last_start, open_jobs
-from launch.slurm import queue
+from launch.slurm import ledger, queue
 from launch.slurm.follow import active_job, state_text
 from trainlib.errors import UserError
 
@@ -116,6 +116,10 @@ def end_run(directory: Path) -> str:
     if job is None:
         return kill_run(directory)
     queue.cancel(job.job_id)
+    if job.waiting:  # a job that runs writes its own end
+        job_id, _, element = job.job_id.partition("_")
+        start = ledger.JobStart(job_id, int(element) if element else None, job.restarts)
+        ledger.append(directory, start.as_record("end") | {"cause": "cancelled", "requeued": False})
     return (
         f"cancelled job {job.job_id} of {directory.name}, which was {job.state.lower()}: submit it again to continue "
         "from its last checkpoint"

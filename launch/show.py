@@ -15,23 +15,22 @@ _COLUMNS = ("NAME", "STATUS", "STEP", "EPOCH", "ACCURACY", "STARTED", "SECONDS")
 _RIGHT_ALIGNED = {"STEP", "EPOCH", "SECONDS"}
 
 
-Jobs = Mapping[str, JobState]  # those that wait or run now, by id
-NO_JOBS: Jobs = {}
+Jobs = Mapping[str, JobState] | None  # those that wait or run now, by id; None where the queue was not asked
 
 
-def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = NO_JOBS) -> str:
+def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> str:
     """One line for each run; the accuracy is the test's where there is one, the newest validation's otherwise."""
-    rows = [_COLUMNS, *(_row(run, _job_of(run, jobs), now) for run in runs)]
+    rows = [_COLUMNS, *(_row(run, jobs, now) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_aligned(row, widths) for row in rows)
 
 
-def run_details(run: Run, now: datetime, jobs: Jobs = NO_JOBS) -> str:
+def run_details(run: Run, now: datetime, jobs: Jobs = None) -> str:
     """All that the files of a run and the queue tell, some lines long."""
     job = _job_of(run, jobs)
     facts = {
         "run": run.name,
-        "status": _explain(run, job),
+        "status": _explain(run, jobs),
         "job": f"{job.job_id}, {state_text(job)}" if job else "",
         "progress": _progress(run.newest_metrics, run.planned),
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
@@ -49,14 +48,14 @@ def run_details(run: Run, now: datetime, jobs: Jobs = NO_JOBS) -> str:
 
 
 def _job_of(run: Run, jobs: Jobs) -> JobState | None:
-    return next((jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs), None)
+    return next((jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs), None) if jobs else None
 
 
-def _row(run: Run, job: JobState | None, now: datetime) -> tuple[str, ...]:
+def _row(run: Run, jobs: Jobs, now: datetime) -> tuple[str, ...]:
     newest = run.newest_metrics
     return (
         run.name,
-        _status(run, job),
+        _status(run, jobs),
         str(newest.get("step", "")),
         str(newest.get("epoch", "")),
         _accuracy(run),
@@ -65,10 +64,11 @@ def _row(run: Run, job: JobState | None, now: datetime) -> tuple[str, ...]:
     )
 
 
-def _status(run: Run, job: JobState | None) -> str:
+def _status(run: Run, jobs: Jobs) -> str:
     """One word, from the queue where the run has a job there; and what a job waits for."""
+    job = _job_of(run, jobs)
     if job is None:
-        return "submitted" if run.status == "new" and open_jobs(run.jobs) else run.status
+        return "submitted" if jobs is None and run.status == "new" and open_jobs(run.jobs) else run.status
     if not job.waiting:
         return job.state.lower()
     state = "requeued" if job.restarts else "pending"
@@ -90,13 +90,14 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(padded).rstrip()
 
 
-def _explain(run: Run, job: JobState | None) -> str:
+def _explain(run: Run, jobs: Jobs) -> str:
+    status = _status(run, jobs)
     what_next = {
         "stopped": "; start it again to continue",
         "interrupted": ": it ended without a word; start it again to continue",
         "running": f", process {(run.last_start or {}).get('pid')} on {(run.last_start or {}).get('host')}",
     }
-    return _status(run, job) + ("" if job else what_next.get(run.status, ""))
+    return status + (what_next.get(status, "") if status == run.status else "")
 
 
 def _progress(newest: Record, planned: Record) -> str:

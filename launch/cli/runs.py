@@ -74,8 +74,8 @@ def cancel(run: str) -> int:
     return 0
 
 
-def _active_jobs(runs: Sequence[Run]) -> dict[str, JobState]:
-    """The runs' jobs that wait or run; none, with a note, where SLURM cannot be asked."""
+def _active_jobs(runs: Sequence[Run]) -> dict[str, JobState] | None:
+    """The runs' jobs that wait or run; None, with a note, where SLURM cannot be asked."""
     from launch.slurm.follow import active_jobs
     from launch.slurm.queue import QueueError
 
@@ -83,4 +83,4 @@ def _active_jobs(runs: Sequence[Run]) -> dict[str, JobState]:
         return active_jobs([run.jobs for run in runs])
     except QueueError as error:
         click.echo(f"note: {' '.join(str(error).split())}; what follows is from the runs' files alone", err=True)
-        return {}
+        return None

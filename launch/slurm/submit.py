@@ -77,6 +77,12 @@ def check_limits(slurm: SlurmConfig, partitions: Mapping[str, Partition], option
     largest = max(partitions[name].nodes for name in names)
     if "nodes" not in options and slurm.nodes > largest:
         raise UserError(f"slurm.nodes: got {slurm.nodes}, must be at most {largest}, the nodes of {_named(names)}")
+    gpus = max(partitions[name].gpus for name in names)
+    if slurm.gpus_per_node > gpus and not {"gres", "gpus", "gpus-per-node", "gpus-per-task"} & options.keys():
+        raise UserError(
+            f"slurm.gpus_per_node: got {slurm.gpus_per_node}, must be at most {gpus}, the GPUs of a node of "
+            f"{_named(names)}; 0 trains on the CPUs"
+        )
 
 
 def _named(names: list[str]) -> str:
