@@ -39,6 +39,13 @@ def test_what_differs_is_named(name: str, value: object, says: str) -> None:
     assert says in report
 
 
+def test_another_world_size_is_exact_in_elastic_mode_alone() -> None:
+    then = FACTS | {"world_size": 4}
+    expected = "exact, with 2 processes as with the 4 before (elastic)"
+    assert environment.resume_report(then, FACTS, elastic=True) == expected
+    assert environment.resume_report(then | {"num_threads": 77}, FACTS, elastic=True).startswith("not bitwise")
+
+
 def test_another_version_is_named() -> None:
     then = FACTS | {"versions": FACTS["versions"] | {"torch": "1.0"}}
     assert "torch was 1.0, is" in environment.resume_report(then, FACTS)
