@@ -22,14 +22,14 @@ LAYERS = {
         {"config"},
         {"randomness", "files", "clock", "logs", "environment"},
         {"plan"},
-        {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console"}
+        {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
         {"batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
         {"step", "evaluation"},
         {"loop"},
         {"build", "outputs"},
-        {"session"},
-        {"train", "check", "allreduce"},
+        {"session", "inference"},
+        {"train", "check", "allreduce", "evaluate", "predict", "export"},
         {"prepare", "api"},
     ],
     "launch": [
@@ -37,7 +37,7 @@ LAYERS = {
         {"failure_record", "stop_request"},
         {"sweep"},
         {"slurm"},
-        {"control", "show", "supervise", "doctor", "report"},
+        {"control", "show", "supervise", "ranks", "doctor", "report"},
         {"cli"},
         {"__main__"},
     ],

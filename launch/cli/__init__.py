@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import doctor, report, run, runs, slurm, sweep
+from launch.cli import doctor, model, report, run, runs, slurm, sweep
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
 
 
@@ -66,6 +66,9 @@ _COMMANDS = (
     runs.cancel,
     doctor.doctor,
     report.report,
+    model.evaluate,
+    model.predict,
+    model.export,
 )
 for command in _COMMANDS:
     cli.add_command(command)

@@ -1,0 +1,102 @@
+"""`launch eval`, `launch predict` and `launch export`: commands that use what a run has trained."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from launch.cli.arguments import call, parse_processes
+
+MODEL = "RUN|CHECKPOINT"
+
+
+@click.command("eval")
+@click.argument("model", metavar=MODEL)
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of the run's data.  [default: test]")
+@click.option("--data", metavar="DIR", help="Evaluate on DIR/<class>/* instead; some of the classes may be missing.")
+@click.option(
+    "--processes", default="1", callback=parse_processes, metavar="N|auto", help="Ranks here; auto: one for each GPU."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time, in each process.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the whole confusion matrix.")
+def evaluate(
+    model: str, split: str | None, data: str | None, processes: int | None, batch_size: int | None, as_json: bool
+) -> int:
+    """Exact figures of a trained model: per class, confusion matrix, top-5, calibration error.
+
+    RUN is a run's name or directory, and stands for its best weights, or its last where there are no best ones. The
+    figures of one of its splits are also written to RUN/evaluation-SPLIT.json. CHECKPOINT is a directory
+    runs/NAME/checkpoints/step-...
+    """
+    if split is not None and data is not None:
+        raise click.UsageError("--split and --data: a split of the run's data, or other folders; give one of them")
+    words = [_resolved(model), "--split", split or "test", *(["--data", data] if data is not None else [])]
+    words += [*(["--batch-size", str(batch_size)] if batch_size else []), *(["--json"] if as_json else [])]
+    return _evaluate(words, processes)
+
+
+@click.command()
+@click.argument("model", metavar=MODEL)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to name.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def predict(model: str, images: tuple[str, ...], top: int, batch_size: int, as_json: bool) -> int:
+    """The class of each image, and how probable it is.
+
+    IMAGE is a file, a folder (all images in it, at any depth), or - for one image on standard input. Exit code 1: some
+    files could not be read, which are named on standard error; 2: none could.
+    """
+    words = ["--top", str(top), "--batch-size", str(batch_size), *(["--json"] if as_json else [])]
+    return call("trainlib.predict", [*words, "--", _resolved(model), *images])
+
+
+@click.command()
+@click.argument("model", metavar=MODEL)
+@click.option(
+    "--format",
+    "export_format",
+    type=click.Choice(["state_dict", "safetensors", "torch_export", "onnx"]),
+    required=True,
+    help="state_dict, safetensors: weights; torch_export (.pt2), onnx: the whole network.",
+)
+@click.option("--output", metavar="FILE", help="Where to.  [default: NAME.pt, .safetensors, .pt2 or .onnx, here]")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+def export(model: str, export_format: str, output: str | None, force: bool) -> int:
+    """A trained model as a file for other programs, and FILE.json, which says how to use it."""
+    words = ["--format", export_format, *(["--output", output] if output is not None else [])]
+    return call("trainlib.export", [*words, *(["--force"] if force else []), "--", _resolved(model)])
+
+
+def _resolved(model: str) -> str:
+    """A run's name as its directory; what is no run and no checkpoint is refused before torch is imported."""
+    from launch.runs import find_run
+
+    if (Path(model) / "manifest.json").is_file() or (Path(model).is_file() and model.endswith(".safetensors")):
+        return model
+    return str(find_run(model))
+
+
+def _evaluate(words: list[str], processes: int | None) -> int:
+    from launch.command import accelerate_launch, left_by_another_launch, training_command
+    from launch.devices import choose_processes, count_gpus
+    from launch.ranks import run_program
+
+    module = "trainlib.evaluate"
+    gpus = count_gpus()
+    number = choose_processes(processes, gpus)
+    command = training_command(
+        words,
+        number,
+        on_cpu=gpus == 0,
+        python=sys.executable,
+        accelerate=accelerate_launch(sys.executable),
+        without=left_by_another_launch(os.environ),
+        module=module,
+    )
+    if number == 1:  # in this interpreter, which need not import torch again
+        return call(module, words, command.variables(os.environ))
+    return run_program(command)
