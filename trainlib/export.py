@@ -17,7 +17,6 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +97,9 @@ def describe(trained: Trained, model: TrainedModel, export_format: str) -> dict[
 
 class Normalised(nn.Module):
     """The network behind its normalisation: float32 images in 0..1 [N, 3, S, S] to logits [N, C]."""
+
+    mean_311: Tensor
+    std_311: Tensor
 
     def __init__(self, module: nn.Module, preprocess: Preprocess):
         super().__init__()
