@@ -80,7 +80,7 @@ def test_a_divisor_of_a_power_of_two_gives_each_rank_one_node() -> None:
 
 
 def test_steps_are_those_of_a_plain_loop_over_the_shards() -> None:
-    """An oracle in plain PyTorch: the gradient of each shard by itself, added up in the tree; all bits of eight steps."""
+    """An oracle in plain PyTorch: the gradient of each shard by itself, added up in the tree; eight steps."""
     shards, batch_size = 4, 10
     dataset = make_dataset(33)  # batches of 10, 10, 10 and 3
     train = {"epochs": 2, "batch_size": batch_size, "reproducibility": "elastic", "virtual_shards": shards}

@@ -38,7 +38,8 @@ def open_outputs(
     write_atomically(run.environment_file, json.dumps(facts, indent=2) + "\n")
     _announce(config, loop, facts)
     if start is not None:
-        report = environment.resume_report(start.manifest, environment.bits(facts))
+        is_elastic = config.train.reproducibility == "elastic"
+        report = environment.resume_report(start.manifest, environment.bits(facts), elastic=is_elastic)
         logger.info("resuming from step %d: %s", start.step, report)
     manifest = environment.bits(facts) | {
         "config": config.model_dump(mode="json"),  # with which the weights can be used wherever they are copied to
