@@ -50,12 +50,14 @@ class Node:
     rank        from 0, the head, on
     head        (host, port) at which the ranks of all machines meet: an address of machine 0, the same for all
     interface   the network interface through which this machine reaches the head; None leaves the choice to gloo
+    run_id      tells the machines of this run from those of another one that come to the same port
     """
 
     count: int
     rank: int
     head: tuple[str, int]
     interface: str | None = None
+    run_id: str | None = None
 
 
 def left_by_another_launch(environment: Mapping[str, str]) -> list[str]:
@@ -119,6 +121,8 @@ def training_command(
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STOP_SECONDS)  # heeded from torch 2.12 on; 30 s before
     if node is not None and node.interface is not None:
         environment["GLOO_SOCKET_IFNAME"] = node.interface
+    if node is not None and node.run_id is not None:
+        environment["PET_RDZV_ID"] = node.run_id  # torchrun's --rdzv-id, which Accelerate does not have
     options = {
         "--config_file": str(ACCELERATE_CONFIG),
         "--num_processes": str(world_size),

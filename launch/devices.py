@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Mapping
 
-from trainlib.errors import UserError
+from trainlib.errors import TrainlaunchError, UserError
 
 
 def visible_gpus(installed: int, environment: Mapping[str, str]) -> int:
@@ -38,6 +39,17 @@ def choose_processes(requested: int | None, gpus: int) -> int:
             "to train on the CPU instead, set CUDA_VISIBLE_DEVICES to nothing"
         )
     return requested
+
+
+def require_given_gpus(gpus: int, environment: Mapping[str, str]) -> None:
+    """Raise TrainlaunchError where SLURM gave this node GPUs and none can be seen: that is no reason to use the CPU."""
+    given = environment.get("SLURM_GPUS_ON_NODE", "")
+    on_cpu = environment.get("ACCELERATE_USE_CPU") or environment.get("CUDA_VISIBLE_DEVICES") == ""
+    if given.isdecimal() and int(given) and not gpus and not on_cpu:
+        raise TrainlaunchError(
+            f"SLURM gave this job {given} GPUs on {socket.gethostname()}, but nvidia-smi shows none there: have the "
+            "driver looked at, or train on the CPU with slurm.gpus_per_node=0"
+        )
 
 
 def count_gpus() -> int:

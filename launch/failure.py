@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainlib.errors import EXIT_USER_ERROR
+from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_USER_ERROR
 
 _FAILURE = re.compile(
     r"^ +host +: (?P<host>\S+)\n"
@@ -22,6 +22,7 @@ _FAILURE = re.compile(
 )
 _CLOSING = re.compile(r"Sending process (\d+) closing signal")
 _AGENT_LOG = re.compile(r"^[IWEC]\d{4} [\d:.]+ \d+ \S*torch/distributed/")
+_PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use|another process is utilizing it", re.IGNORECASE)
 _TRACEBACK = "Traceback (most recent call last):"
 _AGENT_FRAME = re.compile(r'^ +File ".*[/\\]accelerate[/\\]commands[/\\]|^ +File ".*[/\\]bin[/\\]accelerate"')
 
@@ -52,7 +53,8 @@ def find_failure(text: str) -> RankFailure | None:
 
     The agent names the rank that it saw first, which may be one that only lost the connection to a rank that died a
     moment before. So a crash comes first, except of a rank that was still alive when the agent began to close the
-    others, then a mistake of the user's: rank 0's, if it found it too, for it has told it.
+    others, then a mistake of the user's: rank 0's, if it found it too, for it has told it. A rank that says itself
+    that it only lost another one comes last, and one that the agent ended is no reason at all.
     """
     failures = [RankFailure(int(m["rank"]), m["host"], int(m["code"]), int(m["pid"])) for m in _FAILURE.finditer(text)]
     if not failures:
@@ -63,13 +65,21 @@ def find_failure(text: str) -> RankFailure | None:
     seen_first = failures[-1]  # the root cause is the report's last entry
     if seen_first in crashed:
         return seen_first
-    return (crashed or mistaken or [seen_first])[0]
+    if crashed or mistaken:
+        return (crashed or mistaken)[0]
+    own = [f for f in failures if f.exit_code != EXIT_CONNECTION_LOST and not (f.exit_code < 0 and f.pid in closed)]
+    return seen_first if seen_first in own or not own else own[0]
 
 
 def closing_pid(line: str) -> int | None:
     """The process that the agent asks to end, as another one has failed; None where the line says no such thing."""
     match = _CLOSING.search(line)
     return int(match[1]) if match else None
+
+
+def port_is_taken(text: str) -> bool:
+    """Whether the ranks could not meet because another program listens at the port that they were given."""
+    return _PORT_TAKEN.search(text) is not None
 
 
 def describe(failure: RankFailure, log: Path, last_lines: Sequence[str]) -> str:

@@ -12,21 +12,30 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 import psutil
 
-from launch import runs
+from launch import failure_record, runs
 from launch.command import STOP_SECONDS, Command
-from launch.failure import StderrFilter, closing_pid, describe, find_failure, killed_by
-from trainlib.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
+from launch.failure import (
+    RankFailure,
+    StderrFilter,
+    closing_pid,
+    describe,
+    find_failure,
+    killed_by,
+    port_is_taken,
+)
+from launch.failure_record import FailureRecord
+from launch.stop_request import STOP_SIGNALS, StopRequest
+from trainlib.errors import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
 
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
 _POLL_SECONDS = 0.1
 _CLOSING_SECONDS = 6.0  # for ranks to end, once another one failed
 _REFUSED_SECONDS = 3.0  # the same before the run has begun, when there is nothing that they could still save
@@ -34,23 +43,25 @@ _LOG_TAIL_LINES = 15
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
-def run_ranks(command: Command, directory: Path) -> int:
+def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
     """Run the command, which trains into `directory`; the exit code is that of the rank that ended it.
 
     The ranks are in sessions of their own, so a Ctrl-C in the terminal reaches only this process. It asks the run to
-    stop through the STOP file, which the ranks agree on; a second one kills them all.
+    stop through the STOP file, which the ranks agree on; a second one kills them all. Signals to the agent are not
+    heeded, as it would give the ranks a few seconds only: SLURM sends them to every process of a job.
     """
-    stop = _StopRequest(directory)
+    stop = StopRequest(directory)
     if sys.platform == "linux":
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # ranks whose agent is killed become children of this process
+    cleared = False
     with stop.catching_signals():
         child = subprocess.Popen(
             command.words,
-            env=command.variables(os.environ),
+            env=command.variables(os.environ) | {"PET_SIGNALS_TO_HANDLE": "SIGHUP"},  # torchrun's --signals-to-handle
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_prepare_agent,
         )
         assert child.stderr is not None
         # newline="": a progress bar ends its lines in \r, which must reach the terminal at once and as they are
@@ -59,6 +70,9 @@ def run_ranks(command: Command, directory: Path) -> int:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(_POLL_SECONDS)
             if stop.run_has_started():
+                if not cleared:
+                    failure_record.clear(directory, node_rank)
+                    cleared = True
                 stop.deliver()
                 stderr.write_log(directory / "logs" / "launcher.log")
             _kill_ranks(child, stderr.overdue_pids(_CLOSING_SECONDS if stop.run_has_started() else _REFUSED_SECONDS))
@@ -73,83 +87,60 @@ def run_ranks(command: Command, directory: Path) -> int:
     if stop.now:
         print("killed: the run continues from its last checkpoint when it is started again", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0 if child.returncode == 0 else _report_failure(stderr.text, directory, child.returncode)
+    if child.returncode == 0:
+        return 0
+    failure = find_failure(stderr.text)
+    if failure is not None:
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # which the agent may know as localhost
+        failure = replace(failure, host=host)
+        if stop.run_has_started() and failure.shell_code != EXIT_STOPPED:
+            _record_failure(failure, directory, node_rank)
+    return _report_failure(failure, stderr.text, directory, child.returncode)
 
 
-def _report_failure(stderr_text: str, directory: Path, launcher_code: int) -> int:
+def _record_failure(failure: RankFailure, directory: Path, node_rank: int) -> None:
+    """Leave in the run directory which rank failed here, and its last word."""
+    log = _log_of(failure, directory)
+    record = FailureRecord(
+        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        rank=failure.rank,
+        host=failure.host,
+        exit_code=failure.shell_code,
+        signal=signal.Signals(-failure.exit_code).name if failure.exit_code < 0 else None,
+        log=str(log),
+        error=next((line for line in reversed(_last_lines(log)) if line.strip()), ""),
+    )
+    failure_record.save(directory, node_rank, record)
+
+
+def _log_of(failure: RankFailure, directory: Path) -> Path:
+    return directory / "logs" / f"rank-{failure.rank}.log"
+
+
+def _report_failure(failure: RankFailure | None, stderr_text: str, directory: Path, launcher_code: int) -> int:
     """Say which rank failed, where rank 0 has not said so itself; return the exit code to end with."""
-    failure = find_failure(stderr_text)
     if failure is None and launcher_code > 0 and runs.was_stopped(directory):  # the agent was asked to end itself
         return EXIT_STOPPED
     if failure is None and launcher_code < 0:
         ended = f"accelerate launch was {killed_by(-launcher_code)}"
         print(f"error: {ended}; run the same command to continue from the last checkpoint", file=sys.stderr)
         return 128 - launcher_code
+    if failure is None and port_is_taken(stderr_text):
+        print(
+            "error: another program listens at the port of --head: give another port, on all machines", file=sys.stderr
+        )
+        return EXIT_PORT_TAKEN
     if failure is None:  # the ranks did not come to run, or something ended Accelerate itself
         last_lines = "\n".join(stderr_text.splitlines()[-_LOG_TAIL_LINES:])
         print(f"{last_lines}\nerror: accelerate launch ended with exit code {launcher_code}", file=sys.stderr)
         return launcher_code
     told_by_rank_0 = failure.shell_code == EXIT_STOPPED or (failure.shell_code == EXIT_USER_ERROR and not failure.rank)
     if not told_by_rank_0:
-        log = directory / "logs" / f"rank-{failure.rank}.log"
+        log = _log_of(failure, directory)
         # What rank 0 said is on the console already.
         tail = _last_lines(log) if failure.rank else []
-        failure = replace(failure, host=socket.gethostname())  # which the agent may know as localhost
         print(f"error: {describe(failure, log, tail)}", file=sys.stderr)
     return failure.shell_code
-
-
-class _StopRequest:
-    """Turns signals into the STOP file of a run, once that run's new attempt has begun.
-
-    Before that, the directory may not exist, or belong to an attempt that `--fresh` is about to clear away: what was
-    asked for is remembered. `now` is set by the second Ctrl-C.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._attempt_before = runs.last_start(directory)
-        self._started = False
-        self._asked = False
-        self._delivered = False
-        self.now = False
-
-    @contextmanager
-    def catching_signals(self) -> Iterator[None]:
-        hangup_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup: the run outlives its terminal
-        numbers = [number for number in _STOP_SIGNALS if not (number == signal.SIGHUP and hangup_ignored)]
-        before = {number: signal.signal(number, self._handle) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def run_has_started(self) -> bool:
-        if not self._started:
-            self._started = runs.last_start(self._directory) not in (None, self._attempt_before)
-        return self._started
-
-    def deliver(self) -> None:
-        """Ask the run to stop, where a signal asked for it."""
-        if self._asked and not self._delivered:
-            (self._directory / "STOP").touch()
-            self._delivered = True
-
-    def withdraw(self) -> None:
-        """Once the run has ended: take back a request that it did not come to honour, or the next one would."""
-        if self._delivered:
-            with suppress(OSError):
-                (self._directory / "STOP").unlink()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
-            self.now = True
-        elif not self._asked:
-            self._asked = True
-            name = signal.Signals(number).name
-            with suppress(OSError):  # the terminal may be what went away
-                os.write(2, f"\n{name}: stopping at the next step, with a checkpoint; Ctrl-C kills\n".encode())
 
 
 class _StderrRelay:
@@ -206,12 +197,15 @@ class _StderrRelay:
                 sys.stderr.flush()
 
 
-def _end_with_parent() -> None:
-    """In the child: have the kernel send SIGTERM when the launcher dies, however it does.
+def _prepare_agent() -> None:
+    """In the child: heed no signal but the one that the kernel sends when the launcher dies, however it does.
 
-    The agent passes it on to its ranks, wherever they are in starting or training, and kills those that do not stop.
+    The agent passes that on to its ranks, wherever they are in starting or training, and kills those that do not stop.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGHUP else signal.SIG_IGN)
+    if sys.platform == "linux":
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -64,13 +64,15 @@ def run(
     CONFIG is a file or the name of a shipped config, like quickstart; several are merged from left to right, then
     key=value. Exit code 0: done, 2: a mistake in what was asked, 75: stopped with a checkpoint, run again to continue.
     """
-    from launch.devices import choose_processes, count_gpus
+    from launch.devices import choose_processes, count_gpus, require_given_gpus
 
     refuse_fresh_resume(fresh, resume)
     config_words = config_arguments(arguments, name)
     training = training_arguments(config_words, fresh=fresh, resume=resume)
     run_name = load_run_name(config_words)
     gpus = count_gpus()
+    if not dry_run:
+        require_given_gpus(gpus, os.environ)
     number = choose_processes(processes, gpus)
     command = training_command(
         training,
@@ -90,7 +92,7 @@ def run(
     from launch.runs import RUNS
     from launch.supervise import run_ranks
 
-    return run_ranks(command, RUNS / run_name)
+    return run_ranks(command, RUNS / run_name, node_rank or 0)
 
 
 @click.command()
@@ -120,4 +122,4 @@ def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown
     interface = os.environ.get("GLOO_SOCKET_IFNAME")
     with suppress(UserError) if may_be_unknown else nullcontext():
         interface = interface or interface_to(host, own_interfaces())
-    return Node(nodes, node_rank, (host, port), interface)
+    return Node(nodes, node_rank, (host, port), interface, os.environ.get("TRAINLAUNCH_RENDEZVOUS_ID"))

@@ -114,6 +114,14 @@ def exclude(job_id: str, nodes: Sequence[str]) -> bool:
     return True
 
 
+def down_nodes(nodes: Sequence[str]) -> list[str]:
+    """Those of these nodes that are down, or do not answer. Raises QueueError."""
+    if not nodes:
+        return []
+    lines = [line.split() for line in _run("sinfo", "-h", "-N", "-n", ",".join(nodes), "-o", "%N %T").splitlines()]
+    return sorted({name for name, state in lines if state.startswith(("down", "fail")) or state.endswith("*")})
+
+
 def enough_others(sinfo: str, unwanted: Sequence[str], num_nodes: int) -> bool:
     """Whether enough nodes of `NODE STATE` lines are up without the unwanted ones."""
     lines = (line.split() for line in sinfo.splitlines())

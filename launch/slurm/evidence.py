@@ -1,0 +1,95 @@
+"""Finding out why a job's ranks ended: from the run directory, the queue, and what srun said."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from launch.failure_record import read_all, root_cause
+from launch.runs import Record, json_lines, read_run
+from launch.slurm import queue
+from launch.slurm.ledger import Evidence, JobStart, QueueSays
+from launch.slurm.queue import JobState, QueueError
+
+
+def gather(
+    directory: Path,
+    job: JobStart,
+    lines: Sequence[Record],
+    *,
+    code: int,
+    signal: str | None,
+    srun_said: str,
+    over: bool = False,
+) -> Evidence:
+    """All that can be known of a start of a job. `over`: of one that ended before, and the queue knows no more."""
+    begun = next((line for line in reversed(lines) if line.get("event") == "begin" and is_start(line, job)), {})
+    attempt = attempt_since(directory, begun)
+    state: JobState | None = None
+    lost: list[str] = []
+    with suppress(QueueError):
+        if not over:
+            state = queue.job_states([job.queue_id]).get(job.queue_id)
+        lost = queue.down_nodes(begun.get("nodes") or [])
+    return Evidence(
+        exit_code=code,
+        status=attempt.get("status"),
+        reason=attempt.get("reason"),
+        step=attempt.get("step"),
+        failure=root_cause(read_all(directory)) if code else None,
+        signal=signal,
+        queue="requeued" if over else queue_says(state, job.restart),
+        seconds_left=_seconds_left(begun),
+        lost_nodes=tuple(sorted({*lost, *lost_by(srun_said)})),
+    )
+
+
+def is_start(line: Record, job: JobStart) -> bool:
+    return job.of_same_job(line) and line.get("restart") == job.restart
+
+
+def attempt_since(directory: Path, begun: Record) -> Record:
+    """How the attempt ended that began after this: status, reason, step; the step None where it finished none.
+
+    Empty where there was none. An attempt that was killed has no end: then the rows tell how far it came.
+    """
+    began = begun.get("time") or ""
+    attempts = [line for line in json_lines(directory / "attempts.jsonl") if str(line.get("time")) >= began]
+    start = next((line for line in attempts if line.get("event") == "start"), None)
+    if start is None:
+        return {}
+    last = attempts[-1]
+    ended = last if last.get("event") == "end" else {}
+    step = ended.get("step") or read_run(directory).newest_metrics.get("step") or 0
+    return {
+        "status": ended.get("status"),
+        "reason": ended.get("reason"),
+        "step": step if step > (start.get("from_step") or 0) else None,
+    }
+
+
+def queue_says(state: JobState | None, restart: int) -> QueueSays:
+    """What SLURM does with a job that is about to end, as its state and the number of its restarts tell."""
+    if state is None:
+        return "unknown"
+    if state.restarts > restart or state.waiting:
+        return "requeued"
+    if state.state == "RUNNING":
+        return "running"
+    if state.state == "TIMEOUT" or state.reason == "TimeLimit":
+        return "time_limit"
+    return "cancelled"
+
+
+def lost_by(srun_said: str) -> list[str]:
+    """The nodes that srun lost, from its own messages."""
+    return re.findall(r"^srun: error: .*?\b(?:Node failure on|node failure on) (\S+)", srun_said, re.MULTILINE)
+
+
+def _seconds_left(begun: Record) -> float | None:
+    end_time = begun.get("end_time")
+    return datetime.fromisoformat(end_time).timestamp() - time.time() if end_time else None

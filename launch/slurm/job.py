@@ -1,0 +1,232 @@
+"""What runs inside a SLURM job around the training: `python -m launch.slurm.job begin|end ...`, called by train.sbatch.
+
+`begin` validates what is to run, records the start, and prints what the batch script needs as assignments of bash.
+`end` finds out why the ranks ended, records it, puts the job back into the queue where that makes sense, and exits with
+what the batch job is to end with. Neither imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from launch.runs import RUNS, Record, job_lines
+from launch.slurm import ledger, queue
+from launch.slurm.evidence import gather
+from launch.slurm.head import free_ports, node_names
+from launch.slurm.ledger import Decision, Evidence, JobStart
+from launch.slurm.queue import QueueError
+from trainlib.config import Config, load_config
+from trainlib.errors import TrainlaunchError, UserError
+
+NUM_PORTS = 3  # to try, should one be taken between the probe and its use
+_RESUME = "--resume"  # the one option of `launch run` that means the same at every restart
+_CPUS_OF_NODES = re.compile(r"(\d+)(?:\(x\d+\))?")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.slurm.job", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    begin_parser = verbs.add_parser("begin")
+    begin_parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    end_parser = verbs.add_parser("end")
+    end_parser.add_argument("--run", type=Path, required=True)
+    end_parser.add_argument("--code", type=int, required=True, help="of srun")
+    end_parser.add_argument("--signal", default="", help="that the batch shell got")
+    end_parser.add_argument("--srun-log", type=Path, help="what srun itself said")
+    options = parser.parse_args(arguments)
+    try:
+        if options.verb == "begin":
+            print(begin(options.arguments, os.environ))
+            return 0
+        return end(options.run, options.code, options.signal or None, options.srun_log, os.environ)
+    except TrainlaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Record that a job begins; the assignments that the batch script evaluates. Raises TrainlaunchError."""
+    job = JobStart.of(environment)
+    words = expand_arguments(arguments, job.array_task)
+    config = load_config([word for word in words if word != _RESUME])
+    directory = RUNS / config.name
+    nodes = node_names(environment.get("SLURM_JOB_NODELIST"))
+    ports = free_ports(job.rendezvous_id, NUM_PORTS)
+    state = queue.job_states([job.queue_id]).get(job.queue_id)
+    end_time = state.end if state else None
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    _close_earlier(directory, job)
+    _withdraw_signals(directory)
+    for record in (directory / "logs").glob("node-*.failure.json"):
+        record.unlink()
+    iso_end = datetime.fromtimestamp(end_time, UTC).isoformat(timespec="seconds") if end_time else None
+    where = {"nodes": nodes, "head": nodes[0], "port": ports[0], "end_time": iso_end}
+    ledger.append(directory, job.as_record("begin") | where)
+    print(f"job {job.queue_id}, restart {job.restart}: {directory} on {', '.join(nodes)}", file=sys.stderr)
+    return assignments(job, words, config, nodes[0], ports, end_time, environment)
+
+
+def end(directory: Path, code: int, signal: str | None, srun_log: Path | None, environment: Mapping[str, str]) -> int:
+    """Record how a job ended, put it back into the queue where that makes sense; what the batch job ends with."""
+    job = JobStart.of(environment)
+    lines = job_lines(directory)
+    srun_said = srun_log.read_text(errors="replace") if srun_log and srun_log.exists() else ""
+    evidence = gather(directory, job, lines, code=code, signal=signal, srun_said=srun_said)
+    earlier = [line for line in lines if line.get("event") == "end" and job.of_same_job(line)]
+    config = load_config([str(directory / "config.yaml")]) if (directory / "config.yaml").exists() else None
+    max_failures = config.slurm.max_failures if config else 0
+    decision = ledger.decide(evidence, earlier, max_failures)
+    requeued, excluded = evidence.queue == "requeued", list[str]()
+    if decision.requeue:
+        requeued, excluded = _requeue(job, evidence.lost_nodes)
+    _withdraw_signals(directory)
+    ledger.append(directory, _end_record(job, evidence, decision) | {"requeued": requeued, "excluded": excluded})
+    print(_closing_words(job, evidence, decision, excluded), file=sys.stderr)
+    return decision.exit_code
+
+
+def expand_arguments(arguments: Sequence[str], array_task: int | None) -> list[str]:
+    """The arguments of this element: `@FILE` stands for one line of FILE, which holds an element's as shell words.
+
+    Raises UserError where there is no such line, and for options, which a restart would repeat.
+    """
+    words = []
+    for argument in arguments:
+        if not argument.startswith("@"):
+            words.append(argument)
+            continue
+        try:
+            lines = Path(argument[1:]).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise UserError(f"{argument}: cannot read {argument[1:]} ({error.strerror})") from error
+        if array_task is None or array_task >= len(lines):
+            which = "no element of an array" if array_task is None else f"element {array_task}"
+            raise UserError(f"{argument}: this is {which}; must be submitted with --array=0-{len(lines) - 1}")
+        words.extend(shlex.split(lines[array_task]))
+    options = [word for word in words if word.startswith("--") and word != _RESUME]
+    if options:
+        raise UserError(
+            f"{options[0]}: options of launch do not belong here, as a job may start several times; give CONFIG... "
+            "[key=value ...], a name as name=NAME"
+        )
+    return words
+
+
+def assignments(
+    job: JobStart,
+    words: Sequence[str],
+    config: Config,
+    head: str,
+    ports: Sequence[int],
+    end_time: float | None,
+    environment: Mapping[str, str],
+) -> str:
+    """What the batch script needs to know, as lines of bash."""
+    slurm = config.slurm
+    directory = RUNS / config.name
+    variables = {
+        "run": shlex.quote(str(directory)),
+        "log": shlex.quote(str(directory / "logs" / job.rendezvous_id)),
+        "arguments": f"({shlex.join(words)})",
+        "processes": str(slurm.processes_per_node or "auto"),
+        "cpus": str(cpus_on_each(environment)),
+        "head": shlex.quote(head),
+        "ports": f"({' '.join(map(str, ports))})",
+        "export TRAINLAUNCH_RENDEZVOUS_ID": job.rendezvous_id,
+        "export TRAINLAUNCH_END_TIME": f"{end_time:.0f}" if end_time else "",
+    }
+    if slurm.gpus_per_node == 0:
+        variables["export ACCELERATE_USE_CPU"] = "true"
+    return "\n".join(f"{name}={value}" for name, value in variables.items())
+
+
+def cpus_on_each(environment: Mapping[str, str]) -> int:
+    """The CPUs that this job has on every one of its nodes, all of which the one task there gets.
+
+    From `8(x2),4`, which SLURM sets for each job; SLURM_CPUS_PER_TASK may be left over from where it was submitted.
+    """
+    return min(
+        (int(count) for count in _CPUS_OF_NODES.findall(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))), default=1
+    )
+
+
+def _close_earlier(directory: Path, job: JobStart) -> None:
+    """Write the end of starts that were killed before they could, as far as it can be found out."""
+    lines = job_lines(directory)
+    for line in ledger.unfinished(lines):
+        earlier = JobStart(line["job_id"], line.get("array_task"), line.get("restart") or 0)
+        if not job.of_same_job(line):
+            with suppress(QueueError):
+                state = queue.job_states([earlier.queue_id]).get(earlier.queue_id)
+                if state is not None and state.active:
+                    continue  # it still runs; one of the two will be refused
+        evidence = gather(directory, earlier, lines, code=1, signal=None, srun_said="", over=True)
+        earlier_ends = [end for end in lines if end.get("event") == "end" and earlier.of_same_job(end)]
+        decision = ledger.decide(evidence, earlier_ends, max_failures=sys.maxsize)
+        requeued = job.of_same_job(line)  # for here it is again
+        ledger.append(directory, _end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
+
+
+def _requeue(job: JobStart, lost_nodes: Sequence[str]) -> tuple[bool, list[str]]:
+    """Put this job back into the queue, from now on without the nodes that failed; whether that worked, and which.
+
+    SLURM then ends what is left of the job, which has its KillWait for what comes after this.
+    """
+    try:
+        queue.requeue(job.queue_id)
+    except QueueError as error:
+        print(f"error: the job was not put back into the queue: {error}; submit it again to continue", file=sys.stderr)
+        return False, []
+    if not lost_nodes:
+        return True, []
+    try:
+        excluded = queue.exclude(job.queue_id, lost_nodes)  # only a job that waits takes that
+    except QueueError as error:
+        print(f"warning: {', '.join(lost_nodes)} could not be excluded: {error}", file=sys.stderr)
+        return True, []
+    return True, list(lost_nodes) if excluded else []
+
+
+def _end_record(job: JobStart, evidence: Evidence, decision: Decision) -> Record:
+    failure = evidence.failure
+    return job.as_record("end") | {
+        "cause": decision.cause,
+        "exit_code": decision.exit_code,
+        "signal": failure.signal if failure else evidence.signal,
+        "step": evidence.step,
+        "rank": failure.rank if failure else None,
+        "host": failure.host if failure else None,
+        "log": failure.log if failure else None,
+        "error": ledger.error_of(evidence),
+    }
+
+
+def _closing_words(job: JobStart, evidence: Evidence, decision: Decision, excluded: Sequence[str]) -> str:
+    words = [f"job {job.queue_id}, restart {job.restart}: {decision.cause.replace('_', ' ')}; {decision.why}"]
+    failure = evidence.failure
+    if failure is not None:
+        words.append(f"rank {failure.rank} on {failure.host} ended with exit code {failure.exit_code}: {failure.error}")
+        words.append(f"its log is {failure.log}")
+    if excluded:
+        words.append(f"from now on without {', '.join(excluded)}")
+    return "\n".join(words)
+
+
+def _withdraw_signals(directory: Path) -> None:
+    """A STOP file that a signal to this job made has done its work; what a user asks for stays."""
+    stop_file = directory / "STOP"
+    with suppress(OSError):
+        if stop_file.read_text().startswith("SIG"):
+            stop_file.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
