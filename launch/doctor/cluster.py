@@ -45,6 +45,10 @@ def check_cluster() -> Iterator[Finding]:
     if missing:
         yield problem("SLURM", f"{', '.join(missing)} not found, but others of its commands", "mend PATH")
         return
+    conf = os.environ.get("SLURM_CONF")
+    if conf and not Path(conf).is_file():  # which SLURM's commands would try to read for a minute
+        yield problem("SLURM", f"there is no file {conf}, which SLURM_CONF names", "correct SLURM_CONF, or unset it")
+        return
     try:
         found = partitions()
     except QueueError as error:
