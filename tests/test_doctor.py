@@ -57,9 +57,7 @@ def test_rows_fit_a_terminal_and_can_be_copied_from() -> None:
     found = [
         ok("Python", "3.11.7 on Linux"),
         note("W&B", "wandb 0.31.0, not logged in, and so many more words that they do not fit", "wandb login"),
-        problem(
-            "runs", f"{path} cannot be written", "mend its permissions, or change to a folder that you may write to"
-        ),
+        problem("runs", f"{path} cannot be written", "mend its permissions, or change to a folder that is writable"),
     ]
     assert (
         "\n".join(row(finding) for finding in found)
@@ -284,7 +282,7 @@ def fake_commands(folder: Path, names: tuple[str, ...], sinfo: str) -> None:
         (cluster_checks._COMMANDS, "", "problem", "no partition is up (there are none)"),
         (
             cluster_checks._COMMANDS,
-            "printf 'cpu*|up|3|idle|(null)|1:00:00\\ncpu*|up|1|down*|(null)|1:00:00\\nh100|up|2|mixed|gpu:h100:8(S:0)|infinite\\n'",
+            "printf '%s\\n' 'cpu*|up|3|idle|(null)|60' 'cpu*|up|1|down*|(null)|60' 'h100|up|2|mixed|gpu:h100:8(S:0)|60'",
             "ok",
             "cpu (default): 3 of 4 nodes usable; h100: 2 of 2 nodes usable, 8 GPUs each",
         ),
