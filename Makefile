@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test soak lint clean
+.PHONY: run test soak lint docs clean
 
 run: $(VENV)/installed
 	$(BIN)/launch run quickstart $(ARGS)
@@ -23,6 +23,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The tables of docs/config.md, from the configuration's models. A test compares.
+docs: $(VENV)/installed
+	$(BIN)/python -m trainlib.config.reference docs/config.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

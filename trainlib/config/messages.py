@@ -24,6 +24,7 @@ _TYPE_RULES = {
     "greater_than": "must be > {gt:g}",
     "greater_than_equal": "must be >= {ge:g}",
     "less_than": "must be < {lt:g}",
+    "less_than_equal": "must be <= {le:g}",
     "too_short": "must have at least {min_length} elements",
     "too_long": "must have at most {max_length} elements",
 }

@@ -33,7 +33,7 @@ def check_run_name(text: str) -> str:
     return text
 
 
-Duration = Annotated[str, BeforeValidator(_duration)]
+Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
 
 
 class Section(BaseModel):
