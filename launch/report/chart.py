@@ -21,7 +21,7 @@ LABEL_GAP = 0.03  # of the width, between the signs of two events
 class Line:
     """One series.
 
-    style    raw (pale: what a smooth line is made of) | smooth | thin | line (with a dot at each point) | mark (dots only)
+    style    raw (pale, what a smooth line is made of) | smooth | thin | line (with dots) | mark (dots alone)
     colour   a colour of the palette, from 0
     keys     the legend entries that it belongs to: it is shown while all of them are on
     """

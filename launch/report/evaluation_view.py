@@ -73,8 +73,7 @@ def _matrix(evaluation: Evaluation) -> Content:
 def _matrix_cell(label: int, predicted: int, count: int, total: int) -> Markup:
     depth = math.sqrt(count / total) if total else 0.0
     kind = "right" if label == predicted else "wrong" if count else None
-    deep = f"{kind} deep" if kind and depth > 0.6 else kind
-    return element("td", count, class_=deep, style=f"--depth:{100 * depth:.0f}%" if count else None)
+    return element("td", count, class_=kind, style=f"--depth:{100 * depth:.0f}%" if count else None)
 
 
 def _pairs(evaluation: Evaluation) -> Content:

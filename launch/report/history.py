@@ -48,8 +48,9 @@ class Attempt:
 
     @property
     def how_it_ended(self) -> str:
-        """`stopped: SIGTERM`; `interrupted: preempted, requeued`."""
-        return f"{self.outcome}: {self.reason}" if self.reason else self.outcome
+        """`attempt 2 was stopped: SIGTERM`; `attempt 1 was interrupted: preempted, requeued`."""
+        verb = "was " if self.outcome in ("stopped", "interrupted") else ""
+        return f"attempt {self.number} {verb}{self.outcome}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,12 @@ def events_of(attempts: Sequence[Attempt], last_step: int) -> list[Event]:
     for before, after in pairwise(attempts):
         again = (before.end_step or 0) - after.from_step
         lost = f"; {again} steps were done again" if again > 0 else ""
-        text = f"attempt {after.number} goes on from step {after.from_step}; {before.number} was {before.how_it_ended}"
+        text = f"attempt {after.number} goes on from step {after.from_step}; {before.how_it_ended}"
         events.append(Event(after.from_step, f"↻{after.number}", text + lost))
     if attempts and (last := attempts[-1]).outcome not in ("completed", "running"):
         step = last.end_step if last.end_step is not None else last_step
         sign = "■" if last.outcome == "stopped" else "✕"
-        events.append(Event(step, sign, f"attempt {last.number} was {last.how_it_ended}"))
+        events.append(Event(step, sign, last.how_it_ended))
     return events
 
 
