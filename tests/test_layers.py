@@ -29,7 +29,7 @@ LAYERS = {
         {"loop"},
         {"build", "outputs"},
         {"session", "inference"},
-        {"train", "check", "allreduce", "evaluate", "predict", "export"},
+        {"train", "check", "allreduce", "evaluate", "predict", "export", "verify"},
         {"prepare", "api"},
     ],
     "launch": [
@@ -37,7 +37,7 @@ LAYERS = {
         {"failure_record", "stop_request"},
         {"sweep"},
         {"slurm"},
-        {"control", "show", "supervise", "ranks", "doctor", "report"},
+        {"control", "show", "supervise", "ranks", "doctor", "report", "verify"},
         {"cli"},
         {"__main__"},
     ],

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import doctor, model, report, run, runs, slurm, sweep
+from launch.cli import doctor, model, report, run, runs, slurm, sweep, tracking, verify
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
 
 
@@ -69,6 +69,8 @@ _COMMANDS = (
     model.evaluate,
     model.predict,
     model.export,
+    tracking.wandb_sync,
+    verify.verify,
 )
 for command in _COMMANDS:
     cli.add_command(command)

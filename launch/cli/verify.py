@@ -1,0 +1,83 @@
+"""`launch verify`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trainlib.errors import UserError
+
+
+def _parse_sizes(context: click.Context, option: click.Parameter, value: str) -> list[int]:
+    sizes = value.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes) or len(set(sizes)) < 2:
+        raise click.BadParameter(f"got {value}, must be two or more different numbers, like 1,2,4")
+    return [int(size) for size in sizes]
+
+
+@click.command()
+@click.argument("run")
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="How many steps to repeat.")
+@click.option(
+    "--processes", default="1,2", show_default=True, callback=_parse_sizes, help="Numbers of ranks to compare."
+)
+@click.option("--checkpoint", metavar="NAME", help="Where to begin.  [default: the newest with so many steps to go]")
+def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -> int:
+    """Repeat some steps of a run with several numbers of processes, and compare every bit.
+
+    RUN is a run's name or directory; it is only read. Compared are the gradient of every parameter, every weight and
+    every reported number of each step; the first that differs is named. Exit code 0: all the same, 1: a difference.
+    """
+    from launch.devices import choose_processes, count_gpus
+    from launch.runs import find_run
+    from launch.verify import difference, read_records
+
+    directory = find_run(run)
+    if not (directory / "config.yaml").is_file():
+        raise UserError(f"{directory}: has no config.yaml, so nothing was trained there yet: start it with launch run")
+    gpus = count_gpus()
+    for number in processes:
+        choose_processes(number, gpus)
+    with tempfile.TemporaryDirectory(prefix="launch-verify-") as folder:
+        options = ["--steps", str(steps), *(["--checkpoint", checkpoint] if checkpoint is not None else [])]
+        records = {}
+        for number in processes:
+            _record([str(directory), folder, *options], number, on_cpu=gpus == 0)
+            records[number] = read_records(Path(folder), number)
+            click.echo(_summary(number, records[number][0]))
+    found = difference(records)
+    click.echo(f"different: {found}" if found else "the same in every bit of every step")
+    return 1 if found else 0
+
+
+def _record(words: list[str], processes: int, *, on_cpu: bool) -> None:
+    from launch.command import accelerate_launch, left_by_another_launch, training_command
+    from launch.ranks import run_program
+
+    run_program(
+        training_command(
+            words,
+            processes,
+            on_cpu=on_cpu,
+            python=sys.executable,
+            accelerate=accelerate_launch(sys.executable),
+            without=left_by_another_launch(os.environ),
+            module="trainlib.verify",
+        )
+    )
+
+
+def _summary(processes: int, lines: Sequence[Mapping[str, Any]]) -> str:
+    """What rank 0 came to."""
+    plural = "" if processes == 1 else "es"
+    steps = [line for line in lines if "step" in line]
+    if not steps:
+        return f"{processes} process{plural}: no step was made"
+    digest = str(steps[-1].get("weights_sha256", ""))[:16]
+    return f"{processes} process{plural}: steps {steps[0]['step']} to {steps[-1]['step']}, weights {digest} in the end"
