@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ranks
 from needs import need
 from slurm_cluster import PROGRAMS, Cluster
 from soak import SOAK
+from trained import TRAINING
 
 # A shell that starts the tests in the background ignores these, and every process of a test would inherit that.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -45,6 +47,14 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current directory, for runs/ to be made in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the finished run of tests/trained.py, trained by two ranks; not to be changed."""
+    cwd = tmp_path_factory.mktemp("trained")
+    assert ranks.train(TRAINING, world_size=2, cwd=cwd) == [0, 0]
+    return cwd
 
 
 @pytest.fixture(scope="session")
