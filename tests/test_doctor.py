@@ -282,7 +282,7 @@ def fake_commands(folder: Path, names: tuple[str, ...], sinfo: str) -> None:
         (cluster_checks._COMMANDS, "", "problem", "no partition is up (there are none)"),
         (
             cluster_checks._COMMANDS,
-            "printf '%s\\n' 'cpu*|up|3|idle|(null)|60' 'cpu*|up|1|down*|(null)|60' 'h100|up|2|mixed|gpu:h100:8(S:0)|60'",
+            "printf '%s\\n' 'cpu*|up|3|idle|(null)|1' 'cpu*|up|1|down*|(null)|1' 'h100|up|2|mixed|gpu:h100:8(S:0)|1'",
             "ok",
             "cpu (default): 3 of 4 nodes usable; h100: 2 of 2 nodes usable, 8 GPUs each",
         ),

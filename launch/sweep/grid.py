@@ -245,6 +245,6 @@ def value_text(value: Any) -> str:
 def _part(label: str, value: Any) -> str:
     """What a name says of one value: `lr0.1`, `freeze-backbone`; a class says itself what it is, `SGD-lr0.1`."""
     text = _NOT_IN_NAMES.sub("-", value_text(value)).strip("-")
-    if not label or (isinstance(value, Mapping) and "name" in value):
-        return text
+    if not label or not text or (isinstance(value, Mapping) and "name" in value):
+        return text or label
     return label + text if type(value) in (int, float) else f"{label}-{text}"
