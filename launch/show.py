@@ -36,7 +36,7 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None) -> str:
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
         "val": _metrics(run.last.get(("val", None))),
         "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),
-        "last error": _last_error(run),
+        "last error": last_error(run),
         "checkpoints": ", ".join(path.name for path in run.checkpoints),
         "seconds": _seconds(run, now),
         "directory": str(run.directory),
@@ -59,7 +59,7 @@ def _row(run: Run, jobs: Jobs, now: datetime) -> tuple[str, ...]:
         str(newest.get("step", "")),
         str(newest.get("epoch", "")),
         _accuracy(run),
-        _local(run.started),
+        local_time(run.started),
         _seconds(run, now),
     )
 
@@ -120,7 +120,8 @@ def _metrics(record: Record | None) -> str:
     return ", ".join(texts)
 
 
-def _last_error(run: Run) -> str:
+def last_error(run: Run) -> str:
+    """What ended the newest failure, as far as anything is known; empty where nothing failed."""
     left = root_cause(read_all(run.directory))
     if left is not None:
         return _failure(asdict(left))
@@ -140,7 +141,7 @@ def _failure(record: Record) -> str:
 
 def _job(record: Record) -> str:
     """One line of jobs.jsonl in words."""
-    head = f"{queue_id(record)}  {_local(time_of(record))}  "
+    head = f"{queue_id(record)}  {local_time(time_of(record))}  "
     if record.get("event") == "submitted":
         return f"{head}submitted"
     if record.get("event") == "begin":
@@ -157,7 +158,7 @@ def _job(record: Record) -> str:
 
 def _attempt(record: Record) -> str:
     """One line of attempts.jsonl in words."""
-    head = f"{record.get('attempt')}  {_local(time_of(record))}  "
+    head = f"{record.get('attempt')}  {local_time(time_of(record))}  "
     if record.get("event") == "start":
         job = record.get("slurm_job_id")
         place = (
@@ -177,5 +178,6 @@ def _seconds(run: Run, now: datetime) -> str:
     return "" if seconds is None else f"{seconds:.0f}"
 
 
-def _local(moment: datetime | None) -> str:
+def local_time(moment: datetime | None) -> str:
+    """A moment as the clock of this machine shows it; empty for None."""
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -83,7 +83,6 @@ def read_facts(directory: Path) -> RunFacts:
     """Read a run directory. What is missing or damaged is left out: the run may be going on, or have failed."""
     run = read_run(directory)
     rows = [row for row in json_lines(directory / "metrics.jsonl") if is_number(row.get("step"))]
-    jobs = jobs_of(list(json_lines(directory / "jobs.jsonl")))
     files = sorted(directory.glob("evaluation-*.json"), key=_split_order)
     evaluations = {path.name: read_evaluation(path) for path in files}
     return RunFacts(
@@ -93,7 +92,7 @@ def read_facts(directory: Path) -> RunFacts:
         config_text=_text(directory / "config.yaml"),
         environment=json_file(directory / "environment.json"),
         rows=rows,
-        attempts=attempts_of(run.attempts, jobs, running=run.status == "running"),
+        attempts=attempts_of(run.attempts, jobs_of(run.jobs), running=run.status == "running"),
         evaluations=[evaluation for evaluation in evaluations.values() if evaluation],
         damaged_evaluations=[name for name, evaluation in evaluations.items() if not evaluation],
         checkpoints=[_checkpoint(path, run.summary.get("best")) for path in run.checkpoints],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from launch.runs import Record, time_of
+from launch.runs import Record, queue_id, time_of
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,7 @@ class Job:
     @property
     def name(self) -> str:
         """`123`, `123_4` for an element of an array; with how often it was requeued before."""
-        element = self.begin.get("array_task")
-        number = f"{self.begin.get('job_id')}" + (f"_{element}" if element is not None else "")
-        return number + (f", restart {self.begin['restart']}" if self.begin.get("restart") else "")
+        return queue_id(self.begin) + (f", restart {self.begin['restart']}" if self.begin.get("restart") else "")
 
 
 @dataclass(frozen=True)

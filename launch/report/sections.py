@@ -9,7 +9,8 @@ from launch.report.evaluation_view import evaluation_section
 from launch.report.facts import RunFacts, is_number
 from launch.report.history import Attempt
 from launch.report.markup import Content, Markup, element
-from launch.report.tables import NONE, Cell, bytes_text, duration, facts_list, local_time, number, table
+from launch.report.tables import NONE, Cell, bytes_text, duration, facts_list, number, table
+from launch.show import last_error, local_time
 
 STATES = {
     "running": "This run is still going: the page shows what there was when it was made.",
@@ -40,9 +41,9 @@ def headline(run: RunFacts, now: datetime) -> Markup:
 def state(run: RunFacts) -> Markup | None:
     """What has to be known of a run that is not complete."""
     text = STATES.get(run.run.status)
-    failures = [attempt.reason for attempt in run.attempts if attempt.outcome == "failed" and attempt.reason]
-    said = element("code", failures[-1]) if failures and run.run.status == "failed" else None
-    return element("p", text, " ", said, class_=f"state {run.run.status}") if text else None
+    error = last_error(run.run) if run.run.status in ("failed", "interrupted") else ""
+    said = [" ", element("code", error)] if error else None
+    return element("p", text, said, class_=f"state {run.run.status}") if text else None
 
 
 def evaluations(run: RunFacts) -> list[Content]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from launch.report.markup import Content, Markup, element
 
@@ -81,10 +80,6 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def local_time(moment: datetime | None) -> str:
-    return NONE if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _cell(cell: Cell) -> Markup:
