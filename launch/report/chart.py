@@ -56,7 +56,7 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn. `from_zero`: the axis begins at 0; `top`: it ends there at the latest."""
+    """What is drawn. `from_zero`: the axis of values begins at 0, where it need not be logarithmic."""
 
     title: str
     lines: Sequence[Line]
@@ -64,84 +64,82 @@ class Chart:
     legend: Sequence[LegendEntry] = ()
     note: str = ""
     from_zero: bool = False
-    top: float | None = None
-    log: bool = True
     steps_per_epoch: int | None = None
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A vertical axis: its ticks span it."""
+    """An axis, which its ticks span."""
 
     name: str
     ticks: list[float]
     scale: Callable[[float], float]
 
     def position(self, value: float) -> float:
-        """0 at the lowest tick, 1 at the highest; what lies beyond is put on the edge."""
+        """0 at the first tick, 1 at the last; what lies beyond is put on the edge."""
         low, high = self.scale(self.ticks[0]), self.scale(self.ticks[-1])
         return min(max((self.scale(value) - low) / (high - low), 0.0), 1.0)
 
 
 def figure(chart: Chart) -> Markup:
     """The chart with its title, its switches and its data for the read-out."""
-    axes = [_linear_axis(chart), *_log_axis(chart)]
-    last_step = max(point[0] for line in chart.lines for point in line.points)
-    first_step = min(0.0, *(point[0] for line in chart.lines for point in line.points))
-    if last_step <= first_step:
-        last_step = first_step + 1
-
-    def across(step: float) -> float:
-        return min(max((step - first_step) / (last_step - first_step), 0.0), 1.0)
-
+    values = [value for line in chart.lines for _, value in line.points]
+    axes = [_linear_axis(values, chart.from_zero), *_log_axis(values)]
+    steps = _step_axis([step for line in chart.lines for step, _ in line.points])
     groups = [
-        element("g", _grid(axis), [_path(line, axis, across) for line in chart.lines], class_=axis.name)
-        for axis in axes
+        element("g", _grid(axis), [_path(line, axis, steps) for line in chart.lines], class_=axis.name) for axis in axes
     ]
-    drawing = element("svg", groups, viewBox=f"0 0 {WIDTH} {HEIGHT}", preserveAspectRatio="none", aria_hidden="true")
-    step_ticks = [tick for tick in linear_ticks(first_step, last_step, 6) if tick <= last_step]
+    drawing = element(
+        "svg",
+        groups,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=_description(chart),
+    )
     plot = element(
         "div",
         drawing,
         [_value_ticks(axis) for axis in axes],
-        [element("span", tick_label(tick), class_="x", style=f"left:{100 * across(tick):.2f}%") for tick in step_ticks],
-        _signs(chart.signs, across),
+        _step_ticks(steps),
+        _signs(chart.signs, steps),
         element("div", class_="cursor", hidden=""),
         element("div", class_="readout", role="status", hidden=""),
         class_="plot",
         tabindex=0,
-        role="img",
-        aria_label=f"{chart.title} over steps. {_description(chart)}",
+        role="group",
+        aria_label=f"{chart.title}: the arrow keys read it out, step by step",
     )
     switch = element("button", "log scale", type="button", class_="scale", aria_pressed="false")
     head = element("figcaption", element("h3", chart.title), switch if len(axes) > 1 else None)
     note = element("p", chart.note, class_="note") if chart.note else None
-    return element("figure", head, _legend(chart.legend), plot, note, _data(chart, axes, first_step, last_step))
+    return element("figure", head, _legend(chart.legend), plot, note, _data(chart, steps))
 
 
-def _linear_axis(chart: Chart) -> Axis:
-    values = [value for line in chart.lines for _, value in line.points]
-    low = min(0.0, *values) if chart.from_zero else min(values)
-    ticks = linear_ticks(low, max(values))
-    if chart.top is not None and max(values) <= chart.top:
-        ticks = [tick for tick in ticks if tick <= chart.top] if ticks[0] < chart.top else ticks
-        if ticks[-1] < max(values):
-            ticks.append(chart.top)
-    return Axis("linear", ticks, float)
+def _step_axis(steps: Sequence[float]) -> Axis:
+    """From 0 to the last step: ends that need not be round."""
+    first, last = min(0.0, *steps), max(steps)
+    return Axis("step", [first, last if last > first else first + 1], float)
 
 
-def _log_axis(chart: Chart) -> list[Axis]:
-    """An axis for the values above 0; none where there are no two of them, or the chart has no use for it."""
-    values = {value for line in chart.lines for _, value in line.points if value > 0}
-    if not chart.log or len(values) < 2:
+def _linear_axis(values: Sequence[float], from_zero: bool) -> Axis:
+    return Axis("linear", linear_ticks(min(0.0, *values) if from_zero else min(values), max(values)), float)
+
+
+def _log_axis(values: Sequence[float]) -> list[Axis]:
+    """An axis for the values above 0; none where there are no two different ones. The others are put on its edge."""
+    positive = {value for value in values if value > 0}
+    if len(positive) < 2:
         return []
-    ticks = log_ticks(min(values), max(values))
-    return [Axis("log", ticks, lambda value: log10(max(value, 1e-300)))]
+    lowest = min(positive)
+    return [Axis("log", log_ticks(lowest, max(positive)), lambda value: log10(max(value, lowest)))]
 
 
-def _path(line: Line, axis: Axis, across: Callable[[float], float]) -> Markup:
+def _path(line: Line, axis: Axis, steps: Axis) -> Markup:
     """The line; a dot is a line of no length with a round end, which stays round in a stretched drawing."""
-    corners = [f"{across(step) * WIDTH:.0f} {(1 - axis.position(value)) * HEIGHT:.0f}" for step, value in line.points]
+    corners = [
+        f"{steps.position(step) * WIDTH:.0f} {(1 - axis.position(value)) * HEIGHT:.0f}" for step, value in line.points
+    ]
     keys = " ".join(line.keys)
     parts = []
     if line.style != "mark":
@@ -165,12 +163,21 @@ def _value_ticks(axis: Axis) -> Markup:
     )
 
 
-def _signs(signs: Sequence[Sign], across: Callable[[float], float]) -> list[Content]:
+def _step_ticks(steps: Axis) -> Markup:
+    first, last = steps.ticks
+    return markup(
+        element("span", tick_label(tick), class_="x", style=f"left:{100 * steps.position(tick):.2f}%")
+        for tick in linear_ticks(first, last, 6)
+        if first <= tick <= last
+    )
+
+
+def _signs(signs: Sequence[Sign], steps: Axis) -> list[Content]:
     """A line for each event; its sign only where there is room for it."""
     shown: list[Content] = []
     last = -1.0
     for event in sorted(signs, key=lambda event: event.step):
-        position = across(event.step)
+        position = steps.position(event.step)
         room = position - last >= LABEL_GAP
         last = position if room else last
         shown.append(
@@ -207,13 +214,12 @@ def _description(chart: Chart) -> str:
     return "; ".join(f"{label}: {value:.4g} at step {step:.0f}" for label, (step, value) in ends)
 
 
-def _data(chart: Chart, axes: Sequence[Axis], first_step: float, last_step: float) -> Markup:
+def _data(chart: Chart, steps: Axis) -> Markup:
     """The same points as in the drawing, for the read-out."""
     return json_data(
         {
-            "steps": [first_step, last_step],
+            "steps": steps.ticks,
             "perEpoch": chart.steps_per_epoch,
-            "axes": {axis.name: [axis.ticks[0], axis.ticks[-1]] for axis in axes},
             "signs": [[event.step, event.text] for event in chart.signs],
             "lines": [
                 {

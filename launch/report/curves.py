@@ -26,7 +26,7 @@ def charts_of(runs: Sequence[RunFacts]) -> list[Chart]:
     charts = []
     for key, title in METRICS.items():
         lines = _metric_lines(runs, key)
-        charts.append(_chart(title, _legend(runs, lines), lines, runs, top=1.0 if key == "accuracy" else None))
+        charts.append(_chart(title, _legend(runs, lines), lines, runs))
     for key, title in TRAIN_ONLY.items():
         lines = [line for index, run in enumerate(runs) for line in _train_lines(run, key, index if several else None)]
         legend = _runs_legend(runs, lines) if several else []
@@ -46,7 +46,6 @@ def _chart(
     runs: Sequence[RunFacts],
     *,
     from_zero: bool = False,
-    top: float | None = None,
 ) -> Chart:
     several = len(runs) > 1
     averaged = any(line.style == "raw" for line in lines)
@@ -57,7 +56,6 @@ def _chart(
         legend=legend,
         note="Pale: every row. Strong: the mean of the rows around it." if averaged else "",
         from_zero=from_zero,
-        top=top,
         steps_per_epoch=None if several else runs[0].steps_per_epoch,
     )
 
