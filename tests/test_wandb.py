@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ranks
 import tiny
 import wandb_files
+import wandb_server
 
 EVERY = 4
 SECRETS = {"WANDB_API_KEY": "canary" + 34 * "0", "SOME_TOKEN": "canary in a coal mine"}
@@ -46,12 +50,12 @@ def test_killed_three_times_each_row_is_there_once(tmp_path: Path, images: Path)
 
     The training is killed alone, then with the processes of W&B, then alone again. No secret is in any file.
     """
-    choice = random.Random(7)
     training = tiny.arguments(images, 12, EVERY, "tracking={log_every: 1, tensorboard: true}")
-    for kills_all in (False, True, False):
-        moment = tiny.Moment(tmp_path, EVERY, choice)
+    for number, kills_all in enumerate((False, True, False), 1):
         under_way = ranks.start(tracked, training, world_size=1, cwd=tmp_path)
-        moment.wait(lambda: under_way.running)  # noqa: B023 - called at once
+        while tiny.last_step(tmp_path) < number * 2 * EVERY + number or not followers(tmp_path):
+            assert under_way.running, ranks.console(tmp_path)
+            time.sleep(0.005)
         under_way.signal(0, signal.SIGKILL)
         for process in followers(tmp_path) if kills_all else []:
             process.kill()
@@ -69,3 +73,78 @@ def assert_no_secret(run: Path) -> None:
     files = [path for path in run.rglob("*") if path.is_file()]
     assert files
     assert [path for path in files if b"canary" in path.read_bytes()] == []
+
+
+def kill_online(cwd: Path, training: list[str], server: wandb_server.Server, rows: int) -> None:
+    """Train online until the server has so many rows, then kill the training."""
+    under_way = ranks.start(tracked_online, server.environment, training, world_size=1, cwd=cwd)
+    while under_way.running and sum(map(len, map(server.history, server.runs))) < rows:
+        time.sleep(0.01)
+    under_way.signal(0, signal.SIGKILL)
+    assert under_way.wait() == [-signal.SIGKILL]
+
+
+def tracked_online(environment: dict[str, str], arguments: list[str]) -> int:
+    os.environ.pop("WANDB_MODE", None)
+    os.environ |= environment
+    return ranks.main(arguments)
+
+
+def sync(cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`launch wandb-sync run`."""
+    path = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "launch", "wandb-sync", "run"]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment | path, capture_output=True, text=True)
+
+
+def assert_server_has_each_row_once(server: wandb_server.Server, cwd: Path) -> None:
+    """Under one id; speed and time of a row that was made again after a kill are those of the first time."""
+    assert len(server.runs) == 1
+
+    def without_speed(row: dict[str, Any]) -> list[tuple[str, float]]:
+        return sorted(
+            (name, row[name]) for name in row if "/" in name and "images" not in name and isinstance(row[name], float)
+        )
+
+    found = [(row["step"], without_speed(row)) for row in server.history(*server.runs)]
+    expected = [(step, without_speed(row)) for step, row in wandb_files.expected(cwd / "runs/run")]
+    assert sorted(found) == sorted(expected)
+
+
+def test_an_online_run_goes_on_after_kills(tmp_path: Path, images: Path) -> None:
+    """And rows of an attempt without a server, in between, are there at the end, too."""
+    tracking = "tracking={log_every: 4, wandb: {mode: online, entity: e}}"
+    training = tiny.arguments(images, 1000, 40, tracking, "scheduler=null")
+    with wandb_server.serving() as server:
+        kill_online(tmp_path, training, server, 5)
+        first = len(server.history(*server.runs))
+        kill_online(tmp_path, training, server, first + 10)
+        epochs = tiny.last_step(tmp_path) // tiny.STEPS_PER_EPOCH + 12
+        short = [*training, f"train.epochs={epochs}", "--resume"]
+        offline = {"WANDB_MODE": "offline"}
+        assert ranks.run(tracked_online, offline, short, world_size=1, cwd=tmp_path) == [0], ranks.console(tmp_path)
+        assert len(server.history(*server.runs)) < len(wandb_files.expected(tmp_path / "runs/run"))
+        result = sync(tmp_path, server.environment)
+        assert result.returncode == 0, result.stderr
+        assert_server_has_each_row_once(server, tmp_path)
+        assert "has everything" in sync(tmp_path, server.environment).stdout
+
+
+def test_sync_uploads_the_attempts_of_an_offline_run(tmp_path: Path, images: Path) -> None:
+    """In order, under one id, nothing lost or doubled: also when it is called again, and after one that was cut off."""
+    training = tiny.arguments(images, 3, EVERY, "tracking={log_every: 1}")
+    assert ranks.run(tracked, [*training, "train.steps=5", "train.epochs=null"], world_size=1, cwd=tmp_path) == [0]
+    longer = [*training, "train.steps=8", "train.epochs=null", "--resume"]
+    assert ranks.run(tracked, longer, world_size=1, cwd=tmp_path) == [0], ranks.console(tmp_path)
+    run = tmp_path / "runs/run"
+    assert len(wandb_files.logs(run)) == 2
+    with wandb_server.serving() as server:
+        for _ in range(2):
+            result = sync(tmp_path, server.environment)
+            assert result.returncode == 0, result.stderr
+            assert [row["_step"] for row in server.history(*server.runs)] == list(range(len(wandb_files.history(run))))
+        second = wandb_files.logs(run)[1]
+        second.with_name(f"{second.name}.synced").unlink()
+        second.with_name(f"{second.name}.begun").touch()  # as after an upload that was cut off before its very end
+        assert sync(tmp_path, server.environment).returncode == 0
+        assert len(server.history(*server.runs)) == len(wandb_files.history(run))

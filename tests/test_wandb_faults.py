@@ -15,6 +15,7 @@ import pytest
 import ranks
 import tiny
 import wandb_files
+import wandb_server
 from needs import need
 
 LIMIT = 15.0  # seconds that W&B may cost
@@ -133,3 +134,20 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 def test_the_disk_is_full(tmp_path: Path, images: Path, undisturbed: Path, full_disk: Path) -> None:
     train_disturbed(tmp_path, arguments(images))
     assert_unharmed(tmp_path, undisturbed, "No space left on device")
+
+
+def test_the_server_is_lost_in_the_middle(tmp_path: Path, images: Path, undisturbed: Path) -> None:
+    with wandb_server.serving() as server:
+        environment = server.environment
+
+        def lose(cwd: Path) -> None:
+            deadline = time.monotonic() + 30
+            while not server.runs and time.monotonic() < deadline:
+                time.sleep(0.01)
+            server.shutdown()
+            server.server_close()
+
+        seconds = train_disturbed(tmp_path, arguments(images, ONLINE), environment, disturb=lose)
+    assert server.runs
+    assert seconds < LIMIT + 15
+    assert_unharmed(tmp_path, undisturbed, "W&B")

@@ -16,8 +16,8 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -113,8 +113,7 @@ def main() -> int:
     try:
         folder.mkdir(exist_ok=True)
         _redirect_output(folder / "follower.log")
-        with (folder / "lock").open("a") as lock:
-            _wait_for_predecessor(lock)
+        with hold_lock(folder):
             _follow(job, training, warnings)
     except Exception as error:  # noqa: BLE001 - whatever W&B's library raises
         warnings.write(" ".join(f"{error or type(error).__name__}".split()) + "\n")
@@ -163,17 +162,23 @@ def _redirect_output(path: Path) -> None:
     os.close(log)
 
 
-def _wait_for_predecessor(lock: TextIO) -> None:
-    """Until the follower of an earlier attempt is gone: it may still be writing what this one is about to read."""
+@contextmanager
+def hold_lock(folder: Path) -> Iterator[None]:
+    """One process at a time: the follower of an earlier attempt may still be writing what this one is about to read.
+
+    Raises BlockingIOError where that one does not end within PREDECESSOR_SECONDS.
+    """
     deadline = time.monotonic() + PREDECESSOR_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    with (folder / "lock").open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield
 
 
 def _json_file(path: Path) -> dict[str, Any]:

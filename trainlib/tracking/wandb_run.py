@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "silent": True,
     "symlink": False,
     "x_save_requirements": False,
+    "x_file_stream_transmit_interval": 5.0,  # seconds until people see a row
     "x_transaction_log_flush_interval": 1.0,  # seconds; what a kill of all processes may cost
 }
 
@@ -86,7 +87,7 @@ class WandbRun:
         """Log the numbers of a row, unless W&B has it already; pictures and tables in `values` go along."""
         key = key_of(row["step"], values)
         if key not in self._logged:
-            self._run.log({"step": row["step"], "epoch": row["epoch"], **values}, step=self._next)
+            self._run.log({"step": row["step"], "epoch": row["epoch"], **values}, step=self._next, commit=True)
             self._logged.add(key)
             self._next += 1
 

@@ -1,0 +1,24 @@
+"""Commands that pass on what a run has tracked."""
+
+from __future__ import annotations
+
+import click
+
+from launch.cli.arguments import call
+from trainlib.errors import UserError
+
+
+@click.command("wandb-sync")
+@click.argument("run")
+def wandb_sync(run: str) -> int:
+    """Upload to W&B what a run has tracked offline: RUN is its name or its directory.
+
+    All attempts of a run that was stopped, killed and resumed become one run there, each row once. Log in with
+    `wandb login`, or set WANDB_API_KEY.
+    """
+    from launch.runs import find_run, is_running
+
+    directory = find_run(run)
+    if is_running(directory):
+        raise UserError(f"{directory} is training; wait for its end, or stop it with `launch stop {directory.name}`")
+    return call("trainlib.tracking.wandb_sync", [str(directory)])
