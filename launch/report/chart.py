@@ -14,7 +14,7 @@ from launch.report.markup import Content, Markup, element, json_data, markup
 from launch.report.series import Point, Points, linear_ticks, log_ticks, tick_label
 
 WIDTH, HEIGHT = 2000, 1000  # of the drawing, in its own units
-LABEL_GAP = 0.03  # of the width, between the signs of two events
+LABEL_GAP = 0.075  # of the width, between the signs of two events
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def figure(chart: Chart) -> Markup:
     switch = element("button", "log scale", type="button", class_="scale", aria_pressed="false")
     head = element("figcaption", element("h3", chart.title), switch if len(axes) > 1 else None)
     note = element("p", chart.note, class_="note") if chart.note else None
-    return element("figure", head, _legend(chart.legend), plot, note, _data(chart, steps))
+    return element("figure", head, legend(chart.legend), plot, note, _data(chart, steps))
 
 
 def _step_axis(steps: Sequence[float]) -> Axis:
@@ -193,7 +193,8 @@ def _signs(signs: Sequence[Sign], steps: Axis) -> list[Content]:
     return shown
 
 
-def _legend(entries: Sequence[LegendEntry]) -> Markup | None:
+def legend(entries: Sequence[LegendEntry]) -> Markup | None:
+    """Buttons that switch lines on and off, in all charts of the page; None without entries."""
     buttons = [
         element(
             "button",

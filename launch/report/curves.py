@@ -26,12 +26,18 @@ def charts_of(runs: Sequence[RunFacts]) -> list[Chart]:
     charts = []
     for key, title in METRICS.items():
         lines = _metric_lines(runs, key)
-        charts.append(_chart(title, _legend(runs, lines), lines, runs))
+        charts.append(_chart(title, [] if several else _own_legend(lines), lines, runs))
     for key, title in TRAIN_ONLY.items():
         lines = [line for index, run in enumerate(runs) for line in _train_lines(run, key, index if several else None)]
-        legend = _runs_legend(runs, lines) if several else []
-        charts.append(_chart(title, legend, lines, runs, from_zero=True))
+        charts.append(_chart(title, [], lines, runs, from_zero=True))
     return [chart for chart in charts if chart.lines]
+
+
+def common_legend(runs: Sequence[RunFacts]) -> list[LegendEntry]:
+    """What several runs' lines have in common in all charts: the run, and what was measured."""
+    named = [LegendEntry(f"run{index}", run.name, "smooth", colour_of(index)) for index, run in enumerate(runs)]
+    kinds = [("train", "train", "thin"), ("val", "validation", "line"), ("test", "test", "mark")]
+    return [*named, *(LegendEntry(key, label, style, None) for key, label, style in kinds)]
 
 
 def colour_of(index: int) -> int:
@@ -114,29 +120,13 @@ def _signs(run: RunFacts, index: int | None) -> list[Sign]:
     return [Sign(event.step, event.sign, f"{run.name}: {event.text}", keys, colour) for event in run.events]
 
 
-def _legend(runs: Sequence[RunFacts], lines: Sequence[Line]) -> list[LegendEntry]:
-    present = {key for line in lines if line.points for key in line.keys}
-    if len(runs) > 1:
-        entries = [
-            *_runs_legend(runs, lines),
-            LegendEntry("train", "train", "thin", None),
-            LegendEntry("val", "validation", "line", None),
-            LegendEntry("test", "test", "mark", None),
-        ]
-    else:
-        entries = [
-            LegendEntry("steps", "train, steps", "smooth", TRAIN),
-            LegendEntry("epochs", "train, epochs", "line", TRAIN),
-            LegendEntry("val", "validation", "line", VAL),
-            LegendEntry("test", "test", "mark", TEST),
-        ]
-    return [entry for entry in entries if entry.key in present]
-
-
-def _runs_legend(runs: Sequence[RunFacts], lines: Sequence[Line]) -> list[LegendEntry]:
-    present = {key for line in lines if line.points for key in line.keys}
-    return [
-        LegendEntry(f"run{index}", run.name, "smooth", colour_of(index))
-        for index, run in enumerate(runs)
-        if f"run{index}" in present
+def _own_legend(lines: Sequence[Line]) -> list[LegendEntry]:
+    """The legend of a single run's chart: the kinds of lines that it has."""
+    entries = [
+        LegendEntry("steps", "train, steps", "smooth", TRAIN),
+        LegendEntry("epochs", "train, epochs", "line", TRAIN),
+        LegendEntry("val", "validation", "line", VAL),
+        LegendEntry("test", "test", "mark", TEST),
     ]
+    present = {key for line in lines if line.points for key in line.keys}
+    return [entry for entry in entries if entry.key in present]

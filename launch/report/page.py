@@ -9,9 +9,9 @@ from datetime import datetime
 from importlib.resources import files
 
 from launch.report import comparison, sections
-from launch.report.chart import figure
+from launch.report.chart import figure, legend
 from launch.report.compare import ranking
-from launch.report.curves import charts_of
+from launch.report.curves import charts_of, common_legend
 from launch.report.facts import RunFacts
 from launch.report.markup import Content, Markup, element
 from launch.show import local_time
@@ -62,8 +62,9 @@ def _charts(runs: Sequence[RunFacts]) -> Content:
     signs = (
         "↻ an attempt goes on from a checkpoint, ■ the run was stopped, ✕ it ended otherwise before it was complete."
     )
-    legend = f"Over optimizer steps. {signs}" if any(run.events for run in runs) else "Over optimizer steps."
-    return [element("p", legend, class_="note"), element("div", figures, class_="charts")]
+    note = f"Over optimizer steps. {signs}" if any(run.events for run in runs) else "Over optimizer steps."
+    switches = element("div", legend(common_legend(runs)), class_="common") if len(runs) > 1 else None
+    return [element("p", note, class_="note"), switches, element("div", figures, class_="charts")]
 
 
 def _document(
