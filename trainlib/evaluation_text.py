@@ -26,10 +26,8 @@ def evaluation_text(evaluation: Evaluation, width: int) -> str:
             ("calibration error", "calibration_error"),
         )
     )
-    title = (
-        f"{evaluation['split']}: {evaluation['count']:,} images, "
-        f"{evaluation['weights']} weights (step {evaluation['step']:,})"
-    )
+    weights = "" if evaluation["weights"] == "checkpoint" else f"{evaluation['weights']} "
+    title = f"{evaluation['split']}: {evaluation['count']:,} images, {weights}weights of step {evaluation['step']:,}"
     return "\n".join([title, numbers, "", *_classes(evaluation), "", *_confusions(evaluation, width)])
 
 
