@@ -76,8 +76,11 @@ def submit(
         click.echo(f"{sbatch.call_text(command)}\n\n# {script}\n{script.read_text()}", nl=False)
         return 0
     submission.require_sbatch()
-    submission.check_limits(config.slurm, {each.name: each for each in queue.partitions()}, {**preset.options, **extra})
-    submission.refuse_queued(directory)
+    try:
+        submission.check_limits(config.slurm, queue.partitions(), {**preset.options, **extra})
+        submission.refuse_queued(directory)
+    except queue.QueueError as error:
+        raise queue.QueueError(f"{error}; nothing was queued: try again when SLURM answers") from error
     with submission.undone_on_failure(directory):
         _prepare(training_arguments(words, fresh=fresh, resume=resume))
         take_snapshot(directory)

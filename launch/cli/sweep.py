@@ -145,7 +145,7 @@ def _submit(
         raise UserError(
             "no sbatch on this machine: submit on a login node of the cluster, or run them here with --local"
         )
-    submit.check_limits(slurm, {each.name: each for each in queue.partitions()}, {**preset.options, **options})
+    submit.check_limits(slurm, queue.partitions(), {**preset.options, **options})
     with _undone_on_failure([job.directory.parent, job.directory, *(RUNS / element.name for element in elements)]):
         _prepare(elements, flags)
         (job.directory / "logs").mkdir(parents=True)

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,12 +49,13 @@ def require_sbatch() -> None:
         )
 
 
-def check_limits(slurm: SlurmConfig, partitions: Mapping[str, Partition], options: Mapping[str, str | None]) -> None:
+def check_limits(slurm: SlurmConfig, known: Sequence[Partition], options: Mapping[str, str | None]) -> None:
     """Raise UserError for what SLURM would refuse, or, worse, keep in its queue for ever.
 
     options  of the command line and the site. Where they name a partition, time or nodes of their own, these count; a
              QOS may lift a partition's limits, so they are not looked at then
     """
+    partitions = {partition.name: partition for partition in known}
     wanted = options.get("partition", slurm.partition)
     names = wanted.split(",") if wanted else [name for name, partition in partitions.items() if partition.default]
     for name in names:
