@@ -22,14 +22,11 @@ TRAIN_ONLY = {
 
 def charts_of(runs: Sequence[RunFacts]) -> list[Chart]:
     """Loss, accuracy, learning rate, throughput, and the gradient's norm where it was written; those with data."""
-    several = len(runs) > 1
-    charts = []
-    for key, title in METRICS.items():
-        lines = _metric_lines(runs, key)
-        charts.append(_chart(title, [] if several else _own_legend(lines), lines, runs))
+    charts = [_chart(title, _metric_lines(runs, key), runs) for key, title in METRICS.items()]
     for key, title in TRAIN_ONLY.items():
-        lines = [line for index, run in enumerate(runs) for line in _train_lines(run, key, index if several else None)]
-        charts.append(_chart(title, [], lines, runs, from_zero=True))
+        places = range(len(runs)) if len(runs) > 1 else [None]
+        lines = [line for run, index in zip(runs, places, strict=True) for line in _train_lines(run, key, index)]
+        charts.append(_chart(title, lines, runs, from_zero=True))
     return [chart for chart in charts if chart.lines]
 
 
@@ -45,21 +42,14 @@ def colour_of(index: int) -> int:
     return index % COLOURS
 
 
-def _chart(
-    title: str,
-    legend: Sequence[LegendEntry],
-    lines: Sequence[Line],
-    runs: Sequence[RunFacts],
-    *,
-    from_zero: bool = False,
-) -> Chart:
+def _chart(title: str, lines: Sequence[Line], runs: Sequence[RunFacts], *, from_zero: bool = False) -> Chart:
     several = len(runs) > 1
     averaged = any(line.style == "raw" for line in lines)
     return Chart(
         title=title,
         lines=[line for line in lines if line.points],
         signs=[sign for index, run in enumerate(runs) for sign in _signs(run, index if several else None)],
-        legend=legend,
+        legend=[] if several else _own_legend(lines),
         note="Pale: every row. Strong: the mean of the rows around it." if averaged else "",
         from_zero=from_zero,
         steps_per_epoch=None if several else runs[0].steps_per_epoch,
