@@ -21,7 +21,6 @@ from trainlib.config.suggest import nearest
 from trainlib.errors import TrainlaunchError, UserError
 
 _SECONDS = 120  # sbatch tries again by itself while the controller is busy
-_SMALL_FILES = ("config.yaml", "summary.json")
 
 
 class SubmissionError(TrainlaunchError):
@@ -140,7 +139,7 @@ def undone_on_failure(directory: Path) -> Iterator[None]:
     What a run made is moved and never deleted, so what was there before is found again by its inode.
     """
     before = {path.stat().st_ino: path for path in (directory, *directory.glob("checkpoints/*")) if path.exists()}
-    texts = {path: path.read_bytes() for name in _SMALL_FILES if (path := directory / name).exists()}
+    texts = {path: path.read_bytes() for path in (*directory.glob("*.yaml"), *directory.glob("*.json"))}
     had_code = (directory / CODE).exists()
     try:
         yield
