@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parent.parent
 PAGE = (REPOSITORY / "docs/python.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 SCRIPTS = {match[1]: block for block in BLOCKS if (match := re.search(r'"name": "([\w-]+)"', block))}
-AFTER = {"small-net": next(block for block in BLOCKS if "load_file" in block)}  # goes on where that script ends
+AFTER = {"small-net": next(block for block in BLOCKS if "load_model" in block)}  # goes on where that script ends
 
 
 def execute(script: str) -> None:

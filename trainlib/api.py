@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from trainlib import checkpoint
 from trainlib.config import Config, differences, load_config, read_resolved
 from trainlib.custom import CustomParts, ModelSource
 from trainlib.data import Dataset
 from trainlib.data.images import ResidentImages
 from trainlib.errors import EXIT_STOPPED
+from trainlib.inference import find_trained
 from trainlib.logs import logging_to_console
 from trainlib.losses import CustomLoss
 from trainlib.rundir import RUNS, RunDirectory
@@ -84,6 +84,4 @@ def _give_back(run: RunDirectory, model: ModelSource | None) -> None:
     """What training would leave: the tested weights in a module that was given."""
     logger.info("%s is finished", run.path)
     if isinstance(model, nn.Module):
-        summary = run.summary()
-        step = (summary["best"] or summary)["step"]
-        model.load_state_dict(checkpoint.verify(run.checkpoints / checkpoint.name_of(step)).model_state())
+        model.load_state_dict(find_trained(run.path).checkpoint.model_state())
