@@ -20,7 +20,7 @@ SPLITS = ("test", "val", "train")  # in the order in which their evaluations are
 class RunFacts:
     """One run.
 
-    rows          the lines of metrics.jsonl that have a step
+    rows          the lines of metrics.jsonl that have a step, by (split, scope)
     evaluations   those of evaluation-<split>.json, the test's first; the names of unreadable files are beside them
     checkpoints   for each that can be resumed from: name, step, bytes, and the metric if it is the best one
     """
@@ -30,7 +30,7 @@ class RunFacts:
     config: Record
     config_text: str
     environment: Record
-    rows: list[Record]
+    rows: dict[tuple[str | None, str | None], list[Record]]
     attempts: list[Attempt]
     evaluations: list[Evaluation]
     damaged_evaluations: list[str]
@@ -42,21 +42,17 @@ class RunFacts:
 
     @property
     def last_step(self) -> int:
-        return max((row["step"] for row in self.rows), default=0)
+        return max((row["step"] for rows in self.rows.values() for row in rows), default=0)
 
     @property
     def steps_per_epoch(self) -> int | None:
         """As the first row of a whole epoch tells; None before that."""
-        row = next((row for row in self.rows if row.get("scope") == "epoch" and row.get("epoch") == 1), None)
+        row = next((row for row in self.rows.get(("train", "epoch"), []) if row.get("epoch") == 1), None)
         return row["step"] if row else None
 
     def points(self, key: str, split: str, scope: str | None = None) -> list[Point]:
         """(step, value) of the rows of one kind that hold a finite number under `key`."""
-        return [
-            (row["step"], row[key])
-            for row in self.rows
-            if row.get("split") == split and row.get("scope") == scope and is_number(row.get(key))
-        ]
+        return [(row["step"], row[key]) for row in self.rows.get((split, scope), []) if is_number(row.get(key))]
 
     def seconds(self, now: datetime) -> float | None:
         """How long the training took in all its attempts; of a run without a summary, how long the newest one took."""
@@ -82,7 +78,10 @@ def is_number(value: object) -> TypeGuard[int | float]:
 def read_facts(directory: Path) -> RunFacts:
     """Read a run directory. What is missing or damaged is left out: the run may be going on, or have failed."""
     run = read_run(directory)
-    rows = [row for row in json_lines(directory / "metrics.jsonl") if is_number(row.get("step"))]
+    rows: dict[tuple[str | None, str | None], list[Record]] = {}
+    for row in json_lines(directory / "metrics.jsonl"):
+        if is_number(row.get("step")):
+            rows.setdefault((row.get("split"), row.get("scope")), []).append(row)
     files = sorted(directory.glob("evaluation-*.json"), key=_split_order)
     evaluations = {path.name: read_evaluation(path) for path in files}
     return RunFacts(
