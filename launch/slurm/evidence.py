@@ -30,11 +30,12 @@ def gather(
     begun = next((line for line in reversed(lines) if line.get("event") == "begin" and is_start(line, job)), {})
     attempt = attempt_since(directory, begun)
     state: JobState | None = None
-    lost: list[str] = []
+    nodes: list[str] = begun.get("nodes") or []
+    lost = lost_by(srun_said, nodes)
     with suppress(QueueError):
         if not over:
             state = queue.job_states([job.queue_id]).get(job.queue_id)
-        lost = queue.down_nodes(begun.get("nodes") or [])
+        lost.update(queue.down_nodes(nodes))
     return Evidence(
         exit_code=code,
         status=attempt.get("status"),
@@ -43,8 +44,8 @@ def gather(
         failure=root_cause(read_all(directory)) if code else None,
         signal=signal,
         queue="requeued" if over else queue_says(state, job.restart),
-        seconds_left=_seconds_left(begun),
-        lost_nodes=tuple(sorted({*lost, *lost_by(srun_said)})),
+        seconds_left=_seconds_left(state, begun),
+        lost_nodes=tuple(sorted(lost)),
     )
 
 
@@ -85,11 +86,21 @@ def queue_says(state: JobState | None, restart: int) -> QueueSays:
     return "cancelled"
 
 
-def lost_by(srun_said: str) -> list[str]:
-    """The nodes that srun lost, from its own messages."""
-    return re.findall(r"^srun: error: .*?\b(?:Node failure on|node failure on) (\S+)", srun_said, re.MULTILINE)
+def lost_by(srun_said: str, nodes: Sequence[str]) -> set[str]:
+    """Those of a job's nodes that srun lost, from its own messages: whole nodes, or the slurmstepd that served one.
+
+    Without its slurmstepd, a node's task never ends for srun, which gives it up some time after the others (--wait).
+    """
+    numbers = re.findall(r"missing step on node (\d+)", srun_said)
+    if "First task exited" in srun_said:
+        numbers += re.findall(r"StepId=\S+ task (\d+): running", srun_said)  # one task a node: the numbers are the same
+    named = re.findall(r"[Nn]ode failure on (\S+)", srun_said)
+    return {nodes[int(number)] for number in numbers if int(number) < len(nodes)} | set(named) & set(nodes)
 
 
-def _seconds_left(begun: Record) -> float | None:
+def _seconds_left(state: JobState | None, begun: Record) -> float | None:
+    """Until the job's end, which may have been moved since it began."""
+    if state is not None and state.state == "RUNNING" and state.end is not None:
+        return state.end - time.time()
     end_time = begun.get("end_time")
     return datetime.fromisoformat(end_time).timestamp() - time.time() if end_time else None

@@ -1,0 +1,194 @@
+"""Why a job ended and what happens to it then: tables of evidence, and the record that they are decided from."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.failure_record import FailureRecord
+from launch.runs import job_lines
+from launch.slurm.evidence import attempt_since, lost_by, queue_says
+from launch.slurm.ledger import Evidence, JobStart, append, decide, find_cause, unfinished
+from launch.slurm.queue import JobState
+
+FAILED = FailureRecord("2026-01-01T00:00:00Z", 1, "n1", 7, None, "runs/x/logs/rank-1.log", "RuntimeError: no memory")
+STOPPED = Evidence(0, status="stopped", step=9)
+BROKEN = Evidence(7, status=None, step=9, failure=FAILED)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "cause"),
+    [
+        (Evidence(0, status="completed", step=80), "completed"),
+        (replace(STOPPED, reason="launch stop"), "stopped"),
+        (replace(STOPPED, reason="STOP file"), "stopped"),
+        (replace(STOPPED, reason="STOP file", lost_nodes=("n1",)), "stopped"),
+        (replace(STOPPED, reason="SIGUSR2", signal="SIGUSR2", seconds_left=3000.0), "preempted"),
+        (replace(STOPPED, reason="SIGUSR2", signal="SIGUSR2", seconds_left=100.0), "time_limit"),
+        (replace(STOPPED, reason="SIGUSR2", seconds_left=None), "preempted"),
+        (replace(STOPPED, reason="another rank was asked to stop"), "preempted"),
+        (replace(STOPPED, reason="end time", seconds_left=40.0), "time_limit"),
+        (replace(STOPPED, reason="SIGTERM", queue="cancelled"), "cancelled"),
+        (replace(STOPPED, reason="SIGTERM", queue="time_limit"), "time_limit"),
+        (replace(STOPPED, reason="SIGTERM", queue="requeued"), "preempted"),
+        (replace(STOPPED, reason="SIGTERM", lost_nodes=("n1",)), "node_failure"),
+        (Evidence(137, signal="SIGTERM"), "preempted"),  # asked, but killed before it had stopped
+        (Evidence(137, signal="SIGTERM", queue="cancelled"), "cancelled"),
+        (Evidence(137), "failure"),  # killed unasked: out of memory
+        (Evidence(1, status="failed", reason="RuntimeError: x"), "failure"),
+        (Evidence(1, queue="requeued"), "preempted"),
+        (Evidence(1, queue="requeued", lost_nodes=("n0",)), "node_failure"),
+        (BROKEN, "failure"),
+        (replace(BROKEN, signal="SIGUSR2"), "failure"),  # asked as well, but it ended of its own
+        (replace(STOPPED, reason="the launcher died", exit_code=137), "failure"),
+    ],
+)
+def test_causes(evidence: Evidence, cause: str) -> None:
+    assert find_cause(evidence) == cause
+
+
+def end(cause: str, step: int | None = 5, exit_code: int = 7, error: str = FAILED.error) -> dict[str, Any]:
+    return {"event": "end", "cause": cause, "step": step, "exit_code": exit_code, "error": error}
+
+
+@pytest.mark.parametrize(
+    ("evidence", "earlier", "max_failures", "requeue", "exit_code"),
+    [
+        (Evidence(0, status="completed"), [], 3, False, 0),
+        (replace(STOPPED, reason="launch stop"), [], 3, False, 75),
+        (replace(STOPPED, reason="SIGTERM", queue="cancelled"), [], 3, False, 75),
+        (replace(STOPPED, reason="SIGUSR2"), [], 3, True, 75),
+        (replace(STOPPED, reason="SIGTERM", queue="requeued"), [], 3, False, 75),  # SLURM does it
+        (replace(STOPPED, reason="end time"), [], 3, True, 75),
+        (Evidence(1, lost_nodes=("n1",)), [], 3, True, 1),
+        # real failures end the job, the third one at the latest
+        (BROKEN, [], 3, True, 7),
+        (BROKEN, [end("failure")], 3, True, 7),
+        (BROKEN, [end("failure"), end("failure")], 3, False, 7),
+        (BROKEN, [], 1, False, 7),
+        (BROKEN, [], 0, False, 7),
+        # and nothing else counts as one, however often it happens
+        (BROKEN, [end("preempted"), end("time_limit"), end("node_failure")] * 9, 3, True, 7),
+        (replace(STOPPED, reason="SIGTERM"), [end("preempted")] * 99, 0, True, 75),
+        (Evidence(1, lost_nodes=("n1",)), [end("node_failure")] * 99, 0, True, 1),
+        # a mistake is not mended by another start
+        (Evidence(2), [], 3, False, 2),
+        # twice the same error before the first step
+        (replace(BROKEN, step=None), [], 9, True, 7),
+        (replace(BROKEN, step=None), [end("failure", None)], 9, False, 7),
+        (replace(BROKEN, step=None), [end("failure", 5)], 9, True, 7),
+        (replace(BROKEN, step=None), [end("failure", None, error="another")], 9, True, 7),
+        (replace(BROKEN, step=None), [end("failure", None, exit_code=1)], 9, True, 7),
+        (BROKEN, [end("failure", None)], 9, True, 7),
+        # a time limit that leaves no time for a step
+        (replace(STOPPED, reason="end time", step=None), [end("time_limit", 5)], 3, True, 75),
+        (replace(STOPPED, reason="end time", step=None), [end("time_limit", None)], 3, False, 75),
+    ],
+)
+def test_what_happens_next(
+    evidence: Evidence, earlier: list[dict[str, Any]], max_failures: int, requeue: bool, exit_code: int
+) -> None:
+    decision = decide(evidence, earlier, max_failures)
+    assert (decision.requeue, decision.exit_code) == (requeue, exit_code), decision
+
+
+def test_lines_are_appended_and_read_back(tmp_path: Path) -> None:
+    job = JobStart("12", 4, 1)
+    append(tmp_path, job.as_record("begin") | {"nodes": ["n0"]})
+    append(tmp_path, job.as_record("end") | {"cause": "completed"})
+    begin, ended = job_lines(tmp_path)
+    assert (begin["event"], begin["job_id"], begin["array_task"], begin["restart"]) == ("begin", "12", 4, 1)
+    assert (ended["event"], ended["cause"]) == ("end", "completed")
+    assert begin["time"] <= ended["time"]
+
+
+def test_starts_without_an_end() -> None:
+    def line(event: str, job_id: str, restart: int, task: int | None = None) -> dict[str, Any]:
+        return {"event": event, "job_id": job_id, "array_task": task, "restart": restart}
+
+    lines = [
+        line("submitted", "1", 0),
+        line("begin", "1", 0),
+        line("begin", "1", 1),
+        line("end", "1", 1),
+        line("begin", "2", 0, 3),
+        line("begin", "2", 0, 4),
+        line("end", "2", 0, 3),
+    ]
+    assert unfinished(lines) == [lines[1], lines[5]]
+
+
+@pytest.mark.parametrize(
+    ("environment", "queue_id"),
+    [
+        ({"SLURM_JOB_ID": "12"}, "12"),
+        ({"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}, "12_0"),
+    ],
+)
+def test_a_job_is_named_as_the_queue_names_it(environment: dict[str, str], queue_id: str) -> None:
+    """An element of an array has a job id of its own as well, under which it cannot be requeued alone for sure."""
+    assert JobStart.of(environment) == JobStart("12", 0 if queue_id == "12_0" else None, 0)
+    started_again = JobStart.of(environment | {"SLURM_RESTART_COUNT": "2"})
+    assert (started_again.queue_id, started_again.restart) == (queue_id, 2)
+
+
+RUNNING = JobState("12", "RUNNING", "", 0, 0.0, 3600.0, "n0", 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "restart", "says"),
+    [
+        (RUNNING, 0, "running"),
+        (replace(RUNNING, restarts=1), 1, "running"),
+        (replace(RUNNING, state="COMPLETING", restarts=1), 0, "requeued"),
+        (replace(RUNNING, state="PENDING", restarts=1), 0, "requeued"),
+        (replace(RUNNING, state="COMPLETING"), 0, "cancelled"),
+        (replace(RUNNING, state="CANCELLED"), 0, "cancelled"),
+        (replace(RUNNING, state="COMPLETING", reason="TimeLimit"), 0, "time_limit"),
+        (None, 0, "unknown"),
+    ],
+)
+def test_what_slurm_does_with_a_job(state: JobState | None, restart: int, says: str) -> None:
+    """As SLURM 22.05 shows a job whose batch script is being ended."""
+    assert queue_says(state, restart) == says
+
+
+SRUN_LOST_STEP_1 = """\
+srun: First task exited 30s ago
+srun: StepId=18.0 task 1: running
+srun: StepId=18.0 task 0: exited
+srun: launch/slurm: _step_signal: Terminating StepId=18.0
+srun: Job step aborted: Waiting up to 12 seconds for job step to finish.
+srun: error: Timed out waiting for job step to complete
+"""
+SRUN_LOST_STEP_0 = """\
+srun: error: _server_write write failed: Bad file descriptor
+srun: error: Aborting, io error and missing step on node 0
+srun: Job step aborted: Waiting up to 12 seconds for job step to finish.
+srun: error: Timed out waiting for job step to complete
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "nodes"),
+    [
+        (SRUN_LOST_STEP_1, {"n1"}),
+        (SRUN_LOST_STEP_0, {"n0"}),
+        ("srun: error: Node failure on n1\n", {"n1"}),
+        ("srun: error: n1: task 1: Exited with exit code 7\n", set()),
+    ],
+)
+def test_nodes_that_srun_lost(said: str, nodes: set[str]) -> None:
+    """The words of SLURM 22.05, when a slurmstepd was killed, and of its source for a node that went down."""
+    assert lost_by(said, ["n0", "n1"]) == nodes
+
+
+def test_an_attempt_of_an_earlier_start_is_not_this_ones(tmp_path: Path) -> None:
+    (tmp_path / "attempts.jsonl").write_text(
+        '{"event": "start", "time": "2026-01-01T00:00:01+00:00", "from_step": 0}\n'
+        '{"event": "end", "time": "2026-01-01T00:00:09+00:00", "status": "stopped", "step": 8, "reason": "SIGTERM"}\n'
+    )
+    begun = {"time": "2026-01-01T00:00:00+00:00"}
+    assert attempt_since(tmp_path, begun) == {"status": "stopped", "reason": "SIGTERM", "step": 8}
+    assert attempt_since(tmp_path, {"time": "2026-01-01T00:00:10+00:00"}) == {}
