@@ -287,3 +287,58 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with_and_says_that_it_is_e
     log = (tmp_path / "runs/run/logs/rank-0.log").read_text()
     assert "resuming from step 2: exact, with 2 processes as with the 1 before (elastic)" in log
     assert json.loads((tmp_path / "runs/run/environment.json").read_text())["num_threads"] == 2
+
+
+def count_traffic(virtual_shards: int) -> None:
+    """In each rank: one step of a module of a million parameters; rank 0 writes what each rank sent, as ratios.
+
+    The kernel counts: what this process has sent on its TCP connections. Beside it, torch's own ring all-reduce.
+    """
+    import sys
+
+    import torch.distributed as dist
+
+    sys.path.append(str(Path(__file__).parent.parent / "bench"))
+    from elastic_cost import bytes_sent
+
+    with distributed.joined(resolved({}).train) as accelerator:
+        module = torch.nn.Linear(1000, 1000)
+        world_size, rank = accelerator.num_processes, accelerator.process_index
+        elastic = Elastic(module, virtual_shards, world_size)
+
+        def step() -> None:
+            elastic.start()
+            for shard in parts_of(virtual_shards, world_size, rank):
+                with elastic.shard(shard):
+                    module(torch.ones(1, 1000)).sum().backward()
+            elastic.finish()
+
+        def sent_by(act: Callable[[], object]) -> int:
+            act()  # connections are made
+            dist.barrier()
+            before = bytes_sent()
+            act()
+            return bytes_sent() - before
+
+        gradient = torch.zeros(sum(p.numel() for p in module.parameters()))
+        mine = (sent_by(step), sent_by(lambda: dist.all_reduce(gradient)), len(elastic._free))
+        every = distributed.from_all(mine)
+        if rank == 0:
+            Path("sent.json").write_text(json.dumps({"sent": every, "bytes": gradient.nbytes}))
+
+
+@pytest.mark.parametrize(("world_size", "factor"), [(2, 1.0), (4, 1.0), (3, 1.5)])
+def test_a_step_sends_what_a_ring_all_reduce_sends(tmp_path: Path, world_size: int, factor: float) -> None:
+    """Counted, within 5 percent: each rank holds one node of the tree; it sends it once, in chunks, then its own chunk.
+
+    Three ranks hold two, two and one node of eight shards: a rank with two sends 1.5 times as much. In memory are at
+    most 1 + log2(shards of a rank) vectors as large as the gradient.
+    """
+    assert ranks.run(count_traffic, 8, world_size=world_size, cwd=tmp_path) == [0] * world_size, ranks.console(tmp_path)
+    found = json.loads((tmp_path / "sent.json").read_text())
+    ring = 2 * (world_size - 1) / world_size * found["bytes"]
+    for ours, torchs, vectors in found["sent"]:
+        assert ours <= 1.05 * factor * ring
+        assert torchs == pytest.approx(ring, rel=0.05), "the count is wrong"
+        assert vectors <= 1 + math.ceil(math.log2(8 / world_size)) + 1
+    assert max(ours for ours, _, _ in found["sent"]) >= 0.95 * factor * ring
