@@ -174,6 +174,13 @@ def test_exact_mode_does_depend_on_the_world_size(tmp_path: Path, images: Path) 
     assert len(digests) == 2
 
 
+def test_one_shard_is_exact_mode_with_one_process(tmp_path: Path, images: Path) -> None:
+    """Dropout masks and clipping included: neither the vector that gradients are added to, nor anything else, rounds."""
+    elastic = train(images, tiny.in_folder(tmp_path, "elastic"), 1, "train.virtual_shards=1")
+    exact = train(images, tiny.in_folder(tmp_path, "exact"), 1, "train.reproducibility=exact")
+    tiny.assert_same_result(elastic, exact)
+
+
 def test_a_step_that_is_passed_over_is_so_everywhere(tmp_path: Path, images: Path) -> None:
     """A learning rate that leads to infinities: the same steps are skipped, the same is logged but for the clock."""
     changes = [CNN, "optimizer={name: SGD, lr: 1e18}", "train.on_nonfinite=skip", "train.max_nonfinite_steps=9"]
