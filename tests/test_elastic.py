@@ -175,7 +175,7 @@ def test_exact_mode_does_depend_on_the_world_size(tmp_path: Path, images: Path) 
 
 
 def test_one_shard_is_exact_mode_with_one_process(tmp_path: Path, images: Path) -> None:
-    """Dropout masks and clipping included: neither the vector that gradients are added to, nor anything else, rounds."""
+    """Dropout and clipping included: neither the vector that gradients are added to, nor anything else, rounds."""
     elastic = train(images, tiny.in_folder(tmp_path, "elastic"), 1, "train.virtual_shards=1")
     exact = train(images, tiny.in_folder(tmp_path, "exact"), 1, "train.reproducibility=exact")
     tiny.assert_same_result(elastic, exact)
