@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +85,29 @@ def test_the_name_is_the_files_own_and_a_grid_of_one_is_enough() -> None:
     )
     assert [element.name for element in sweep.elements] == ["s-SGD-clip_grad_norm-null", "s-AdamW-clip_grad_norm-null"]
     assert sweep.throttle is None
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sweeps_and_the_commands_in_their_headers(
+    path: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = re.findall(r"^# +launch (.*?)(?:  |$)", path.read_text(), re.MULTILINE)
+    assert commands
+    shutil.copytree(REPOSITORY / "configs/sweeps", workdir / "configs/sweeps")
+    for command in commands:
+        assert shlex.split(command)[1] == f"configs/sweeps/{path.name}"
+        assert main([*shlex.split(command), "--dry-run"]) == 0
+        assert read_sweep(path).elements[0].name in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("workdir")
+def test_names_that_the_documentation_gives() -> None:
+    """The second block of docs/sweep.md, in a file of the name that the text says."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (REPOSITORY / "docs/sweep.md").read_text(), re.MULTILINE | re.DOTALL)
+    Path("optimizers.yaml").write_text(blocks[1])
+    names = [element.name for element in read_sweep(Path("optimizers.yaml")).elements]
+    assert len(names) == 6
+    assert names[0] == "optimizers-SGD-lr0.1-momentum0.9-seed0"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.doctor.finding import Finding, note, ok, problem
+from launch.doctor.node import num_nodes
 from launch.slurm.queue import Partition, QueueError, on_each_node, partitions
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
@@ -58,8 +59,8 @@ def check_cluster() -> Iterator[Finding]:
         yield problem("SLURM", str(error), "is slurmctld up, and SLURM_CONF right? scontrol ping")
         return
     yield describe(found)
-    job, nodes = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    if job is not None and nodes > 1:
+    nodes = num_nodes(os.environ)
+    if nodes > 1:
         yield _shared_folder(Path("runs"), nodes)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.command import accelerate_launch, left_by_another_launch, training_command
+from launch.command import Command
 from launch.devices import choose_processes, count_gpus
 from launch.doctor.finding import Finding, note, ok, problem
+from launch.doctor.node import measuring_command, node_words, num_nodes
+from launch.doctor.storage import check_storage
+from launch.slurm.queue import QueueError, one_task_a_node
 
-MODULE = "trainlib.allreduce"
 GIB = 1 << 30
 _SECONDS = 120.0  # importing torch from a slow disk included
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
-_TAIL_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,34 @@ class Outcome:
 
 
 def check_ranks(processes: int | None) -> Iterator[Finding]:
-    """Devices as torch sees them, then the all-reduce; two ranks where there is no GPU and no number is given."""
-    gpus = count_gpus()
-    driver = _driver()
-    number = choose_processes(processes, gpus) if processes or gpus else 2
-    outcome = run_ranks(number, on_cpu=gpus == 0)
+    """Devices as torch sees them, then the all-reduce, inside an allocation between all of its nodes.
+
+    processes   of each node; None for one for each GPU. Without GPUs, two, or one on each of several nodes
+    """
+    gpus, nodes = count_gpus(), num_nodes(os.environ)
+    number = choose_processes(processes, gpus) if processes or gpus else 2 if nodes == 1 else 1
+    try:
+        outcome = run_ranks(number, nodes=nodes)
+    except QueueError as error:
+        yield problem("all-reduce", str(error), "see that scontrol show hostnames works in this allocation")
+        return
     if outcome.facts is None:
         yield problem("torch", f"does not start: {_ending(outcome)}", "reinstall torch and torchvision together")
         return
-    yield from devices(outcome.facts, gpus, driver, _cpu_flags())
-    yield all_reduce(outcome, number)
+    yield from devices(outcome.facts, gpus, _driver(), _cpu_flags())
+    yield all_reduce(outcome, number, nodes)
+    yield from check_storage("cache", Path(outcome.facts["cache"]))  # of decoded images: only trainlib knows where
 
 
-def run_ranks(processes: int, *, on_cpu: bool, seconds: float = _SECONDS) -> Outcome:
-    """Start that many ranks of the measuring program on this machine, and wait for their end."""
-    with tempfile.TemporaryDirectory(prefix="launch-doctor-") as folder:
-        output = Path(folder) / "output.jsonl"
-        command = training_command(
-            [str(output)],
-            processes,
-            on_cpu=on_cpu,
-            python=sys.executable,
-            accelerate=accelerate_launch(sys.executable),
-            without=left_by_another_launch(os.environ),
-            module=MODULE,
-        )
-        log = Path(folder) / "log"
+def run_ranks(processes: int, *, nodes: int = 1, seconds: float = _SECONDS) -> Outcome:
+    """Start that many ranks of the measuring program on each node, and wait for their end. Raises QueueError."""
+    shared = None if nodes == 1 else Path().absolute()  # rank 0 may be on another machine than this process
+    with tempfile.TemporaryDirectory(prefix=".launch-doctor-", dir=shared) as folder:
+        output, log = Path(folder) / "output.jsonl", Path(folder) / "log"
+        if nodes == 1:
+            command = measuring_command(output, processes)
+        else:
+            command = Command((*one_task_a_node(nodes), *node_words(output, processes)), {})
         with log.open("wb") as stream:
             child = subprocess.Popen(
                 command.words,
@@ -102,7 +104,7 @@ def devices(facts: Mapping[str, Any], gpus: int, driver: str | None, cpu_flags: 
     if facts["device"] == "cuda":
         models = [f"{gpu['name']} ({gpu['memory'] / GIB:.0f} GiB)" for gpu in facts["gpus"]]
         counted = [f"{models.count(model)} x {model}" for model in dict.fromkeys(models)]
-        yield ok("devices", f"{', '.join(counted)}, driver {driver}")
+        yield ok("devices", ", ".join(counted) + (f", driver {driver}" if driver else ""))
         yield _gpu_precision(facts["bf16"])
     else:
         yield ok(
@@ -112,25 +114,26 @@ def devices(facts: Mapping[str, Any], gpus: int, driver: str | None, cpu_flags: 
         yield ok("precision", f"{bf16}; fp16 takes a GPU")
 
 
-def all_reduce(outcome: Outcome, processes: int) -> Finding:
-    """How fast gradients travel between the ranks, and whether their sums are right."""
+def all_reduce(outcome: Outcome, processes: int, nodes: int = 1) -> Finding:
+    """How fast gradients travel between the ranks, so many on each node, and whether their sums are right."""
     topic = "all-reduce"
     measured = outcome.reduced
+    ranks = f"{processes * nodes} ranks" + (f" on {nodes} nodes" if nodes > 1 else "")
     if any(not m["correct"] for m in measured):
         return problem(
             topic,
-            f"wrong sums between {processes} ranks",
+            f"wrong sums between {ranks}",
             "try NCCL_P2P_DISABLE=1: PCIe access control (ACS, IOMMU) corrupts transfers between GPUs on some machines",
         )
     if outcome.exit_code != 0:
         advice = "NCCL_DEBUG=INFO launch doctor tells more; on several networks, set NCCL_SOCKET_IFNAME"
-        return problem(topic, f"failed between {processes} ranks: {_ending(outcome)}", advice)
-    if processes == 1:
+        return problem(topic, f"failed between {ranks}: {_ending(outcome)}", advice)
+    if processes * nodes == 1:
         return ok(topic, "one process, nothing to add up; --processes N measures it")
     sizes = ", ".join(f"{_size(m['bytes'])} in {_time(m['seconds'])}" for m in measured)
     largest = measured[-1]
     rate = f"bus bandwidth {largest['bus_bandwidth'] / 1e9:.2f} GB/s"
-    return ok(topic, f"{processes} ranks through {largest['backend']}: {sizes}; {rate}; sums are right")
+    return ok(topic, f"{ranks} through {largest['backend']}: {sizes}; {rate}; sums are right")
 
 
 def _gpu_precision(bf16: bool) -> Finding:

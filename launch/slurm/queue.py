@@ -170,8 +170,13 @@ def parse_partitions(sinfo: str) -> list[Partition]:
 
 def on_each_node(words: Sequence[str], nodes: int) -> str:
     """What a command prints, run once on each node of the allocation that this is in. Raises QueueError."""
-    options = (f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--cpu-bind=none")
-    return _run("srun", *options, *words)
+    return _run(*one_task_a_node(nodes), *words)
+
+
+def one_task_a_node(nodes: int) -> list[str]:
+    """The words before a command that is to run once on each node of the allocation, beside what else runs there."""
+    tasks = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    return ["srun", *tasks, "--overlap", "--cpu-bind=none", "--kill-on-bad-exit=1"]
 
 
 def hostnames(node_list: str) -> list[str]:

@@ -1,0 +1,54 @@
+"""The measuring ranks of one node; `python -m launch.doctor.node` is what srun starts on each of several."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch.command import Command, Node, accelerate_launch, left_by_another_launch, training_command
+from launch.devices import count_gpus
+from launch.network import interface_to, own_interfaces
+from launch.slurm.head import free_ports, node_names
+
+MODULE = "trainlib.allreduce"
+
+
+def num_nodes(environment: Mapping[str, str]) -> int:
+    """The nodes of the allocation that this is in; 1 outside one."""
+    return int(environment.get("SLURM_JOB_NUM_NODES") or 1) if "SLURM_JOB_ID" in environment else 1
+
+
+def measuring_command(output: Path, processes: int, node: Node | None = None) -> Command:
+    """Start this machine's ranks like those of a training."""
+    return training_command(
+        [str(output)],
+        processes,
+        on_cpu=count_gpus() == 0,
+        python=sys.executable,
+        accelerate=accelerate_launch(sys.executable),
+        without=left_by_another_launch(os.environ),
+        node=node,
+        module=MODULE,
+    )
+
+
+def node_words(output: Path, processes: int) -> list[str]:
+    """What each node of this allocation is to run. Raises QueueError where its head cannot be found out."""
+    head = node_names(os.environ.get("SLURM_JOB_NODELIST"))[0]
+    (port,) = free_ports(f"doctor-{os.environ['SLURM_JOB_ID']}-{os.getpid()}", 1)
+    return [sys.executable, "-m", "launch.doctor.node", str(output), str(processes), head, str(port)]
+
+
+def main() -> None:
+    """Become the launcher of this node's ranks."""
+    output, processes, head, port = sys.argv[1:]
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_to(head, own_interfaces())
+    place = Node(num_nodes(os.environ), int(os.environ["SLURM_NODEID"]), (head, int(port)), interface)
+    command = measuring_command(Path(output), int(processes), place)
+    os.execvpe(command.words[0], command.words, command.variables(os.environ))
+
+
+if __name__ == "__main__":
+    main()
