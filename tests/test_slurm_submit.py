@@ -16,6 +16,7 @@ import tiny
 from slurm_cluster import Cluster
 
 from launch.cli import main
+from launch.slurm import follow
 from trainlib.rundir import read_lines
 
 REPOSITORY = Path(__file__).parent.parent
@@ -61,7 +62,7 @@ def submitted_id(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_what_is_edited_after_the_submission_changes_nothing(
-    slurm: Cluster, training: list[str], capsys: pytest.CaptureFixture[str]
+    slurm: Cluster, training: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Configuration and code are those of the submission; --wait ends with the job's own code. Standard output is the
     job's id alone."""
@@ -69,7 +70,7 @@ def test_what_is_edited_after_the_submission_changes_nothing(
     assert main(["submit", "mine.yaml", *training, *HELD, "--time", "10"]) == 0
     job_id = submitted_id(capsys)
     job = slurm.job(job_id)
-    assert (job["JobName"], job["NumNodes"], job["TimeLimit"], job["Requeue"]) == ("run", "1", "00:10:00", "1")
+    assert (job["JobName"], job["NumNodes"], job["TimeLimit"], job["Requeue"]) == ("run", "1-1", "00:10:00", "1")
     assert job["JobState"] == "PENDING"
     Path("mine.yaml").write_text("seed: 4\n")
     code = Path("runs/run/code")
@@ -79,10 +80,9 @@ def test_what_is_edited_after_the_submission_changes_nothing(
         copied.write("\nprint('the code of the submission')\n")
     assert (REPOSITORY / "slurm/train.sbatch").read_bytes() == (code / "slurm/train.sbatch").read_bytes()
     slurm.run(["scontrol", "release", job_id])
-    from launch.slurm.follow import wait_for
-
+    monkeypatch.setattr(follow, "_LONGEST_SECONDS", 1.0)
     states: list[str] = []
-    assert wait_for(job_id, Path("runs/run"), states.append) == 0
+    assert follow.wait_for(job_id, Path("runs/run"), states.append) == 0
     assert any(state.startswith(f"job {job_id}: running on n0") for state in states)
     assert json.loads(Path("runs/run/summary.json").read_text())["status"] == "completed"
     assert "\nseed: 3\n" in Path("runs/run/config.yaml").read_text()
@@ -208,8 +208,7 @@ def test_a_run_is_queued_once(slurm: Cluster, training: list[str], capsys: pytes
     capsys.readouterr()
     assert main(["submit", *training, *HELD]) == 0
     assert not Path("runs/run/STOP").exists()
-    assert main(["submit", *training, "seed=1", "--name", "run", *HELD]) == 2
-    slurm.run(["scancel", queued(slurm)[-1]])
+    slurm.run(["scancel", submitted_id(capsys)])
     assert main(["submit", *training, "seed=1", *HELD]) == 2
     assert "holds a run of a different configuration" in capsys.readouterr().err
 
