@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import product
 from pathlib import Path
@@ -338,6 +339,43 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(
     assert "error: s-seed1 ended with exit code 7: launch status s-seed1\n" in capsys.readouterr().err
     assert local.run_here(sweep.elements[1:], []) == 75
     assert local.run_here(sweep.elements[2:], []) == 0
+
+
+# A run that is asked to stop by its first Ctrl-C, and ends at once at the second one.
+STUBBORN = """
+import pathlib, signal, sys, time
+asked = []
+def handle(number, frame):
+    asked.append(number)
+    pathlib.Path("asked").touch()
+    if len(asked) == 2:
+        sys.exit(130)
+signal.signal(signal.SIGINT, handle)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_second_ctrl_c_ends_the_run_and_the_sweep_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from launch.sweep import local
+
+    def press_twice() -> None:
+        for file in ("ready", "asked"):
+            while not Path(file).exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sweep = read_sweep(written("configs: [quickstart]\ngrid: {seed: [1, 2]}\n"))
+    commands: list[str] = []
+    monkeypatch.setattr(
+        local, "run_command", lambda element, more: commands.append(element.name) or [sys.executable, "-c", STUBBORN]
+    )
+    before = signal.getsignal(signal.SIGINT)
+    threading.Thread(target=press_twice, daemon=True).start()
+    assert local.run_here(sweep.elements, []) == 130
+    assert commands == ["s-seed1"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.usefixtures("workdir")
