@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 import trainlib
 from trainlib.config import load_config, read_resolved
 from trainlib.custom import build_custom, check_custom_model
-from trainlib.data import Dataset
+from trainlib.data import Dataset, ImageSet
 from trainlib.errors import EXIT_STOPPED, CheckpointError, ConfigError, RunDirectoryError, UserError
 from trainlib.files import read_lines
 from trainlib.rundir import RunDirectory
@@ -226,6 +227,21 @@ def test_two_ranks_train_on_the_same_samples_at_the_same_rates(tmp_path: Path) -
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-5)
 
 
+def fit_elastic() -> None:
+    fit("train.reproducibility=elastic", "train.virtual_shards=4")
+
+
+def test_elastic_mode_is_the_same_in_every_bit_for_given_parts(tmp_path: Path) -> None:
+    """Dropout included, on one and two ranks."""
+    digests = set()
+    for world_size in (1, 2):
+        cwd = tmp_path / str(world_size)
+        cwd.mkdir()
+        assert ranks.run(fit_elastic, world_size=world_size, cwd=cwd) == [0] * world_size
+        digests.add(run_in(cwd).summary()["weights_sha256"])
+    assert len(digests) == 1
+
+
 def fit_on_data_of_the_rank() -> None:
     fit(dataset=dataset(seed=int(os.environ["RANK"])))
 
@@ -233,6 +249,29 @@ def fit_on_data_of_the_rank() -> None:
 def test_a_rank_with_other_data_is_refused(tmp_path: Path) -> None:
     assert ranks.run(fit_on_data_of_the_rank, world_size=2, cwd=tmp_path)[1] == 1
     assert "must be the same on all ranks: seed what draws" in (run_in(tmp_path).logs / "rank-1.log").read_text()
+
+
+class Fetched:
+    """Images that are made as they are asked for: what docs/python.md says of data that does not fit into memory."""
+
+    def __init__(self, pixels: Any, device: torch.device | None = None):
+        self.pixels, self.device = pixels, device or torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device: torch.device) -> Fetched:
+        return Fetched(self.pixels, device)
+
+    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        for ids_B in ids:
+            yield torch.from_numpy(self.pixels[ids_B.numpy()]).permute(0, 3, 1, 2).to(self.device)
+
+
+def test_images_that_are_fetched_give_the_same_bits(whole: RunDirectory, workdir: Path) -> None:
+    splits = [ImageSet(Fetched(images), torch.from_numpy(labels)) for images, labels in (arrays(), arrays(100, 30))]
+    run = fit("data.image_size=16", dataset=trainlib.image_dataset(*splits, classes=["a", "b", "c"]))
+    assert rows(run) == rows(whole)
 
 
 def test_a_loss_of_samples_and_its_mean_are_the_same(whole: RunDirectory, workdir: Path) -> None:
