@@ -1,15 +1,11 @@
-"""metrics.jsonl, TensorBoard and the console all show the same rows."""
+"""metrics.jsonl and TensorBoard hold the same rows."""
 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from trainlib.console import Console
 from trainlib.tracking import MetricsFile
 
 
@@ -41,24 +37,3 @@ def test_a_resumed_run_rewrites_what_it_trains_again(tmp_path: Path) -> None:
     resumed.log(row(3))
     resumed.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-
-
-def test_the_console_prints_plain_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
-    console = Console(total_steps=20, epochs=2, step=0)
-    with caplog.at_level(logging.INFO, "trainlib"):
-        console.step(1)
-        console.log(row(5, scope="step"))
-        console.log(row(10, scope="epoch"))
-        console.log(row(10, "val"))
-    assert [record.message for record in caplog.records] == [
-        "epoch 1/2  train  loss 0.1000  accuracy 0.5000  lr 0.1  1,000 images/s",
-        "epoch 1/2  val    loss 0.1000  accuracy 0.5000",
-    ]
-
-
-def test_a_quiet_console_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    console = Console(total_steps=20, epochs=2, step=0, quiet=True)
-    with caplog.at_level(logging.INFO, "trainlib"):
-        console.step(1)
-        console.log(row(10, "val"))
-    assert not caplog.records

@@ -147,4 +147,5 @@ def test_sync_uploads_the_attempts_of_an_offline_run(tmp_path: Path, images: Pat
         second.with_name(f"{second.name}.synced").unlink()
         second.with_name(f"{second.name}.begun").touch()  # as after an upload that was cut off before its very end
         assert sync(tmp_path, server.environment).returncode == 0
+        assert not (tmp_path / "wandb").exists()
         assert len(server.history(*server.runs)) == len(wandb_files.history(run))

@@ -111,8 +111,8 @@ def histogram(values: Tensor) -> dict[str, Any]:
         low, high = low - 0.5, high + 0.5
     width = (high - low) / NUM_BINS
     counts = torch.zeros(NUM_BINS, dtype=torch.int64, device=finite.device)
-    for chunk in finite.split(CHUNK):
-        bins = ((chunk.double() - low) / width).long().clamp_(0, NUM_BINS - 1)
+    for start in range(0, len(finite), CHUNK):
+        bins = ((finite[start : start + CHUNK].double() - low) / width).long().clamp_(0, NUM_BINS - 1)
         counts += torch.bincount(bins, minlength=NUM_BINS)
     edges = [low + width * index for index in range(NUM_BINS)] + [high]
     return {"edges": edges, "counts": counts.tolist(), "sum": total_sum, "sum_squares": sum_squares}

@@ -47,8 +47,7 @@ def open_outputs(
         "classes": list(dataset.class_names),
         "preprocess": asdict(loop.samples.train.preprocess),
     }
-    epochs = -(-plan.total_steps // plan.steps_per_epoch)
-    console = Console(plan.total_steps, epochs, progress.step, quiet=not config.tracking.progress)
+    console = Console(plan.total_steps, plan.steps_per_epoch, progress.step, quiet=not config.tracking.progress)
     opened = open_trackers(config.tracking, run.path, progress.step, manifest["config"] | {"environment": facts})
     trackers = [*opened.metrics, console]
     keeper = Keeper(run.checkpoints, config.checkpoint.keep, manifest, background=config.checkpoint.background)

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainlib.tracking.wandb_sync")
     parser.add_argument("directory", type=Path)
-    run = parser.parse_args(arguments).directory
+    run = parser.parse_args(arguments).directory.absolute()
     folder = run / "wandb"
     if not (folder / "run-id").exists():
         raise UserError(f"{run}: W&B has nothing of this run; it was trained with tracking.wandb.mode: disabled")
@@ -64,7 +64,10 @@ def _upload(segment: Path, name: str) -> None:
     sync_directory(segment.parent)
     environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_DISABLED")}
     command = [sys.executable, "-m", "wandb", "sync", "--id", name, str(segment.parent)]
-    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    beside = segment.parents[2]  # the run directory, in whose folder `wandb` that command then leaves its log
+    result = subprocess.run(
+        command, cwd=beside, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     if result.returncode != 0 or not synced_marker(segment).exists():
         said = (result.stderr or result.stdout).strip()
         raise UserError(f"{segment.parent} was not uploaded; `wandb sync` said:\n{said}")
