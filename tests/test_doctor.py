@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_written(mounted: Callable[[str], Path], options
 def test_little_room_and_a_disk_in_memory(mounted: Callable[[str], Path]) -> None:
     disk = mounted("size=200m")
     (finding,) = storage.check_storage("runs", disk)
-    assert (finding.verdict, finding.advice) == (Verdict.PROBLEM, "make room: checkpoints will not fit")
+    assert (finding.verdict, finding.advice) == (Verdict.PROBLEM, "make room: a checkpoint of a VGG16 takes 1.1 GB")
     assert f"{disk} on tmpfs: 0.2 GiB free" in finding.text
 
 

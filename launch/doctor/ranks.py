@@ -108,7 +108,8 @@ def devices(facts: Mapping[str, Any], gpus: int, driver: str | None, cpu_flags: 
         yield _gpu_precision(facts["bf16"])
     else:
         yield ok(
-            "devices", f"no GPU: trains on the CPU ({facts['cpu_capability']}), {facts['threads']} threads a process"
+            "devices",
+            f"no GPU: trains on the CPU ({facts['cpu_capability']}), {facts['threads']} thread{'s' * (facts['threads'] > 1)} a process",
         )
         bf16 = "bf16 is in this CPU's instructions" if cpu_flags & _BF16_FLAGS else "bf16 works, slower than float32"
         yield ok("precision", f"{bf16}; fp16 takes a GPU")

@@ -61,11 +61,11 @@ def _speed(topic: str, folder: Path, scratch: Path) -> Finding:
         f"writes {speed / 1e6:,.0f} MB/s to disk"
     )
     if free < GIB:
-        return problem(topic, text, "make room: checkpoints will not fit")
+        return problem(topic, text, "make room: a checkpoint of a VGG16 takes 1.1 GB")
     if kind in _IN_MEMORY:
         return note(topic, text, "what is here is in memory, and gone when the machine restarts")
     if free < 10 * GIB:
-        return note(topic, text, "a VGG16 with SGD takes 1.1 GB a checkpoint; checkpoint.keep of them stay")
+        return note(topic, text, "little room: each checkpoint of a VGG16 takes 1.1 GB")
     if speed < _SLOW_BYTES_PER_SECOND:
         return note(
             topic, text, f"slow: a VGG16's checkpoint of 1.1 GB takes {1.1e9 / speed:.0f} s; train longer between"

@@ -69,7 +69,7 @@ def _reach(server: str) -> Finding:
         return note(
             "W&B server",
             f"{host} does not answer ({reason}): runs are tracked locally",
-            "no network on compute nodes? tracking.wandb.mode: offline, and wandb sync afterwards",
+            "no network on compute nodes? tracking.wandb.mode: offline, and launch wandb-sync RUN later",
         )
     milliseconds = (time.perf_counter() - start) * 1000
     text = f"{host} answers in {milliseconds:.0f} ms"
