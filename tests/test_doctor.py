@@ -7,6 +7,7 @@ import fcntl
 import http.server
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -258,7 +259,9 @@ def test_a_clock_that_is_an_hour_off(server: Callable[[float], str], monkeypatch
     monkeypatch.setenv("WANDB_BASE_URL", server(3600.0))
     finding = list(wandb_service.check_wandb())[1]
     assert finding.verdict is Verdict.NOTE
-    assert "this machine's clock is -3600 s off" in finding.text
+    seconds = re.search(r"this machine's clock is (-\d+) s off", finding.text)
+    assert seconds is not None
+    assert abs(int(seconds[1]) + 3600) <= 30  # whole seconds, and however long the answer took
 
 
 def fake_commands(folder: Path, names: tuple[str, ...], sinfo: str) -> None:

@@ -107,10 +107,8 @@ def devices(facts: Mapping[str, Any], gpus: int, driver: str | None, cpu_flags: 
         yield ok("devices", ", ".join(counted) + (f", driver {driver}" if driver else ""))
         yield _gpu_precision(facts["bf16"])
     else:
-        yield ok(
-            "devices",
-            f"no GPU: trains on the CPU ({facts['cpu_capability']}), {facts['threads']} thread{'s' * (facts['threads'] > 1)} a process",
-        )
+        threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
+        yield ok("devices", f"no GPU: trains on the CPU ({facts['cpu_capability']}), {threads} a process")
         bf16 = "bf16 is in this CPU's instructions" if cpu_flags & _BF16_FLAGS else "bf16 works, slower than float32"
         yield ok("precision", f"{bf16}; fp16 takes a GPU")
 
