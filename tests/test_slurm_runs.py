@@ -255,7 +255,7 @@ def test_a_log_is_followed_across_a_requeue(slurm: Cluster, monkeypatch: pytest.
     def start_again() -> None:
         while (found := slurm.job(job_id))["JobState"] != "PENDING" or found["Restarts"] == "0":
             time.sleep(0.2)
-        slurm.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now+2"])  # SLURM would wait two minutes
+        slurm.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now+5"])  # SLURM would wait two minutes
 
     with ThreadPoolExecutor() as pool:
         hastened = pool.submit(start_again)

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from launch.cli.arguments import ResumableCommand, call, configs, refuse_fresh_resume
-from launch.command import config_arguments, training_arguments
+from launch.command import Command, config_arguments, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED
 
 PREPARATION = "trainlib.prepare"
@@ -56,7 +56,6 @@ def submit(
     from launch.slurm import options as sbatch_options
     from launch.slurm import queue, sbatch, sites
     from launch.slurm import submit as submission
-    from launch.slurm.snapshot import take_snapshot
     from trainlib.config import load_config
 
     refuse_fresh_resume(fresh, resume)
@@ -75,17 +74,13 @@ def submit(
         script = sites.shipped_files() / "train.sbatch"
         click.echo(f"{sbatch.call_text(command)}\n\n# {script}\n{script.read_text()}", nl=False)
         return 0
-    submission.require_sbatch()
     try:
+        submission.require_sbatch()
         submission.check_limits(config.slurm, queue.partitions(), {**preset.options, **extra})
         submission.refuse_queued(directory)
     except queue.QueueError as error:
         raise queue.QueueError(f"{error}; nothing was queued: try again when SLURM answers") from error
-    with submission.undone_on_failure(directory):
-        _prepare(training_arguments(words, fresh=fresh, resume=resume))
-        take_snapshot(directory)
-        job_id = submission.call_sbatch(command)
-        submission.record_submission(directory, job_id, command)
+    job_id = _queue(directory, training_arguments(words, fresh=fresh, resume=resume), command)
     click.echo(
         f"{config.name} is job {job_id}; launch status {config.name} tells how far it is, launch logs -f {config.name} "
         "what it prints",
@@ -97,6 +92,19 @@ def submit(
 
 def _overrides(flags: Mapping[str, object]) -> list[str]:
     return [f"slurm.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+
+
+def _queue(directory: Path, training: Sequence[str], command: Command) -> str:
+    """Prepare the run directory and submit; the job's id. Where any of it fails, all of it is undone."""
+    from launch.slurm.snapshot import take_snapshot
+    from launch.slurm.submit import call_sbatch, record_submission, undone_on_failure
+
+    with undone_on_failure(directory):
+        _prepare(training)
+        take_snapshot(directory)
+        job_id = call_sbatch(command)
+        record_submission(directory, job_id, command)
+    return job_id
 
 
 def _prepare(arguments: Sequence[str]) -> None:
