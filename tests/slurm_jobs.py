@@ -35,7 +35,7 @@ class Job:
         self.cluster, self.cwd = cluster, cwd
         words = ["sbatch", "--parsable", f"--chdir={cwd}", f"--output={cwd}/slurm.out", "--time=30", *options]
         variables = {
-            "PYTHONPATH": f"{cwd}{os.pathsep}{REPOSITORY}",  # a sitecustomize.py in cwd can disturb any of its processes
+            "PYTHONPATH": f"{cwd}{os.pathsep}{REPOSITORY}",  # where a sitecustomize.py can disturb it
             "TRAINLAUNCH_PYTHON": sys.executable,
             "OMP_NUM_THREADS": "1",
             **(environment or {}),
@@ -62,8 +62,8 @@ class Job:
         paths = [self.cwd / "slurm.out", *sorted((self.cwd / "runs/run/logs").glob("*.out"))]
         return "\n".join(f"== {path.name}\n{path.read_text()}" for path in paths if path.exists())
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Meanwhile, a job that waits for its turn after a requeue need not wait the two minutes that SLURM gives it."""
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 240.0) -> None:
+        """Fails where the job ends for good before that."""
         deadline = time.monotonic() + seconds
         while not condition():
             state = self.state
@@ -73,18 +73,19 @@ class Job:
             time.sleep(0.2)
 
     def wait_until_it_trains(self, restart: int, steps: int = 3) -> None:
-        """Until this start of the job has made some steps."""
+        """Until this start of the job has written some rows."""
 
         def trains() -> bool:
             starts = tiny.attempts(self.cwd, "start")
             begun = [line for line in self.lines("begin") if line["restart"] == restart]
             if not begun or not starts or starts[-1]["time"] < begun[-1]["time"]:
                 return False
-            return tiny.last_step(self.cwd) >= starts[-1]["from_step"] + steps
+            rows = read_lines(self.cwd / "runs/run/metrics.jsonl")
+            return sum(row["time"] > starts[-1]["time"] for row in rows) >= steps
 
         self.wait_until(trains)
 
-    def wait(self, seconds: float = 180.0) -> JobState:
+    def wait(self, seconds: float = 240.0) -> JobState:
         """Until it has ended for good; its last state."""
         deadline = time.monotonic() + seconds
         while (state := self.state).active:

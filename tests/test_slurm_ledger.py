@@ -8,7 +8,7 @@ import pytest
 
 from launch.failure_record import FailureRecord
 from launch.runs import job_lines
-from launch.slurm.evidence import attempt_since, lost_by, queue_says
+from launch.slurm.evidence import attempt_since, exit_code_of, lost_by, queue_says
 from launch.slurm.ledger import Evidence, JobStart, append, decide, find_cause, unfinished
 from launch.slurm.queue import JobState
 
@@ -182,6 +182,19 @@ srun: error: Timed out waiting for job step to complete
 def test_nodes_that_srun_lost(said: str, nodes: set[str]) -> None:
     """The words of SLURM 22.05, when a slurmstepd was killed, and of its source for a node that went down."""
     assert lost_by(said, ["n0", "n1"]) == nodes
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("srun: error: n0: task 0: Exited with exit code 2\nsrun: error: n1: task 1: Killed\n", 2),
+        ("srun: error: n0: task 0: Exited with exit code 76\nsrun: error: n1: task 1: Exited with exit code 7\n", 7),
+        ("srun: error: n1: task 1: Out Of Memory\n", 137),
+    ],
+)
+def test_the_code_of_the_task_that_failed(said: str, code: int) -> None:
+    """srun itself ends with 137 in all of these, that of the task that it killed."""
+    assert exit_code_of(said, 137) == code
 
 
 def test_an_attempt_of_an_earlier_start_is_not_this_ones(tmp_path: Path) -> None:

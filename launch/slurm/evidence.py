@@ -14,6 +14,7 @@ from launch.runs import Record, json_lines, read_run
 from launch.slurm import queue
 from launch.slurm.ledger import Evidence, JobStart, QueueSays
 from launch.slurm.queue import JobState, QueueError
+from trainlib.errors import EXIT_CONNECTION_LOST
 
 
 def gather(
@@ -37,7 +38,7 @@ def gather(
             state = queue.job_states([job.queue_id]).get(job.queue_id)
         lost.update(queue.down_nodes(nodes))
     return Evidence(
-        exit_code=code,
+        exit_code=code and exit_code_of(srun_said, code),
         status=attempt.get("status"),
         reason=attempt.get("reason"),
         step=attempt.get("step"),
@@ -84,6 +85,12 @@ def queue_says(state: JobState | None, restart: int) -> QueueSays:
     if state.state == "TIMEOUT" or state.reason == "TimeLimit":
         return "time_limit"
     return "cancelled"
+
+
+def exit_code_of(srun_said: str, code: int) -> int:
+    """The code of the task that failed: srun's own is the highest of all, those included that it killed for it."""
+    codes = [int(found) for found in re.findall(r"Exited with exit code (\d+)", srun_said)]
+    return next((found for found in codes if found != EXIT_CONNECTION_LOST), code)
 
 
 def lost_by(srun_said: str, nodes: Sequence[str]) -> set[str]:

@@ -58,6 +58,9 @@ def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     words = expand_arguments(arguments, job.array_task)
     config = load_config([word for word in words if word != _RESUME])
     directory = RUNS / config.name
+    if job.restart and _is_complete(directory, job):
+        print(f"job {job.queue_id}, restart {job.restart}: {directory} is complete already", file=sys.stderr)
+        return "exit 0"
     nodes = node_names(environment.get("SLURM_JOB_NODELIST"))
     ports = free_ports(job.rendezvous_id, NUM_PORTS)
     state = queue.job_states([job.queue_id]).get(job.queue_id)
@@ -86,7 +89,7 @@ def end(directory: Path, code: int, signal: str | None, srun_log: Path | None, e
     decision = ledger.decide(evidence, earlier, max_failures)
     requeued, excluded = evidence.queue == "requeued", list[str]()
     if decision.requeue:
-        requeued, excluded = _requeue(job, evidence.lost_nodes)
+        requeued, excluded = _requeue(job, evidence.lost_nodes, int(environment.get("SLURM_JOB_NUM_NODES") or 1))
     _withdraw_signals(directory)
     ledger.append(directory, _end_record(job, evidence, decision) | {"requeued": requeued, "excluded": excluded})
     print(_closing_words(job, evidence, decision, excluded), file=sys.stderr)
@@ -158,6 +161,12 @@ def cpus_on_each(environment: Mapping[str, str]) -> int:
     )
 
 
+def _is_complete(directory: Path, job: JobStart) -> bool:
+    """Whether this job has done its work: SLURM starts it again where it did not learn how it ended."""
+    ends = [line for line in job_lines(directory) if line.get("event") == "end" and job.of_same_job(line)]
+    return bool(ends) and ends[-1].get("cause") == "completed"
+
+
 def _close_earlier(directory: Path, job: JobStart) -> None:
     """Write the end of starts that were killed before they could, as far as it can be found out."""
     lines = job_lines(directory)
@@ -175,7 +184,7 @@ def _close_earlier(directory: Path, job: JobStart) -> None:
         ledger.append(directory, _end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
 
 
-def _requeue(job: JobStart, lost_nodes: Sequence[str]) -> tuple[bool, list[str]]:
+def _requeue(job: JobStart, lost_nodes: Sequence[str], num_nodes: int) -> tuple[bool, list[str]]:
     """Put this job back into the queue, from now on without the nodes that failed; whether that worked, and which.
 
     SLURM then ends what is left of the job, which has its KillWait for what comes after this.
@@ -188,7 +197,7 @@ def _requeue(job: JobStart, lost_nodes: Sequence[str]) -> tuple[bool, list[str]]
     if not lost_nodes:
         return True, []
     try:
-        excluded = queue.exclude(job.queue_id, lost_nodes)  # only a job that waits takes that
+        excluded = queue.exclude(job.queue_id, lost_nodes, num_nodes)  # only a job that waits takes that
     except QueueError as error:
         print(f"warning: {', '.join(lost_nodes)} could not be excluded: {error}", file=sys.stderr)
         return True, []

@@ -100,26 +100,27 @@ def cancel(job_id: str) -> None:
     _run("scancel", job_id)
 
 
-def exclude(job_id: str, nodes: Sequence[str]) -> bool:
-    """Have a job that waits start without these nodes; False where too few other nodes would be left for it."""
-    partition, num_nodes, excluded = (
-        _run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%P|%D|%x").strip().split("|")
-    )
+def exclude(job_id: str, nodes: Sequence[str], num_nodes: int) -> bool:
+    """Have a job that waits start without these nodes; False where fewer than the `num_nodes` it needs would be left.
+
+    The queue itself does not tell that number right after a requeue, when some of the nodes are free already.
+    """
+    partition, excluded = _run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%P|%x").strip().split("|")
     usable = _run("sinfo", "-h", "-N", "-p", partition, "-o", "%N %T")
     before = hostnames(excluded) if excluded not in ("", "(null)", "N/A") else []
     unwanted = sorted({*before, *nodes})
-    if not enough_others(usable, unwanted, int(num_nodes)):
+    if not enough_others(usable, unwanted, num_nodes):
         return False
     _run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(unwanted)}")
     return True
 
 
 def down_nodes(nodes: Sequence[str]) -> list[str]:
-    """Those of these nodes that are down, or do not answer. Raises QueueError."""
+    """Those of these nodes that are down; one that is slow to answer is not. Raises QueueError."""
     if not nodes:
         return []
     lines = [line.split() for line in _run("sinfo", "-h", "-N", "-n", ",".join(nodes), "-o", "%N %T").splitlines()]
-    return sorted({name for name, state in lines if state.startswith(("down", "fail")) or state.endswith("*")})
+    return sorted({name for name, state in lines if state.startswith(("down", "fail"))})
 
 
 def enough_others(sinfo: str, unwanted: Sequence[str], num_nodes: int) -> bool:
