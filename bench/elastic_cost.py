@@ -3,7 +3,8 @@
     python bench/elastic_cost.py [--processes 1,2,3,4] [--model '{name: cifar10_cnn}'] [--shards 8] [--rounds 7]
 
 For each number of processes both modes train the same batches in the same processes, a few steps of the one, then of
-the other, in turn; a time is the median over the rounds of rank 0's mean step. Bytes are what the kernel counts on the
+the other, in turn; a time is the median over the rounds of rank 0's mean step; CPU time, which other programs on the
+machine disturb less, is that of all ranks together. Bytes are what the kernel counts on the
 ranks' TCP connections (Linux 4.19 or newer) while a step is made, the largest over the ranks, beside what a ring
 all-reduce of the gradient sends: 2 (W - 1) / W of its size. Memory is how far the peak of the process rises above what
 it had before the first step, measured in processes of their own, with one mode each. All on the CPU, through gloo.
@@ -66,20 +67,26 @@ def measure_time(options: argparse.Namespace, accelerator: Any) -> dict[str, Any
 
     steps = {mode: step_function(mode, options, accelerator) for mode in MODES}
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    cpu_seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     sent = dict.fromkeys(MODES, 0)
     for round_number in range(options.rounds + 1):
         for mode in MODES:
             step, _ = steps[mode]
             if dist.is_initialized():
                 dist.barrier()
-            before, began = bytes_sent(), time.perf_counter()
+            before, began, busy = bytes_sent(), time.perf_counter(), time.process_time()
             for _ in range(STEPS):
                 step()
             if round_number:  # the first one opens connections
                 seconds[mode].append((time.perf_counter() - began) / STEPS)
+                cpu_seconds[mode].append((time.process_time() - busy) / STEPS)
                 sent[mode] = (bytes_sent() - before) // STEPS
-    medians = {mode: statistics.median(times) for mode, times in seconds.items()}
-    return {"seconds": medians, "sent": sent, "gradient": steps["exact"][1]}
+    return {
+        "seconds": {mode: statistics.median(times) for mode, times in seconds.items()},
+        "cpu_seconds": {mode: statistics.median(times) for mode, times in cpu_seconds.items()},
+        "sent": sent,
+        "gradient": steps["exact"][1],
+    }
 
 
 def measure_memory(mode: str, options: argparse.Namespace, accelerator: Any) -> int:
@@ -127,6 +134,7 @@ def main() -> None:
     for world_size in map(int, options.processes.split(",")):
         found = run(world_size, None, options)
         gradient, seconds = found[0]["gradient"], found[0]["seconds"]
+        busy = {mode: sum(rank["cpu_seconds"][mode] for rank in found) for mode in MODES}
         ring = 2 * (world_size - 1) / world_size * gradient
         print(f"{world_size} process(es), gradient {gradient / 1e6:.2f} MB, {options.shards} shards: {options.model}")
         for mode in MODES:
@@ -134,6 +142,7 @@ def main() -> None:
             memory = max(run(world_size, mode, options))
             print(
                 f"  {mode:<8} step {seconds[mode] * 1e3:8.1f} ms ({seconds[mode] / seconds['exact']:.2f})   "
+                f"CPU of all ranks {busy[mode] * 1e3:8.1f} ms ({busy[mode] / busy['exact']:.2f})   "
                 f"sent {sent / 1e6:8.2f} MB ({f'{sent / ring:.3f} of the ring' if ring else 'nothing to send'})   "
                 f"memory +{memory / 1e6:.0f} MB ({memory / gradient:.1f} gradients)",
                 flush=True,

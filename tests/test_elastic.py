@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainlib import distributed
 from trainlib.elastic import Elastic, Node, TreeSum, cover
-from trainlib.errors import EXIT_USER_ERROR, TrainlaunchError
+from trainlib.errors import EXIT_USER_ERROR, TrainlaunchError, UserError
 from trainlib.plan import parts_of, share
 from trainlib.session import build_loop
 
@@ -218,6 +218,12 @@ def refused(tmp_path: Path, images: Path, world_size: int, *changes: str) -> str
     codes = ranks.train(tiny.arguments(images, 2, 4, *ELASTIC, *changes), world_size=world_size, cwd=tmp_path)
     assert codes == [EXIT_USER_ERROR] * world_size
     return ranks.console(tmp_path)
+
+
+def test_parameters_of_several_types_are_refused() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double())
+    with pytest.raises(UserError, match=r"of several types \(torch.float32, torch.float64\)"):
+        Elastic(module, 2, 1)
 
 
 def test_more_ranks_than_shards_are_refused(tmp_path: Path, images: Path) -> None:

@@ -145,7 +145,14 @@ class Elastic:
     """
 
     def __init__(self, module: nn.Module, virtual_shards: int, world_size: int):
+        """Raises UserError for a module whose parameters do not fit into one vector."""
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        types = sorted({str(parameter.dtype) for parameter in self._parameters})
+        if len(types) > 1:
+            raise UserError(
+                "train.reproducibility: elastic adds up all gradients as one vector, and this model's parameters are "
+                f"of several types ({', '.join(types)}): give all of them one, or use exact"
+            )
         self._buffers = [buffer for buffer in module.buffers() if buffer.dtype != torch.bool]
         self._before = [buffer.clone() for buffer in self._buffers]
         self.num_shards = virtual_shards
