@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import select
 import sys
 import time
 from typing import Any
@@ -76,7 +77,10 @@ def in_terminal(width: int, kind: str = "xterm", *, quiet: bool = False) -> str:
             rich.reconfigure(width=width)  # which looks at the terminal
             show(Console(total_steps=20, steps_per_epoch=10, step=0, quiet=quiet))
             terminal.flush()
-            return os.read(master, 100_000).decode() if not quiet else ""
+            sent = b""
+            while select.select([master], [], [], 0.1)[0]:
+                sent += os.read(master, 100_000)
+            return sent.decode()
     finally:
         sys.stdout = stdout
         os.environ.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import ranks
 import tiny
 import wandb_files
 import wandb_server
+import yaml
 
 EVERY = 4
 SECRETS = {"WANDB_API_KEY": "canary" + 34 * "0", "SOME_TOKEN": "canary in a coal mine"}
@@ -67,6 +69,31 @@ def test_killed_three_times_each_row_is_there_once(tmp_path: Path, images: Path)
     wandb_files.assert_same_rows(run)
     wandb_files.assert_same_in_tensorboard(run)
     assert_no_secret(run)
+    assert_described(run)
+
+
+def assert_described(run: Path) -> None:
+    """Every attempt carries the configuration, the environment and the axis of the charts; the last one the result."""
+    for path in wandb_files.logs(run):
+        records = wandb_files.records(path)
+        begun = next(record.run for record in records if record.HasField("run"))
+        assert (begun.project, begun.job_type, begun.run_id) == (
+            "trainlaunch",
+            "train",
+            (run / "wandb/run-id").read_text().strip(),
+        )
+        config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+        saved = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["train"] == saved["train"]
+        assert config["environment"]["versions"]["torch"]
+        assert any(record.metric.step_metric == "step" for record in records if record.HasField("metric"))
+    assert any(record.HasField("stats") for path in wandb_files.logs(run) for record in wandb_files.records(path))
+    updates = [item for record in records if record.HasField("summary") for item in record.summary.update]
+    summary = {item.key or "/".join(item.nested_key): item.value_json for item in updates}
+    assert json.loads(summary["summary/status"]) == "completed"
+    shown = {"/".join(item.nested_key).split("/_type")[0] for record in records for item in record.history.item}
+    assert {"test/mistakes", "test/confusion_matrix_table"} <= shown
+    assert len(list(run.glob("wandb/*/files/media/table/test/*.json"))) == 2
 
 
 def assert_no_secret(run: Path) -> None:
