@@ -137,6 +137,18 @@ def test_a_line_is_drawn_where_its_values_are() -> None:
     assert log == f"0 1000L1000 {1000 * (1 - np.log(3) / top):.0f}L2000 {1000 * (1 - np.log(4) / top):.0f}"
 
 
+def test_a_logarithmic_axis_is_one_down_to_its_lowest_tick() -> None:
+    """Equal ratios are equal distances, below the lowest value too; what has no logarithm lies on the edge."""
+    text = figure(Chart("Loss", [Line("x", [(0, 0.3), (1, 0.0), (2, 4.0)], "smooth", 0, ())]))
+    ticks = re.findall(r'class="y log" style="bottom:([\d.]*)%">([^<]*)<', text)
+    values, places = np.array([float(label) for _, label in ticks]), np.array([float(place) for place, _ in ticks])
+    assert values.tolist() == [0.2, 0.5, 1, 2, 5]
+    np.testing.assert_allclose(places, 100 * np.log(values / 0.2) / np.log(25), atol=0.01)
+    log = re.findall(r'<path d="M([^"]*)" class="smooth c0"', text)[1]
+    heights = [1000 * (1 - np.log(value / 0.2) / np.log(25)) for value in (0.3, 0.2, 4.0)]
+    assert log == "L".join(f"{across} {height:.0f}" for across, height in zip((0, 1000, 2000), heights, strict=True))
+
+
 def test_a_chart_of_one_point_or_equal_values_is_drawn() -> None:
     for points in ([(5, 0.0)], [(1, 2.0), (2, 2.0)], [(0, -1.0), (1, 0.0)]):
         assert "nan" not in figure(Chart("Loss", [Line("x", points, "line", 0, ())]))

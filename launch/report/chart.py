@@ -131,8 +131,8 @@ def _log_axis(values: Sequence[float]) -> list[Axis]:
     positive = {value for value in values if value > 0}
     if len(positive) < 2:
         return []
-    lowest = min(positive)
-    return [Axis("log", log_ticks(lowest, max(positive)), lambda value: log10(max(value, lowest)))]
+    ticks = log_ticks(min(positive), max(positive))
+    return [Axis("log", ticks, lambda value: log10(max(value, ticks[0])))]
 
 
 def _path(line: Line, axis: Axis, steps: Axis) -> Markup:
