@@ -39,11 +39,11 @@ MpiDefault=none
 SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
-KillWait=10
+KillWait=30
 UnkillableStepTimeout=60
 InactiveLimit=0
 MinJobAge=600
-SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=100000,requeue_delay=1
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=100000
 {nodes}
 PartitionName=main Nodes=n0,n1 Default=YES MaxTime=2:00:00 State=UP OverSubscribe=FORCE:4
 """
