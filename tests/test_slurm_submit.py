@@ -74,7 +74,8 @@ def test_what_is_edited_after_the_submission_changes_nothing(
     assert job["JobState"] == "PENDING"
     Path("mine.yaml").write_text("seed: 4\n")
     code = Path("runs/run/code")
-    assert sorted(path.name for path in code.iterdir()) == ["launch", "slurm", "trainlib"]
+    assert sorted(path.name for path in code.iterdir() if path.is_dir()) == ["launch", "slurm", "trainlib"]
+    commit = (code / "COMMIT").read_text().strip() if (code / "COMMIT").exists() else None
     assert not list(code.rglob("__pycache__"))
     with (code / "trainlib/session.py").open("a") as copied:
         copied.write("\nprint('the code of the submission')\n")
@@ -88,6 +89,7 @@ def test_what_is_edited_after_the_submission_changes_nothing(
     assert "\nseed: 3\n" in Path("runs/run/config.yaml").read_text()
     said = "".join(path.read_text() for path in Path("runs/run/logs").iterdir())
     assert "the code of the submission" in said
+    assert json.loads(Path("runs/run/environment.json").read_text())["git_commit"] == commit
     events = [line["event"] for line in read_lines(Path("runs/run/jobs.jsonl"))]
     assert sorted(events) == ["begin", "end", "submitted"]
     assert main(["submit", "mine.yaml", *training, "seed=3", "--time", "10"]) == 2

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,13 @@ def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: b
 
 
 def git_commit() -> str | None:
-    """The commit that this code is from, with `+changes` when the tree differs from it; None outside a checkout."""
+    """The commit that this code is from, with `+changes` when the tree differs from it; None outside a checkout.
+
+    A copy that `launch submit` made says it in a file COMMIT beside the packages.
+    """
     here = Path(__file__).resolve().parent
+    with suppress(OSError):
+        return (here.parent / "COMMIT").read_text().strip()
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]

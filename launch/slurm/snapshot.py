@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -11,16 +12,20 @@ from trainlib import errors
 
 NAME = "code"
 SCRIPT = Path("slurm", "train.sbatch")
+COMMIT = "COMMIT"  # trainlib.environment reads it: the copy is outside version control
 
 
 def take_snapshot(directory: Path) -> Path:
-    """Copy this software, without data or runs, to directory/code; one that is there is replaced."""
+    """Copy this software, without data or runs, to directory/code, its commit beside it; replace what is there."""
     code, new = directory / NAME, directory / f".{NAME}.new"
     shutil.rmtree(new, ignore_errors=True)
     for module in (launch, errors):
         source = Path(str(module.__file__)).parent
         shutil.copytree(source, new / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(shipped_files(), new / SCRIPT.parent)
+    commit = importlib.import_module("trainlib.environment").git_commit()
+    if commit is not None:
+        (new / COMMIT).write_text(f"{commit}\n")
     shutil.rmtree(code, ignore_errors=True)
     new.rename(code)
     return code
