@@ -56,3 +56,29 @@ def test_a_second_ctrl_c_ends_the_process_with_130() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 130
     assert done.stdout == "SIGINT\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("", "STOP file"), ("SIGUSR2\n", "SIGUSR2"), ("launch stop\nmore\n", "launch stop")]
+)
+def test_the_stop_file_says_who_asked(tmp_path: Path, text: str, reason: str) -> None:
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP")
+    (tmp_path / "STOP").write_text(text)
+    assert flag.requested()
+    assert flag.reason == reason
+
+
+def test_of_ignored_signals_only_a_terminals_stay_so() -> None:
+    """The launcher has its agent ignore them, which the ranks inherit; nohup ignores SIGHUP, and means it."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGHUP)}
+    flag = StopFlag()
+    flag.install()
+    try:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert flag.reason == "SIGTERM"
+    finally:
+        flag.uninstall()
+        for number, handler in before.items():
+            signal.signal(number, handler)
