@@ -201,10 +201,12 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
             name = word.removeprefix("runs/").split("/")[0]
             if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) and not (tmp_path / "runs" / name).exists():
                 shutil.copytree(trained / "runs/run", tmp_path / "runs" / name)
-    for word in command.words:
-        if word.endswith((".yaml", ".yml")) and not (tmp_path / word).exists():
-            (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / word).write_text(command.yaml or "seed: 1\n")
+    for option, word in itertools.pairwise(command.words):
+        file = tmp_path / word.removeprefix("~/")
+        if word.endswith((".yaml", ".yml")) and not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            site = (REPOSITORY / "slurm/sites/plain.yaml").read_text()  # docs/slurm.md: a site's file is a copy of it
+            file.write_text(site if option == "--site" else command.yaml or "seed: 1\n")
     return tmp_path
 
 
@@ -217,7 +219,7 @@ def test_a_command_of_launch(command: Command, place: Path, monkeypatch: pytest.
         assert f'"{command.words[1]}"' in (REPOSITORY / exception[1]).read_text(), f"{exception[1]} does not run it"
         return
     newest = checkpoint_of(place).name
-    words = [re.sub(r"step-(\d+|…)", newest, word) for word in command.words[2:]]
+    words = [re.sub(r"step-(\d+|…)", newest, word.replace("~/", f"{place}/")) for word in command.words[2:]]
     if command.expected_error is not None:
         assert ranks.run(launch, [command.words[1], *words], world_size=1, cwd=place) == [2]
         assert ranks.console(place) == f"{command.expected_error}\n"
