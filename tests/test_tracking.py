@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from trainlib.files import to_json
 from trainlib.tracking import MetricsFile
+from trainlib.tracking.wandb_follower import Follower
+from trainlib.tracking.wandb_process import Job
 
 
 def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:
@@ -37,3 +42,28 @@ def test_a_resumed_run_rewrites_what_it_trains_again(tmp_path: Path) -> None:
     resumed.log(row(3))
     resumed.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+class Logged:
+    """Stands in for a W&B run."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, row: dict[str, Any], values: dict[str, float]) -> None:
+        self.steps.append(row["step"])
+
+
+@pytest.mark.parametrize(("mode", "before", "after"), [("offline", [], [1, 2, 4]), ("online", [1, 2, 4, 5], [])])
+def test_offline_a_row_waits_for_its_checkpoint(tmp_path: Path, mode: Any, before: list[int], after: list[int]) -> None:
+    """Also for one of a later step; half a line waits for its other half."""
+    run = Logged()
+    job = Job(str(tmp_path), "run", mode, "project", None, None, artifacts=False, pid=1, config={})
+    follower = Follower(job, run)  # type: ignore[arg-type]
+    lines = [to_json(row(step)) for step in (1, 2, 4, 5)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "spl')
+    follower.follow()
+    assert run.steps == before
+    (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
+    follower.follow()
+    assert run.steps == before + after

@@ -107,6 +107,7 @@ def best_checkpoint(directory: Path, summary: dict[str, Any]) -> Path | None:
 def main() -> int:
     """Follow one training to its end; the exit code."""
     training = os.getppid()
+    threading.Thread(target=_end_soon_after, args=[training], daemon=True).start()
     job = Job(**json.loads(_line(sys.stdin.fileno())))
     folder = Path(job.directory) / "wandb"
     warnings = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
@@ -132,11 +133,16 @@ def _follow(job: Job, training: int, warnings: TextIO) -> None:
         if missing := run.missing():
             warnings.write(f"{missing} rows could not be written below {job.directory}/wandb\n")
     else:  # the training was killed, and goes on from its newest checkpoint when it is started again
-        end = threading.Timer(ORPHAN_SECONDS, os._exit, [LOST])
-        end.daemon = True
-        end.start()
         follower.follow()
         run.finish({}, None)
+
+
+def _end_soon_after(training: int) -> None:
+    """Leave no process behind a training that was killed, whatever W&B waits for."""
+    while os.getppid() == training:
+        time.sleep(POLL_SECONDS)
+    time.sleep(ORPHAN_SECONDS)
+    os._exit(LOST)
 
 
 def _word_from(training: int) -> str | None:
