@@ -56,7 +56,8 @@ FULL: dict[str, Any] = {
         "background": True,
     },
     "tracking": {
-        "wandb": {"mode": "offline", "project": "p", "group": "g"},
+        "wandb": {"mode": "offline", "project": "p", "entity": "e", "group": "g", "artifacts": False},
+        "health": {"every": "100st"},
         "tensorboard": True,
         "progress": True,
         "log_every": 50,
