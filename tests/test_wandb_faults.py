@@ -73,7 +73,10 @@ def assert_unharmed(cwd: Path, undisturbed: Path, warning: str) -> None:
     assert len(warnings) == 1, warnings
     assert warning in warnings[0]
     assert "Traceback" not in log + ranks.console(cwd)
-    assert not [p for p in psutil.process_iter(["cwd", "status"]) if p.info["cwd"] == str(cwd)], "something is left"
+    deadline = time.monotonic() + 10
+    while left := [process for process in psutil.process_iter(["cwd", "name"]) if process.info["cwd"] == str(cwd)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def processes(cwd: Path) -> Iterator[psutil.Process]:
