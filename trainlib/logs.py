@@ -76,13 +76,15 @@ def attempt_header(number: int, environ: Mapping[str, str]) -> str:
     return f"=== attempt {number}{where} ===\n"
 
 
-def redirect_output(path: Path) -> None:
+def redirect_output(path: Path, header: str = "") -> None:
     """All that this process prints goes to the file from now on, tracebacks and the words of C libraries included."""
     sys.stdout.flush()
     sys.stderr.flush()
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    with suppress(OSError):  # on a full disk; not through sys.stdout, which would try it again at the end
+        os.write(log, header.encode())
     os.close(log)
 
 
