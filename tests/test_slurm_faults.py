@@ -271,8 +271,8 @@ ALL_KINDS = [
 @only_in_soak
 def test_twenty_interruptions_of_every_kind(submit: Callable[..., Job], images: Path, tmp_path: Path) -> None:
     undisturbed = tmp_path / "undisturbed"
-    launch_run(training(images, 150), undisturbed)
-    job = submit("job", training(images, 150, "slurm.max_failures=1"))
+    launch_run(training(images, 400), undisturbed)
+    job = submit("job", training(images, 400, "slurm.max_failures=1"))
     rounds = [*ALL_KINDS, *(kind.replace("slurmstepd of n1", "slurmstepd of n0") for kind in reversed(ALL_KINDS))]
     assert len(rounds) == 20
     assert_completes(job, interrupt_in_turn(job, rounds), undisturbed)

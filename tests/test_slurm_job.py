@@ -56,7 +56,7 @@ def test_the_batch_script_reads_what_it_is_told() -> None:
         JobStart("12", 3, 1), words, config, "n0", [10001, 17920, 25839], 1000.0, {"SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
     )
     show = (
-        'printf "%s|" "$run" "$log" "${arguments[@]}" "$processes" "$cpus" "$head" "${ports[@]}"; '
+        'printf "%s|" "$run" "$log" "${arguments[@]}" "$processes" "$cpus" "$head" "${ports[@]}" "${policy[@]}"; '
         'env | grep -E "^TRAINLAUNCH_(RENDEZVOUS|END)|^ACCELERATE_USE_CPU" | sort'
     )
     done = subprocess.run(
@@ -64,7 +64,7 @@ def test_the_batch_script_reads_what_it_is_told() -> None:
     )
     assert done.stdout == (
         "runs/a|runs/a/logs/job-12_3-restart-1|my config.yaml|name=a|optimizer={name: SGD, lr: 0.1}|x=it's|2|8|n0|"
-        "10001|17920|25839|ACCELERATE_USE_CPU=true\n"
+        "10001|17920|25839|--max-failures|3|--signal-seconds|120|ACCELERATE_USE_CPU=true\n"
         "TRAINLAUNCH_END_TIME=1000\n"
         "TRAINLAUNCH_RENDEZVOUS_ID=job-12_3-restart-1\n"
     )

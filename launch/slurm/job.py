@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,14 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_parser = verbs.add_parser("end")
     end_parser.add_argument("--run", type=Path, required=True)
     end_parser.add_argument("--code", type=int, required=True, help="of srun")
+    end_parser.add_argument("--max-failures", type=int, required=True)
+    end_parser.add_argument("--signal-seconds", type=int, required=True)
     end_parser.add_argument("--signal", default="", help="that the batch shell got")
-    end_parser.add_argument("--srun-log", type=Path, help="what srun itself said")
+    end_parser.add_argument("--srun-log", type=Path, required=True, help="what srun itself said")
     options = parser.parse_args(arguments)
     try:
         if options.verb == "begin":
             print(begin(options.arguments, os.environ))
             return 0
-        return end(options.run, options.code, options.signal or None, options.srun_log, os.environ)
+        return end(options, os.environ)
     except TrainlaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -63,8 +66,7 @@ def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
         return "exit 0"
     nodes = node_names(environment.get("SLURM_JOB_NODELIST"))
     ports = free_ports(job.rendezvous_id, NUM_PORTS)
-    state = queue.job_states([job.queue_id]).get(job.queue_id)
-    end_time = state.end if state else None
+    end_time = _end_time(job, environment)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     _close_earlier(directory, job)
     _withdraw_signals(directory)
@@ -77,16 +79,16 @@ def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     return assignments(job, words, config, nodes[0], ports, end_time, environment)
 
 
-def end(directory: Path, code: int, signal: str | None, srun_log: Path | None, environment: Mapping[str, str]) -> int:
+def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Record how a job ended, put it back into the queue where that makes sense; what the batch job ends with."""
     job = JobStart.of(environment)
+    directory: Path = options.run
     lines = job_lines(directory)
-    srun_said = srun_log.read_text(errors="replace") if srun_log and srun_log.exists() else ""
-    evidence = gather(directory, job, lines, code=code, signal=signal, srun_said=srun_said)
+    srun_said = options.srun_log.read_text(errors="replace") if options.srun_log.exists() else ""
+    evidence = gather(directory, job, lines, code=options.code, signal=options.signal or None, srun_said=srun_said)
+    evidence = replace(evidence, signal_seconds=options.signal_seconds)
     earlier = [line for line in lines if line.get("event") == "end" and job.of_same_job(line)]
-    config = load_config([str(directory / "config.yaml")]) if (directory / "config.yaml").exists() else None
-    max_failures = config.slurm.max_failures if config else 0
-    decision = ledger.decide(evidence, earlier, max_failures)
+    decision = ledger.decide(evidence, earlier, options.max_failures)
     requeued, excluded = evidence.queue == "requeued", list[str]()
     if decision.requeue:
         requeued, excluded = _requeue(job, evidence.lost_nodes, int(environment.get("SLURM_JOB_NUM_NODES") or 1))
@@ -143,6 +145,7 @@ def assignments(
         "cpus": str(cpus_on_each(environment)),
         "head": shlex.quote(head),
         "ports": f"({' '.join(map(str, ports))})",
+        "policy": f"(--max-failures {slurm.max_failures} --signal-seconds {slurm.signal_seconds})",
         "export TRAINLAUNCH_RENDEZVOUS_ID": job.rendezvous_id,
         "export TRAINLAUNCH_END_TIME": f"{end_time:.0f}" if end_time else "",
     }
@@ -159,6 +162,16 @@ def cpus_on_each(environment: Mapping[str, str]) -> int:
     return min(
         (int(count) for count in _CPUS_OF_NODES.findall(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))), default=1
     )
+
+
+def _end_time(job: JobStart, environment: Mapping[str, str]) -> float | None:
+    """When the job's time is over, in unix seconds; None where nobody can tell, which is no reason not to train."""
+    if environment.get("SLURM_JOB_END_TIME", "").isdecimal():  # from SLURM 23.02 on
+        return float(environment["SLURM_JOB_END_TIME"])
+    with suppress(QueueError):
+        state = queue.job_states([job.queue_id]).get(job.queue_id)
+        return state.end if state else None
+    return None
 
 
 def _is_complete(directory: Path, job: JobStart) -> bool:
