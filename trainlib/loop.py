@@ -20,6 +20,7 @@ from trainlib.clock import Clock
 from trainlib.config import Best, EarlyStopping
 from trainlib.console import Console
 from trainlib.distributed import from_main
+from trainlib.elastic import require_same_state
 from trainlib.errors import NonFiniteError, TrainlaunchError
 from trainlib.files import timestamp
 from trainlib.keeper import Keeper
@@ -242,6 +243,8 @@ class Loop:
         problem = None
         with self.clock.paused() as pause:
             if self._saved_step != progress.step:
+                if self.engine.elastic is not None:
+                    require_same_state(self.engine.classifier.module)
                 progress.seconds = self.clock.seconds
                 gathered = progress.state_dict()
                 if keeper is not None:

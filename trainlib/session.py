@@ -15,7 +15,7 @@ from typing import TextIO
 import torch
 from accelerate import Accelerator
 
-from trainlib import checkpoint, distributed
+from trainlib import checkpoint, distributed, elastic
 from trainlib.build import build_classifier, build_engine, build_plan, build_policy, build_samples, check_images
 from trainlib.checkpoint import Checkpoint
 from trainlib.clock import Clock
@@ -64,8 +64,7 @@ def run_session(
         start, header = distributed.from_main((start, header))
         if attempt is None:
             _require_shared(run)
-            redirect_output(run.logs / f"rank-{accelerator.process_index}.log")
-            print(header, end="", flush=True)
+            redirect_output(run.logs / f"rank-{accelerator.process_index}.log", header)
         if custom.dataset is not None:
             _require_same_data(config)
         loop = build_loop(config, dataset, accelerator, start, custom)
@@ -158,6 +157,8 @@ def build_loop(
     custom: CustomParts = NOTHING_CUSTOM,
 ) -> Loop:
     """All parts of the run, in the state that `start` holds. Its outputs are still to be set."""
+    if config.train.reproducibility == "elastic":
+        elastic.require_alike(config.train.virtual_shards, accelerator, start.manifest if start else None)
     num_classes = len(dataset.class_names)
     plan, val_ids = build_plan(config, len(dataset.train.labels_N))
     if start is not None and start.step > plan.total_steps:
