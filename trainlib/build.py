@@ -34,6 +34,9 @@ def build_classifier(
 ) -> Classifier:
     """The model with its initial weights, a function of the seed; made on the CPU, the same for every device.
 
+    Its convolutions' weights, and so what they compute, are laid out channels last (docs/decisions/0009): faster on
+    CPUs and GPUs alike. A custom model keeps its own layout, as a `view` of it may depend on that.
+
     with_weights   False for the same model around a checkpoint's values; `model.weights` is not read (see build_model)
     custom         in place of the model that the configuration names
     """
@@ -42,6 +45,7 @@ def build_classifier(
         classifier = build_custom(custom, num_classes)
     else:
         classifier = build_model(config.model, num_classes, config.data.image_size, load_weights=with_weights)
+        classifier.module.to(memory_format=torch.channels_last)
     classifier.module.to(device)
     return classifier
 
