@@ -188,6 +188,27 @@ def load(workdir: Path, text: str) -> Config:
         ("checkpoint: {every: 0ep}", 'checkpoint.every: got "0ep", must be a duration: a whole number of epochs'),
         ("checkpoint: {keep: 1}", "checkpoint.keep: got 1, must be >= 2"),
         ("tracking:", "tracking: got null, must be a section with keys of its own, {key: value}"),
+        ("slurm: {nodes: 0}", "slurm.nodes: got 0, must be >= 1"),
+        ("slurm: {nodes: 4-2}", 'slurm.nodes: got "4-2", must go from fewer to more, like 1-4, or be one number'),
+        ("slurm: {nodes: 2-2}", 'slurm.nodes: got "2-2", must go from fewer to more, like 1-4, or be one number'),
+        (
+            "slurm: {nodes: all}",
+            'slurm.nodes: got "all", must be a whole number, or a range like 1-4, of which the queue may give any',
+        ),
+        (
+            "slurm: {nodes: true}",
+            "slurm.nodes: got true, must be a whole number, or a range like 1-4, of which the queue may give any",
+        ),
+        (
+            "slurm: {nodes: 1-4}",
+            "slurm.nodes: got 1-4, must be one number: train.reproducibility is exact, and only elastic gives the same "
+            "bits with any number of nodes",
+        ),
+        (
+            "train: {reproducibility: elastic}\nslurm: {nodes: 1-3, processes_per_node: 3}",
+            "slurm.nodes: got 1-3, with 3 processes on each makes 9, must be at most 8, which is train.virtual_shards: "
+            "ask for fewer, or for more shards, which are part of the result",
+        ),
         ("slurm: {time: 60}", "slurm.time: got 60, must be text: put it in quotes"),
         ("slurm: {time: ''}", 'slurm.time: got "", must not be empty'),
         ("name: a/b", "name: got \"a/b\", must be letters, digits, '.', '_' or '-', at most 100 of them"),

@@ -109,6 +109,7 @@ SAVED = [
     "loss: {weight: [1, 2.5, 0], label_smoothing: 0}",
     "model: {name: resnet18, weights: IMAGENET1K_V1, replace_stride_with_dilation: [false, true, false]}",
     "slurm: {time: 01:00:00, partition: 'null'}",
+    "slurm: {nodes: 1-4}\ntrain: {reproducibility: elastic}",
     "tracking: {wandb: {mode: disabled}}\ncheckpoint: {best: null}",
 ]
 

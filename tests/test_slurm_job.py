@@ -52,9 +52,8 @@ def test_the_batch_script_reads_what_it_is_told() -> None:
     """As bash itself evaluates it, words with blanks and quotes included."""
     config = resolved({"name": "a", "slurm.gpus_per_node": 0, "slurm.processes_per_node": 2})
     words = ["my config.yaml", "name=a", "optimizer={name: SGD, lr: 0.1}", "x=it's"]
-    text = assignments(
-        JobStart("12", 3, 1), words, config, "n0", [10001, 17920, 25839], 1000.0, {"SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
-    )
+    environment = {"SLURM_JOB_CPUS_PER_NODE": "8(x2)", "SLURM_JOB_NUM_NODES": "2"}
+    text = assignments(JobStart("12", 3, 1), words, config, "n0", [10001, 17920, 25839], 1000.0, environment)
     show = (
         'printf "%s|" "$run" "$log" "${arguments[@]}" "$processes" "$cpus" "$head" "${ports[@]}" "${policy[@]}"; '
         'env | grep -E "^TRAINLAUNCH_(RENDEZVOUS|END)|^ACCELERATE_USE_CPU" | sort'
@@ -64,10 +63,19 @@ def test_the_batch_script_reads_what_it_is_told() -> None:
     )
     assert done.stdout == (
         "runs/a|runs/a/logs/job-12_3-restart-1|my config.yaml|name=a|optimizer={name: SGD, lr: 0.1}|x=it's|2|8|n0|"
-        "10001|17920|25839|--max-failures|3|--signal-seconds|120|ACCELERATE_USE_CPU=true\n"
+        "10001|17920|25839|--max-failures|3|--signal-seconds|120|--fewest-nodes|2|ACCELERATE_USE_CPU=true\n"
         "TRAINLAUNCH_END_TIME=1000\n"
         "TRAINLAUNCH_RENDEZVOUS_ID=job-12_3-restart-1\n"
     )
+
+
+def test_a_job_of_a_range_of_nodes_can_go_on_with_the_fewest() -> None:
+    """A fixed number is that of the job, whatever the configuration says: options of sbatch win over it."""
+    elastic = {"name": "a", "train.reproducibility": "elastic"}
+    for nodes, fewest in ((1, 3), ("2-4", 2)):
+        config = resolved(elastic | {"slurm.nodes": nodes})
+        text = assignments(JobStart("12", None, 0), [], config, "n0", [10001], None, {"SLURM_JOB_NUM_NODES": "3"})
+        assert f"--fewest-nodes {fewest})" in text
 
 
 def test_a_mistake_is_told_before_anything_is_made(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

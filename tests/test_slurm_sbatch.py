@@ -44,6 +44,7 @@ IN_AN_ALLOCATION = {
 CALLS: dict[str, tuple[Job, dict[str, object], str | None, list[str], bool, dict[str, str]]] = {
     "one_gpu": (RUN, {}, None, [], False, {}),
     "nodes": (RUN, {"nodes": 4, "gpus_per_node": 8, "time": "1-12:00:00", "partition": "a100"}, None, [], False, {}),
+    "range_of_nodes": (RUN, {"nodes": "1-4", "gpus_per_node": 2}, None, [], False, {}),
     "cpus_at_a_site": (RUN, {"gpus_per_node": 0, "partition": "gpu"}, OUR_SITE, [], False, {}),
     "container": (RUN, {"nodes": 2, "gpus_per_node": 4}, "pyxis", [], True, {}),
     "own_options": (

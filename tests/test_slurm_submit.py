@@ -103,6 +103,13 @@ def test_what_is_edited_after_the_submission_changes_nothing(
         (["--time", "3-00:00:00"], "error: slurm.time: got 3-00:00:00, must be at most 120 minutes, the limit of", 2),
         (["--time", "soon"], "error: slurm.time: got 'soon', must be a time limit as SLURM writes it", 2),
         (["--nodes", "3"], "error: slurm.nodes: got 3, must be at most 2, the nodes of partition main", 2),
+        (["--nodes", "all"], 'error: slurm.nodes: got "all", must be a whole number, or a range like 1-4', 2),
+        (["--nodes", "1-2"], "error: slurm.nodes: got 1-2, must be one number: train.reproducibility is exact", 2),
+        (
+            ["--nodes", "1-3", "train.reproducibility=elastic"],
+            "error: slurm.nodes: got 1-3, must be at most 2, the nodes of partition main",
+            2,
+        ),
         (["--gpus-per-node", "5"], "error: slurm.gpus_per_node: got 5, must be at most 4, the GPUs of a node of", 2),
         (["--sbatch", "nods=3"], "error: --sbatch nods=3: sbatch has no option --nods; did you mean nodes?", 2),
         (

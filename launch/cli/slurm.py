@@ -20,7 +20,7 @@ PREPARATION = "trainlib.prepare"
 
 @click.command(cls=ResumableCommand)
 @configs
-@click.option("--nodes", type=click.IntRange(min=1), help="How many nodes; the same as slurm.nodes=N.")
+@click.option("--nodes", metavar="N|MIN-MAX", help="How many nodes; the same as slurm.nodes=N.")
 @click.option("--gpus-per-node", type=click.IntRange(min=0), help="GPUs of each node; 0 trains on the CPUs.")
 @click.option("--time", metavar="TIME", help="Time limit of the job, like 4:00:00; the run goes on in the next one.")
 @click.option("--partition", help="Where to queue; the same as slurm.partition=NAME.")
@@ -34,7 +34,7 @@ PREPARATION = "trainlib.prepare"
 @click.option("--dry-run", is_flag=True, help="Only print the call of sbatch and the batch script.")
 def submit(
     arguments: tuple[str, ...],
-    nodes: int | None,
+    nodes: str | None,
     gpus_per_node: int | None,
     time: str | None,
     partition: str | None,
@@ -59,7 +59,8 @@ def submit(
     from trainlib.config import load_config
 
     refuse_fresh_resume(fresh, resume)
-    flags = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition}
+    number = int(nodes) if nodes and nodes.isdecimal() else nodes
+    flags = {"nodes": number, "gpus_per_node": gpus_per_node, "time": time, "partition": partition}
     words = config_arguments([*arguments, *_overrides(flags)], name)
     known = submission.known_options()
     extra, preset = sbatch_options.parse_options(options, known), sites.load_site(site, known)

@@ -24,7 +24,7 @@ from launch.slurm.evidence import gather
 from launch.slurm.head import free_ports, node_names
 from launch.slurm.ledger import Decision, Evidence, JobStart
 from launch.slurm.queue import QueueError
-from trainlib.config import Config, load_config
+from trainlib.config import Config, SlurmConfig, load_config
 from trainlib.errors import TrainlaunchError, UserError
 
 NUM_PORTS = 3  # to try, should one be taken between the probe and its use
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_parser.add_argument("--code", type=int, required=True, help="of srun")
     end_parser.add_argument("--max-failures", type=int, required=True)
     end_parser.add_argument("--signal-seconds", type=int, required=True)
+    end_parser.add_argument("--fewest-nodes", type=int, required=True, help="that it can go on with")
     end_parser.add_argument("--signal", default="", help="that the batch shell got")
     end_parser.add_argument("--srun-log", type=Path, required=True, help="what srun itself said")
     options = parser.parse_args(arguments)
@@ -91,7 +92,7 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     decision = ledger.decide(evidence, earlier, options.max_failures)
     requeued, excluded = evidence.queue == "requeued", list[str]()
     if decision.requeue:
-        requeued, excluded = _requeue(job, evidence.lost_nodes, int(environment.get("SLURM_JOB_NUM_NODES") or 1))
+        requeued, excluded = _requeue(job, evidence.lost_nodes, options.fewest_nodes)
     _withdraw_signals(directory)
     ledger.append(directory, _end_record(job, evidence, decision) | {"requeued": requeued, "excluded": excluded})
     print(_closing_words(job, evidence, decision, excluded), file=sys.stderr)
@@ -137,6 +138,11 @@ def assignments(
     """What the batch script needs to know, as lines of bash."""
     slurm = config.slurm
     directory = RUNS / config.name
+    policy = {
+        "--max-failures": slurm.max_failures,
+        "--signal-seconds": slurm.signal_seconds,
+        "--fewest-nodes": _fewest_nodes(slurm, environment),
+    }
     variables = {
         "run": shlex.quote(str(directory)),
         "log": shlex.quote(str(directory / "logs" / job.rendezvous_id)),
@@ -145,7 +151,7 @@ def assignments(
         "cpus": str(cpus_on_each(environment)),
         "head": shlex.quote(head),
         "ports": f"({' '.join(map(str, ports))})",
-        "policy": f"(--max-failures {slurm.max_failures} --signal-seconds {slurm.signal_seconds})",
+        "policy": f"({' '.join(f'{option} {value}' for option, value in policy.items())})",
         "export TRAINLAUNCH_RENDEZVOUS_ID": job.rendezvous_id,
         "export TRAINLAUNCH_END_TIME": f"{end_time:.0f}" if end_time else "",
     }
@@ -162,6 +168,11 @@ def cpus_on_each(environment: Mapping[str, str]) -> int:
     return min(
         (int(count) for count in _CPUS_OF_NODES.findall(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))), default=1
     )
+
+
+def _fewest_nodes(slurm: SlurmConfig, environment: Mapping[str, str]) -> int:
+    """The nodes that this job needs. Without a range, as many as it has: options of sbatch win over `slurm.nodes`."""
+    return slurm.fewest_nodes if isinstance(slurm.nodes, str) else int(environment.get("SLURM_JOB_NUM_NODES") or 1)
 
 
 def _end_time(job: JobStart, environment: Mapping[str, str]) -> float | None:
@@ -197,7 +208,7 @@ def _close_earlier(directory: Path, job: JobStart) -> None:
         ledger.append(directory, _end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
 
 
-def _requeue(job: JobStart, lost_nodes: Sequence[str], num_nodes: int) -> tuple[bool, list[str]]:
+def _requeue(job: JobStart, lost_nodes: Sequence[str], fewest_nodes: int) -> tuple[bool, list[str]]:
     """Put this job back into the queue, from now on without the nodes that failed; whether that worked, and which.
 
     SLURM then ends what is left of the job, which has its KillWait for what comes after this.
@@ -210,7 +221,7 @@ def _requeue(job: JobStart, lost_nodes: Sequence[str], num_nodes: int) -> tuple[
     if not lost_nodes:
         return True, []
     try:
-        excluded = queue.exclude(job.queue_id, lost_nodes, num_nodes)  # only a job that waits takes that
+        excluded = queue.exclude(job.queue_id, lost_nodes, fewest_nodes)  # only a job that waits takes that
     except QueueError as error:
         print(f"warning: {', '.join(lost_nodes)} could not be excluded: {error}", file=sys.stderr)
         return True, []

@@ -75,7 +75,7 @@ def check_limits(slurm: SlurmConfig, known: Sequence[Partition], options: Mappin
             "goes on in another job after each end, so a shorter time will do"
         )
     largest = max(partitions[name].nodes for name in names)
-    if "nodes" not in options and slurm.nodes > largest:
+    if "nodes" not in options and slurm.most_nodes > largest:
         raise UserError(f"slurm.nodes: got {slurm.nodes}, must be at most {largest}, the nodes of {_named(names)}")
     gpus = max(partitions[name].gpus for name in names)
     if slurm.gpus_per_node > gpus and not {"gres", "gpus", "gpus-per-node", "gpus-per-task"} & options.keys():

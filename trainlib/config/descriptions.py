@@ -242,7 +242,11 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "What `launch submit` asks SLURM for; its options win over these keys.",
         "slurm='{nodes: 2, gpus_per_node: 4}'",
     ),
-    "slurm.nodes": D("Nodes of the job.", "slurm.nodes=2"),
+    "slurm.nodes": D(
+        "Nodes of the job; with `train.reproducibility: elastic` also a range like `1-4`: each start takes what the "
+        "queue gives.",
+        "slurm.nodes=2",
+    ),
     "slurm.gpus_per_node": D("GPUs of each node; 0: train on the nodes' CPUs.", "slurm.gpus_per_node=4"),
     "slurm.processes_per_node": D(
         "Processes on each; `null`: one for each GPU, or one on CPUs.",

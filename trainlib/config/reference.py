@@ -23,6 +23,8 @@ MISTAKES: tuple[str, ...] = (
     "train='{epochs: 3, steps: 100}'",
     "train='{batch_size: 64, micro_batch_size: 128}'",
     "train='{reproducibility: elastic, batch_size: 4, virtual_shards: 8}'",
+    "slurm.nodes=1-4",
+    "train.reproducibility=elastic slurm='{nodes: 1-4, gpus_per_node: 4}'",
     "data.val_fraction=0 train.early_stopping='{metric: val/loss}'",
     "data.val_fraction=0 scheduler='{name: ReduceLROnPlateau, metric: val/loss}'",
     "train.early_stopping='{metric: val/loss, mode: max}'",
@@ -46,6 +48,7 @@ _TYPES = {
     "boolean": "`true` or `false`",
     "null": "`null`",
     "duration": "duration",
+    "node range": "range like `1-4`",
 }
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 

@@ -40,6 +40,27 @@ def _virtual_shards_fit(config: Config) -> Iterator[Mistake]:
         yield Mistake("train.virtual_shards", rule)
 
 
+def _nodes_vary_in_elastic_mode_only(config: Config) -> Iterator[Mistake]:
+    nodes, mode = config.slurm.nodes, config.train.reproducibility
+    if mode != "elastic" and isinstance(nodes, str):
+        yield Mistake(
+            "slurm.nodes",
+            f"got {nodes}, must be one number: train.reproducibility is {mode}, and only elastic gives the same bits "
+            "with any number of nodes",
+        )
+
+
+def _shards_for_every_process(config: Config) -> Iterator[Mistake]:
+    slurm, shards = config.slurm, config.train.virtual_shards
+    processes = slurm.most_nodes * slurm.processes_on_each
+    if config.train.reproducibility == "elastic" and processes > shards:
+        yield Mistake(
+            "slurm.nodes",
+            f"got {slurm.nodes}, with {slurm.processes_on_each} processes on each makes {processes}, must be at most "
+            f"{shards}, which is train.virtual_shards: ask for fewer, or for more shards, which are part of the result",
+        )
+
+
 def _early_stopping_has_metric(config: Config) -> Iterator[Mistake]:
     stopping = config.train.early_stopping
     if stopping is not None:
@@ -145,6 +166,8 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, _one_length),
     ({"train"}, _micro_batch_fits),
     ({"train"}, _virtual_shards_fit),
+    ({"train", "slurm"}, _nodes_vary_in_elastic_mode_only),
+    ({"train", "slurm"}, _shards_for_every_process),
     ({"train"}, _early_stopping_mode),
     ({"train", "data"}, _early_stopping_has_metric),
     ({"checkpoint"}, _best_mode),

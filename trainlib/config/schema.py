@@ -33,7 +33,23 @@ def check_run_name(text: str) -> str:
     return text
 
 
+def _node_count(value: object) -> object:
+    if isinstance(value, str) and (ends := re.fullmatch(r"([1-9][0-9]*)-([1-9][0-9]*)", value)):
+        if int(ends[1]) < int(ends[2]):
+            return value
+        raise ValueError("must go from fewer to more, like 1-4, or be one number")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("must be a whole number, or a range like 1-4, of which the queue may give any")
+    if value < 1:
+        raise ValueError("must be >= 1")
+    return value
+
+
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
+NodeCount = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],
+    BeforeValidator(_node_count),
+]
 
 
 class Section(BaseModel):
@@ -170,13 +186,26 @@ class TrackingConfig(Section):
 
 
 class SlurmConfig(Section):
-    nodes: Annotated[int, Field(ge=1)] = 1
+    nodes: NodeCount = 1
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
     processes_per_node: Annotated[int, Field(ge=1)] | None = None
     time: Annotated[str, Field(min_length=1)] = "01:00:00"
     partition: str | None = None
     signal_seconds: Annotated[int, Field(ge=1)] = 120
     max_failures: Annotated[int, Field(ge=0)] = 3
+
+    @property
+    def fewest_nodes(self) -> int:
+        return int(str(self.nodes).partition("-")[0])
+
+    @property
+    def most_nodes(self) -> int:
+        return int(str(self.nodes).rpartition("-")[2])
+
+    @property
+    def processes_on_each(self) -> int:
+        """Ranks of a node, unless the job is given other GPUs than are asked for here."""
+        return self.processes_per_node or self.gpus_per_node or 1
 
 
 class Config(Section):
