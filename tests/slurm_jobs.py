@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,13 @@ class Job:
                 continue
         return found
 
+    def assert_gone(self, seconds: float = 5.0) -> None:
+        """None of its processes is left on either node, a moment after its end."""
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left == []
+
     def step_daemon(self, step: str, node: str = "n0") -> psutil.Process:
         """The slurmstepd of a step, `batch` or `0`, on a node."""
         for process in self.processes():
@@ -119,3 +127,25 @@ class Job:
                 if " ".join(parent.cmdline()).startswith(f"slurmstepd: [{self.id}.{step}"):
                     return parent
         raise AssertionError(f"no slurmstepd of step {step} on {node}")
+
+
+@contextmanager
+def submitting(cluster: Cluster, folder: Path) -> Iterator[Callable[..., Job]]:
+    """A function that submits a job of two nodes, `submit(name, arguments, *options, **environment)`, in `folder/name`.
+
+    What is left of the jobs in the end is cancelled.
+    """
+    jobs: list[Job] = []
+
+    def submit(name: str, arguments: list[str], *options: str, **environment: str) -> Job:
+        cwd = folder / name
+        cwd.mkdir(exist_ok=True)
+        jobs.append(Job(cluster, cwd, arguments, "--nodes=2", *options, environment=environment))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        cluster.run(["scancel", job.id])
+        for process in job.processes():  # those whose slurmstepd was killed
+            with suppress(psutil.Error):
+                process.kill()

@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import tiny
 from slurm_cluster import Cluster
-from slurm_jobs import ON_CPUS, REPOSITORY, Job
+from slurm_jobs import ON_CPUS, REPOSITORY, Job, submitting
 from soak import only_in_soak
 
 from launch.slurm.head import candidate_ports
@@ -63,21 +62,9 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """Submits jobs to the test's own directories; whatever is left of them is cancelled after the test."""
-    jobs: list[Job] = []
-
-    def submit(name: str, arguments: list[str], *options: str, **environment: str) -> Job:
-        cwd = tmp_path / name
-        cwd.mkdir(exist_ok=True)
-        jobs.append(Job(cluster, cwd, arguments, "--nodes=2", *options, environment=environment))
-        return jobs[-1]
-
-    yield submit
-    for job in jobs:
-        cluster.run(["scancel", job.id])
-        for process in job.processes():  # those whose slurmstepd was killed
-            with suppress(psutil.Error):
-                process.kill()
+    """Submits jobs to the test's own directories."""
+    with submitting(cluster, tmp_path) as submit:
+        yield submit
 
 
 @pytest.fixture
@@ -158,7 +145,7 @@ def test_real_failures_end_the_job_and_preemptions_do_not(
     state = job.wait()
     assert time.monotonic() - began < 60
     assert (state.state, state.exit_code) == ("FAILED", 7), job.output()
-    assert job.processes() == []
+    job.assert_gone()
 
     ends = job.lines("end")
     assert [(line["cause"], line["exit_code"], line["requeued"]) for line in ends] == [
@@ -254,7 +241,7 @@ def assert_completes(job: Job, causes: list[str], whole: Path) -> None:
     assert [line["cause"] for line in ends] == [*causes, "completed"]
     assert all(line["requeued"] for line in ends[:-1])
     assert not ends[-1]["requeued"]
-    assert job.processes() == []
+    job.assert_gone()
 
 
 def test_interrupted_jobs_come_back_and_lose_nothing(submit: Callable[..., Job], images: Path, whole: Path) -> None:
