@@ -181,7 +181,7 @@ def build_loop(
     warm_up(engine, config.data.image_size)
     schedule = Schedule(
         config.scheduler,
-        engine.optimizer,
+        engine.stepping,
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
     )
