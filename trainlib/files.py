@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,14 @@ def sync_directory(path: Path) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with DurableFile(temporary) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    try:
+        with DurableFile(temporary) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):  # on a full disk, half a file would only take more room
+            temporary.unlink()
+        raise
     sync_directory(path.parent)
 
 
@@ -97,6 +103,15 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         file.write(to_json(record).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, or no whole one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

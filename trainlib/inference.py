@@ -98,7 +98,7 @@ def _best_of(run: Path) -> Trained:
     steps = checkpoint.steps_in(run / "checkpoints")
     newest = next((found for step in reversed(steps) if (found := _whole(steps[step])) is not None), None)
     if newest is None:
-        raise CheckpointError(f"{run}: has no whole checkpoint (yet)")
+        raise CheckpointError(f"{run}: has no whole checkpoint (yet); train it to its first one, or go on with it")
     best_step = newest.manifest.get("best_step")
     if best_step is None:
         return Trained(newest, "last", run)

@@ -51,7 +51,10 @@ def _expand(words: Sequence[str]) -> Iterator[str]:
     """The image files that the words mean: a folder stands for all that are in it, at any depth, sorted."""
     for word in words:
         if os.path.isdir(word):
-            yield from images_below(word)
+            found = images_below(word)
+            if not found:
+                print(f"{_printable(word)}: no images in this folder, nor in those below it", file=sys.stderr)
+            yield from found
         else:
             yield word
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import socket
@@ -16,7 +15,7 @@ from typing import Any, Literal, TextIO
 
 from trainlib.config import Config, differences, dump_config, is_harmless, read_resolved
 from trainlib.errors import RunDirectoryError, StoppedError, TrainlaunchError
-from trainlib.files import append_line, read_lines, timestamp, to_json, write_atomically
+from trainlib.files import append_line, read_json, read_lines, timestamp, to_json, write_atomically
 
 logger = logging.getLogger("trainlib.rundir")
 
@@ -89,11 +88,7 @@ class RunDirectory:
 
     def summary(self) -> dict[str, Any]:
         """summary.json as a dictionary; empty before the run's first end."""
-        try:
-            summary = json.loads(self.summary_file.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return summary if isinstance(summary, dict) else {}
+        return read_json(self.summary_file)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.summary_file, to_json(summary, indent=2) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from launch.cli.arguments import call, parse_processes
+from trainlib.errors import UserError
 
 MODEL = "RUN|CHECKPOINT"
 
@@ -75,8 +76,13 @@ def _resolved(model: str) -> str:
     """A run's name as its directory; what is no run and no checkpoint is refused before torch is imported."""
     from launch.runs import find_run
 
-    if (Path(model) / "manifest.json").is_file() or (Path(model).is_file() and model.endswith(".safetensors")):
+    path = Path(model)
+    if (path / "manifest.json").is_file() or (path.is_file() and model.endswith(".safetensors")):
         return model
+    if path.parent.name == "checkpoints":
+        whole = sorted(manifest.parent.name for manifest in path.parent.glob("step-*/manifest.json"))
+        advice = f"take {' or '.join(whole)}" if whole else f"there is none in {path.parent}"
+        raise UserError(f"{model}: no such checkpoint, or its manifest.json is lost; {advice}")
     return str(find_run(model))
 
 

@@ -21,7 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from trainlib.files import parse_lines
+from trainlib.files import parse_lines, read_json
+from trainlib.logs import redirect_output
 from trainlib.tracking.rows import Row, scalars
 from trainlib.tracking.wandb_media import evaluation_media, health_values
 from trainlib.tracking.wandb_process import Job
@@ -83,8 +84,8 @@ class Follower:
     def finish(self) -> None:
         """Log the rest, with pictures and summary: the training has ended."""
         self.follow()
-        summary = _json_file(self._directory / "summary.json")
-        evaluation = _json_file(self._directory / "evaluation-test.json")
+        summary = read_json(self._directory / "summary.json")
+        evaluation = read_json(self._directory / "evaluation-test.json")
         for row, values in self._held:
             media = evaluation_media(evaluation) if row.get("split") == "test" and evaluation else {}
             self._run.log(row, values | media)
@@ -113,7 +114,7 @@ def main() -> int:
     warnings = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     try:
         folder.mkdir(exist_ok=True)
-        _redirect_output(folder / "follower.log")
+        redirect_output(folder / "follower.log")  # what W&B's library prints
         with hold_lock(folder):
             _follow(job, training, warnings)
     except Exception as error:  # noqa: BLE001 - whatever W&B's library raises
@@ -160,14 +161,6 @@ def _line(descriptor: int) -> str:
     return line.decode()
 
 
-def _redirect_output(path: Path) -> None:
-    """What W&B's library prints goes into a file."""
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-
-
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[None]:
     """One process at a time: the follower of an earlier attempt may still be writing what this one is about to read.
@@ -185,14 +178,6 @@ def hold_lock(folder: Path) -> Iterator[None]:
                     raise
                 time.sleep(0.1)
         yield
-
-
-def _json_file(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the end of its own, the server is asked how many rows it has, and gets those tha
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,35 +16,51 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainlib.config import read_resolved
-from trainlib.errors import TrainlaunchError, UserError
-from trainlib.files import sync_directory
+from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
+from trainlib.files import read_json, sync_directory
 from trainlib.tracking.wandb_follower import Follower, hold_lock
 from trainlib.tracking.wandb_log import segments
 from trainlib.tracking.wandb_process import Job
 from trainlib.tracking.wandb_run import WandbRun, run_id, synced_marker
 
+LOGIN_SECONDS = 10
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code."""
+    """Run the program; the exit code (see `errors`)."""
     parser = argparse.ArgumentParser(prog="python -m trainlib.tracking.wandb_sync")
     parser.add_argument("directory", type=Path)
-    run = parser.parse_args(arguments).directory.absolute()
+    try:
+        message = sync(parser.parse_args(arguments).directory.absolute())
+    except TrainlaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(message)
+    return EXIT_OK
+
+
+def sync(run: Path) -> str:
+    """Upload what the server lacks of the run in this directory; what was done, as a line for people."""
     folder = run / "wandb"
     if not (folder / "run-id").exists():
         raise UserError(f"{run}: W&B has nothing of this run; it was trained with tracking.wandb.mode: disabled")
     name = run_id(folder)
-    with hold_lock(folder):
-        waiting = [path for path in segments(folder, name) if not synced_marker(path).exists()]
-        if not waiting:
-            print(f"{run.name}: W&B has everything; its id is {name}")
-            return 0
-        if any(is_online(path) or begun_marker(path).exists() for path in waiting):
-            _send_missing_rows(run)
-        else:
-            for path in waiting:
-                _upload(path, name)
-    print(f"{run.name}: uploaded {len(waiting)} attempt{'s' * (len(waiting) > 1)} to W&B; its id is {name}")
-    return 0
+    try:
+        with hold_lock(folder):
+            waiting = [path for path in segments(folder, name) if not synced_marker(path).exists()]
+            if not waiting:
+                return f"{run.name}: W&B has everything; its id is {name}"
+            for variable in ("WANDB_MODE", "WANDB_DISABLED"):  # which say what is to be done while training
+                os.environ.pop(variable, None)
+            _log_in()
+            if any(is_online(path) or begun_marker(path).exists() for path in waiting):
+                _send_missing_rows(run)
+            else:
+                for path in waiting:
+                    _upload(path, name)
+    except BlockingIOError as error:
+        raise UserError(f"{run}: another process is giving it to W&B; try again when that has ended") from error
+    return f"{run.name}: uploaded {len(waiting)} attempt{'s' * (len(waiting) > 1)} to W&B; its id is {name}"
 
 
 def is_online(segment: Path) -> bool:
@@ -58,16 +73,28 @@ def begun_marker(segment: Path) -> Path:
     return segment.with_name(f"{segment.name}.begun")
 
 
+def _log_in() -> None:
+    """Raise UserError unless the server is there and knows the key: `wandb sync` would wait for it without a word."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"W&B: its package cannot be used ({error}): pip install wandb") from error
+    try:
+        wandb.login(verify=True, timeout=LOGIN_SECONDS)
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"W&B: {' '.join(str(error).split())} (set WANDB_API_KEY, or call `wandb login`; WANDB_BASE_URL is another "
+            "server's address); nothing was uploaded"
+        ) from error
+
+
 def _upload(segment: Path, name: str) -> None:
     """Append one log to the run on the server. Raises UserError when that fails."""
     begun_marker(segment).touch()
     sync_directory(segment.parent)
-    environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_DISABLED")}
     command = [sys.executable, "-m", "wandb", "sync", "--id", name, str(segment.parent)]
     beside = segment.parents[2]  # the run directory, in whose folder `wandb` that command then leaves its log
-    result = subprocess.run(
-        command, cwd=beside, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    result = subprocess.run(command, cwd=beside, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if result.returncode != 0 or not synced_marker(segment).exists():
         said = (result.stderr or result.stdout).strip()
         raise UserError(f"{segment.parent} was not uploaded; `wandb sync` said:\n{said}")
@@ -77,10 +104,8 @@ def _upload(segment: Path, name: str) -> None:
 def _send_missing_rows(run: Path) -> None:
     """Go on with the run on the server as an online attempt would that has nothing left to train."""
     config = read_resolved(run / "config.yaml")
-    environment = json.loads((run / "environment.json").read_text())
-    values = config.model_dump(mode="json") | {"environment": environment}
+    values = config.model_dump(mode="json") | {"environment": read_json(run / "environment.json")}
     job = replace(Job.of(run, config.tracking.wandb, values), mode="online")
-    os.environ.pop("WANDB_MODE", None)
     try:
         Follower(job, WandbRun(job)).finish()
     except Exception as error:  # whatever W&B's library raises
