@@ -79,8 +79,7 @@ def _own_options(job: Job, slurm: SlurmConfig) -> Options:
     return {
         "parsable": FLAG,
         "job-name": job.name,
-        "nodes": str(slurm.nodes),
-        "ntasks-per-node": "1",  # it starts the ranks of its node
+        "nodes": str(slurm.nodes),  # without a number of tasks, which of a range would give the fewest
         "gpus-per-node": str(slurm.gpus_per_node) if slurm.gpus_per_node else OMITTED,
         "time": slurm.time,
         "partition": slurm.partition,
