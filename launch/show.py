@@ -164,7 +164,8 @@ def _attempt(record: Record) -> str:
         place = (
             f"{record.get('host')}, SLURM job {job}" if job else f"{record.get('host')}, process {record.get('pid')}"
         )
-        return f"{head}started at step {record.get('from_step')}, {record.get('world_size')} ranks, {place}"
+        ranks = record.get("world_size")
+        return f"{head}started at step {record.get('from_step')}, {ranks} rank{'s' * (ranks != 1)}, {place}"
     reason = f": {record['reason']}" if record.get("reason") else ""
     return f"{head}{record.get('status')} at step {record.get('step')}{reason}"
 

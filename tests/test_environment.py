@@ -43,6 +43,8 @@ def test_another_world_size_is_exact_in_elastic_mode_alone() -> None:
     then = FACTS | {"world_size": 4}
     expected = "exact, with 2 processes as with the 4 before (elastic)"
     assert environment.resume_report(then, FACTS, elastic=True) == expected
+    alone = environment.resume_report(then, FACTS | {"world_size": 1}, elastic=True)
+    assert alone == "exact, with 1 process as with the 4 before (elastic)"
     assert environment.resume_report(then | {"num_threads": 77}, FACTS, elastic=True).startswith("not bitwise")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,12 @@ import ranks
 import tiny
 from slurm_cluster import NODES, Cluster
 from slurm_jobs import ON_CPUS, Job, submitting
-from soak import rounds
+from soak import only_in_soak, rounds
+
+from launch.report.facts import read_facts
+from launch.report.page import page
+from launch.runs import read_run
+from launch.show import run_details
 
 EVERY = 4  # steps from checkpoint to checkpoint
 INTERRUPTIONS = rounds(2, 10)
@@ -23,6 +30,19 @@ def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     with submitting(cluster, tmp_path) as submit:
         yield submit
     make_available(cluster, NODES)
+
+
+def training(cwd: Path, epochs: int) -> list[str]:
+    mode = ["train.reproducibility=elastic", "train.virtual_shards=4", "slurm.nodes=1-2", ON_CPUS]
+    return tiny.arguments(cwd / "images", epochs, EVERY, "tracking.wandb.mode=disabled", *mode)
+
+
+def undisturbed(cwd: Path, arguments: list[str]) -> Path:
+    """The directory of the same training in one process."""
+    tiny.make_images(cwd / "images")
+    whole = tiny.in_folder(cwd, "whole")
+    assert ranks.train(arguments, cwd=whole) == [0], ranks.console(whole)
+    return whole
 
 
 def make_available(cluster: Cluster, nodes: tuple[str, ...]) -> None:
@@ -42,35 +62,42 @@ def interrupt(job: Job, number: int) -> None:
     job.wait_until(lambda: len(job.lines("end")) > number)
 
 
+def assert_completes(job: Job, whole: Path, given: list[tuple[str, ...]], causes: list[str]) -> None:
+    """With the bits of one process; ledger, attempts, status and report tell the nodes and ranks of each start."""
+    assert job.wait(300).exit_code == 0, job.output()
+    tiny.assert_same_result(job.cwd, whole)
+    assert [line["cause"] for line in job.lines("end")] == [*causes, "completed"]
+    assert [tuple(line["nodes"]) for line in job.lines("begin")] == given
+    assert [line["world_size"] for line in tiny.attempts(job.cwd, "start")] == [len(nodes) for nodes in given]
+    directory, now = job.cwd / "runs/run", datetime.now(UTC)
+    status, report = run_details(read_run(directory), now), page([read_facts(directory)], now)
+    assert re.findall(r"begun on ([n01 ]+)", status) == [" ".join(nodes) for nodes in given]
+    assert re.findall(r"started at step \d+, (\d) rank", status) == [str(len(nodes)) for nodes in given]
+    assert re.findall(r", on ([n01 ]+)<", report) == [" ".join(nodes) for nodes in given]
+
+
 def test_a_job_goes_on_with_the_nodes_that_there_are(submit: Callable[..., Job], tmp_path: Path) -> None:
-    """The result is that of one process which nothing disturbed, and the ledger has the nodes of each start.
-
-    In the end a node fails: without it enough are left, as one would do, so it is excluded.
-    """
-    choice = random.Random(3)
-    tiny.make_images(tmp_path / "images")
-    mode = ["train.reproducibility=elastic", "train.virtual_shards=4", "slurm.nodes=1-2", ON_CPUS]
-    epochs = 10 * (INTERRUPTIONS + 2)
-    training = tiny.arguments(tmp_path / "images", epochs, EVERY, "tracking.wandb.mode=disabled", *mode)
-    whole = tiny.in_folder(tmp_path, "whole")
-    assert ranks.train(training, cwd=whole) == [0], ranks.console(whole)
-
-    job = submit("job", training, "--nodes=1-2")
+    """Both at first, and others than before at each later start: both, or one of them."""
+    choice = random.Random(7)
+    arguments = training(tmp_path, 10 * (INTERRUPTIONS + 2))
+    whole = undisturbed(tmp_path, arguments)
+    job = submit("job", arguments, "--nodes=1-2")
     given = [NODES]
     for number in range(INTERRUPTIONS):
         job.wait_until_it_trains(number)
-        others = [nodes for nodes in (NODES, NODES[:1], NODES[1:]) if nodes != given[-1]]
-        given.append(NODES if number == INTERRUPTIONS - 1 else choice.choice(others))
+        given.append(choice.choice([nodes for nodes in (NODES, NODES[:1], NODES[1:]) if nodes != given[-1]]))
         make_available(job.cluster, given[-1])
         interrupt(job, number)
-    job.wait_until_it_trains(INTERRUPTIONS)
-    job.step_daemon("0", "n1").kill()
-    given.append(("n0",))
-    assert job.wait(300).exit_code == 0, job.output()
+    assert_completes(job, whole, given, ["preempted"] * INTERRUPTIONS)
 
-    tiny.assert_same_result(job.cwd, whole)
-    assert [tuple(line["nodes"]) for line in job.lines("begin")] == given
-    assert [line["world_size"] for line in tiny.attempts(job.cwd, "start")] == [len(nodes) for nodes in given]
-    ends = job.lines("end")
-    assert [line["cause"] for line in ends] == ["preempted"] * INTERRUPTIONS + ["node_failure", "completed"]
-    assert ends[-2]["excluded"] == ["n1"]
+
+@only_in_soak
+def test_a_node_that_fails_is_excluded_where_fewer_will_do(submit: Callable[..., Job], tmp_path: Path) -> None:
+    """A job of exactly two nodes would have to go on with both."""
+    arguments = training(tmp_path, 40)
+    whole = undisturbed(tmp_path, arguments)
+    job = submit("job", arguments, "--nodes=1-2")
+    job.wait_until_it_trains(0)
+    job.step_daemon("0", "n1").kill()
+    assert_completes(job, whole, [NODES, NODES[:1]], ["node_failure"])
+    assert job.lines("end")[0]["excluded"] == ["n1"]

@@ -82,8 +82,10 @@ def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: b
         for name in sorted({*before, *after} - {"wandb", "trainlaunch"})
         if before.get(name) != after.get(name)
     ]
-    if not changes and then.get("world_size") != now["world_size"]:
-        return f"exact, with {now['world_size']} processes as with the {then.get('world_size')} before (elastic)"
+    world_size = now["world_size"]
+    if not changes and then.get("world_size") != world_size:
+        plural = "es" if world_size > 1 else ""
+        return f"exact, with {world_size} process{plural} as with the {then.get('world_size')} before (elastic)"
     if not changes:
         return "exact"
     return f"not bitwise what an uninterrupted run gives: {'; '.join(changes)}; {UNCHANGED}"
