@@ -74,8 +74,10 @@ def test_killed_three_times_each_row_is_there_once(tmp_path: Path, images: Path)
 
 def assert_described(run: Path) -> None:
     """Every attempt carries the configuration, the environment and the axis of the charts; the last one the result."""
-    for path in wandb_files.logs(run):
-        records = wandb_files.records(path)
+    described = {path: wandb_files.records(path) for path in wandb_files.logs(run)}
+    described = {path: records for path, records in described.items() if len(records) > 2}  # not killed at once
+    assert wandb_files.logs(run)[-1] in described
+    for records in described.values():
         begun = next(record.run for record in records if record.HasField("run"))
         assert (begun.project, begun.job_type, begun.run_id) == (
             "trainlaunch",
@@ -113,7 +115,7 @@ def kill_online(cwd: Path, training: list[str], server: wandb_server.Server, row
 
 def tracked_online(environment: dict[str, str], arguments: list[str]) -> int:
     os.environ.pop("WANDB_MODE", None)
-    os.environ |= environment
+    os.environ |= SECRETS | environment
     return ranks.main(arguments)
 
 
@@ -139,7 +141,7 @@ def assert_server_has_each_row_once(server: wandb_server.Server, cwd: Path) -> N
 
 
 def test_an_online_run_goes_on_after_kills(tmp_path: Path, images: Path) -> None:
-    """And rows of an attempt without a server, in between, are there at the end, too."""
+    """And rows of an attempt without a server, in between, are there at the end, too. No secret is in any file."""
     tracking = "tracking={log_every: 4, wandb: {mode: online, entity: e}}"
     training = tiny.arguments(images, 1000, 40, tracking, "scheduler=null")
     with wandb_server.serving() as server:
@@ -155,22 +157,34 @@ def test_an_online_run_goes_on_after_kills(tmp_path: Path, images: Path) -> None
         assert result.returncode == 0, result.stderr
         assert_server_has_each_row_once(server, tmp_path)
         assert "has everything" in sync(tmp_path, server.environment).stdout
+    assert_no_secret(tmp_path / "runs/run")
 
 
 def test_sync_uploads_the_attempts_of_an_offline_run(tmp_path: Path, images: Path) -> None:
-    """In order, under one id, nothing lost or doubled: also when it is called again, and after one that was cut off."""
+    """In order, under one id, nothing lost or doubled: also when it is called again, and after one that was cut off.
+
+    One log ends in the middle of a record, and one in its header, as after a kill.
+    """
     training = tiny.arguments(images, 3, EVERY, "tracking={log_every: 1}")
     assert ranks.run(tracked, [*training, "train.steps=5", "train.epochs=null"], world_size=1, cwd=tmp_path) == [0]
     longer = [*training, "train.steps=8", "train.epochs=null", "--resume"]
     assert ranks.run(tracked, longer, world_size=1, cwd=tmp_path) == [0], ranks.console(tmp_path)
     run = tmp_path / "runs/run"
-    assert len(wandb_files.logs(run)) == 2
+    first, second = wandb_files.logs(run)
+    os.truncate(first, first.stat().st_size - 3)
+    at_once = run / f"wandb/offline-run-20000101_000000-{first.stem.removeprefix('run-')}" / first.name
+    at_once.parent.mkdir()
+    at_once.write_bytes(first.read_bytes()[:7])
+    refused = sync(tmp_path, {"HOME": str(tmp_path), "WANDB_API_KEY": ""})
+    assert refused.returncode == 2
+    assert "error: W&B: No API key configured" in refused.stderr
+    assert "Traceback" not in refused.stderr
     with wandb_server.serving() as server:
         for _ in range(2):
             result = sync(tmp_path, server.environment)
             assert result.returncode == 0, result.stderr
             assert [row["_step"] for row in server.history(*server.runs)] == list(range(len(wandb_files.history(run))))
-        second = wandb_files.logs(run)[1]
+        assert not list(run.glob("wandb/run-2*")), "all of it came from the logs, system metrics included"
         second.with_name(f"{second.name}.synced").unlink()
         second.with_name(f"{second.name}.begun").touch()  # as after an upload that was cut off before its very end
         assert sync(tmp_path, server.environment).returncode == 0

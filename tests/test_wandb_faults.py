@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,8 @@ import tiny
 import wandb_files
 import wandb_server
 from needs import need
+
+from trainlib.files import read_lines
 
 LIMIT = 15.0  # seconds that W&B may cost
 ONLINE = "tracking.wandb.mode=online"
@@ -110,8 +113,14 @@ def test_there_is_no_key(tmp_path: Path, images: Path, undisturbed: Path) -> Non
 def test_the_address_is_dead(tmp_path: Path, images: Path, undisturbed: Path) -> None:
     dead = {"WANDB_BASE_URL": f"http://127.0.0.1:{ranks.free_port()}"}
     seconds = train_disturbed(tmp_path, arguments(images, ONLINE), KEY | dead)
+    run = tmp_path / "runs/run"
+    times = [tiny.attempts(tmp_path, "start")[0]["time"], read_lines(run / "metrics.jsonl")[0]["time"]]
+    began, first_row = map(datetime.fromisoformat, times)
+    assert (first_row - began).total_seconds() < LIMIT, "training waits for no server"
     assert_unharmed(tmp_path, undisturbed, "connection refused")
-    wandb_files.assert_same_rows(tmp_path / "runs/run")
+    # Of the 15 s after this short training, W&B waits 10 for the server: on a loaded machine, too few are left.
+    if "not everything was written" not in (run / "logs/rank-0.log").read_text():
+        wandb_files.assert_same_rows(run)
     assert seconds < LIMIT + 10
 
 

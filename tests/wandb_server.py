@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
     @property
     def environment(self) -> dict[str, str]:
         """What leads W&B here."""
-        return {"WANDB_BASE_URL": f"http://127.0.0.1:{self.server_port}", "WANDB_API_KEY": 40 * "0"}
+        return {"WANDB_BASE_URL": f"http://127.0.0.1:{self.server_port}", "WANDB_API_KEY": "canary" + 34 * "0"}
 
     def history(self, run: str) -> list[dict[str, Any]]:
         lines = self.runs[run].get("wandb-history.jsonl", {})

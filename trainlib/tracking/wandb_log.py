@@ -8,6 +8,7 @@ https://github.com/google/leveldb/blob/main/doc/log_format.md; W&B's checksum is
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +35,19 @@ class Point:
 
 def records(path: Path) -> Iterator[bytes]:
     """The records of a log, up to its end or to the first place where a crash or a full disk cut it off."""
+    return (data for data, _ in _whole(path.read_bytes()))
+
+
+def cut_to_records(path: Path) -> None:
+    """Take what is no whole record off the end of a log: W&B calls one that a crash cut off damaged."""
     content = path.read_bytes()
+    end = max((end for _, end in _whole(content)), default=len(content))
+    if end < len(content):
+        os.truncate(path, end)
+
+
+def _whole(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Each record of a log, and where it ends."""
     if content[: HEADER.size] != HEADER.pack(*MAGIC):
         return
     at, parts = HEADER.size, list[bytes]()
@@ -52,17 +65,27 @@ def records(path: Path) -> Iterator[bytes]:
             parts = []
         parts.append(data)
         if kind in (FULL, LAST):
-            yield b"".join(parts)
+            yield b"".join(parts), at
 
 
 def history(path: Path) -> Iterator[Point]:
     """The rows of history in one log, in the order in which they were logged."""
+    for record in _of_kind("history", path):
+        yield Point(int(record.history.step.num), _nested(record.history.item))
+
+
+def says_its_run(path: Path) -> bool:
+    """Whether a log came so far as to name its run; one of an attempt that was killed at once does not."""
+    return next(_of_kind("run", path), None) is not None
+
+
+def _of_kind(kind: str, path: Path) -> Iterator[Any]:
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for data in records(path):
         record = Record.FromString(data)
-        if record.WhichOneof("record_type") == "history":
-            yield Point(int(record.history.step.num), _nested(record.history.item))
+        if record.WhichOneof("record_type") == kind:
+            yield record
 
 
 def _nested(items: Iterable[Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from trainlib.config import read_resolved
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.files import read_json, sync_directory
 from trainlib.tracking.wandb_follower import Follower, hold_lock
-from trainlib.tracking.wandb_log import segments
+from trainlib.tracking.wandb_log import cut_to_records, says_its_run, segments
 from trainlib.tracking.wandb_process import Job
 from trainlib.tracking.wandb_run import WandbRun, run_id, synced_marker
 
@@ -47,7 +47,8 @@ def sync(run: Path) -> str:
     name = run_id(folder)
     try:
         with hold_lock(folder):
-            waiting = [path for path in segments(folder, name) if not synced_marker(path).exists()]
+            begun = filter(says_its_run, segments(folder, name))
+            waiting = [path for path in begun if not synced_marker(path).exists()]
             if not waiting:
                 return f"{run.name}: W&B has everything; its id is {name}"
             for variable in ("WANDB_MODE", "WANDB_DISABLED"):  # which say what is to be done while training
@@ -90,6 +91,7 @@ def _log_in() -> None:
 
 def _upload(segment: Path, name: str) -> None:
     """Append one log to the run on the server. Raises UserError when that fails."""
+    cut_to_records(segment)
     begun_marker(segment).touch()
     sync_directory(segment.parent)
     command = [sys.executable, "-m", "wandb", "sync", "--id", name, str(segment.parent)]
