@@ -18,7 +18,8 @@ test: $(VENV)/installed-dev
 soak: $(VENV)/installed-dev
 	SOAK=1 $(BIN)/python -m pytest tests/test_kills.py tests/test_damage.py tests/test_disk.py tests/test_signals.py \
 		tests/test_malicious.py tests/test_resume.py tests/test_failures.py tests/test_launch_deaths.py \
-		tests/test_elastic.py tests/test_elastic_faults.py tests/test_slurm_faults.py $(PYTEST_ARGS)
+		tests/test_elastic.py tests/test_elastic_faults.py tests/test_slurm_faults.py \
+		tests/test_slurm_elastic.py $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,18 @@ def test_a_flipped_bit_of_a_gradient_is_named(trained: Path, tmp_path: Path) -> 
     assert found.startswith("step 6: the gradient of classifier.1.weight is ")
     assert "with 2 processes on rank 1, and " in found
     assert found.endswith(" with 1 process")
+
+
+def test_a_run_in_exact_mode_shows_where_its_sizes_part(trained: Path, tmp_path: Path) -> None:
+    """Two halves of a batch are added up in another order than the whole."""
+    exact = tiny.arguments(trained / "images", 2, 4, "model={name: cifar10_cnn}")
+    assert ranks.train(exact, cwd=tmp_path) == [0], ranks.console(tmp_path)
+    (tmp_path / "records").mkdir()
+    found = compared(tmp_path, tmp_path / "records")
+    assert found is not None
+    assert re.match(
+        r"step [567]: the gradient of \S+ is \w+ with 2 processes on rank 0, and \w+ with 1 process$", found
+    )
 
 
 def test_a_rank_that_asks_for_other_threads_is_named(trained: Path, tmp_path: Path) -> None:
