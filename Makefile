@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test soak lint docs clean
+.PHONY: run test soak lint docs bench bench-gpu clean
 
 run: $(VENV)/installed
 	$(BIN)/launch run quickstart $(ARGS)
@@ -30,8 +30,22 @@ lint: $(VENV)/installed-dev
 docs: $(VENV)/installed
 	$(BIN)/python -m trainlib.config.reference docs/config.md
 
+# Our training beside other loops, which are installed into an environment of their own: docs/performance.md.
+# BENCH_ARGS='--data DIR' for class folders of pictures; the default are drawings.
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m bench.run $(BENCH_ARGS)
+
+# The same arms on a GPU: larger batches, the speed of the loops alone.
+bench-gpu: .venv-bench/installed
+	.venv-bench/bin/python -m bench.run --gpu $(BENCH_ARGS)
+
+.venv-bench/installed: pyproject.toml bench/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --disable-pip-version-check -e . -r bench/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The stamps are younger than pyproject.toml as long as what it asks for is installed.

@@ -1,0 +1,68 @@
+"""Where an arm's batches come from: (images float32 [B, 3, H, W], labels int64 [B]), in the order of the workload."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bench.workload import Workload
+from trainlib.build import build_samples
+from trainlib.distributed import keep_freed_memory
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Pictures(Dataset[Any]):
+    """As torchvision's CIFAR10: arrays in memory, of which each becomes a picture, then a normalised tensor."""
+
+    def __init__(self, workload: Workload):
+        from torchvision import transforms
+
+        self.pixels = workload.pixels().permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = workload.dataset.train.labels_N.tolist()
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*workload.mean_and_std)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+class Tensors:
+    """Our own loader's batches."""
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+
+    def __iter__(self) -> Iterator[Batch]:
+        workload = self.workload
+        samples = build_samples(workload.config, workload.dataset, torch.empty(0), one_process())
+        for ids_N in workload.batches():
+            for [piece] in samples.train.train([ids_N], 0, samples.augmentation):
+                yield piece.images_NCHW, piece.labels_N
+
+
+def batches(workload: Workload, feed: str, workers: int) -> Iterable[Any]:
+    """`pictures` through a DataLoader, or our `tensors`."""
+    if feed == "tensors":
+        return Tensors(workload)
+    order = [ids_N.tolist() for ids_N in workload.batches()]
+    return DataLoader(Pictures(workload), batch_sampler=order, num_workers=workers)
+
+
+def tune() -> None:
+    """For the whole process: memory is kept, as ours does."""
+    keep_freed_memory(os.environ)
+
+
+def one_process() -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=not torch.cuda.is_available(), dynamo_backend="no")

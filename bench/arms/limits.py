@@ -1,0 +1,30 @@
+"""What can be reached: a loop over tensors with all of our optimisations and nothing else, and one batch repeated."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.arms.feeds import tune
+from bench.rounds import Rounds
+from bench.workload import Workload, sgd
+from trainlib.data import normalise
+
+
+def bare(workload: Workload, rounds: Rounds, *, repeat: bool = False) -> None:
+    """repeat   the first batch again and again, prepared before: the cost of computing alone"""
+    tune()
+    network = workload.network(channels_last=True)
+    optimizer, criterion = sgd(network), nn.CrossEntropyLoss()
+    pixels, labels_N = workload.pixels(), workload.dataset.train.labels_N
+    mean_3, std_3 = workload.mean_and_std
+    size = workload.config.data.image_size
+    first = next(workload.batches())
+    prepared = normalise(pixels[first], mean_3, std_3, size), labels_N[first]
+    rounds.begin(network, optimizer)
+    for ids_N in workload.batches():
+        batch = prepared if repeat else (normalise(pixels[ids_N], mean_3, std_3, size), labels_N[ids_N])
+        optimizer.zero_grad()
+        loss = criterion(network(batch[0]), batch[1])
+        loss.backward()
+        optimizer.step()
+        rounds.step(loss)

@@ -1,0 +1,30 @@
+"""How sure a ratio of two arms is, from rounds in which both were timed one after the other."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+RESAMPLES = 5_000
+
+
+class Interval(NamedTuple):
+    """The median over the rounds, and its 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+def bootstrap(values: Sequence[float]) -> Interval:
+    """Of the median: rounds are drawn anew, with replacement (Efron's percentile interval)."""
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return Interval(statistics.median(values), medians[round(0.025 * RESAMPLES)], medians[round(0.975 * RESAMPLES) - 1])
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> Interval:
+    """How many times as fast `faster` is, from both arms' seconds in each round."""
+    return bootstrap([a / b for a, b in zip(slower, faster, strict=True)])

@@ -1,0 +1,74 @@
+"""Arms take turns: each trains in a process of its own, and waits after every round until it is its turn again."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.workload import Workload
+
+Result = tuple[float, list[float]]  # seconds of a round, the loss of each of its steps
+
+
+class OverError(Exception):
+    """All rounds are done."""
+
+
+class Rounds:
+    """One arm's side: `begin` before its first step, `step` after each. Every round begins from the same weights."""
+
+    def __init__(self, connection: Connection, steps: int):
+        self._connection = connection
+        self._steps = steps
+        self._losses: list[float | Tensor] = []
+
+    def begin(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._network, self._optimizer = network, optimizer
+        self._initial = {name: value.clone() for name, value in network.state_dict().items()}
+        self._wait()
+
+    def step(self, loss: float | Tensor) -> None:
+        """Raises OverError after the last round."""
+        self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+        if len(self._losses) == self._steps:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self._connection.send((time.perf_counter() - self._began, [float(loss) for loss in self._losses]))
+            self._wait()
+
+    def _wait(self) -> None:
+        self._losses = []
+        if not self._connection.recv():
+            raise OverError
+        self._network.load_state_dict(self._initial)
+        self._optimizer.state.clear()
+        self._began = time.perf_counter()
+
+
+def run_arm(place: str, options: dict[str, Any], workload: Workload, connection: Connection, log: Path) -> None:
+    """In the arm's process: train, with all that it prints in a file. `place` is module:function."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(log.parent)
+    torch.set_num_threads(workload.threads)
+    module, _, function = place.partition(":")
+    train: Callable[..., None] = getattr(import_module(module), function)
+    try:
+        train(workload, Rounds(connection, workload.steps), **options)
+    except OverError:
+        pass
+    except BaseException:  # noqa: BLE001 - the parent tells, and the log has it all
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
