@@ -334,6 +334,7 @@ def tied(num_classes: int) -> nn.Module:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a sum": ({"loss": summed}, "loss: gives .* for six samples and .* on average .* return the loss of each sample"),
+    "a sum of all": ({"loss": lambda logits, labels: logits.sum()}, "loss: gives"),
     "class weights": ({"loss": nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))}, "loss: gives"),
     "dense targets": ({"loss": nn.MSELoss()}, "loss: "),
     "no logits": (

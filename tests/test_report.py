@@ -20,6 +20,7 @@ from test_launch_runs import holding_lock
 from launch.cli import main
 from launch.report.chart import Chart, Line, figure
 from launch.report.compare import config_differences, ranking
+from launch.report.curves import charts_of
 from launch.report.facts import read_facts
 from launch.report.history import attempts_of, events_of, jobs_of
 from launch.report.markup import element, json_data
@@ -152,6 +153,16 @@ def test_a_logarithmic_axis_is_one_down_to_its_lowest_tick() -> None:
 def test_a_chart_of_one_point_or_equal_values_is_drawn() -> None:
     for points in ([(5, 0.0)], [(1, 2.0), (2, 2.0)], [(0, -1.0), (1, 0.0)]):
         assert "nan" not in figure(Chart("Loss", [Line("x", points, "line", 0, ())]))
+
+
+def test_a_short_run_has_curves(tmp_path: Path) -> None:
+    """Of three epochs, with one row between: speed and learning rate go by the epochs, and the one row is a dot."""
+    rows = [row for row in training_rows(60) if row.get("scope") != "step" or row["step"] == 50]
+    charts = {chart.title: chart for chart in charts_of([read_facts(write_run(tmp_path / "short", rows=rows))])}
+    assert [step for step, _ in charts["Learning rate"].lines[0].points] == [20, 40, 60]
+    assert [step for step, _ in charts["Throughput, images per second"].lines[0].points] == [20, 40, 60]
+    one = charts["Loss"].lines[0]
+    assert (one.label, one.points[0][0], one.style) == ("train, steps", 50, "line")
 
 
 # Attempts, jobs, events

@@ -68,6 +68,7 @@ def test_killed_three_times_each_row_is_there_once(tmp_path: Path, images: Path)
     assert len(wandb_files.logs(run)) > 1
     wandb_files.assert_same_rows(run)
     wandb_files.assert_same_in_tensorboard(run)
+    assert "could not be written" not in (run / "logs/rank-0.log").read_text()
     assert_no_secret(run)
     assert_described(run)
 

@@ -81,7 +81,8 @@ def _draw(axes: Axes, rows: Rows, key: str) -> None:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             values = _means(values, 2 * min(len(values) // 60 + 1, 250) + 1)
         if values:
-            drawn += axes.plot(steps, values, style, color=colour, linewidth=1.4, markersize=4, label=label)
+            seen = "o" if len(values) == 1 and style == "-" else style  # a line of one point would not be
+            drawn += axes.plot(steps, values, seen, color=colour, linewidth=1.4, markersize=4, label=label)
     axes.set_title(key, loc="left", fontsize=10)
     axes.set_xlabel("step", fontsize=9, color="#555555")
     axes.tick_params(labelsize=9, colors="#555555", length=0)

@@ -36,7 +36,8 @@ class CustomParts:
 
     def names(self) -> dict[str, str]:
         """The `name` of each configuration section that a part replaces: the class's, and for data its fingerprint."""
-        names = {section: _name(part) for section, part in (("model", self.model), ("loss", self.loss)) if part}
+        given = (("model", self.model), ("loss", self.loss))  # a module may have a length, and be false
+        names = {section: _name(part) for section, part in given if part is not None}
         return names | ({"data": CUSTOM_PREFIX + fingerprint(self.dataset)} if self.dataset else {})
 
 
@@ -101,7 +102,7 @@ def check_custom_loss(objective: Objective, num_classes: int, device: torch.devi
     Without that there is no exact loss of a batch that several ranks or micro-batches compute in parts.
     """
     labels_N = torch.arange(6) % num_classes
-    logits_NC = torch.linspace(-2, 2, 6 * num_classes).view(6, num_classes).sin()
+    logits_NC = torch.linspace(-2, 3, 6 * num_classes).view(6, num_classes).sin()  # of no sum that is 0 by symmetry
     logits_NC, labels_N = logits_NC.to(device), labels_N.to(device)
     try:
         whole = objective(logits_NC, labels_N)

@@ -78,8 +78,8 @@ def _metric_lines(runs: Sequence[RunFacts], key: str) -> list[Line]:
 
 
 def _train_lines(run: RunFacts, key: str, index: int | None) -> list[Line]:
-    """What only training rows have, step by step where there are such rows."""
-    points = run.points(key, "train", "step") or run.points(key, "train", "epoch")
+    """What only training rows have, step by step unless a short run has more epochs than such rows."""
+    points = max(run.points(key, "train", "step"), run.points(key, "train", "epoch"), key=len)
     label, colour = ("each row", TRAIN) if index is None else (run.name, colour_of(index))
     keys = () if index is None else (f"run{index}",)
     if key == "lr":
@@ -100,6 +100,8 @@ def _step_lines(label: str, points: Points, colour: int, keys: tuple[str, ...]) 
 
 
 def _line(label: str, points: Points, style: str, colour: int, keys: tuple[str, ...]) -> Line:
+    if len(points) == 1 and style != "mark":
+        style = "line"  # which has dots: a line of one point would not be seen
     return Line(label, thinned(points, BUCKETS), style, colour, keys)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trainlib.tracking.wandb_log import RowKey, key_of, logged_rows, segments
 from trainlib.tracking.wandb_process import Job
 
 INIT_SECONDS = 10.0
+WRITING_SECONDS = 3.0
 
 # Those that the installed version knows are set.
 SETTINGS: dict[str, Any] = {
@@ -97,8 +99,16 @@ class WandbRun:
             raise ConnectionError("its process wandb-core has died")
 
     def missing(self) -> int:
-        """How many of the rows that were logged are not on disk, once the run is finished."""
-        return len(self._logged - set(logged_rows(self._folder, self.id)))
+        """How many of the rows that were logged are not on disk, once the run is finished.
+
+        W&B says that a run is finished a moment before the last of it is in the file: that moment is waited for.
+        """
+        deadline = time.monotonic() + WRITING_SECONDS
+        while missing := self._logged - set(logged_rows(self._folder, self.id)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        return len(missing)
 
     def finish(self, summary: Mapping[str, Any], checkpoint: Path | None) -> None:
         """End this attempt. `summary` as in summary.json, empty where the training ended without one."""
