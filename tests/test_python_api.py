@@ -181,7 +181,10 @@ def test_interrupted_and_run_again_it_is_the_same_in_every_bit(
 
 
 def test_given_parts_are_the_named_ones_in_every_bit(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tutorial CNN, cross entropy and the drawings, named in one run and given in the other."""
+    """The tutorial CNN, cross entropy and the drawings, named in one run and given in the other.
+
+    A given model keeps its layout in memory, so it is given with the one that the named model gets.
+    """
     drawings = make_synthetic(200, 50)
     monkeypatch.setattr("trainlib.data.make_synthetic", lambda: drawings)
     small = ["quickstart", {**CONFIG, "data": {"limit": 64}, "train": {"epochs": 1, "batch_size": 20}}]
@@ -189,7 +192,7 @@ def test_given_parts_are_the_named_ones_in_every_bit(workdir: Path, monkeypatch:
     given = trainlib.fit(
         *small,
         "name=given",
-        model=tutorial_cnn,
+        model=lambda num_classes: tutorial_cnn(num_classes).to(memory_format=torch.channels_last),
         loss=nn.CrossEntropyLoss(),
         dataset=trainlib.image_dataset(drawings.train, drawings.test, drawings.class_names),
     )
