@@ -91,7 +91,8 @@ def read_run(directory: Path) -> Run:
 
 def all_runs(root: Path = RUNS) -> list[Run]:
     """Every run under `root`, the one that was started last at the end."""
-    directories = [path.parent for pattern in ("*/attempts.jsonl", "*/config.yaml") for path in root.glob(pattern)]
+    patterns = ("*/attempts.jsonl", "*/config.yaml", "*/jobs.jsonl")
+    directories = [path.parent for pattern in patterns for path in root.glob(pattern)]
     runs = [read_run(directory) for directory in sorted(set(directories))]
     never = datetime.min.replace(tzinfo=UTC)
     return sorted(runs, key=lambda run: max(run.started or never, run.submitted or never))
@@ -100,7 +101,7 @@ def all_runs(root: Path = RUNS) -> list[Run]:
 def find_run(name: str, root: Path = RUNS) -> Path:
     """The directory of a run, given as a name under `root` or as a path; UserError where there is none."""
     for directory in (root / name, Path(name)):
-        if any((directory / file).exists() for file in ("attempts.jsonl", "config.yaml", "lock")):
+        if any((directory / file).exists() for file in ("attempts.jsonl", "config.yaml", "jobs.jsonl", "lock")):
             return directory
     known = [run.name for run in all_runs(root)]
     if not known:

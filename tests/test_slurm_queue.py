@@ -1,8 +1,11 @@
 """What SLURM's commands print, as facts. The samples are SLURM 22.05's own."""
 
+import time
+from pathlib import Path
+
 import pytest
 
-from launch.slurm.queue import JobState, enough_others, parse_states
+from launch.slurm.queue import JobState, NoAnswerError, QueueError, enough_others, insist, parse_states, requeue
 
 SQUEUE = """\
 1_2|PENDING|JobArrayTaskLimit|0|N/A|N/A||0|
@@ -38,3 +41,52 @@ NODES = "n0 mixed\nn1 idle\nn2 down*\nn3 allocated\nn4 drained\nn5 idle*\n"
 )
 def test_a_node_is_excluded_only_where_enough_others_are_up(unwanted: list[str], num_nodes: int, enough: bool) -> None:
     assert enough_others(NODES, unwanted, num_nodes) is enough
+
+
+UNHEARD = "Unable to contact slurm controller (connect failure)"
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scontrol that prints what is in `said`, and fails, until the file is gone; each call is a line of `calls`."""
+    (tmp_path / "scontrol").write_text(
+        '#!/bin/sh\ncd "$(dirname "$0")"\necho "$@" >> calls\n[ -e said ] || exit 0\ncat said >&2\nexit 1\n'
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path
+
+
+def test_a_controller_that_is_away_for_a_while_is_asked_again(
+    scontrol: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pauses: list[float] = []
+    sleep = time.sleep
+
+    def pause(seconds: float) -> None:
+        if seconds < 1:  # subprocess, which looks whether the command has ended
+            sleep(seconds)
+            return
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            (scontrol / "said").unlink()
+
+    monkeypatch.setattr(time, "sleep", pause)
+    (scontrol / "said").write_text(f"scontrol: error: {UNHEARD}\n")
+    insist(lambda: requeue("7_1"), 60.0)
+    assert pauses == [1.0, 2.0, 4.0]
+    assert (scontrol / "calls").read_text() == "requeue 7_1\n" * 4
+    assert capsys.readouterr().err == f"scontrol requeue failed: {UNHEARD}; trying again\n" * 3
+
+
+def test_a_refusal_is_taken_and_no_answer_is_not_waited_for_longer_than_asked(scontrol: Path) -> None:
+    (scontrol / "said").write_text("scontrol: error: one\n\nJob has already finished for job 7\n")
+    with pytest.raises(
+        QueueError, match=r"^scontrol requeue failed: one; Job has already finished for job 7$"
+    ) as refused:
+        insist(lambda: requeue("7"), 60.0)
+    assert refused.type is QueueError
+    (scontrol / "said").write_text(UNHEARD)
+    with pytest.raises(NoAnswerError):
+        insist(lambda: requeue("7"), 0.5)
+    assert (scontrol / "calls").read_text() == "requeue 7\n" * 2

@@ -12,9 +12,13 @@ from pathlib import Path
 from launch.failure_record import read_all, root_cause
 from launch.runs import Record, json_lines, read_run
 from launch.slurm import queue
-from launch.slurm.ledger import Evidence, JobStart, QueueSays
-from launch.slurm.queue import JobState, QueueError
+from launch.slurm.ledger import Evidence, JobStart, QueueSays, Refusal
+from launch.slurm.queue import JobState, QueueError, insist
 from trainlib.errors import EXIT_CONNECTION_LOST
+
+# seconds: a controller that is away gives the job's nodes to nobody else, so to wait for it costs nothing
+PATIENCE = 3600.0
+_REFUSED = re.compile(r"^(?:error|srun: (?:error|fatal)): (?!\S+: tasks? )(.+)|^srun: (.*option.*)", re.MULTILINE)
 
 
 def gather(
@@ -27,22 +31,29 @@ def gather(
     srun_said: str,
     over: bool = False,
 ) -> Evidence:
-    """All that can be known of a start of a job. `over`: of one that ended before, and the queue knows no more."""
+    """All that can be known of a start of a job. `over`: of one that ended before, and the queue knows no more.
+
+    What is complete is so whatever the queue says, which is not asked then. Else it is, until it answers: a job that
+    was cancelled must not be put back.
+    """
     begun = next((line for line in reversed(lines) if line.get("event") == "begin" and is_start(line, job)), {})
     attempt = attempt_since(directory, begun)
     state: JobState | None = None
     nodes: list[str] = begun.get("nodes") or []
     lost = lost_by(srun_said, nodes)
-    with suppress(QueueError):
-        if not over:
-            state = queue.job_states([job.queue_id]).get(job.queue_id)
-        lost.update(queue.down_nodes(nodes))
+    if code or attempt.get("status") == "stopped":
+        with suppress(QueueError):
+            if not over:
+                state = insist(lambda: queue.job_states([job.queue_id]), PATIENCE).get(job.queue_id)
+            lost.update(queue.down_nodes(nodes))
+    failure = root_cause(read_all(directory)) if code else None
     return Evidence(
         exit_code=code and exit_code_of(srun_said, code),
         status=attempt.get("status"),
         reason=attempt.get("reason"),
         step=attempt.get("step"),
-        failure=root_cause(read_all(directory)) if code else None,
+        failure=failure,
+        refusal=refusal(directory, job) if code and failure is None else None,
         signal=signal,
         queue="requeued" if over else queue_says(state, job.restart),
         seconds_left=_seconds_left(state, begun),
@@ -91,6 +102,18 @@ def exit_code_of(srun_said: str, code: int) -> int:
     """The code of the task that failed: srun's own is the highest of all, those included that it killed for it."""
     codes = [int(found) for found in re.findall(r"Exited with exit code (\d+)", srun_said)]
     return next((found for found in codes if found != EXIT_CONNECTION_LOST), code)
+
+
+def refusal(directory: Path, job: JobStart) -> Refusal | None:
+    """Why there were no ranks that could fail: the last word of a node's `launch run`, or else the first of srun."""
+    logs = directory / "logs"
+    nodes = sorted(logs.glob(f"{job.rendezvous_id}-node-*.out"))
+    for path, which in (*((node, -1) for node in nodes), (logs / f"{job.rendezvous_id}-srun.out", 0)):
+        with suppress(OSError):
+            found = [of_launch or of_srun for of_launch, of_srun in _REFUSED.findall(path.read_text(errors="replace"))]
+            if found:
+                return Refusal(found[which], str(path))
+    return None
 
 
 def lost_by(srun_said: str, nodes: Sequence[str]) -> set[str]:

@@ -18,14 +18,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launch.runs import RUNS, Record, job_lines
+from launch.runs import RUNS, job_lines
 from launch.slurm import ledger, queue
+from launch.slurm.closing import closing_words, end_record, end_unheard, is_dead, requeue
 from launch.slurm.evidence import gather
 from launch.slurm.head import free_ports, node_names
-from launch.slurm.ledger import Decision, Evidence, JobStart
+from launch.slurm.ledger import JobStart
 from launch.slurm.queue import QueueError
 from trainlib.config import Config, SlurmConfig, load_config
-from trainlib.errors import TrainlaunchError, UserError
+from trainlib.errors import EXIT_FAILURE, TrainlaunchError, UserError
 
 NUM_PORTS = 3  # to try, should one be taken between the probe and its use
 _RESUME = "--resume"  # the one option of `launch run` that means the same at every restart
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_parser.add_argument("--fewest-nodes", type=int, required=True, help="that it can go on with")
     end_parser.add_argument("--signal", default="", help="that the batch shell got")
     end_parser.add_argument("--srun-log", type=Path, required=True, help="what srun itself said")
+    end_parser.add_argument("--slurmstepd", type=int, required=True, help="the daemon that serves the batch script")
     options = parser.parse_args(arguments)
     try:
         if options.verb == "begin":
@@ -54,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainlaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a disk that is full
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -92,10 +97,15 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     decision = ledger.decide(evidence, earlier, options.max_failures)
     requeued, excluded = evidence.queue == "requeued", list[str]()
     if decision.requeue:
-        requeued, excluded = _requeue(job, evidence.lost_nodes, options.fewest_nodes)
+        requeued, excluded = requeue(job, evidence.lost_nodes, options.fewest_nodes)
     _withdraw_signals(directory)
-    ledger.append(directory, _end_record(job, evidence, decision) | {"requeued": requeued, "excluded": excluded})
-    print(_closing_words(job, evidence, decision, excluded), file=sys.stderr)
+    print(closing_words(job, evidence, decision, excluded), file=sys.stderr)
+    try:
+        ledger.append(directory, end_record(job, evidence, decision) | {"requeued": requeued, "excluded": excluded})
+    except OSError as error:
+        print(f"warning: {directory / ledger.JOBS_FILE} does not tell so: {error}", file=sys.stderr)
+    if not requeued and is_dead(options.slurmstepd):
+        end_unheard(job, decision)
     return decision.exit_code
 
 
@@ -205,52 +215,7 @@ def _close_earlier(directory: Path, job: JobStart) -> None:
         earlier_ends = [end for end in lines if end.get("event") == "end" and earlier.of_same_job(end)]
         decision = ledger.decide(evidence, earlier_ends, max_failures=sys.maxsize)
         requeued = job.of_same_job(line)  # for here it is again
-        ledger.append(directory, _end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
-
-
-def _requeue(job: JobStart, lost_nodes: Sequence[str], fewest_nodes: int) -> tuple[bool, list[str]]:
-    """Put this job back into the queue, from now on without the nodes that failed; whether that worked, and which.
-
-    SLURM then ends what is left of the job, which has its KillWait for what comes after this.
-    """
-    try:
-        queue.requeue(job.queue_id)
-    except QueueError as error:
-        print(f"error: the job was not put back into the queue: {error}; submit it again to continue", file=sys.stderr)
-        return False, []
-    if not lost_nodes:
-        return True, []
-    try:
-        excluded = queue.exclude(job.queue_id, lost_nodes, fewest_nodes)  # only a job that waits takes that
-    except QueueError as error:
-        print(f"warning: {', '.join(lost_nodes)} could not be excluded: {error}", file=sys.stderr)
-        return True, []
-    return True, list(lost_nodes) if excluded else []
-
-
-def _end_record(job: JobStart, evidence: Evidence, decision: Decision) -> Record:
-    failure = evidence.failure
-    return job.as_record("end") | {
-        "cause": decision.cause,
-        "exit_code": decision.exit_code,
-        "signal": failure.signal if failure else evidence.signal,
-        "step": evidence.step,
-        "rank": failure.rank if failure else None,
-        "host": failure.host if failure else None,
-        "log": failure.log if failure else None,
-        "error": ledger.error_of(evidence),
-    }
-
-
-def _closing_words(job: JobStart, evidence: Evidence, decision: Decision, excluded: Sequence[str]) -> str:
-    words = [f"job {job.queue_id}, restart {job.restart}: {decision.cause.replace('_', ' ')}; {decision.why}"]
-    failure = evidence.failure
-    if failure is not None:
-        words.append(f"rank {failure.rank} on {failure.host} ended with exit code {failure.exit_code}: {failure.error}")
-        words.append(f"its log is {failure.log}")
-    if excluded:
-        words.append(f"from now on without {', '.join(excluded)}")
-    return "\n".join(words)
+        ledger.append(directory, end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
 
 
 def _withdraw_signals(directory: Path) -> None:

@@ -62,6 +62,14 @@ class JobStart:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why the ranks did not come to run, in one line, and the log that says so."""
+
+    error: str
+    log: str
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What is known when a job's ranks have ended.
 
@@ -70,6 +78,7 @@ class Evidence:
     reason         why that attempt ended
     step           the last step that it finished; None where it finished none
     failure        the rank that ended it; None where none did, or none is known
+    refusal        why there were no ranks that could fail, if that is known
     signal         the stop signal that the batch shell got, if any
     queue          what SLURM does with the job at this moment
     seconds_left   until the job's time is over; None where it is not known
@@ -82,6 +91,7 @@ class Evidence:
     reason: str | None = None
     step: int | None = None
     failure: FailureRecord | None = None
+    refusal: Refusal | None = None
     signal: str | None = None
     queue: QueueSays = "running"
     seconds_left: float | None = None
@@ -194,10 +204,12 @@ def _why_not_again(
 
 
 def error_of(evidence: Evidence) -> str | None:
-    """The last word of the rank that failed."""
+    """The last word of the rank that failed, or of what kept the ranks from running."""
     if evidence.failure is not None:
         return evidence.failure.error
-    return evidence.reason if evidence.status == "failed" else None
+    if evidence.status == "failed":
+        return evidence.reason
+    return evidence.refusal.error if evidence.refusal else None
 
 
 def _exit_code(evidence: Evidence) -> int:

@@ -8,16 +8,26 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from launch.slurm.options import minutes_of
 from trainlib.errors import TrainlaunchError
 
+_Answer = TypeVar("_Answer")
+
 _SECONDS = 60  # for a busy controller to answer
 _FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "StartTime", "EndTime", "NodeList", "exit_code")
+_LONGEST_PAUSE = 10.0  # seconds between two tries: well within a job's KillWait
 _UNKNOWN_JOB = "Invalid job id specified"
+_SPEAKER = re.compile(r"^\w+: (error|fatal): (?=.)")
+_UNHEARD = re.compile(
+    r"Unable to contact slurm controller|timed out|Zero Bytes|[Cc]onnection (failure|refused)|standby mode"
+)
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _THERE = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _USABLE_NODES = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
@@ -25,6 +35,10 @@ _USABLE_NODES = ("idle", "mixed", "allocated", "completing", "reserved", "planne
 
 class QueueError(TrainlaunchError):
     """SLURM's commands are missing, or the controller does not answer or refuses; the message is its own."""
+
+
+class NoAnswerError(QueueError):
+    """The controller is down, or too busy: the same may do later."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,20 @@ class JobState:
     def active(self) -> bool:
         """Whether it waits or runs: false once it has ended for good."""
         return self.waiting or self.state in _THERE
+
+
+def insist(ask: Callable[[], _Answer], seconds: float) -> _Answer:
+    """What `ask` returns, tried for so long where the controller does not answer. Raises QueueError."""
+    deadline, pause = time.monotonic() + seconds, 1.0
+    while True:
+        try:
+            return ask()
+        except NoAnswerError as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            print(f"{error}; trying again", file=sys.stderr, flush=True)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -198,10 +226,12 @@ def _run(*words: str, ignore: str | None = None) -> str:
     except FileNotFoundError:
         raise QueueError(f"{words[0]} was not found: SLURM's commands are not installed here, or not on PATH") from None
     except subprocess.TimeoutExpired:
-        raise QueueError(f"{words[0]} got no answer from SLURM's controller in {_SECONDS} s") from None
+        raise NoAnswerError(f"{words[0]} got no answer from SLURM's controller in {_SECONDS} s") from None
     if done.returncode != 0 and not (ignore and ignore in done.stderr):
-        said = done.stderr.strip() or f"exit code {done.returncode}"
-        raise QueueError(f"{' '.join(words[:2])} failed: {said}")
+        lines = (_SPEAKER.sub("", line) for line in done.stderr.splitlines())
+        said = "; ".join(line for line in lines if line) or f"exit code {done.returncode}"
+        kind = NoAnswerError if _UNHEARD.search(said) else QueueError
+        raise kind(f"{' '.join(words[:2])} failed: {said}")
     return done.stdout
 
 

@@ -1,0 +1,91 @@
+"""The end of a start of a job, when it is decided: in the queue, in the ledger, and in words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from launch.runs import Record
+from launch.slurm import ledger, queue
+from launch.slurm.evidence import PATIENCE, queue_says
+from launch.slurm.ledger import Decision, Evidence, JobStart
+from launch.slurm.queue import QueueError, insist
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process is gone, or waits to be buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except OSError:
+        return True
+
+
+def end_unheard(job: JobStart, decision: Decision) -> None:
+    """Tell the queue that this job is over. Without its slurmstepd it would hold its nodes until its time is over.
+
+    One that is complete goes through the queue once more, and ends at once: others may depend on its success.
+    """
+    print(f"job {job.queue_id}: its slurmstepd was killed; SLURM is told that it is over", file=sys.stderr)
+    try:
+        insist(lambda: (queue.requeue if decision.cause == "completed" else queue.cancel)(job.queue_id), PATIENCE)
+    except QueueError as error:
+        print(f"error: {error}; scancel {job.queue_id} frees its nodes", file=sys.stderr)
+
+
+def requeue(job: JobStart, lost_nodes: Sequence[str], fewest_nodes: int) -> tuple[bool, list[str]]:
+    """Put this job back into the queue, from now on without the nodes that failed; whether that worked, and which.
+
+    SLURM then ends what is left of the job, which has its KillWait for what comes after this.
+    """
+    try:
+        insist(lambda: queue.requeue(job.queue_id), PATIENCE)
+    except QueueError as error:
+        if _is_back(job):  # what was asked first was done, and only the answer was lost
+            return True, []
+        print(f"error: the job was not put back into the queue: {error}; submit it again to continue", file=sys.stderr)
+        return False, []
+    if not lost_nodes:
+        return True, []
+    try:
+        excluded = queue.exclude(job.queue_id, lost_nodes, fewest_nodes)  # only a job that waits takes that
+    except QueueError as error:
+        print(f"warning: {', '.join(lost_nodes)} could not be excluded: {error}", file=sys.stderr)
+        return True, []
+    return True, list(lost_nodes) if excluded else []
+
+
+def _is_back(job: JobStart) -> bool:
+    with suppress(QueueError):
+        return queue_says(queue.job_states([job.queue_id]).get(job.queue_id), job.restart) == "requeued"
+    return False
+
+
+def end_record(job: JobStart, evidence: Evidence, decision: Decision) -> Record:
+    """The line of the ledger, but for what the queue did."""
+    failure, refusal = evidence.failure, evidence.refusal if decision.cause == "failure" else None
+    return job.as_record("end") | {
+        "cause": decision.cause,
+        "exit_code": decision.exit_code,
+        "signal": failure.signal if failure else evidence.signal,
+        "step": evidence.step,
+        "rank": failure.rank if failure else None,
+        "host": failure.host if failure else None,
+        "log": failure.log if failure else refusal.log if refusal else None,
+        "error": ledger.error_of(evidence),
+    }
+
+
+def closing_words(job: JobStart, evidence: Evidence, decision: Decision, excluded: Sequence[str]) -> str:
+    """What the log of the job says in the end."""
+    words = [f"job {job.queue_id}, restart {job.restart}: {decision.cause.replace('_', ' ')}; {decision.why}"]
+    failure = evidence.failure
+    if failure is not None:
+        words.append(f"rank {failure.rank} on {failure.host} ended with exit code {failure.exit_code}: {failure.error}")
+        words.append(f"its log is {failure.log}")
+    elif decision.cause == "failure" and evidence.refusal is not None:
+        words.append(f"{evidence.refusal.error} ({evidence.refusal.log})")
+    if excluded:
+        words.append(f"from now on without {', '.join(excluded)}")
+    return "\n".join(words)
