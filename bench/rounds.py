@@ -41,9 +41,10 @@ class Rounds:
         """Raises OverError after the last round."""
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if len(self._losses) == self._steps:
-            if torch.cuda.is_available():
+            if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-            self._connection.send((time.perf_counter() - self._began, [float(loss) for loss in self._losses]))
+            seconds = time.perf_counter() - self._began
+            self._connection.send((seconds, [float(loss) for loss in self._losses]))
             self._wait()
 
     def _wait(self) -> None:
@@ -62,6 +63,8 @@ def run_arm(place: str, options: dict[str, Any], workload: Workload, connection:
     os.dup2(output, 2)
     os.chdir(log.parent)
     torch.set_num_threads(workload.threads)
+    if not workload.gpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     module, _, function = place.partition(":")
     train: Callable[..., None] = getattr(import_module(module), function)
     try:

@@ -28,19 +28,30 @@ from bench.table import Seconds, machine, overhead_table, plot, seconds_table, s
 from bench.workload import Workload
 from trainlib.distributed import num_threads
 
+PARTS = ("speed", "overhead", "startup", "ranks")
 RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="class folders: DIR/train/<class>/*, DIR/test/<class>/*; default: drawings")
-    parser.add_argument("--parts", default="speed,overhead,startup,ranks")
+    parser.add_argument("--parts", help="default: all; with --gpu speed,overhead")
+    parser.add_argument("--gpu", action="store_true", help="compare the loops on a GPU")
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--arms", help="only these, separated by semicolons; the bare loop and ours are always there")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=50, help="of a round")
     parser.add_argument("--quick", action="store_true", help="two rounds of few steps: to see that it works")
     parser.add_argument("--results", type=Path, default=RESULTS / time.strftime("%Y%m%d-%H%M%S"))
     options = parser.parse_args()
+    options.parts = options.parts.split(",") if options.parts else [*PARTS][: 2 if options.gpu else None]
+    if unknown := set(options.parts) - {*PARTS}:
+        parser.error(f"--parts: got {', '.join(sorted(unknown))}, must be of {', '.join(PARTS)}")
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
     rounds, steps = (2, 3) if options.quick else (options.rounds, options.steps)
     root = os.path.abspath(options.data) if options.data else None
     results: Path = options.results.absolute()
@@ -49,19 +60,19 @@ def main() -> None:
     names = available([OURS, BARE, *options.arms.split(";")] if options.arms else list(ARMS))
 
     def workload(model: str, steps: int) -> Workload:
-        made = Workload(root, results / "images.pt", model, steps, rounds, threads)
+        made = Workload(root, results / "images.pt", model, steps, rounds, threads, options.batch_size, options.gpu)
         made.prepare()
         return made
 
     def speed() -> tuple[str, Seconds]:
         seconds = time_arms(workload("cnn", steps), names, results)
-        plot(seconds, 64 * steps, results / "plot.png")
-        return speed_table(seconds, 64 * steps), seconds
+        plot(seconds, options.batch_size * steps, results / "plot.png")
+        return speed_table(seconds, options.batch_size * steps), seconds
 
     def overhead() -> tuple[str, Seconds]:
         many = steps if options.quick else 10 * steps
-        fed_tensors = [name for name in names if not name.startswith("tutorial,") or name.endswith("tensors")]
-        seconds = time_arms(workload("one-layer", many), fed_tensors, results)
+        loops = [name for name in names if name in (OURS, BARE) or name.endswith("tensors")]
+        seconds = time_arms(workload("one-layer", many), loops, results)
         return overhead_table(seconds, many), seconds
 
     def startup() -> tuple[str, Seconds]:
@@ -72,19 +83,13 @@ def main() -> None:
         seconds = time_ranks(root, 10 if options.quick else 5 * steps, rounds, results / "ranks")
         return seconds_table(seconds, "1 process", "a step"), seconds
 
-    parts: dict[str, Callable[[], tuple[str, Seconds]]] = {
-        "speed": speed,
-        "overhead": overhead,
-        "startup": startup,
-        "ranks": ranks,
-    }
-    unknown = set(options.parts.split(",")) - set(parts)
-    if unknown:
-        parser.error(f"--parts: got {', '.join(sorted(unknown))}, must be of {', '.join(parts)}")
+    parts: dict[str, Callable[[], tuple[str, Seconds]]] = dict(
+        zip(PARTS, (speed, overhead, startup, ranks), strict=True)
+    )
     measured: dict[str, Seconds] = {}
     table = f"{time.strftime('%Y-%m-%d')}, {machine(threads)}; {rounds} rounds of {steps} steps\n"
     print(table, flush=True)
-    for name in options.parts.split(","):
+    for name in options.parts:
         part, measured[name] = parts[name]()
         print(f"### {name}\n\n{part}\n", flush=True)
         table += f"\n### {name}\n\n{part}\n"

@@ -29,6 +29,7 @@ class Workload:
     steps    of a round
     rounds   that count; one more warms up
     threads  of torch
+    gpu      train on it; else on the CPU, whatever there is
     """
 
     root: str | None
@@ -38,6 +39,7 @@ class Workload:
     rounds: int
     threads: int
     batch_size: int = 64
+    gpu: bool = False
 
     @cached_property
     def config(self) -> Config:
@@ -73,6 +75,10 @@ class Workload:
         return build_plan(self.config, len(self.dataset.train.labels_N))[0]
 
     @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.gpu else "cpu")
+
+    @property
     def total_steps(self) -> int:
         return self.steps * (self.rounds + 1)
 
@@ -91,13 +97,14 @@ class Workload:
             yield from self.plan.batches(self.plan.epoch_of(step))[: self.total_steps - step]
 
     def network(self, *, channels_last: bool) -> nn.Module:
-        """With its initial weights, the same every time, on the CPU."""
+        """With its initial weights, the same every time, on the device."""
         num_classes = len(self.dataset.class_names)
         if self.model == "one-layer":
             torch.manual_seed(0)
-            return one_layer(num_classes)
+            return one_layer(num_classes).to(self.device)
         network = build_classifier(self.config, num_classes, torch.device("cpu")).module
-        return network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return network.to(self.device, memory_format=layout)
 
 
 def one_layer(num_classes: int) -> nn.Module:

@@ -13,7 +13,7 @@ from bench.workload import Workload, sgd
 def train(workload: Workload, rounds: Rounds, *, feed: str, workers: int = 0, tuned: bool = False) -> None:
     if tuned:
         tune()
-    accelerator = one_process()
+    accelerator = one_process(gpu=workload.gpu)
     network = workload.network(channels_last=tuned)
     optimizer = sgd(network)
     scheduler = LambdaLR(optimizer, lambda step: 1.0)

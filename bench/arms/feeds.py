@@ -43,7 +43,7 @@ class Tensors:
 
     def __iter__(self) -> Iterator[Batch]:
         workload = self.workload
-        samples = build_samples(workload.config, workload.dataset, torch.empty(0), one_process())
+        samples = build_samples(workload.config, workload.dataset, torch.empty(0), one_process(gpu=workload.gpu))
         for ids_N in workload.batches():
             for [piece] in samples.train.train([ids_N], 0, samples.augmentation):
                 yield piece.images_NCHW, piece.labels_N
@@ -62,7 +62,7 @@ def tune() -> None:
     keep_freed_memory(os.environ)
 
 
-def one_process() -> Any:
+def one_process(*, gpu: bool) -> Any:
     from accelerate import Accelerator
 
-    return Accelerator(cpu=not torch.cuda.is_available(), dynamo_backend="no")
+    return Accelerator(cpu=not gpu, dynamo_backend="no")

@@ -43,5 +43,5 @@ def train(
     if tuned:
         tune()
     network = workload.network(channels_last=tuned)
-    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", barebones=barebones)
+    trainer = lightning.Trainer(max_epochs=1, accelerator="gpu" if workload.gpu else "cpu", barebones=barebones)
     trainer.fit(Classifier(network, rounds, log=not barebones), batches(workload, feed, workers))

@@ -15,13 +15,14 @@ def bare(workload: Workload, rounds: Rounds, *, repeat: bool = False) -> None:
     tune()
     network = workload.network(channels_last=True)
     optimizer, criterion = sgd(network), nn.CrossEntropyLoss()
-    pixels, labels_N = workload.pixels(), workload.dataset.train.labels_N
+    pixels, labels_N = workload.pixels().to(workload.device), workload.dataset.train.labels_N.to(workload.device)
     mean_3, std_3 = workload.mean_and_std
     size = workload.config.data.image_size
-    first = next(workload.batches())
+    first = next(workload.batches()).to(workload.device)
     prepared = normalise(pixels[first], mean_3, std_3, size), labels_N[first]
     rounds.begin(network, optimizer)
-    for ids_N in workload.batches():
+    for batch_ids_N in workload.batches():
+        ids_N = batch_ids_N.to(workload.device)
         batch = prepared if repeat else (normalise(pixels[ids_N], mean_3, std_3, size), labels_N[ids_N])
         optimizer.zero_grad()
         loss = criterion(network(batch[0]), batch[1])

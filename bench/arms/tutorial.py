@@ -17,7 +17,8 @@ def train(workload: Workload, rounds: Rounds, *, feed: str, workers: int = 0, tu
     loader = iter(batches(workload, feed, workers))
     running_loss = 0.0
     rounds.begin(network, optimizer)
-    for inputs, labels in loader:
+    for batch in loader:
+        inputs, labels = (tensor.to(workload.device) for tensor in batch)
         optimizer.zero_grad()
         outputs = network(inputs)
         loss = criterion(outputs, labels)
