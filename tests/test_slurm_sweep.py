@@ -107,6 +107,7 @@ def test_each_element_is_interrupted_in_turn(
         assert {(line["job_id"], line["array_task"]) for line in lines(name, "jobs.jsonl")} == {(job_id, seed)}
         starts = events(name, "attempts.jsonl", "start")
         assert [start["from_step"] > 0 for start in starts] == [False, True], name
+        assert {start["slurm_job_id"] for start in starts} == {f"{job_id}_{seed}"}
         assert ranks.train([*common, f"seed={seed}", f"name={name}"], cwd=whole) == [0]
         ours, expected = (json.loads((cwd / "runs" / name / "summary.json").read_text()) for cwd in (on_cluster, whole))
         assert ours["weights_sha256"] == expected["weights_sha256"]

@@ -69,11 +69,16 @@ def logging_to_file(path: Path) -> Iterator[TextIO]:
 
 def attempt_header(number: int, environ: Mapping[str, str]) -> str:
     """The line that begins an attempt in each rank's log, to which all attempts append."""
-    job = environ.get("SLURM_JOB_ID")
-    if environ.get("SLURM_ARRAY_TASK_ID"):
-        job = f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ['SLURM_ARRAY_TASK_ID']}"
+    job = slurm_job(environ)
     where = f", job {job} restart {environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""
     return f"=== attempt {number}{where} ===\n"
+
+
+def slurm_job(environ: Mapping[str, str]) -> str | None:
+    """The SLURM job that this runs in, as the queue names it: `123`, or `123_4` for element 4 of an array."""
+    if environ.get("SLURM_ARRAY_TASK_ID"):
+        return f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ.get("SLURM_JOB_ID")
 
 
 def redirect_output(path: Path, header: str = "") -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TextIO
 from trainlib.config import Config, differences, dump_config, is_harmless, read_resolved
 from trainlib.errors import RunDirectoryError, StoppedError, TrainlaunchError
 from trainlib.files import append_line, read_json, read_lines, timestamp, to_json, write_atomically
+from trainlib.logs import slurm_job
 
 logger = logging.getLogger("trainlib.rundir")
 
@@ -112,7 +113,7 @@ class RunDirectory:
             "pid": os.getpid(),
             "world_size": world_size,
             "from_step": from_step,
-            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "slurm_job_id": slurm_job(os.environ),
             "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
         }
         attempt = Attempt(step=from_step, number=number)
