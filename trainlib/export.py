@@ -65,6 +65,7 @@ def export(trained: Trained, export_format: str, output: Path, *, force: bool = 
     if not output.parent.is_dir():
         raise UserError(f"--output: {output.parent} is not a folder; make it first")
     model = use(trained, torch.device("cpu"))
+    model.module.to(memory_format=torch.contiguous_format)  # which every reader of the file expects
     description = describe(trained, model, export_format)
     content, checked = _WRITERS[export_format](model, description)
     try:

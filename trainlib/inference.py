@@ -136,6 +136,8 @@ def build_module(trained: Trained, device: torch.device, model: ModelSource | No
         module.load_state_dict(state, assign=not is_custom(config.model.name))
     except RuntimeError as error:
         raise CheckpointError(f"{trained.checkpoint.path}: does not fit {config.model.name}: {error}") from error
+    if not is_custom(config.model.name):
+        module.to(memory_format=torch.channels_last)  # as in training, so that figures are the same in every bit
     return module.to(device).eval()
 
 
