@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.workload import Workload
+from trainlib.distributed import NUM_THREADS
 
 Result = tuple[float, list[float]]  # seconds of a round, the loss of each of its steps
 
@@ -63,6 +64,7 @@ def run_arm(place: str, options: dict[str, Any], workload: Workload, connection:
     os.dup2(output, 2)
     os.chdir(log.parent)
     torch.set_num_threads(workload.threads)
+    os.environ[NUM_THREADS] = str(workload.threads)
     if not workload.gpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     module, _, function = place.partition(":")

@@ -3,7 +3,7 @@
     python -m bench.run [--data DIR] [--parts speed,overhead,startup,ranks] [--rounds 7] [--steps 50] [--quick]
 
 speed      images a second of every arm (see bench/arms) on the tutorial CNN, batches of 64, float32
-overhead   what each arm adds to a step of a bare loop, on a network of one layer
+overhead   what each arm adds to a step of a bare loop, on a network of one layer, with one thread
 startup    from a cold start to the first step
 ranks      two processes against one with two threads
 
@@ -39,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="compare the loops on a GPU")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--arms", help="only these, separated by semicolons; the bare loop and ours are always there")
+    parser.add_argument("--threads", type=int, default=num_threads(os.environ), help="of torch in every arm")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=50, help="of a round")
     parser.add_argument("--quick", action="store_true", help="two rounds of few steps: to see that it works")
@@ -56,23 +57,22 @@ def main() -> None:
     root = os.path.abspath(options.data) if options.data else None
     results: Path = options.results.absolute()
     results.mkdir(parents=True)
-    threads = num_threads(os.environ)
     names = available([OURS, BARE, *options.arms.split(";")] if options.arms else list(ARMS))
 
-    def workload(model: str, steps: int) -> Workload:
+    def workload(model: str, steps: int, threads: int) -> Workload:
         made = Workload(root, results / "images.pt", model, steps, rounds, threads, options.batch_size, options.gpu)
         made.prepare()
         return made
 
     def speed() -> tuple[str, Seconds]:
-        seconds = time_arms(workload("cnn", steps), names, results)
+        seconds = time_arms(workload("cnn", steps, options.threads), names, results)
         plot(seconds, options.batch_size * steps, results / "plot.png")
         return speed_table(seconds, options.batch_size * steps), seconds
 
     def overhead() -> tuple[str, Seconds]:
         many = steps if options.quick else 10 * steps
         loops = [name for name in names if name in (OURS, BARE) or name.endswith("tensors")]
-        seconds = time_arms(workload("one-layer", many), loops, results)
+        seconds = time_arms(workload("one-layer", many, 1), loops, results)
         return overhead_table(seconds, many), seconds
 
     def startup() -> tuple[str, Seconds]:
@@ -87,7 +87,7 @@ def main() -> None:
         zip(PARTS, (speed, overhead, startup, ranks), strict=True)
     )
     measured: dict[str, Seconds] = {}
-    table = f"{time.strftime('%Y-%m-%d')}, {machine(threads)}; {rounds} rounds of {steps} steps\n"
+    table = f"{time.strftime('%Y-%m-%d')}, {machine(options.threads)}; {rounds} rounds of {steps} steps\n"
     print(table, flush=True)
     for name in options.parts:
         part, measured[name] = parts[name]()

@@ -47,7 +47,7 @@ class Workload:
         return load_config(
             [
                 "cifar10_cnn",
-                f"data={{{data}, val_fraction: 0, augment: {{}}}}",
+                f"data={{{data}, val_fraction: 0, drop_last: true, augment: {{}}}}",
                 f"optimizer={{name: SGD, lr: {LEARNING_RATE}, momentum: {MOMENTUM}}}",
                 f"train={{steps: {self.total_steps}, batch_size: {self.batch_size}}}",
                 "scheduler=null",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from bench.arms.feeds import tune
 from bench.rounds import Rounds
@@ -18,12 +18,16 @@ def bare(workload: Workload, rounds: Rounds, *, repeat: bool = False) -> None:
     pixels, labels_N = workload.pixels().to(workload.device), workload.dataset.train.labels_N.to(workload.device)
     mean_3, std_3 = workload.mean_and_std
     size = workload.config.data.image_size
+
+    def prepare(ids_N: Tensor) -> Tensor:
+        return normalise(pixels.index_select(0, ids_N), mean_3, std_3, size)  # indexing takes 0.4 ms more
+
     first = next(workload.batches()).to(workload.device)
-    prepared = normalise(pixels[first], mean_3, std_3, size), labels_N[first]
+    prepared = prepare(first), labels_N[first]
     rounds.begin(network, optimizer)
     for batch_ids_N in workload.batches():
         ids_N = batch_ids_N.to(workload.device)
-        batch = prepared if repeat else (normalise(pixels[ids_N], mean_3, std_3, size), labels_N[ids_N])
+        batch = prepared if repeat else (prepare(ids_N), labels_N[ids_N])
         optimizer.zero_grad()
         loss = criterion(network(batch[0]), batch[1])
         loss.backward()
