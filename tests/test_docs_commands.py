@@ -206,7 +206,9 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         if word.endswith((".yaml", ".yml")) and not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             site = (REPOSITORY / "slurm/sites/plain.yaml").read_text()  # docs/slurm.md: a site's file is a copy of it
-            file.write_text(site if option == "--site" else command.yaml or "seed: 1\n")
+            ours = REPOSITORY / word
+            shown = ours.read_text() if ours.is_file() else command.yaml or "seed: 1\n"
+            file.write_text(site if option == "--site" else shown)
     return tmp_path
 
 
