@@ -26,9 +26,9 @@ MODEL = "RUN|CHECKPOINT"
 def evaluate(
     model: str, split: str | None, data: str | None, processes: int | None, batch_size: int | None, as_json: bool
 ) -> int:
-    """Exact figures of a trained model: per class, confusion matrix, top-5, calibration error.
+    """Exact figures of a trained model.
 
-    RUN is a run's name or directory, and stands for its best weights, or its last where there are no best ones. The
+    Loss, accuracy, top-5 accuracy, calibration error, a table of the classes, the confusion matrix. RUN is a run's name or directory, and stands for its best weights, or its last where there are no best ones. The
     figures of one of its splits are also written to RUN/evaluation-SPLIT.json. CHECKPOINT is a directory
     runs/NAME/checkpoints/step-...
     """
@@ -67,7 +67,10 @@ def predict(model: str, images: tuple[str, ...], top: int, batch_size: int, as_j
 @click.option("--output", metavar="FILE", help="Where to.  [default: NAME.pt, .safetensors, .pt2 or .onnx, here]")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def export(model: str, export_format: str, output: str | None, force: bool) -> int:
-    """A trained model as a file for other programs, and FILE.json, which says how to use it."""
+    """Write a trained model for other programs.
+
+    Beside FILE comes FILE.json, which says how to use it.
+    """
     words = ["--format", export_format, *(["--output", output] if output is not None else [])]
     return call("trainlib.export", [*words, *(["--force"] if force else []), "--", _resolved(model)])
 

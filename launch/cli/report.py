@@ -13,9 +13,9 @@ import click
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the page.")
 @click.option("--open", "open_it", is_flag=True, help="Show it in the browser.")
 def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
-    """Write one HTML page about a run, or about several compared; print where it is.
+    """One HTML page about a run, or several.
 
-    The page holds all that it needs, so that it can be sent on, and opens without a network. That of one run goes to
+    It prints where the page is. The page holds all that it needs, so that it can be sent on, and opens without a network. That of one run goes to
     runs/NAME/report.html, that of several to report.html.
     """
     from launch.report.facts import read_facts
