@@ -175,7 +175,7 @@ def decide(evidence: Evidence, earlier_ends: Sequence[Record], max_failures: int
         return Decision(cause, False, f"asked to stop ({evidence.reason}); submit it again to continue", EXIT_STOPPED)
     code = _exit_code(evidence)
     if cause == "cancelled":
-        return Decision(cause, False, "cancelled; submit it again to continue", code)
+        return Decision(cause, False, "submit it again to continue", code)
     if evidence.queue == "requeued":
         return Decision(cause, False, "SLURM has put it back into the queue", code)
     refusal = _why_not_again(cause, evidence, earlier_ends, max_failures, code)
