@@ -8,8 +8,8 @@ import pytest
 
 from launch.failure_record import FailureRecord
 from launch.runs import job_lines
-from launch.slurm.evidence import attempt_since, exit_code_of, lost_by, queue_says
-from launch.slurm.ledger import Evidence, JobStart, append, decide, find_cause, unfinished
+from launch.slurm.evidence import attempt_since, exit_code_of, lost_by, queue_says, refusal
+from launch.slurm.ledger import Evidence, JobStart, Refusal, append, decide, error_of, find_cause, unfinished
 from launch.slurm.queue import JobState
 
 FAILED = FailureRecord("2026-01-01T00:00:00Z", 1, "n1", 7, None, "runs/x/logs/rank-1.log", "RuntimeError: no memory")
@@ -205,3 +205,41 @@ def test_an_attempt_of_an_earlier_start_is_not_this_ones(tmp_path: Path) -> None
     begun = {"time": "2026-01-01T00:00:00+00:00"}
     assert attempt_since(tmp_path, begun) == {"status": "stopped", "reason": "SIGTERM", "step": 8}
     assert attempt_since(tmp_path, {"time": "2026-01-01T00:00:10+00:00"}) == {}
+
+
+SRUN_ENDS = """\
+srun: cluster configuration lacks support for cpu binding
+srun: error: n1: task 0: Exited with exit code 2
+srun: error: n[0-1]: tasks 0-1: Killed
+srun: launch/slurm: _step_signal: Terminating StepId=26.0
+"""
+SRUN_REFUSES = """\
+srun: unrecognized option '--nonsense=3'
+Try "srun --help" for more information
+"""
+NO_STEP = "srun: error: Unable to create step for job 7: Requested nodes are busy\n"
+IN_USE = "some warning\nerror: runs/x is in use: another process is training into it\n"
+
+
+@pytest.mark.parametrize(
+    ("node", "srun", "error", "log"),
+    [
+        (IN_USE, SRUN_ENDS, "runs/x is in use: another process is training into it", "node-1"),
+        ("epoch 1/2\n", SRUN_REFUSES, "unrecognized option '--nonsense=3'", "srun"),
+        (None, NO_STEP, "Unable to create step for job 7: Requested nodes are busy", "srun"),
+        ("", SRUN_ENDS, None, None),
+        (None, None, None, None),
+    ],
+)
+def test_why_no_rank_came_to_run(
+    node: str | None, srun: str | None, error: str | None, log: str | None, tmp_path: Path
+) -> None:
+    """From what srun 22.05 and `launch run` print; another start of the job is not looked at."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/job-7-restart-0-node-0.out").write_text("error: of an earlier start\n")
+    for name, text in (("node-1", node), ("srun", srun)):
+        if text is not None:
+            (tmp_path / f"logs/job-7-restart-1-{name}.out").write_text(text)
+    found = refusal(tmp_path, JobStart("7", None, 1))
+    assert found == (Refusal(error, f"{tmp_path}/logs/job-7-restart-1-{log}.out") if error else None)
+    assert error_of(Evidence(2, refusal=found)) == error
