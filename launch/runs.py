@@ -181,7 +181,8 @@ def _status(directory: Path, attempts: list[Record]) -> str:
 def _last_metrics(directory: Path) -> dict[tuple[str, str | None], Record]:
     last = {}
     for record in json_lines(directory / "metrics.jsonl"):
-        last[(record.get("split", ""), record.get("scope"))] = record
+        if isinstance(record.get("step"), int):
+            last[(record.get("split", ""), record.get("scope"))] = record
     return last
 
 

@@ -378,6 +378,15 @@ def test_what_is_there_of_an_unfinished_run_is_shown(tmp_path: Path) -> None:
     )
 
 
+def test_values_of_another_type_are_left_out(tmp_path: Path) -> None:
+    """One damaged run must not take the page, or the list of all runs, from the others."""
+    best = {"metric": "val/accuracy", "value": None, "step": 60}
+    rows = [*training_rows(20), {"step": "x", "split": "train", "scope": "step"}, {"split": "odd"}]
+    run = write_run(tmp_path / "x", rows=rows, summary={"status": "completed", "best": best, "images_per_second": None})
+    assert "best:" not in Reader(report_of(run)).text
+    assert read_facts(run).run.newest_metrics["step"] == 20
+
+
 def test_a_long_run_is_shown_fast_and_small(tmp_path: Path) -> None:
     """100,000 rows: under 3 seconds of this process, under 3 MB."""
     run = write_run(tmp_path / "x", attempts=[start(1, 0)], rows=training_rows(91_000))

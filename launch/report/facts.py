@@ -107,12 +107,12 @@ def _checkpoint(path: Path, best: Any) -> Record:
     manifest = json_file(path / "manifest.json")
     step = int(path.name.removeprefix("step-"))
     files = manifest.get("files") or {}
-    is_best = isinstance(best, dict) and best.get("step") == step
+    is_best = isinstance(best, dict) and best.get("step") == step and is_number(best.get("value"))
     return {
         "name": path.name,
         "step": step,
         "bytes": sum(file.get("size", 0) for file in files.values()),
-        "best": f"{best['metric']} {best['value']:.4f}" if is_best else None,
+        "best": f"{best.get('metric')} {best['value']:.4f}" if is_best else None,
     }
 
 
