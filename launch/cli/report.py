@@ -15,8 +15,8 @@ import click
 def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
     """One HTML page about a run, or several.
 
-    It prints where the page is. The page holds all that it needs, so that it can be sent on, and opens without a network. That of one run goes to
-    runs/NAME/report.html, that of several to report.html.
+    It prints where the page is. The page holds all that it needs, so that it can be sent on, and opens without a
+    network. That of one run goes to runs/NAME/report.html, that of several to report.html.
     """
     from launch.report.facts import read_facts
     from launch.report.page import page

@@ -13,8 +13,8 @@ from trainlib.errors import UserError
 def wandb_sync(run: str) -> int:
     """Upload to W&B what was tracked offline.
 
-    RUN is its name or its directory. All attempts of a run that was stopped, killed and resumed become one run there, each row once. Log in with
-    `wandb login`, or set WANDB_API_KEY.
+    RUN is its name or its directory. All attempts of a run that was stopped, killed and resumed become one run there,
+    each row once. Log in with `wandb login`, or set WANDB_API_KEY.
     """
     from launch.runs import find_run, is_running
 
