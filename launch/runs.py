@@ -123,6 +123,8 @@ def is_running(directory: Path) -> bool:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks, where nothing trains either
+        return False
     finally:
         os.close(file)
     return False
