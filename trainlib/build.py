@@ -34,7 +34,7 @@ def build_classifier(
 ) -> Classifier:
     """The model with its initial weights, a function of the seed; made on the CPU, the same for every device.
 
-    Its convolutions' weights, and so what they compute, are laid out channels last (docs/decisions/0009): faster on
+    Its convolutions' weights, and so what they compute, are laid out channels last (docs/decisions/0010): faster on
     CPUs and GPUs alike. A custom model keeps its own layout, as a `view` of it may depend on that.
 
     with_weights   False for the same model around a checkpoint's values; `model.weights` is not read (see build_model)

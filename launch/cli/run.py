@@ -98,7 +98,10 @@ def run(
 @click.command()
 @configs
 def check(arguments: tuple[str, ...]) -> int:
-    """Validate a config, build everything without memory or data, print the resolved config."""
+    """Validate a config, and print it with all its defaults.
+
+    Everything is built once, without memory and without data, so that what does not fit together is told now.
+    """
     load_run_name(arguments)
     return call("trainlib.check", list(arguments))
 

@@ -66,7 +66,10 @@ def stop(run: str) -> int:
 @click.command()
 @click.argument("run")
 def cancel(run: str) -> int:
-    """End a run now, or take its job out of the queue; started again, it continues from its last checkpoint."""
+    """End a run now, or take its job out of the queue.
+
+    Started again, it continues from its last checkpoint.
+    """
     from launch.control import end_run
     from launch.runs import find_run
 

@@ -47,10 +47,10 @@ def submit(
     wait: bool,
     dry_run: bool,
 ) -> int:
-    """Train on a SLURM cluster: check everything, queue a job, print its id.
+    """Train on a SLURM cluster; prints the job's id.
 
-    The job continues by itself after a preemption or its time limit. What goes into it is copied to runs/NAME now:
-    later changes of the config or the code do not reach it.
+    Everything is checked before the job is queued. The job continues by itself after a preemption or its time
+    limit. What goes into it is copied to runs/NAME now: later changes of the config or the code do not reach it.
     """
     from launch.runs import RUNS
     from launch.slurm import options as sbatch_options

@@ -63,10 +63,11 @@ def sweep(
     results: bool,
     dry_run: bool,
 ) -> int:
-    """Train many runs from one file: a grid, a list, or both; as a SLURM job array, or here with --local.
+    """Train many runs from one file, on SLURM or here.
 
-    Every configuration is checked before the first run starts. Given again, the command leaves out what is finished or
-    in the queue, and continues the rest.
+    The file holds a grid, a list, or both; they are a SLURM job array, or run here one by one with --local. Every
+    configuration is checked before the first run starts. Given again, the command leaves out what is finished or in
+    the queue, and continues the rest.
     """
     from launch.sweep.grid import read_sweep
     from launch.sweep.results import is_finished, results_table

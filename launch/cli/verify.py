@@ -29,7 +29,7 @@ def _parse_sizes(context: click.Context, option: click.Parameter, value: str) ->
 )
 @click.option("--checkpoint", metavar="NAME", help="Where to begin.  [default: the newest with so many steps to go]")
 def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -> int:
-    """Repeat some steps of a run with several numbers of processes, and compare every bit.
+    """Repeat steps with other numbers of processes; compare bits.
 
     RUN is a run's name or directory; it is only read. Compared are the gradient of every parameter, every weight and
     every reported number of each step; the first that differs is named. Exit code 0: all the same, 1: a difference.
