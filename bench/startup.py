@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -59,11 +60,14 @@ def _first_step(command: list[str], directory: Path) -> float:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     began = time.perf_counter()
     with (directory / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=directory, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
         while not (metrics.exists() and metrics.read_bytes().count(b"\n")):
             if process.poll() is not None:
                 raise RuntimeError(f"{command[2:4]} ended with {process.returncode}: see {directory}/output.txt")
             time.sleep(0.002)
         elapsed = time.perf_counter() - began
+        os.killpg(process.pid, signal.SIGKILL)  # what it would go on to do is not of interest
         process.wait()
     return elapsed
