@@ -47,7 +47,8 @@ def time_arms(workload: Workload, names: Sequence[str], directory: Path) -> dict
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for number in range(workload.rounds + 1):
             turn = number % len(names)
-            results = {name: _turn(name, connections[name]) for name in (*names[turn:], *names[:turn])}
+            order = [*names[turn:], *names[:turn]][:: -1 if number % 2 else 1]  # nobody has always the same neighbours
+            results = {name: _turn(name, connections[name]) for name in order}
             _require_equal_curves(results, number)
             if number:
                 for name, (elapsed, _) in results.items():
