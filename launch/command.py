@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,3 +138,19 @@ def training_command(
     }
     flags = [word for option in options.items() for word in option]
     return Command((*accelerate, "--multi_gpu", *flags, "-m", module, *arguments), environment, without)
+
+
+def command_here(
+    arguments: Sequence[str], processes: int, gpus: int, *, module: str = TRAINING_MODULE, node: Node | None = None
+) -> Command:
+    """`training_command` for this interpreter, this environment and a machine with so many GPUs."""
+    return training_command(
+        arguments,
+        processes,
+        on_cpu=gpus == 0,
+        python=sys.executable,
+        accelerate=accelerate_launch(sys.executable),
+        without=left_by_another_launch(os.environ),
+        node=node,
+        module=module,
+    )

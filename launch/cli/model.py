@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -90,22 +89,14 @@ def _resolved(model: str) -> str:
 
 
 def _evaluate(words: list[str], processes: int | None) -> int:
-    from launch.command import accelerate_launch, left_by_another_launch, training_command
+    from launch.command import command_here
     from launch.devices import choose_processes, count_gpus
     from launch.ranks import run_program
 
     module = "trainlib.evaluate"
     gpus = count_gpus()
     number = choose_processes(processes, gpus)
-    command = training_command(
-        words,
-        number,
-        on_cpu=gpus == 0,
-        python=sys.executable,
-        accelerate=accelerate_launch(sys.executable),
-        without=left_by_another_launch(os.environ),
-        module=module,
-    )
+    command = command_here(words, number, gpus, module=module)
     if number == 1:  # in this interpreter, which need not import torch again
         return call(module, words, command.variables(os.environ))
     return run_program(command)

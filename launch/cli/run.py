@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import nullcontext, suppress
 
 import click
@@ -16,15 +15,7 @@ from launch.cli.arguments import (
     parse_processes,
     refuse_fresh_resume,
 )
-from launch.command import (
-    TRAINING_MODULE,
-    Node,
-    accelerate_launch,
-    config_arguments,
-    left_by_another_launch,
-    training_arguments,
-    training_command,
-)
+from launch.command import TRAINING_MODULE, Node, command_here, config_arguments, training_arguments
 from trainlib.errors import UserError
 
 
@@ -74,15 +65,8 @@ def run(
     if not dry_run:
         require_given_gpus(gpus, os.environ)
     number = choose_processes(processes, gpus)
-    command = training_command(
-        training,
-        number,
-        on_cpu=gpus == 0,
-        python=sys.executable,
-        accelerate=accelerate_launch(sys.executable),
-        without=left_by_another_launch(os.environ),
-        node=_node(nodes, node_rank, head, may_be_unknown=dry_run),
-    )
+    node = _node(nodes, node_rank, head, may_be_unknown=dry_run)
+    command = command_here(training, number, gpus, node=node)
     if dry_run:
         click.echo(command.shell_text())
         return 0

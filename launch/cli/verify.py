@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +32,9 @@ def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -
     RUN is a run's name or directory; it is only read. Compared are the gradient of every parameter, every weight and
     every reported number of each step; the first that differs is named. Exit code 0: all the same, 1: a difference.
     """
+    from launch.command import command_here
     from launch.devices import choose_processes, count_gpus
+    from launch.ranks import run_program
     from launch.runs import find_run
     from launch.verify import difference, read_records
 
@@ -48,29 +48,12 @@ def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -
         options = ["--steps", str(steps), *(["--checkpoint", checkpoint] if checkpoint is not None else [])]
         records = {}
         for number in processes:
-            _record([str(directory), folder, *options], number, on_cpu=gpus == 0)
+            run_program(command_here([str(directory), folder, *options], number, gpus, module="trainlib.verify"))
             records[number] = read_records(Path(folder), number)
             click.echo(_summary(number, records[number][0]))
     found = difference(records)
     click.echo(f"different: {found}" if found else "the same in every bit of every step")
     return 1 if found else 0
-
-
-def _record(words: list[str], processes: int, *, on_cpu: bool) -> None:
-    from launch.command import accelerate_launch, left_by_another_launch, training_command
-    from launch.ranks import run_program
-
-    run_program(
-        training_command(
-            words,
-            processes,
-            on_cpu=on_cpu,
-            python=sys.executable,
-            accelerate=accelerate_launch(sys.executable),
-            without=left_by_another_launch(os.environ),
-            module="trainlib.verify",
-        )
-    )
 
 
 def _summary(processes: int, lines: Sequence[Mapping[str, Any]]) -> str:

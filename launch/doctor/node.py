@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.command import Command, Node, accelerate_launch, left_by_another_launch, training_command
+from launch.command import Command, Node, command_here
 from launch.devices import count_gpus
 from launch.network import interface_to, own_interfaces
 from launch.slurm.head import free_ports, node_names
@@ -22,16 +22,7 @@ def num_nodes(environment: Mapping[str, str]) -> int:
 
 def measuring_command(output: Path, processes: int, node: Node | None = None) -> Command:
     """Start this machine's ranks like those of a training."""
-    return training_command(
-        [str(output)],
-        processes,
-        on_cpu=count_gpus() == 0,
-        python=sys.executable,
-        accelerate=accelerate_launch(sys.executable),
-        without=left_by_another_launch(os.environ),
-        node=node,
-        module=MODULE,
-    )
+    return command_here([str(output)], processes, count_gpus(), module=MODULE, node=node)
 
 
 def node_words(output: Path, processes: int) -> list[str]:

@@ -74,9 +74,8 @@ def run_ranks(processes: int, *, nodes: int = 1, seconds: float = _SECONDS) -> O
             )
             exit_code: int | None = None
             try:
-                exit_code = child.wait(seconds)
-            except subprocess.TimeoutExpired:
-                pass
+                with suppress(subprocess.TimeoutExpired):
+                    exit_code = child.wait(seconds)
             finally:
                 _kill_tree(child)
         lines = output.read_text().splitlines() if output.exists() else []
