@@ -58,8 +58,11 @@ def build_engine(
     custom_loss: CustomLoss | None = None,
 ) -> Engine:
     is_elastic = config.train.reproducibility == "elastic"
-    # `evaluation_mode` leaves out DistributedDataParallel, and nothing else.
-    model: nn.Module = accelerator.prepare_model(classifier.module, evaluation_mode=is_elastic)
+    # `evaluation_mode` leaves out DistributedDataParallel, and nothing else. The module is on its device already; to
+    # find that out, Accelerate would import torch's sharded tensors: half a second.
+    model: nn.Module = accelerator.prepare_model(
+        classifier.module, device_placement=False, evaluation_mode=is_elastic
+    )
     world_size = accelerator.num_processes
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
     objective = Objective(config.loss, num_classes, accelerator.device, custom_loss)

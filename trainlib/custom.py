@@ -13,7 +13,7 @@ from trainlib.config import CUSTOM_PREFIX
 from trainlib.data import Dataset, fingerprint
 from trainlib.errors import UserError
 from trainlib.losses import CustomLoss, Objective
-from trainlib.models import Classifier
+from trainlib.models import Classifier, buffers_kept
 
 ModelSource = nn.Module | Callable[[int], nn.Module]
 
@@ -76,18 +76,14 @@ def check_custom_model(classifier: Classifier, image_size: int, num_classes: int
     """
     module, name = classifier.module, type(classifier.module).__name__
     device = next(module.parameters(), torch.empty(0)).device
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     images_NCHW = torch.zeros(num_images, 3, image_size, image_size, device=device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), buffers_kept(module):
             logits_NC = module(images_NCHW)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"model: {name} cannot take images {list(images_NCHW.shape)}: {error} (their size is data.image_size)"
         ) from error
-    finally:
-        for buffer, before in buffers:
-            buffer.copy_(before)
     if not isinstance(logits_NC, Tensor) or logits_NC.shape != (num_images, num_classes):
         got = list(logits_NC.shape) if isinstance(logits_NC, Tensor) else type(logits_NC).__name__
         raise UserError(

@@ -181,6 +181,7 @@ def _set_determinism(config: TrainConfig) -> None:
     deterministic = config.reproducibility != "fast"
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Not `use_deterministic_algorithms`, which does the same but imports torch's compiler to tell it: a second.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")  # type: ignore[no-untyped-call]
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic

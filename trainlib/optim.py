@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
 
 NAMES_SHOWN = 5
+GUARDED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
 
 
 def build_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
@@ -40,9 +43,21 @@ def build_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[st
     return _construct("optimizer", config.name, groups, config.args)
 
 
+@cache
+def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:
+    """The same optimizer, whose methods are torch's own without the decorators that guard them from torch.compile.
+
+    What is computed is the same, and hooks are called. But those decorators import torch's compiler, which nothing
+    here uses, the first time that an optimizer is made: more than a second, as much as the rest of torch together.
+    """
+    methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in GUARDED}
+    methods["step"] = torch.no_grad()(methods["step"])
+    return type(optimizer_class.__name__, (optimizer_class,), methods | {"__doc__": optimizer_class.__doc__})
+
+
 def _construct(place: str, name: str, params: list[Any], options: dict[str, Any]) -> Optimizer:
     try:
-        optimizer: Optimizer = getattr(torch.optim, name)(params, **options)
+        optimizer: Optimizer = undecorated(getattr(torch.optim, name))(params, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{place} {name}: {error}") from error
     return optimizer

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainlib.batches import Batches, Piece
@@ -46,6 +47,12 @@ class Engine:
     def num_parts(self) -> int:
         """How many parts a batch has (see `batches.Shard`)."""
         return self.accelerator.num_processes if self.elastic is None else self.elastic.num_shards
+
+    @property
+    def local_model(self) -> nn.Module:
+        """The model wrapped for precision alone. Accelerate's `unwrap_model` imports torch's compiler to find that out."""
+        wrapped: nn.Module = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        return wrapped
 
     @property
     def stepping(self) -> Optimizer:
@@ -199,7 +206,7 @@ def evaluate(
 ) -> Metrics:
     """Loss and accuracy over exactly these samples, each counted once, the same on every rank."""
     share_buffers(engine.classifier.module)  # rank 0's BatchNorm statistics, which checkpoints hold, are the model's
-    model = engine.accelerator.unwrap_model(engine.model)  # no gradients to share: ranks may differ in batch count
+    model = engine.local_model  # no gradients to share: ranks may differ in batch count
     model.eval()
     pieces = batches.evaluation(ids_N, batch_size)
     num_parts = batches.shard.num_parts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -62,13 +63,16 @@ def set_train_mode(classifier: Classifier) -> None:
 
 
 def check_forward(classifier: Classifier, image_size: int, num_classes: int, *, num_images: int = 2) -> None:
-    """Raise UserError unless images of this size give logits [num_images, num_classes]. Computes nothing but shapes."""
+    """Raise UserError unless images of this size give logits [num_images, num_classes]; the model is left as it was.
+
+    A forward pass where the model is: on the meta device it computes nothing but shapes. There torch imports its
+    compiler for linear layers, which takes longer than a few images do on a real device.
+    """
     module = classifier.module
-    shapes = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    images_NCHW = torch.empty(num_images, 3, image_size, image_size, device="meta")
+    images_NCHW = torch.zeros(num_images, 3, image_size, image_size, device=next(module.parameters()).device)
     try:
-        with torch.no_grad():
-            logits_NC = torch.func.functional_call(module, shapes, images_NCHW)
+        with torch.no_grad(), buffers_kept(module):
+            logits_NC = module(images_NCHW)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -80,6 +84,17 @@ def check_forward(classifier: Classifier, image_size: int, num_classes: int, *, 
             f"model: {type(module).__name__} gives {list(logits_NC.shape)} for {num_images} images, must give "
             f"[{num_images}, {num_classes}]"
         )
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put back what BatchNorm has learned from the images of a trial."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def _stock(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:

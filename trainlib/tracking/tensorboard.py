@@ -20,7 +20,7 @@ class TensorBoard:
     """
 
     def __init__(self, run: Path):
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # 0.2 s
 
         directory = run / "tensorboard"
         earlier = list(directory.glob("events.*"))
