@@ -26,6 +26,7 @@ LAYERS = {
         | {"checkpoint", "rundir", "stopping", "distributed"},
         {"batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
         {"step", "evaluation"},
+        {"tally"},
         {"loop"},
         {"build", "outputs"},
         {"session", "inference"},

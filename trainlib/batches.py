@@ -97,40 +97,62 @@ class Batches:
         self.shard = shard
         self._device = device
 
+    def labels_of(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The labels of each of these batches (sample indices, int64 [B]), on the CPU."""
+        return _split(self.labels_N, batches)
+
     def train(self, batches: Sequence[Tensor], epoch: int, augmentation: Augmentation) -> Iterator[list[Piece]]:
         """This rank's pieces of each of these global batches (sample indices, int64 [B]), augmented."""
-        pieces = [self.shard.cut(batch, self.shard.micro_batch_size) for batch in batches]
+        cuts = [self.shard.cut(batch, self.shard.micro_batch_size) for batch in batches]
         loads = [
-            piece if len(piece) else batch[:1] for batch, cut in zip(batches, pieces, strict=True) for _, piece in cut
+            piece if len(piece) else batch[:1] for batch, cut in zip(batches, cuts, strict=True) for _, piece in cut
         ]
-        decoded = self._images.batches(loads)
-        for cut in pieces:
-            yield [self._piece(part, piece, next(decoded), epoch, augmentation) for part, piece in cut]
+        prepared = self._prepared([piece for cut in cuts for piece in cut], loads, epoch, augmentation)
+        for cut in cuts:
+            yield [next(prepared) for _ in cut]
 
     def evaluation(self, ids_N: Tensor, batch_size: int) -> Iterator[Piece]:
         """This rank's share of these samples, each exactly once, in pieces of at most `batch_size`."""
         pieces = [(part, piece) for part, piece in self.shard.cut(ids_N, batch_size) if len(piece)]
-        decoded = self._images.batches([piece for _, piece in pieces])
-        for (part, piece), images_NCHW in zip(pieces, decoded, strict=True):
-            yield self._piece(part, piece, images_NCHW, 0, None)
+        return self._prepared(pieces, [piece for _, piece in pieces], 0, None)
 
     def stored(self, ids_N: Tensor) -> Tensor:
         """These samples' images as the set holds them: uint8 [N, 3, H, W] on the CPU."""
         return next(self._images.batches([ids_N])).cpu()
 
-    def _piece(
-        self, part: int, ids_N: Tensor, images_NCHW: Tensor, epoch: int, augmentation: Augmentation | None
-    ) -> Piece:
-        images_NCHW = images_NCHW.to(self._device, non_blocking=True)
-        if augmentation and len(ids_N):
-            images_NCHW = augment(
-                images_NCHW,
-                ids_N.to(self._device, non_blocking=True),
-                seed=augmentation.seed,
-                epoch=epoch,
-                flip=augmentation.flip,
-                crop_padding=augmentation.crop_padding,
-            )
-        prepared = normalise(images_NCHW, self.preprocess.mean, self.preprocess.std, self.preprocess.image_size)
-        cpu_labels_N = self.labels_N[ids_N]
-        return Piece(ids_N, prepared, cpu_labels_N.to(self._device, non_blocking=True), cpu_labels_N, part)
+    def _prepared(
+        self,
+        pieces: Sequence[tuple[int, Tensor]],
+        loads: Sequence[Tensor],
+        epoch: int,
+        augmentation: Augmentation | None,
+    ) -> Iterator[Piece]:
+        """These pieces, [(part, sample indices)], with the images `loads`: the same samples, or a stand-in."""
+        ids = [ids_N for _, ids_N in pieces]
+        # One transfer for all labels and indices: one for each piece would cost each step some microseconds.
+        labels = labels_there = _split(self.labels_N, ids)
+        ids_there: Sequence[Tensor] = ids
+        if self._device.type != "cpu":
+            labels_there = _split(self.labels_N, ids, self._device)
+            ids_there = _split(torch.arange(len(self.labels_N)), ids, self._device)
+        images = self._images.batches(loads)
+        for index, ((part, ids_N), images_NCHW) in enumerate(zip(pieces, images, strict=True)):
+            images_NCHW = images_NCHW.to(self._device, non_blocking=True)
+            if augmentation and len(ids_N):
+                images_NCHW = augment(
+                    images_NCHW,
+                    ids_there[index],
+                    seed=augmentation.seed,
+                    epoch=epoch,
+                    flip=augmentation.flip,
+                    crop_padding=augmentation.crop_padding,
+                )
+            prepared = normalise(images_NCHW, self.preprocess.mean, self.preprocess.std, self.preprocess.image_size)
+            yield Piece(ids_N, prepared, labels_there[index], labels[index], part)
+
+
+def _split(values_N: Tensor, ids: Sequence[Tensor], device: torch.device | None = None) -> Sequence[Tensor]:
+    """The values of each of these tensors of indices; one gather, and one transfer, for all of them."""
+    if not ids:
+        return ()
+    return torch.split(values_N[torch.cat(list(ids))].to(device), [len(ids_B) for ids_B in ids])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim import Optimizer
 
 from trainlib.batches import Augmentation, Batches, Preprocess, Shard
 from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_custom
@@ -60,11 +61,9 @@ def build_engine(
     is_elastic = config.train.reproducibility == "elastic"
     # `evaluation_mode` leaves out DistributedDataParallel, and nothing else. The module is on its device already; to
     # find that out, Accelerate would import torch's sharded tensors: half a second.
-    model: nn.Module = accelerator.prepare_model(
-        classifier.module, device_placement=False, evaluation_mode=is_elastic
-    )
+    model: nn.Module = accelerator.prepare_model(classifier.module, device_placement=False, evaluation_mode=is_elastic)
     world_size = accelerator.num_processes
-    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
+    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters(), accelerator.device)
     objective = Objective(config.loss, num_classes, accelerator.device, custom_loss)
     if custom_loss is not None:
         check_custom_loss(objective, num_classes, accelerator.device)
@@ -74,10 +73,23 @@ def build_engine(
         model=model,
         objective=objective,
         optimizer=accelerator.prepare_optimizer(optimizer),
+        parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
+        buffers=list(classifier.module.buffers()),
         clip_grad_norm=config.train.clip_grad_norm,
-        seed=config.seed,
+        step_key=key("step", config.seed),
+        skips_unseen=_skips_unseen(config, accelerator, optimizer),
         elastic=Elastic(classifier.module, config.train.virtual_shards, world_size) if is_elastic else None,
     )
+
+
+def _skips_unseen(config: Config, accelerator: Accelerator, optimizer: Optimizer) -> bool:
+    """Whether the host need not wait at each step to learn that it was applied: on a GPU, with fused kernels.
+
+    Not where training goes on after a step that was not, as the schedule waits then.
+    """
+    goes_on = config.train.on_nonfinite == "skip" or accelerator.scaler is not None
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return accelerator.device.type == "cuda" and fused and not goes_on
 
 
 def check_build(config: Config, num_samples: int, num_classes: int) -> None:

@@ -32,8 +32,11 @@ PLAIN_DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, Distribute
 WORLD_SIZE_ASKED = "TRAINLAUNCH_WORLD_SIZE"  # set by the launcher: any other world size is an error
 NUM_THREADS = "TRAINLAUNCH_NUM_THREADS"  # intra-op threads of each rank, where the choice below does not suit
 
-# Of glibc's malloc.h.
+# Of glibc's malloc.h and Linux's mman-common.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MADV_HUGEPAGE = 14
+_HUGE_PAGE = 2 << 20  # bytes
+_LARGEST_KEPT = 1 << 30  # a block; larger ones have memory of their own from the kernel
 
 # What gloo and NCCL say when a rank at the other end is gone. Both raise a RuntimeError.
 _LOST_CONNECTION = re.compile(
@@ -164,16 +167,30 @@ def _trains_on_cpu(environ: Mapping[str, str]) -> bool:
 
 
 def keep_freed_memory(environ: Mapping[str, str]) -> None:
-    """Have malloc keep what a step frees for the next one, up to 2 GiB of it.
+    """Have malloc keep what a step frees for the next one, up to 2 GiB of it, in pages of 2 MiB where Linux has them.
 
     glibc gives large blocks back to the kernel at once, which zeroes every page of them when the next step asks for the
     same ones. Nothing is changed where MALLOC_... variables are set, or another malloc is in use.
     """
-    if not any(name.startswith("MALLOC_") for name in environ):
-        with suppress(OSError, AttributeError):
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if any(name.startswith("MALLOC_") for name in environ):
+        return
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        _ask_for_huge_pages(libc)
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
+    """Large blocks will be where this one is: the top of the heap. Nothing of it is taken before it is written to."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(_LARGEST_KEPT - _HUGE_PAGE)
+    if block:
+        start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
+        libc.madvise(start, _LARGEST_KEPT - 2 * _HUGE_PAGE, _MADV_HUGEPAGE)
+        libc.free(block)
 
 
 def _set_determinism(config: TrainConfig) -> None:
@@ -182,6 +199,6 @@ def _set_determinism(config: TrainConfig) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     # Not `use_deterministic_algorithms`, which does the same but imports torch's compiler to tell it: a second.
-    torch.set_deterministic_debug_mode("warn" if deterministic else "default")  # type: ignore[no-untyped-call]
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic

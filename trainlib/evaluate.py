@@ -83,8 +83,8 @@ def _evaluate(
     objective = Objective(config.loss, len(trained.classes), device)
     recorder = Recorder(config.loss, device)
     pieces = batches.evaluation(ids_N, size)
-    sums_P2 = gather_sums(evaluation_sums(model, objective, pieces, device, recorder.add, num_pieces))
-    metrics = metrics_of(sums_P2, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
+    sums = gather_sums(evaluation_sums(model, objective, pieces, recorder.add, num_pieces), device)
+    metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
     source = {"split": name, "step": trained.checkpoint.step, "weights": trained.weights}
     return describe(recorder.gathered(), batches, ids_N, trained.classes, metrics, source)
 

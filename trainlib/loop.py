@@ -7,7 +7,6 @@ the step, the end of an epoch (its row, evaluation, schedule, early stopping), a
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +20,16 @@ from trainlib.config import Best, EarlyStopping
 from trainlib.console import Console
 from trainlib.distributed import from_main
 from trainlib.elastic import require_same_state
-from trainlib.errors import NonFiniteError, TrainlaunchError
+from trainlib.errors import TrainlaunchError
 from trainlib.files import timestamp
 from trainlib.keeper import Keeper
-from trainlib.metrics import Metrics, gather_sums, metrics_of
+from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
 from trainlib.plan import Plan
 from trainlib.progress import Progress
 from trainlib.schedule import Schedule
-from trainlib.step import Engine, OnBatch, StepResult, evaluate, train_step
+from trainlib.step import Engine, OnBatch, evaluate, train_step
 from trainlib.stopping import Agreement
+from trainlib.tally import Tally
 from trainlib.tracking import Tracker, log_all
 
 logger = logging.getLogger("trainlib")
@@ -90,6 +90,7 @@ class Loop:
         self.outputs = outputs
         self.progress = progress
         self._saved_step = progress.step if progress.step else None
+        self.tally = Tally(engine, progress, policy.on_nonfinite, policy.max_nonfinite_steps)
         self.clock = Clock(progress.seconds)
 
     def run(self, agreement: Agreement) -> bool:
@@ -107,6 +108,11 @@ class Loop:
         return self.progress.step // self.plan.steps_per_epoch
 
     @property
+    def device(self) -> torch.device:
+        device: torch.device = self.engine.accelerator.device
+        return device
+
+    @property
     def finished(self) -> bool:
         return self.progress.step >= self.plan.total_steps or self.progress.ended_early
 
@@ -115,23 +121,20 @@ class Loop:
         plan, progress, policy = self.plan, self.progress, self.policy
         first = progress.step % plan.steps_per_epoch
         batches = plan.batches(epoch)[first : first + plan.total_steps - progress.step]
+        denominators = map(self.engine.objective.denominator, self.samples.train.labels_of(batches))
         prepared = self.samples.train.train(batches, epoch, self.samples.augmentation)
-        for ids_N, pieces in zip(batches, prepared, strict=True):
+        for ids_N, denominator, pieces in zip(batches, denominators, prepared, strict=True):
             lr = self.schedule.lr
-            denominator = self.engine.objective.denominator(self.samples.train.labels_N[ids_N])
             result = train_step(self.engine, progress.step, pieces, denominator)
-            if result.applied:
-                self.schedule.after_step()
-            if result.applied or self._only_overflowed(result):
-                progress.sums_P2 += result.sums_P2
-            else:
-                self._pass_over(result)
+            self.tally.take(progress.step, result)
             progress.step += 1
+            if result.applied is not False:
+                self.schedule.after_step()
             self.clock.count(len(ids_N))
             self.outputs.beat()
 
             if progress.step % policy.log_every == 0:
-                self._log_step(epoch, lr, metrics_of(gather_sums(result.sums_P2), denominator, len(ids_N)), result)
+                self._log_step(epoch, lr, denominator, len(ids_N), result.grad_norm)
             is_best = False
             if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
                 is_best = self._end_epoch(epoch, lr)
@@ -151,6 +154,7 @@ class Loop:
 
         A run of `train.steps` may end inside an epoch: then the row tells of the part that was trained.
         """
+        self.tally.read()
         plan, progress, samples = self.plan, self.progress, self.samples
         whole = plan.ends_epoch(progress.step - 1)
         first = epoch * plan.steps_per_epoch
@@ -161,7 +165,7 @@ class Loop:
         ]
         labels_N = samples.train.labels_N[torch.cat([torch.empty(0, dtype=torch.int64), *counted])]
         denominator = self.engine.objective.denominator(labels_N)
-        train = metrics_of(gather_sums(progress.sums_P2), denominator, len(labels_N))
+        train = metrics_of(gather_sums(progress.sums, self.device), denominator, len(labels_N))
         self._log("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
         self.clock.new_window()
         metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
@@ -170,34 +174,9 @@ class Loop:
             self._log("val", epoch, lr, val, images_per_second=speed)
             metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
         if whole:
-            progress.sums_P2.zero_()
+            progress.sums = zero_sums(len(progress.sums))
             self.schedule.after_epoch(metrics)
         return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
-
-    def _only_overflowed(self, result: StepResult) -> bool:
-        """Whether fp16 gradients overflowed while every rank's loss is finite: the loss scale is lowered, no more."""
-        return self.engine.overflow_is_expected() and bool(gather_sums(result.sums_P2).isfinite().all())
-
-    def _pass_over(self, result: StepResult) -> None:
-        """A step whose gradient was not finite: end all ranks, or note it. All of them are here, at the same step."""
-        progress, policy = self.progress, self.policy
-        losses = gather_sums(result.sums_P2)[:, 0].tolist()
-        place = "on rank" if self.engine.elastic is None else "in virtual shard"
-        where = [f"the loss is {loss} {place} {part}" for part, loss in enumerate(losses) if not math.isfinite(loss)]
-        found = "; ".join(where) or f"every loss is finite, but the gradient's norm is {result.grad_norm.item()}"
-        progress.skipped_steps.append(progress.step)
-        message = f"step {progress.step + 1} was not applied: {found}"
-        if policy.on_nonfinite == "stop":
-            raise NonFiniteError(
-                f"{message}. Weights and checkpoints are as they were before it. Lower optimizer.lr or set "
-                "train.clip_grad_norm, look at the data, or pass over such steps with train.on_nonfinite=skip"
-            )
-        if len(progress.skipped_steps) > policy.max_nonfinite_steps:
-            raise NonFiniteError(
-                f"{message}; there were {len(progress.skipped_steps) - 1} such steps before, and "
-                f"train.max_nonfinite_steps allows {policy.max_nonfinite_steps}"
-            )
-        logger.warning("%s (%d so far)", message, len(progress.skipped_steps))
 
     def test(self, on_batch: OnBatch = lambda piece, logits_NC: None) -> Metrics:
         """Evaluate the test split with the weights as they are, and report it; `on_batch` sees each piece's logits."""
@@ -220,9 +199,10 @@ class Loop:
             metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size, beat_and_pass_on)
         return metrics, len(ids_N) / pause.seconds
 
-    def _log_step(self, epoch: int, lr: float, metrics: Metrics, result: StepResult) -> None:
+    def _log_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:
+        metrics = metrics_of(gather_sums(self.tally.read(), self.device), denominator, count)
         speed = self.clock.images_per_second
-        more = {"grad_norm": result.grad_norm.item()} if self.policy.log_grad_norm else {}
+        more = {"grad_norm": grad_norm.item()} if self.policy.log_grad_norm else {}
         self._log("train", epoch, lr, metrics, scope="step", images_per_second=speed, **more)
 
     def _log(
@@ -243,10 +223,11 @@ class Loop:
         problem = None
         with self.clock.paused() as pause:
             if self._saved_step != progress.step:
+                self.tally.read()
                 if self.engine.elastic is not None:
                     require_same_state(self.engine.classifier.module)
                 progress.seconds = self.clock.seconds
-                gathered = progress.state_dict()
+                gathered = progress.state_dict(self.device)
                 if keeper is not None:
                     best_step = progress.best["step"] if progress.best else None
                     model_state = self.engine.classifier.module.state_dict()

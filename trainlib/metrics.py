@@ -1,13 +1,16 @@
 """Loss and accuracy over a set of samples, exact however the set was cut into ranks and micro-batches.
 
 A part of a set (see `batches.Shard`) has two numbers: its loss times its denominator (see `losses.Objective`) and how
-many it got right. They stay on the device as float64 [P, 2], where adding costs no synchronisation, and are brought
-together once, where reported. Every rank has rows for all P parts, and fills its own.
+many it got right. What a micro-batch came to stays on the device until it is read, many of them at once; then it is
+added up in float64 on the host, in the order in which it was computed. Every rank has rows for all parts, and fills its
+own; they are brought together where they are reported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -26,29 +29,73 @@ class Metrics:
         return asdict(self)
 
 
-def zero_sums(num_parts: int, device: torch.device) -> Tensor:
-    """[loss times denominator, correct] of no samples, for each part: float64 [P, 2]."""
-    return torch.zeros(num_parts, 2, dtype=torch.float64, device=device)
+Sums: TypeAlias = list[list[float]]  # of each part: loss times denominator, and samples that are right
 
 
-def gather_sums(sums_P2: Tensor) -> Tensor:
-    """Every part's sums: float64 [P, 2] on the CPU, the same on every rank. A synchronisation point.
+class Measured(NamedTuple):
+    """What a micro-batch came to, still on the device.
 
+    part          of the set
+    denominator   its own
+    loss          of its samples, a scalar
+    hits          how many it got right, an int64 scalar
+    """
+
+    part: int
+    denominator: float
+    loss: Tensor
+    hits: Tensor
+
+
+def zero_sums(num_parts: int) -> Sums:
+    """Of no samples."""
+    return [[0.0, 0.0] for _ in range(num_parts)]
+
+
+def on_host(tensors: Sequence[Tensor]) -> list[float]:
+    """The values of scalars, in one transfer. A synchronisation point on a GPU."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return [tensor.item() for tensor in tensors]
+    values: list[float] = torch.stack([tensor.double() for tensor in tensors]).tolist()
+    return values
+
+
+def add_up(sums: Sums, measured: Iterable[tuple[Measured, float, float]]) -> Sums:
+    """Add micro-batches to the sums, each with the values of its loss and hits; returns the sums."""
+    for (part, denominator, _, _), loss, hits in measured:
+        if denominator:  # of zero it adds no loss, whatever the loss is
+            sums[part][0] += loss * denominator
+        sums[part][1] += hits
+    return sums
+
+
+def sums_of(measured: Sequence[Measured], num_parts: int) -> Sums:
+    """The sums of these micro-batches. A synchronisation point on a GPU."""
+    losses, hits = on_host([m.loss for m in measured]), on_host([m.hits for m in measured])
+    return add_up(zero_sums(num_parts), zip(measured, losses, hits, strict=True))
+
+
+def gather_sums(sums: Sums, device: torch.device) -> Sums:
+    """Every part's sums, the same on every rank. A synchronisation point.
+
+    device   that the ranks talk through
     No rank but one has anything but zeros in a row, so that adding the ranks up changes no bit.
     """
-    gathered_P2 = sums_P2.clone()
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(gathered_P2)
-    return gathered_P2.cpu()
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return [list(row) for row in sums]
+    sums_P2 = torch.tensor(sums, dtype=torch.float64, device=device)
+    dist.all_reduce(sums_P2)
+    gathered: Sums = sums_P2.tolist()
+    return gathered
 
 
-def metrics_of(sums_P2: Tensor, denominator: float, count: int) -> Metrics:
+def metrics_of(sums: Sums, denominator: float, count: int) -> Metrics:
     """The metrics of all parts together. `denominator` and `count` are those of the whole set.
 
     Parts are added in their order, so that every rank computes the same bits and takes the same decisions from them.
     """
     loss_sum, correct = 0.0, 0.0
-    for part_loss, part_correct in sums_P2.tolist():
+    for part_loss, part_correct in sums:
         loss_sum += part_loss
         correct += part_correct
     return Metrics(

@@ -16,14 +16,20 @@ from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
 
 NAMES_SHOWN = 5
+# One kernel for all parameters, which can also be told by a flag on the device that a gradient is not to be applied.
+# None on CPUs: there it rounds otherwise than torch's loop over the parameters does.
+FUSED = {"cuda": ("SGD", "Adam", "AdamW", "Adagrad")}
 GUARDED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
 
 
-def build_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]], device: torch.device | None = None
+) -> Optimizer:
     """The configured optimizer over the parameters that require gradients.
 
     named_parameters   canonical names (no `module.`, no `_orig_mod.`), which `param_groups` match as globs on the whole
                        name, case included; the first match wins
+    device             on which it will step, for the choice of its kernels; None = torch's own choice
     Its groups are those of the configuration, in order, then the rest, where there is any.
     Raises UserError when there is nothing to train, a group would be empty, or torch refuses a value or a parameter.
     """
@@ -40,7 +46,18 @@ def build_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[st
         groups.append({"params": [rest.pop(name) for name in matched], **group.args})
     if rest:
         groups.append({"params": list(rest.values())})
-    return _construct("optimizer", config.name, groups, config.args)
+    return _construct("optimizer", config.name, groups, _kernels(config, trainable.values(), device) | config.args)
+
+
+def _kernels(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter], device: torch.device | None
+) -> dict[str, Any]:
+    """`fused`, where this device has one kernel for all that the optimizer does, and nothing else is asked for."""
+    asked = {*config.args, *(option for group in config.param_groups for option in group.args)}
+    suits = device is not None and config.name in FUSED.get(device.type, ())
+    if suits and not asked & {"fused", "foreach", "differentiable"} and all(p.is_floating_point() for p in parameters):
+        return {"fused": True}
+    return {}
 
 
 @cache

@@ -8,6 +8,7 @@ any step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class Plan:
     drop_last: bool
     total_steps: int
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.ids_N), self.global_batch_size, self.drop_last)
 

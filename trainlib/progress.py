@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainlib.config import Best, EarlyStopping
-from trainlib.metrics import better, gather_sums, zero_sums
+from trainlib.metrics import Sums, better, gather_sums, zero_sums
 
 
 @dataclass
@@ -17,13 +17,13 @@ class Progress:
     """The state of the loop; saved with each checkpoint.
 
     step             optimizer steps done
-    sums_P2          this rank's sums over the current epoch so far (see `metrics`)
+    sums             this rank's sums over the current epoch so far (see `metrics`)
     best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
     stopping_*       early stopping: best value so far, and evaluations since
     skipped_steps    steps, from 0, whose gradient was not finite
     """
 
-    sums_P2: Tensor
+    sums: Sums
     step: int = 0
     best: dict[str, Any] | None = None
     stopping_best: float | None = None
@@ -33,8 +33,8 @@ class Progress:
     seconds: float = 0.0
 
     @classmethod
-    def at_start(cls, num_parts: int, device: torch.device) -> Progress:
-        return cls(sums_P2=zero_sums(num_parts, device))
+    def at_start(cls, num_parts: int) -> Progress:
+        return cls(sums=zero_sums(num_parts))
 
     def note(self, metrics: dict[str, float], epoch: int, best: Best | None, stopping: EarlyStopping | None) -> bool:
         """Take in an evaluation; returns whether it is the best so far."""
@@ -55,11 +55,14 @@ class Progress:
             self.ended_early = self.stopping_stale >= stopping.patience
         return improved
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values and one tensor: every part's sums, float64 [P, 2]. Call on every rank: it gathers."""
+    def state_dict(self, device: torch.device) -> dict[str, Any]:
+        """Plain values and one tensor: every part's sums, float64 [P, 2]. Call on every rank: it gathers.
+
+        device   that the ranks talk through
+        """
         return {
             "step": self.step,
-            "sums_P2": gather_sums(self.sums_P2),
+            "sums_P2": torch.tensor(gather_sums(self.sums, device), dtype=torch.float64),
             "best": self.best,
             "stopping_best": self.stopping_best,
             "stopping_stale": self.stopping_stale,
@@ -69,14 +72,11 @@ class Progress:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], parts: range, num_parts: int, device: torch.device) -> Progress:
+    def from_state(cls, state: dict[str, Any], parts: range, num_parts: int) -> Progress:
         """The saved progress on the rank with these parts. If batches had other parts then, part 0 takes all sums."""
         values = dict(state)
         saved_P2: Tensor = values.pop("sums_P2")
-        if len(saved_P2) != num_parts:
-            together_2 = saved_P2.sum(dim=0)
-            saved_P2 = torch.zeros(num_parts, 2, dtype=saved_P2.dtype)
-            saved_P2[0] = together_2
-        sums_P2 = torch.zeros_like(saved_P2)
-        sums_P2[parts.start : parts.stop] = saved_P2[parts.start : parts.stop]
-        return cls(sums_P2=sums_P2.to(device), **values)
+        saved: Sums = saved_P2.tolist()
+        if len(saved) != num_parts:
+            saved = [saved_P2.sum(dim=0).tolist(), *zero_sums(num_parts - 1)]
+        return cls(sums=[row if part in parts else [0.0, 0.0] for part, row in enumerate(saved)], **values)

@@ -29,13 +29,17 @@ def mix(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def key(*parts: int | str) -> int:
+def key(*parts: int | str, folded: int = 0) -> int:
     """Fold integers and words into one unsigned 64-bit key; the order matters.
+
+    folded   the key of the parts that come before these
 
     >>> key("order", 0, 1) == key("order", 1, 0)
     False
+    >>> key("order", 0, 1) == key(1, folded=key("order", 0))
+    True
     """
-    state = 0
+    state = folded
     for part in parts:
         words = [part & _MASK] if isinstance(part, int) else [len(part), *part.encode()]
         for word in words:

@@ -15,6 +15,10 @@ from trainlib.plan import to_steps
 # What a scheduler that is as long as the schedule itself calls its length.
 LENGTH_ARGUMENT = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
 
+# What a group is made of, and with which kernels: those suit the device, which may be another one after a resume.
+KERNEL_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
+NOT_SCHEDULED = ("params", *KERNEL_OPTIONS)
+
 Options = dict[str, Any]
 
 
@@ -161,15 +165,17 @@ def _starts(elements: list[SchedulerConfig], steps_per_epoch: int) -> list[int]:
 
 
 def _options(optimizer: Optimizer) -> list[Options]:
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return [
+        {key: value for key, value in group.items() if key not in NOT_SCHEDULED} for group in optimizer.param_groups
+    ]
 
 
 def _set_options(optimizer: Optimizer, options: list[Options]) -> None:
     """Give every group exactly these options: what one scheduler leaves there must not reach the next."""
     for group, values in zip(optimizer.param_groups, options, strict=True):
-        params = group["params"]
+        kept = {key: value for key, value in group.items() if key in NOT_SCHEDULED}
         group.clear()
-        group.update(values, params=params)
+        group.update(values, **kept)
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

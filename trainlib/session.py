@@ -187,12 +187,12 @@ def build_loop(
     )
     samples = build_samples(config, dataset, val_ids, accelerator)
     shard = samples.train.shard
-    progress = Progress.at_start(shard.num_parts, accelerator.device)
+    progress = Progress.at_start(shard.num_parts)
     if start is not None:
         state = start.trainer_state()
         engine.load_state(state["optimizer"], state["scaler"])
         schedule.load_state_dict(state["schedule"])
-        progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts, accelerator.device)
+        progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts)
     return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
 
 

@@ -21,26 +21,39 @@ from trainlib.batches import Batches, Piece
 from trainlib.distributed import share_buffers
 from trainlib.elastic import Elastic
 from trainlib.losses import Objective, correct
-from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
+from trainlib.metrics import Measured, Metrics, Sums, gather_sums, metrics_of, on_host, sums_of
 from trainlib.models import Classifier, set_train_mode
 from trainlib.randomness import key, seed_generators
+from trainlib.schedule import KERNEL_OPTIONS
 
 OnBatch = Callable[[Piece, Tensor], None]  # a piece of an evaluation and its logits [N, C], both on the device
 
+NOTHING_SPECIAL = nullcontext()
 MIN_LOSS_SCALE = 1.0  # below it, a gradient that still overflows fp16 is no matter of scale
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What turns a batch into an update."""
+    """What turns a batch into an update.
+
+    model            the classifier's module, wrapped for precision and for the other ranks
+    parameters       those that the optimizer steps
+    buffers          of the module
+    step_key         what the random numbers of every step have in common (see `randomness.key`)
+    skips_unseen     a step whose gradient is not finite is skipped by the optimizer's kernels, and so are all after it;
+                     the host learns of it later. What BatchNorm saw of them is not undone: the run ends there
+    """
 
     accelerator: Accelerator
     classifier: Classifier  # the bare module: canonical names
-    model: nn.Module  # the same module, wrapped for precision and for the other ranks
+    model: nn.Module
     objective: Objective
     optimizer: AcceleratedOptimizer
+    parameters: Sequence[nn.Parameter]
+    buffers: Sequence[Tensor]
     clip_grad_norm: float | None
-    seed: int
+    step_key: int
+    skips_unseen: bool = False
     elastic: Elastic | None = None  # None = DistributedDataParallel adds up the gradients
 
     @property
@@ -50,7 +63,7 @@ class Engine:
 
     @property
     def local_model(self) -> nn.Module:
-        """The model wrapped for precision alone. Accelerate's `unwrap_model` imports torch's compiler to find that out."""
+        """The model wrapped for precision alone; not by Accelerate's `unwrap_model`, which imports torch's compiler."""
         wrapped: nn.Module = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
         return wrapped
 
@@ -74,7 +87,12 @@ class Engine:
         return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
 
     def load_state(self, optimizer: dict[str, Any], scaler: dict[str, Any] | None) -> None:
-        self.optimizer.optimizer.load_state_dict(optimizer)
+        """Continue with these states; but with the kernels that were chosen for this device."""
+        groups = [
+            saved | {option: group[option] for option in KERNEL_OPTIONS if option in group}
+            for saved, group in zip(optimizer["param_groups"], self.optimizer.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.optimizer.load_state_dict({**optimizer, "param_groups": groups})
         if scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
 
@@ -83,14 +101,15 @@ class Engine:
 class StepResult:
     """What a step came to.
 
-    sums_P2     this rank's parts of the batch's metrics (see `metrics`)
+    measured    of each of this rank's micro-batches
     grad_norm   of the whole gradient, before clipping; the same on every rank
-    applied     False where the gradient was not finite: weights, buffers and optimizer are as they were before
+    applied     False where the gradient was not finite: weights, buffers and optimizer are as they were before; None
+                where only the device knows yet: whether the gradient's norm and this rank's losses are finite
     """
 
-    sums_P2: Tensor
+    measured: Sequence[Measured]
     grad_norm: Tensor
-    applied: bool
+    applied: bool | None
 
 
 def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: float) -> StepResult:
@@ -99,58 +118,72 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
     pieces       this rank's micro-batches
     denominator  of the whole global batch, which every rank knows from its labels
     """
-    sums_P2 = zero_sums(engine.num_parts, engine.accelerator.device)
-    buffers = [(buffer, buffer.clone()) for buffer in engine.classifier.module.buffers()]
+    measured: list[Measured] = []
+    buffers = [(buffer, buffer.clone()) for buffer in engine.buffers] if not engine.skips_unseen else []
     if engine.elastic is None:
-        _backward_of_rank(engine, step, pieces, denominator, sums_P2)
+        _backward_of_rank(engine, step, pieces, denominator, measured)
     else:
-        _backward_of_shards(engine, engine.elastic, step, pieces, denominator, sums_P2)
-    result = _update(engine, sums_P2)
-    if not result.applied:
+        _backward_of_shards(engine, engine.elastic, step, pieces, denominator, measured)
+    result = _update(engine, measured)
+    if result.applied is False:
         for buffer, before in buffers:  # BatchNorm took the bad batch into its statistics on the way forward
             buffer.copy_(before)
     return result
 
 
-def _backward_of_rank(engine: Engine, step: int, pieces: Sequence[Piece], denominator: float, sums_P2: Tensor) -> None:
+def _backward_of_rank(
+    engine: Engine, step: int, pieces: Sequence[Piece], denominator: float, measured: list[Measured]
+) -> None:
     """Leave the gradient of the global batch on every rank; only the last backward pass talks to the other ranks.
 
     DistributedDataParallel averages over ranks, so each rank's part is multiplied by the world size.
     """
     accelerator = engine.accelerator
-    seed_generators(key("step", engine.seed, step, accelerator.process_index), accelerator.device)
-    for index, piece in enumerate(pieces):
-        last = index == len(pieces) - 1
-        with nullcontext() if last else accelerator.no_sync(engine.model):
-            _backward(engine, piece, denominator, sums_P2, factor=accelerator.num_processes)
+    seed_generators(key(step, accelerator.process_index, folded=engine.step_key), accelerator.device)
+    *earlier, last = pieces
+    for piece in earlier:
+        with accelerator.no_sync(engine.model):
+            _backward(engine, piece, denominator, measured, factor=accelerator.num_processes)
+    _backward(engine, last, denominator, measured, factor=accelerator.num_processes)
 
 
 def _backward_of_shards(
-    engine: Engine, elastic: Elastic, step: int, pieces: Sequence[Piece], denominator: float, sums_P2: Tensor
+    engine: Engine,
+    elastic: Elastic,
+    step: int,
+    pieces: Sequence[Piece],
+    denominator: float,
+    measured: list[Measured],
 ) -> None:
     """The same in elastic mode, with the same bits at every world size."""
     elastic.start()
     for shard, cut in groupby(pieces, key=attrgetter("part")):
-        seed_generators(key("step", engine.seed, step, shard), engine.accelerator.device)
+        seed_generators(key(step, shard, folded=engine.step_key), engine.accelerator.device)
         with elastic.shard(shard):
             for piece in cut:
                 if not piece.is_empty:
-                    _backward(engine, piece, denominator, sums_P2)
+                    _backward(engine, piece, denominator, measured)
                     elastic.learned(len(piece.cpu_labels_N))
     elastic.finish()
 
 
-def _backward(engine: Engine, piece: Piece, denominator: float, sums_P2: Tensor, factor: int = 1) -> None:
-    """Add a piece's metrics to the sums, and its gradient, by its share of the global denominator, to the gradients."""
-    with standing_in(engine.classifier.module) if piece.is_empty else nullcontext():
+def _backward(engine: Engine, piece: Piece, denominator: float, measured: list[Measured], factor: int = 1) -> None:
+    """Measure a piece, and add its gradient, by its share of the global denominator, to the gradients."""
+    with standing_in(engine.classifier.module) if piece.is_empty else NOTHING_SPECIAL:
         logits_NC = engine.model(piece.images_NCHW)
     part = 0.0 if piece.is_empty else engine.objective.denominator(piece.cpu_labels_N)
     # With weight 0 any loss will do: it takes part in the backward pass and adds nothing.
     loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
-    sums_P2[piece.part].add_(_sums(piece, logits_NC, loss, part))
+    if not piece.is_empty:
+        measured.append(measure(piece, logits_NC, loss, part))
     weight = part / denominator * factor if part else 0.0
-    # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
-    engine.accelerator.backward(loss, gradient=weight + 0.0 * loss.detach())
+    if weight != 1.0 or engine.accelerator.num_processes > 1:
+        # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
+        loss = loss * (weight + 0.0 * loss.detach())
+    if engine.accelerator.scaler is None:
+        loss.backward()  # Accelerate's `backward` would add a division by 1 to the graph
+    else:
+        engine.accelerator.backward(loss)
 
 
 def warm_up(engine: Engine, image_size: int) -> None:
@@ -164,7 +197,7 @@ def warm_up(engine: Engine, image_size: int) -> None:
         images_NCHW = torch.zeros(1, 3, image_size, image_size, device=engine.accelerator.device)
         with standing_in(engine.classifier.module):
             engine.accelerator.backward(engine.model(images_NCHW).sum())
-        engine.stepping.zero_grad()
+        _forget_gradients(engine)
 
 
 @contextmanager
@@ -180,24 +213,49 @@ def standing_in(module: nn.Module) -> Iterator[None]:
             norm.train()
 
 
-def _update(engine: Engine, sums_P2: Tensor) -> StepResult:
+def _update(engine: Engine, measured: Sequence[Measured]) -> StepResult:
     """Clip, and let the optimizer step, unless the gradient is not finite. All ranks hold the same gradient."""
-    accelerator, optimizer = engine.accelerator, engine.stepping
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    scaler, optimizer = engine.accelerator.scaler, engine.stepping
+    if scaler is not None:
+        engine.accelerator.unscale_gradients(engine.optimizer)
     if engine.clip_grad_norm is not None:
-        grad_norm = accelerator.clip_grad_norm_(parameters, engine.clip_grad_norm)
+        grad_norm = torch.nn.utils.clip_grad_norm_(engine.parameters, engine.clip_grad_norm)
     else:
-        accelerator.unscale_gradients(engine.optimizer)
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if accelerator.scaler is not None:
+        grad_norm = _norm([p.grad for p in engine.parameters if p.grad is not None])
+    applied: bool | None = None
+    if scaler is not None:
         optimizer.step()  # the loss scaler looks for itself, skips, and scales less the next time
         applied = not engine.optimizer.step_was_skipped
+    elif engine.skips_unseen:
+        _step_unless_not_finite(engine.optimizer.optimizer, [grad_norm, *(m.loss for m in measured)])
     else:
-        applied = math.isfinite(grad_norm.item())
+        applied = all(map(math.isfinite, on_host([grad_norm, *(m.loss for m in measured)])))
         if applied:
             optimizer.step()
-    optimizer.zero_grad()
-    return StepResult(sums_P2, grad_norm, applied)
+    _forget_gradients(engine)
+    return StepResult(measured, grad_norm, applied)
+
+
+def _step_unless_not_finite(optimizer: Optimizer, values: Sequence[Tensor]) -> None:
+    """Step where all values are finite, and were at all steps before: fused kernels ask a flag on their device.
+
+    The flag is torch's own, made for loss scalers: 1.0 says that a gradient is not finite.
+    """
+    unusable = (~torch.stack([value.float() for value in values]).isfinite()).any().float()
+    before: Tensor | None = getattr(optimizer, "found_inf", None)
+    optimizer.found_inf = unusable if before is None else torch.maximum(before, unusable)  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all of them together; what `torch.nn.utils.get_total_norm` computes, with less around it."""
+    norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
+    return norm
+
+
+def _forget_gradients(engine: Engine) -> None:
+    for parameter in engine.parameters:
+        parameter.grad = None
 
 
 @torch.no_grad()
@@ -210,33 +268,26 @@ def evaluate(
     model.eval()
     pieces = batches.evaluation(ids_N, batch_size)
     num_parts = batches.shard.num_parts
-    sums_P2 = evaluation_sums(model, engine.objective, pieces, engine.accelerator.device, on_batch, num_parts)
+    sums = evaluation_sums(model, engine.objective, pieces, on_batch, num_parts)
     set_train_mode(engine.classifier)
     denominator = engine.objective.denominator(batches.labels_N[ids_N])
-    return metrics_of(gather_sums(sums_P2), denominator, len(ids_N))
+    return metrics_of(gather_sums(sums, engine.accelerator.device), denominator, len(ids_N))
 
 
 def evaluation_sums(
-    model: nn.Module,
-    objective: Objective,
-    pieces: Iterable[Piece],
-    device: torch.device,
-    on_batch: OnBatch,
-    num_parts: int = 1,
-) -> Tensor:
+    model: nn.Module, objective: Objective, pieces: Iterable[Piece], on_batch: OnBatch, num_parts: int = 1
+) -> Sums:
     """The sums (see `metrics`) of this rank's pieces, by a model in eval mode. `on_batch` sees their logits."""
-    sums_P2 = zero_sums(num_parts, device)
+    measured: list[Measured] = []
     for piece in pieces:
         logits_NC = model(piece.images_NCHW)
         part = objective.denominator(piece.cpu_labels_N)
         loss = objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
-        sums_P2[piece.part] += _sums(piece, logits_NC, loss, part)
+        measured.append(measure(piece, logits_NC, loss, part))
         on_batch(piece, logits_NC)
-    return sums_P2
+    return sums_of(measured, num_parts)
 
 
-def _sums(piece: Piece, logits_NC: Tensor, loss: Tensor, part: float) -> Tensor:
-    """What a piece adds to the sums; a denominator of zero adds no loss, whatever the loss is."""
-    loss_sum = loss.detach().double() * part if part else torch.zeros((), dtype=torch.float64, device=loss.device)
-    hits = correct(logits_NC.detach(), piece.labels_N) if len(piece.labels_N) else torch.zeros_like(loss_sum)
-    return torch.stack([loss_sum, hits.to(loss_sum.dtype)])
+def measure(piece: Piece, logits_NC: Tensor, loss: Tensor, denominator: float) -> Measured:
+    """What a piece came to; nothing waits for it."""
+    return Measured(piece.part, denominator, loss.detach(), correct(logits_NC.detach(), piece.labels_N))

@@ -46,7 +46,7 @@ class Losses:
     def beat(self) -> None:
         """After each step."""
         loop = self._loop
-        total = loop.progress.sums_P2[0, 0].item()
+        total = loop.progress.sums[0][0]
         if (loop.progress.step - 1) % loop.plan.steps_per_epoch == 0:
             self._before = 0.0
         loss = (total - self._before) / loop.plan.global_batch_size
