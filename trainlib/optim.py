@@ -1,8 +1,8 @@
-"""The optimizer: any class of torch.optim by name, with parameter groups chosen by name pattern."""
+"""The optimizer: any class of torch.optim, or our own, by name, with parameter groups chosen by name pattern."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
+from trainlib.muon import MuonSGD
 
+OWN: Mapping[str, type[Optimizer]] = {"MuonSGD": MuonSGD}
 NAMES_SHOWN = 5
 
 
@@ -22,7 +24,7 @@ def build_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[st
     named_parameters   canonical names (no `module.`, no `_orig_mod.`), which `param_groups` match as globs on the whole
                        name, case included; the first match wins
     Its groups are those of the configuration, in order, then the rest, where there is any.
-    Raises UserError when there is nothing to train, a group would be empty, or torch refuses a value or a parameter.
+    Raises UserError when there is nothing to train, a group would be empty, or a value or parameter is refused.
     """
     trainable = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
     if not trainable:
@@ -42,14 +44,15 @@ def build_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[st
 
 def _construct(place: str, name: str, params: list[Any], options: dict[str, Any]) -> Optimizer:
     try:
-        optimizer: Optimizer = getattr(torch.optim, name)(params, **options)
+        cls = OWN[name] if name in OWN else getattr(torch.optim, name)
+        optimizer: Optimizer = cls(params, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{place} {name}: {error}") from error
     return optimizer
 
 
 def _check_options(place: str, config: OptimizerConfig, options: dict[str, Any]) -> None:
-    """Let torch judge a group's options: it checks only those that a constructor gets, not those inside a group."""
+    """Let the class judge a group's options: it checks only those that a constructor gets, not those inside a group."""
     _construct(place, config.name, [nn.Parameter(torch.zeros(1, 1, device="cpu"))], options)
 
 
