@@ -24,7 +24,7 @@ LAYERS = {
         {"plan", "muon"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
-        {"batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
+        {"average", "batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
         {"step", "evaluation"},
         {"loop"},
         {"build", "outputs"},

@@ -191,6 +191,8 @@ def build_loop(
     if start is not None:
         state = start.trainer_state()
         engine.load_state(state["optimizer"], state["scaler"])
+        if engine.average is not None:
+            engine.average.load_state_dict(state)
         schedule.load_state_dict(state["schedule"])
         progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts, accelerator.device)
     return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
@@ -218,7 +220,8 @@ def _test(loop: Loop, run: RunDirectory, config: Config) -> Tested:
     if best is not None and best["step"] != progress.step:
         chosen = distributed.from_main(_find_best(run, best["step"]) if accelerator.is_main_process else None)
         if chosen is not None:
-            loop.engine.classifier.module.load_state_dict(chosen.model_state())
+            with loop.engine.averaged():  # they are an average too, and take the place of the last one
+                loop.engine.classifier.module.load_state_dict(chosen.model_state())
         else:
             best = None
     recorder = Recorder(config.loss, accelerator.device)

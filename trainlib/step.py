@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -16,6 +16,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainlib.average import Average
 from trainlib.batches import Batches, Piece
 from trainlib.distributed import share_buffers
 from trainlib.elastic import Elastic
@@ -41,6 +42,7 @@ class Engine:
     clip_grad_norm: float | None
     seed: int
     elastic: Elastic | None = None  # None = DistributedDataParallel adds up the gradients
+    average: Average | None = None
 
     @property
     def num_parts(self) -> int:
@@ -65,6 +67,10 @@ class Engine:
         """Whether a gradient that is not finite is the fp16 loss scaler feeling its way, and not a fault."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are their average, where there is one: for evaluation, and for what is kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def load_state(self, optimizer: dict[str, Any], scaler: dict[str, Any] | None) -> None:
         self.optimizer.optimizer.load_state_dict(optimizer)
