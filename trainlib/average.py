@@ -49,10 +49,17 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, the module is the average, and its own weights are put aside. Their memory stays where it is."""
-        self._exchange()
+        was_in_place = self._is_in_place
+        self.stay_in_place()
         try:
             yield
         finally:
+            if not was_in_place:
+                self._exchange()
+
+    def stay_in_place(self) -> None:
+        """From here on the module is the average: when no step follows."""
+        if not self._is_in_place:
             self._exchange()
 
     def state_dict(self) -> dict[str, Any]:

@@ -216,12 +216,13 @@ class Tested:
 def _test(loop: Loop, run: RunDirectory, config: Config) -> Tested:
     """The test split, once, with the best weights where there are some, else with the last."""
     progress, accelerator = loop.progress, loop.engine.accelerator
+    if loop.engine.average is not None:
+        loop.engine.average.stay_in_place()  # training is over: the average is what it leaves
     best = progress.best
     if best is not None and best["step"] != progress.step:
         chosen = distributed.from_main(_find_best(run, best["step"]) if accelerator.is_main_process else None)
         if chosen is not None:
-            with loop.engine.averaged():  # they are an average too, and take the place of the last one
-                loop.engine.classifier.module.load_state_dict(chosen.model_state())
+            loop.engine.classifier.module.load_state_dict(chosen.model_state())
         else:
             best = None
     recorder = Recorder(config.loss, accelerator.device)

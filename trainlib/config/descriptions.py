@@ -107,8 +107,8 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "loss.reduction=sum",
     ),
     "optimizer": D(
-        "Further keys are arguments of the class: see [losses-and-optimizers.md](losses-and-optimizers.md). Not given, it "
-        "is SGD with lr 0.01 and momentum 0.9.",
+        "Further keys are arguments of the class: see [losses-and-optimizers.md](losses-and-optimizers.md). Not given, "
+        "it is SGD with lr 0.01 and momentum 0.9.",
         "optimizer='{name: AdamW, lr: 1e-3}'",
     ),
     "optimizer.name": D(
