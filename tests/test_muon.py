@@ -42,6 +42,18 @@ def test_an_orthogonalised_matrix_has_the_same_directions_and_singular_values_ne
     assert (found.double() - u @ values @ vt).abs().max() < 2e-3, "and nothing besides"
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (12, 70), (70, 12), (64, 216)])
+def test_so_it_does_in_bfloat16_as_on_gpus(shape: tuple[int, int]) -> None:
+    given = matrix(*shape)
+    (found,) = orthogonalized(given[None].bfloat16(), 5)
+    u, _, vt = torch.linalg.svd(given.double(), full_matrices=False)
+    values = u.T @ found.double() @ vt.T
+    assert found.dtype == torch.bfloat16
+    assert values.diagonal().min() > 0.65
+    assert values.diagonal().max() < 1.25
+    assert (values - values.diagonal().diag()).abs().max() < 0.03
+
+
 def test_more_steps_lift_smaller_singular_values() -> None:
     given = matrix(20, 30, smallest=0.004)[None]
     smallest = [float(torch.linalg.svdvals(orthogonalized(given, steps)).min()) for steps in (1, 3, 5)]
