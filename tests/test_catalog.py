@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 
+from trainlib import optim
 from trainlib.config import catalog
 from trainlib.config.kinds import Kind, kind_of
 
@@ -29,15 +30,20 @@ def subclasses(module: Any, base: type) -> set[str]:
     return {name for name in found if not name.startswith("_")} - {base.__name__}
 
 
+def class_of(family: str, name: str) -> Any:
+    """What is built where a configuration has this name: our own class, or torch's of that name."""
+    own = optim.OWN if family == "optimizer" else {}
+    return own[name] if name in own else getattr(HOMES[family], name)
+
+
 def plain(value: Any) -> Any:
     """A default as YAML would hold it."""
     return [plain(part) for part in value] if isinstance(value, tuple | list) else value
 
 
 def test_every_optimizer_is_listed_or_refused_with_a_reason() -> None:
-    assert set(catalog.names("optimizer")) | set(catalog.REFUSED["optimizer"]) == subclasses(
-        torch.optim, torch.optim.Optimizer
-    )
+    torchs = set(catalog.names("optimizer")) - set(catalog.OWN_OPTIMIZERS)
+    assert torchs | set(catalog.REFUSED["optimizer"]) == subclasses(torch.optim, torch.optim.Optimizer)
     assert set(catalog.REFUSED["optimizer"]) == {"LBFGS", "SparseAdam"}
 
 
@@ -55,7 +61,7 @@ def test_every_classification_model_is_listed() -> None:
 
 @pytest.mark.parametrize(("family", "name"), CLASSES)
 def test_arguments_are_those_of_the_constructor(family: catalog.Family, name: str) -> None:
-    parameters = dict(inspect.signature(getattr(HOMES[family], name)).parameters)
+    parameters = dict(inspect.signature(class_of(family, name)).parameters)
     taken = catalog.arguments(family, name)
     assert set(taken) == set(parameters) - HIDDEN[family]
     for key, argument in taken.items():
@@ -73,13 +79,21 @@ def test_arguments_are_those_of_the_constructor(family: catalog.Family, name: st
 def test_every_optimizer_has_a_default_learning_rate() -> None:
     for name in catalog.names("optimizer"):
         default = catalog.arguments("optimizer", name)["lr"].default
-        assert default == inspect.signature(getattr(torch.optim, name)).parameters["lr"].default
+        assert default == inspect.signature(class_of("optimizer", name)).parameters["lr"].default
         assert default > 0
 
 
 @pytest.mark.parametrize("name", sorted(torchvision.models.list_models(module=torchvision.models)))
 def test_weights_are_those_of_the_enum(name: str) -> None:
     assert set(catalog.weights(name)) == set(torchvision.models.get_model_weights(name).__members__)
+
+
+def test_own_optimizers_take_no_name_of_torchs() -> None:
+    assert set(catalog.OWN_OPTIMIZERS) == set(optim.OWN)
+    assert not set(catalog.OWN_OPTIMIZERS) & set(dir(torch.optim))
+    for name, cls in optim.OWN.items():
+        defaults = {key: argument.default for key, argument in catalog.arguments("optimizer", name).items()}
+        assert defaults == cls([torch.zeros(1)]).defaults
 
 
 def test_own_models() -> None:

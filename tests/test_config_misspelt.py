@@ -42,6 +42,7 @@ FULL: dict[str, Any] = {
         "micro_batch_size": None,
         "precision": "no",
         "clip_grad_norm": None,
+        "average": {"decay": 0.99, "every": 1},
         "early_stopping": {"metric": "val/loss", "patience": 3, "mode": "min", "min_delta": 0.1},
         "reproducibility": "exact",
         "virtual_shards": 8,

@@ -15,9 +15,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer, lr_scheduler
 
+from trainlib.average import Average
 from trainlib.config import LossConfig, catalog, load_config
 from trainlib.config.defaults import ACTIVATIONS
 from trainlib.losses import DENSE_TARGETS, Objective
+from trainlib.muon import orthogonalized
 from trainlib.optim import build_optimizer
 from trainlib.schedule import Schedule
 
@@ -139,6 +141,45 @@ def test_steps_of_one_weight(cells: list[str]) -> None:
             assert printed([weight.item()]) == [expected]
 
 
+def test_arguments_of_muon() -> None:
+    rows = table("argument | default | of what it orthogonalises | of the rest")
+    taken = catalog.arguments("optimizer", "MuonSGD")
+    assert [(cells[0], yaml.safe_load(cells[1])) for cells in rows] == [(key, a.default) for key, a in taken.items()]
+    (example,) = re.findall(r"optimizer='(\{name: MuonSGD.*?\]\})'", PAGE)
+    assert load_config(["quickstart", f"optimizer={example}"]).optimizer.param_groups[0].args["muon"] is False
+
+
+@pytest.mark.parametrize("cells", table("singular value | 1 step | 3 steps | 5 steps"), ids=lambda cells: str(cells[0]))
+def test_singular_values(cells: list[str]) -> None:
+    """By the formula of the page, and of a matrix that has this one and another to make its norm 1."""
+    (formula,) = re.findall(r"([\d.]+) x . ([\d.]+) x³ \+ ([\d.]+) x⁵", PAGE)
+    a, b, c = map(float, formula)
+    x = float(cells[0])
+    matrix = torch.tensor([[[x, 0.0, 0.0], [0.0, (1 - x * x) ** 0.5, 0.0]]], dtype=torch.float64)
+    for step in range(1, 6):
+        x = a * x - b * x**3 + c * x**5
+        if step in (1, 3, 5):
+            assert printed([x, orthogonalized(matrix, step)[0, 0, 0].item()]) == [cells[1 + step // 2]] * 2
+
+
+@pytest.mark.parametrize("cells", table("average | 1 | 2 | 3 | 4 | 5 | 6"), ids=lambda cells: str(cells[0]))
+def test_averages(cells: list[str]) -> None:
+    config = load_config(["quickstart", f"train.average={cells[0]}"]).train.average
+    assert config is not None
+    module = nn.ParameterDict({"weight": torch.zeros(1)})
+    ours, plain, updates = Average(module, config.decay, config.every), 0.0, 0
+    for step, expected in enumerate(cells[1:], 1):
+        weight = 1.0 if step % 2 else 3.0
+        with torch.no_grad():
+            module["weight"].fill_(weight)
+        ours.after_step()
+        if step % config.every == 0:
+            d = min(config.decay, (1 + updates) / (10 + updates))
+            plain, updates = d * plain + (1 - d) * weight, updates + 1
+        with ours.in_place():
+            assert printed([plain, module["weight"].item()]) == [expected] * 2
+
+
 def one_weight(momentum: float = 0.9) -> Optimizer:
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=momentum)
 
@@ -226,7 +267,7 @@ def as_list(sections: Any) -> list[dict[str, Any]]:
 
 
 def test_groups() -> None:
-    (text,) = re.findall(r"optimizer='(\{.*param_groups.*\})'", PAGE)
+    (text,) = re.findall(r"optimizer='(\{name: SGD.*param_groups.*\})'", PAGE)
     (scheduler,) = re.findall(r"With (StepLR), step_size 1 and gamma 0.5", PAGE)
     config = load_config(
         ["quickstart", f"optimizer={text}", f"scheduler={{name: {scheduler}, step_size: 1, gamma: 0.5}}"]

@@ -21,10 +21,10 @@ LAYERS = {
         {"errors"},
         {"config"},
         {"randomness", "files", "clock", "logs", "environment"},
-        {"plan"},
+        {"plan", "muon"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
-        {"batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
+        {"average", "batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
         {"step", "evaluation"},
         {"tally"},
         {"loop"},

@@ -284,19 +284,20 @@ def test_a_loss_of_samples_and_its_mean_are_the_same(whole: RunDirectory, workdi
     assert [row["loss"] for row in rows(fit(loss=squared_mean))] == [row["loss"] for row in rows(whole)]
 
 
-def test_a_finished_run_is_given_back_and_its_weights_with_it(workdir: Path) -> None:
+@pytest.mark.parametrize("changes", [(), ("train.average={}",), ("train.average={}", "checkpoint.best=null")])
+def test_a_finished_run_is_given_back_and_its_weights_with_it(workdir: Path, changes: tuple[str, ...]) -> None:
     torch.manual_seed(3)
     trained = Net(3)
-    run = fit(model=trained)
+    run = fit(*changes, model=trained)
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     untrained = Net(3)
-    assert fit(model=untrained).summary() == run.summary()
+    assert fit(*changes, model=untrained).summary() == run.summary()
     assert all(
         torch.equal(a, b) for a, b in zip(trained.state_dict().values(), untrained.state_dict().values(), strict=True)
     )
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
     with pytest.raises(RunDirectoryError, match="is finished"):
-        fit(model=untrained, resume="")
+        fit(*changes, model=untrained, resume="")
 
 
 def test_another_part_in_its_place_is_refused(whole: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

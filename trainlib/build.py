@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
+from trainlib.average import Average
 from trainlib.batches import Augmentation, Batches, Preprocess, Shard
 from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_custom
 from trainlib.custom import ModelSource, build_custom, check_custom_loss, check_custom_model
@@ -65,6 +66,7 @@ def build_engine(
     world_size = accelerator.num_processes
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters(), accelerator.device)
     objective = Objective(config.loss, num_classes, accelerator.device, custom_loss)
+    average = config.train.average
     if custom_loss is not None:
         check_custom_loss(objective, num_classes, accelerator.device)
     return Engine(
@@ -79,6 +81,7 @@ def build_engine(
         step_key=key("step", config.seed),
         skips_unseen=_skips_unseen(config, accelerator, optimizer),
         elastic=Elastic(classifier.module, config.train.virtual_shards, world_size) if is_elastic else None,
+        average=Average(classifier.module, average.decay, average.every) if average is not None else None,
     )
 
 

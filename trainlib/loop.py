@@ -130,6 +130,8 @@ class Loop:
             progress.step += 1
             if result.applied is not False:
                 self.schedule.after_step()
+                if self.engine.average is not None:
+                    self.engine.average.after_step()
             self.clock.count(len(ids_N))
             self.outputs.beat()
 
@@ -179,7 +181,7 @@ class Loop:
         return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
 
     def test(self, on_batch: OnBatch = lambda piece, logits_NC: None) -> Metrics:
-        """Evaluate the test split with the weights as they are, and report it; `on_batch` sees each piece's logits."""
+        """Evaluate the test split, and report it; `on_batch` sees each piece's logits."""
         test = self.samples.test
         metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch)
         epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
@@ -189,13 +191,13 @@ class Loop:
     def _evaluate(
         self, batches: Batches, ids_N: Tensor, on_batch: OnBatch = lambda piece, logits_NC: None
     ) -> tuple[Metrics, float]:
-        """The metrics of these samples, and how many were evaluated a second."""
+        """The metrics of these samples, by the averaged weights where there are any, and how many it were a second."""
 
         def beat_and_pass_on(piece: Piece, logits_NC: Tensor) -> None:
             self.outputs.beat()
             on_batch(piece, logits_NC)
 
-        with self.clock.paused() as pause:
+        with self.clock.paused() as pause, self.engine.averaged():
             metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size, beat_and_pass_on)
         return metrics, len(ids_N) / pause.seconds
 
@@ -224,14 +226,14 @@ class Loop:
         with self.clock.paused() as pause:
             if self._saved_step != progress.step:
                 self.tally.read()
-                if self.engine.elastic is not None:
-                    require_same_state(self.engine.classifier.module)
+                self._require_same_state()
                 progress.seconds = self.clock.seconds
                 gathered = progress.state_dict(self.device)
                 if keeper is not None:
                     best_step = progress.best["step"] if progress.best else None
-                    model_state = self.engine.classifier.module.state_dict()
-                    keeper.save(progress.step, model_state, self._trainer_state(gathered), best_step, self.flush_rows)
+                    with self.engine.averaged():
+                        model, trainer = self.engine.classifier.module.state_dict(), self._trainer_state(gathered)
+                        keeper.save(progress.step, model, trainer, best_step, self.flush_rows)
                 self._saved_step = progress.step
             if keeper is not None:
                 problem = keeper.problem(must_have=progress.step if must else None)
@@ -240,12 +242,23 @@ class Loop:
         if problem is not None:
             raise TrainlaunchError(problem)
 
+    def _require_same_state(self) -> None:
+        """In elastic mode: of the weights, and of their average."""
+        module = self.engine.classifier.module
+        if self.engine.elastic is not None:
+            require_same_state(module)
+            if self.engine.average is not None:
+                with self.engine.averaged():
+                    require_same_state(module)
+
     def _trainer_state(self, progress: dict[str, Any]) -> dict[str, Any]:
+        average = self.engine.average
         return {
             "progress": progress,
             "optimizer": self.engine.optimizer.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.engine.scaler_state(),
+            **(average.state_dict() if average is not None else {}),
         }
 
     def flush_rows(self) -> None:

@@ -1,9 +1,9 @@
-"""The optimizer: any class of torch.optim by name, with parameter groups chosen by name pattern."""
+"""The optimizer: any class of torch.optim, or our own, by name, with parameter groups chosen by name pattern."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 
 from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
+from trainlib.muon import MuonSGD
 
+OWN: Mapping[str, type[Optimizer]] = {"MuonSGD": MuonSGD}
 NAMES_SHOWN = 5
 # One kernel for all parameters, which can also be told by a flag on the device that a gradient is not to be applied.
 # None on CPUs: there it rounds otherwise than torch's loop over the parameters does.
@@ -31,7 +33,7 @@ def build_optimizer(
                        name, case included; the first match wins
     device             on which it will step, for the choice of its kernels; None = torch's own choice
     Its groups are those of the configuration, in order, then the rest, where there is any.
-    Raises UserError when there is nothing to train, a group would be empty, or torch refuses a value or a parameter.
+    Raises UserError when there is nothing to train, a group would be empty, or a value or parameter is refused.
     """
     trainable = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
     if not trainable:
@@ -74,14 +76,15 @@ def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:
 
 def _construct(place: str, name: str, params: list[Any], options: dict[str, Any]) -> Optimizer:
     try:
-        optimizer: Optimizer = undecorated(getattr(torch.optim, name))(params, **options)
+        optimizer_class: type[Optimizer] = OWN[name] if name in OWN else getattr(torch.optim, name)
+        optimizer = undecorated(optimizer_class)(params, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{place} {name}: {error}") from error
     return optimizer
 
 
 def _check_options(place: str, config: OptimizerConfig, options: dict[str, Any]) -> None:
-    """Let torch judge a group's options: it checks only those that a constructor gets, not those inside a group."""
+    """Let the class judge a group's options: it checks only those that a constructor gets, not those inside a group."""
     _construct(place, config.name, [nn.Parameter(torch.zeros(1, 1, device="cpu"))], options)
 
 

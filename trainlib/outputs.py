@@ -69,11 +69,13 @@ def open_outputs(
 def summary_of(loop: Loop) -> dict[str, Any]:
     """What summary.json says of the training itself."""
     progress = loop.progress
+    with loop.engine.averaged():
+        digest = checkpoint.weights_sha256(loop.engine.classifier.module.state_dict())
     return {
         "step": progress.step,
         "epoch": loop.epoch,
         "best": progress.best,
-        "weights_sha256": checkpoint.weights_sha256(loop.engine.classifier.module.state_dict()),
+        "weights_sha256": digest,
         "world_size": loop.engine.accelerator.num_processes,
         "images_per_second": loop.clock.mean_images_per_second,
         "seconds": loop.clock.seconds,

@@ -191,6 +191,8 @@ def build_loop(
     if start is not None:
         state = start.trainer_state()
         engine.load_state(state["optimizer"], state["scaler"])
+        if engine.average is not None:
+            engine.average.load_state_dict(state)
         schedule.load_state_dict(state["schedule"])
         progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts)
     return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
@@ -214,6 +216,8 @@ class Tested:
 def _test(loop: Loop, run: RunDirectory, config: Config) -> Tested:
     """The test split, once, with the best weights where there are some, else with the last."""
     progress, accelerator = loop.progress, loop.engine.accelerator
+    if loop.engine.average is not None:
+        loop.engine.average.stay_in_place()  # training is over: the average is what it leaves
     best = progress.best
     if best is not None and best["step"] != progress.step:
         chosen = distributed.from_main(_find_best(run, best["step"]) if accelerator.is_main_process else None)

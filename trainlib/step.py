@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from trainlib.average import Average
 from trainlib.batches import Batches, Piece
 from trainlib.distributed import share_buffers
 from trainlib.elastic import Elastic
@@ -55,6 +56,7 @@ class Engine:
     step_key: int
     skips_unseen: bool = False
     elastic: Elastic | None = None  # None = DistributedDataParallel adds up the gradients
+    average: Average | None = None
 
     @property
     def num_parts(self) -> int:
@@ -85,6 +87,10 @@ class Engine:
         """Whether a gradient that is not finite is the fp16 loss scaler feeling its way, and not a fault."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are their average, where there is one: for evaluation, and for what is kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def load_state(self, optimizer: dict[str, Any], scaler: dict[str, Any] | None) -> None:
         """Continue with these states; but with the kernels that were chosen for this device."""

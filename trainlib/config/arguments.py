@@ -40,7 +40,13 @@ _BOUNDS: Mapping[Family, Mapping[str, Bound]] = {
         "delta": _POSITIVE,
         "p": ("1 or 2", lambda value: value in (1, 2)),
     },
-    "optimizer": {"lr": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "momentum": _FRACTION, "betas": _FRACTION},
+    "optimizer": {
+        "lr": _POSITIVE,
+        "weight_decay": _NOT_NEGATIVE,
+        "momentum": _FRACTION,
+        "betas": _FRACTION,
+        "ns_steps": _AT_LEAST_ONE,
+    },
     "scheduler": {
         "gamma": _POSITIVE,
         "step_size": _AT_LEAST_ONE,

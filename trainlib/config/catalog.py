@@ -1,7 +1,7 @@
 """The names that a configuration may use for losses, optimizers, schedulers and models, and what each takes.
 
-The lists are those of the installed torch and torchvision; `cifar10_cnn` and `vgg16` are this project's own. A name is
-looked up here and nowhere else: nothing is imported because a configuration says so.
+The lists are those of the installed torch and torchvision; `cifar10_cnn`, `vgg16` and `MuonSGD` are this project's own.
+A name is looked up here and nowhere else: nothing is imported because a configuration says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainlib.config import library_source as source
-from trainlib.config.kinds import NUMBER, list_of
+from trainlib.config.kinds import BOOLEAN, NUMBER, WHOLE, list_of
 from trainlib.config.library_source import Argument
 
 Family = Literal["loss", "optimizer", "scheduler", "model"]
@@ -34,6 +34,17 @@ LOSSES = (
 OWN_MODELS: Mapping[str, Mapping[str, Argument]] = {
     "cifar10_cnn": {},
     "vgg16": {"width": Argument(NUMBER, default=1.0), "dropout": Argument(NUMBER, default=0.5)},
+}
+OWN_OPTIMIZERS: Mapping[str, Mapping[str, Argument]] = {
+    "MuonSGD": {
+        "lr": Argument(NUMBER, default=0.02),
+        "momentum": Argument(NUMBER, default=0.95),
+        "nesterov": Argument(BOOLEAN, default=True),
+        "weight_decay": Argument(NUMBER, default=0.0),
+        "muon": Argument(BOOLEAN, default=True),
+        "normalize_weights": Argument(BOOLEAN, default=False),
+        "ns_steps": Argument(WHOLE, default=5),
+    },
 }
 # Classes that exist but cannot be used, each with the reason and the way out.
 REFUSED: Mapping[str, Mapping[str, str]] = {
@@ -69,6 +80,7 @@ def names(family: Family) -> tuple[str, ...]:
     if family == "optimizer":
         tree = source.module("torch", "optim/__init__.py")
         known = [n for n in source.exported(tree) if n in source.imported_classes(tree) and n != "Optimizer"]
+        known += OWN_OPTIMIZERS
     else:
         tree = source.module("torch", "optim/lr_scheduler.py")
         known = [n for n in source.exported(tree) if n in source.classes(tree) and n != "LRScheduler"]
@@ -80,6 +92,8 @@ def arguments(family: Family, name: str) -> Mapping[str, Argument]:
     """The arguments that a class takes in a configuration, in its own order. `name` is one of `names(family)`."""
     if family == "model":
         return OWN_MODELS[name] if name in OWN_MODELS else source.model_signature(name)
+    if name in OWN_OPTIMIZERS and family == "optimizer":
+        return OWN_OPTIMIZERS[name]
     path, tensor = "optim/lr_scheduler.py", None
     if family == "loss":
         path, tensor = "nn/modules/loss.py", list_of(NUMBER)

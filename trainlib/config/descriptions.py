@@ -107,11 +107,13 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "loss.reduction=sum",
     ),
     "optimizer": D(
-        "Further keys are arguments of the torch.optim class. Not given, it is SGD with lr 0.01 and momentum 0.9.",
+        "Further keys are arguments of the class: see [losses-and-optimizers.md](losses-and-optimizers.md). Not given, "
+        "it is SGD with lr 0.01 and momentum 0.9.",
         "optimizer='{name: AdamW, lr: 1e-3}'",
     ),
     "optimizer.name": D(
-        "Any class of torch.optim but `LBFGS` and `SparseAdam`. Where `lr` is not given, it is torch's default.",
+        "Any class of torch.optim but `LBFGS` and `SparseAdam`, or `MuonSGD`, our own. Where `lr` is not given, it is "
+        "the class's default.",
         "optimizer='{name: RMSprop, lr: 1e-3}'",
     ),
     "optimizer.param_groups": D(
@@ -157,6 +159,16 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "train.precision=bf16",
     ),
     "train.clip_grad_norm": D("Scale the gradient down to this norm where it is larger.", "train.clip_grad_norm=1.0"),
+    "train.average": D(
+        "Keep a moving average of the weights, which is what is evaluated, kept and exported; training goes on from "
+        "the weights themselves. `null`: none.",
+        "train.average='{decay: 0.999}'",
+    ),
+    "train.average.decay": D(
+        "How much of the average stays at each update, once there were enough of them.",
+        "train.average='{decay: 0.999}'",
+    ),
+    "train.average.every": D("Update it after every so many applied steps.", "train.average='{every: 5}'"),
     "train.early_stopping": D(
         "End before time when a metric no longer improves.",
         "train.early_stopping='{patience: 5}'",

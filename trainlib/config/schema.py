@@ -136,6 +136,13 @@ class EarlyStopping(Section):
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
+class AverageConfig(Section):
+    """An exponential moving average of the weights, which is evaluated and kept in their place."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    every: Annotated[int, Field(ge=1)] = 1
+
+
 class TrainConfig(Section):
     epochs: Annotated[int, Field(ge=1)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -143,6 +150,7 @@ class TrainConfig(Section):
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    average: AverageConfig | None = None
     early_stopping: EarlyStopping | None = None
     reproducibility: Literal["exact", "elastic", "fast"] = "exact"
     virtual_shards: Annotated[int, Field(ge=1)] = 8
