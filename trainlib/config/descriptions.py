@@ -61,10 +61,19 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "Random changes of training images; `{}` for none.",
         "data.augment='{flip: true, crop_padding: 4}'",
     ),
-    "data.augment.flip": D("Mirror half of the images, left to right.", "data.augment.flip=true"),
+    "data.augment.flip": D(
+        "`true`: mirror half of the images, left to right, another half in each epoch. `alternating`: half of them in "
+        "the first epoch, and in each one after it those that were not mirrored in the epoch before, so that every two "
+        "epochs show each image both ways.",
+        "data.augment.flip=alternating",
+    ),
     "data.augment.crop_padding": D(
-        "Surround the image with so many black pixels and cut one of its size out at a random place.",
+        "Surround the image with so many pixels and cut one of its size out at a random place.",
         "data.augment.crop_padding=4",
+    ),
+    "data.augment.fill": D(
+        "What these pixels are: `black`, or `reflect`, the image mirrored at its edges.",
+        "data.augment.fill=reflect",
     ),
     "data.limit": D(
         "Train on so many samples only, chosen by `seed`; validation and test stay whole. For trying things out.",

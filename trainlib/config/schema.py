@@ -45,6 +45,12 @@ def _node_count(value: object) -> object:
     return value
 
 
+def _flip(value: object) -> object:
+    if not isinstance(value, bool) and value != "alternating":
+        raise ValueError("must be true, false or alternating")
+    return value
+
+
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
 NodeCount = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],
@@ -77,8 +83,9 @@ class Normalize(Section):
 
 
 class Augment(Section):
-    flip: bool = False
+    flip: Annotated[bool | Literal["alternating"], BeforeValidator(_flip)] = False
     crop_padding: Annotated[int, Field(ge=0)] = 0
+    fill: Literal["black", "reflect"] = "black"
 
 
 class DataConfig(Section):
