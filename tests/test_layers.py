@@ -25,7 +25,7 @@ LAYERS = {
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
         {"batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
-        {"step", "evaluation"},
+        {"step", "evaluation", "whitening"},
         {"loop"},
         {"build", "outputs"},
         {"session", "inference"},

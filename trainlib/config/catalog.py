@@ -1,6 +1,6 @@
 """The names that a configuration may use for losses, optimizers, schedulers and models, and what each takes.
 
-The lists are those of the installed torch and torchvision; `cifar10_cnn` and `vgg16` are this project's own. A name is
+The lists are those of the installed torch and torchvision; those of `OWN_MODELS` are this project's own. A name is
 looked up here and nowhere else: nothing is imported because a configuration says so.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainlib.config import library_source as source
-from trainlib.config.kinds import NUMBER, list_of
+from trainlib.config.kinds import BOOLEAN, NUMBER, list_of
 from trainlib.config.library_source import Argument
 
 Family = Literal["loss", "optimizer", "scheduler", "model"]
@@ -33,6 +33,11 @@ LOSSES = (
 )
 OWN_MODELS: Mapping[str, Mapping[str, Argument]] = {
     "cifar10_cnn": {},
+    "cifar10_fast": {
+        "width": Argument(NUMBER, default=1.0),
+        "whitening": Argument(BOOLEAN, default=True),
+        "dirac": Argument(BOOLEAN, default=True),
+    },
     "vgg16": {"width": Argument(NUMBER, default=1.0), "dropout": Argument(NUMBER, default=0.5)},
 }
 # Classes that exist but cannot be used, each with the reason and the way out.

@@ -81,7 +81,8 @@ DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "model": D("What is trained. Further keys are arguments of the named model.", "model='{name: vgg16, width: 0.25}'"),
     "model.name": D(
-        "`cifar10_cnn`, `vgg16` (takes `width`, `dropout`) or any classifier of torchvision by its function's name.",
+        "`cifar10_cnn`, `cifar10_fast` (takes `width`, `whitening`, `dirac`), `vgg16` (takes `width`, `dropout`), or "
+        "any classifier of torchvision by its function's name.",
         "model.name=resnet18",
     ),
     "model.weights": D(
