@@ -49,6 +49,7 @@ FULL: dict[str, Any] = {
         "max_nonfinite_steps": 3,
         "hang_seconds": 60.0,
     },
+    "evaluation": {"test_time": "flip"},
     "checkpoint": {
         "every": "1ep",
         "keep": 3,

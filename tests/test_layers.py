@@ -23,7 +23,7 @@ LAYERS = {
         {"randomness", "files", "clock", "logs", "environment"},
         {"plan"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
-        | {"checkpoint", "rundir", "stopping", "distributed"},
+        | {"checkpoint", "rundir", "stopping", "distributed", "views"},
         {"batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
         {"step", "evaluation", "whitening"},
         {"loop"},

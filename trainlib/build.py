@@ -74,6 +74,7 @@ def build_engine(
         clip_grad_norm=config.train.clip_grad_norm,
         seed=config.seed,
         elastic=Elastic(classifier.module, config.train.virtual_shards, world_size) if is_elastic else None,
+        test_time=config.evaluation.test_time,
     )
 
 

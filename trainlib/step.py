@@ -23,6 +23,7 @@ from trainlib.losses import Objective, correct
 from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
 from trainlib.models import Classifier, set_train_mode
 from trainlib.randomness import key, seed_generators
+from trainlib.views import Network, with_views
 
 OnBatch = Callable[[Piece, Tensor], None]  # a piece of an evaluation and its logits [N, C], both on the device
 
@@ -41,6 +42,7 @@ class Engine:
     clip_grad_norm: float | None
     seed: int
     elastic: Elastic | None = None  # None = DistributedDataParallel adds up the gradients
+    test_time: str = "none"  # which views of an image an evaluation averages
 
     @property
     def num_parts(self) -> int:
@@ -203,24 +205,25 @@ def evaluate(
     model.eval()
     pieces = batches.evaluation(ids_N, batch_size)
     num_parts = batches.shard.num_parts
-    sums_P2 = evaluation_sums(model, engine.objective, pieces, engine.accelerator.device, on_batch, num_parts)
+    network = with_views(model, engine.test_time)
+    sums_P2 = evaluation_sums(network, engine.objective, pieces, engine.accelerator.device, on_batch, num_parts)
     set_train_mode(engine.classifier)
     denominator = engine.objective.denominator(batches.labels_N[ids_N])
     return metrics_of(gather_sums(sums_P2), denominator, len(ids_N))
 
 
 def evaluation_sums(
-    model: nn.Module,
+    network: Network,
     objective: Objective,
     pieces: Iterable[Piece],
     device: torch.device,
     on_batch: OnBatch,
     num_parts: int = 1,
 ) -> Tensor:
-    """The sums (see `metrics`) of this rank's pieces, by a model in eval mode. `on_batch` sees their logits."""
+    """The sums (see `metrics`) of this rank's pieces, by a network in eval mode. `on_batch` sees their logits."""
     sums_P2 = zero_sums(num_parts, device)
     for piece in pieces:
-        logits_NC = model(piece.images_NCHW)
+        logits_NC = network(piece.images_NCHW)
         part = objective.denominator(piece.cpu_labels_N)
         loss = objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
         sums_P2[piece.part] += _sums(piece, logits_NC, loss, part)

@@ -202,6 +202,16 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "Without progress for so long, a process writes its stacks to the log and ends. `null`: never.",
         "train.hang_seconds=600",
     ),
+    "evaluation": D(
+        "How validation and test, `launch eval`, `launch predict` and `trainlib.load_model` ask the network.",
+        "evaluation='{test_time: flip}'",
+    ),
+    "evaluation.test_time": D(
+        "The mean of the logits over several views of an image. `none`: as it is. `flip`: it and its mirror image. "
+        "`flip_translate`: six views, both of these, which count for half, and both moved by a pixel up and left, and "
+        "down and right. Takes two and six times as long; files of `launch export` hold the plain network.",
+        "evaluation.test_time=flip",
+    ),
     "checkpoint": D("When checkpoints are written, and which stay.", "checkpoint='{every: 500st, keep: 2}'"),
     "checkpoint.every": D("How often: the most that a kill costs.", "checkpoint.every=500st"),
     "checkpoint.keep": D("How many of the newest stay; the best one stays besides.", "checkpoint.keep=2"),

@@ -158,6 +158,10 @@ class TrainConfig(Section):
     hang_seconds: Annotated[float, Field(gt=0)] | None = 1800.0
 
 
+class EvaluationConfig(Section):
+    test_time: Literal["none", "flip", "flip_translate"] = "none"
+
+
 class Best(Section):
     metric: Metric = "val/accuracy"
     mode: Mode | None = None  # null = min for a loss, max for an accuracy
@@ -240,6 +244,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({"name": "SGD", "lr": 0.01, "momentum": 0.9})
     scheduler: SchedulerConfig | list[SchedulerConfig] | None = None
     train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     slurm: SlurmConfig = SlurmConfig()
