@@ -56,7 +56,7 @@ def test_every_scheduler_is_listed_or_refused_with_a_reason() -> None:
 
 def test_every_classification_model_is_listed() -> None:
     listed = set(torchvision.models.list_models(module=torchvision.models))
-    assert set(catalog.names("model")) == listed | {"cifar10_cnn"}
+    assert set(catalog.names("model")) == listed | {"cifar10_cnn", "cifar10_fast"}
 
 
 @pytest.mark.parametrize(("family", "name"), CLASSES)

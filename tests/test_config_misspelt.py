@@ -25,7 +25,7 @@ FULL: dict[str, Any] = {
         "shuffle": True,
         "drop_last": False,
         "normalize": {"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]},
-        "augment": {"flip": True, "crop_padding": 4},
+        "augment": {"flip": True, "crop_padding": 4, "fill": "black"},
         "limit": None,
     },
     "model": {"name": "vgg16", "weights": None, "head": "replace", "freeze": None, "width": 0.5, "dropout": 0.1},
@@ -50,6 +50,7 @@ FULL: dict[str, Any] = {
         "max_nonfinite_steps": 3,
         "hang_seconds": 60.0,
     },
+    "evaluation": {"test_time": "flip"},
     "checkpoint": {
         "every": "1ep",
         "keep": 3,

@@ -45,6 +45,8 @@ def load(workdir: Path, text: str) -> Config:
             "data: {normalize: {mean: [0, 0, 0], std: [1, 1, 0]}}",
             "data.normalize.std.2: got 0, must be > 0",
         ),
+        ("data: {augment: {flip: both}}", 'data.augment.flip: got "both", must be true, false or alternating'),
+        ("data: {augment: {flip: 1}}", "data.augment.flip: got 1, must be true, false or alternating"),
         ("data: {augment: null}", "data.augment: got null, must be a section with keys of its own, {key: value}"),
         (
             "model: {freeze: feature}",
@@ -52,8 +54,8 @@ def load(workdir: Path, text: str) -> Config:
         ),
         (
             "model: {name: resnet19}",
-            'model.name: got "resnet19", must be cifar10_cnn, vgg16 or a classification model of torchvision '
-            "(torchvision.models.list_models()); did you mean resnet18?",
+            'model.name: got "resnet19", must be cifar10_cnn, cifar10_fast, vgg16 or a classification model of '
+            "torchvision (torchvision.models.list_models()); did you mean resnet18?",
         ),
         ("model: {name: vgg16, width: 0}", "model.width: got 0, must be > 0"),
         ("model: {name: vgg16, dropout: 1}", "model.dropout: got 1, must be >= 0 and < 1"),

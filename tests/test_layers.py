@@ -23,10 +23,10 @@ LAYERS = {
         {"randomness", "files", "clock", "logs", "environment"},
         {"plan", "muon"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
-        | {"checkpoint", "rundir", "stopping", "distributed"},
+        | {"checkpoint", "rundir", "stopping", "distributed", "views"},
         {"average", "batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
-        {"step", "evaluation"},
-        {"tally"},
+        {"step", "evaluation", "whitening"},
+        {"tally", "scoring"},
         {"loop"},
         {"build", "outputs"},
         {"session", "inference"},

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
-from trainlib.config import SchedulerConfig
+from trainlib.build import build_classifier, build_plan
+from trainlib.config import SchedulerConfig, load_config
 from trainlib.errors import UserError
+from trainlib.optim import build_optimizer
 from trainlib.schedule import Schedule
 
 pytestmark = pytest.mark.filterwarnings("error")  # torch warns of a scheduler that is stepped at the wrong time
@@ -350,3 +352,26 @@ def test_cycled_momentum_needs_an_optimizer_with_momentum() -> None:
     optimizer = torch.optim.Adagrad([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(UserError, match="scheduler CyclicLR: optimizer must support momentum"):
         schedule_of(section(name="CyclicLR", base_lr=0.1, max_lr=0.2), optimizer)
+
+
+def test_a_triangle_by_steps_for_groups_with_rates_of_their_own() -> None:
+    """The list of configs/cifar10_fast.yaml: in every step, each group has its own rate times the same factor."""
+    config = load_config(["cifar10_fast"])
+    plan, _ = build_plan(config, 50_000)
+    module = build_classifier(config, 10, torch.device("cpu")).module
+    optimizer = build_optimizer(config.optimizer, module.named_parameters())
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == [*(group.args["lr"] for group in config.optimizer.param_groups), config.optimizer.args["lr"]]
+    total, peak = 200, 46
+    assert plan.total_steps == total
+    schedule = Schedule(config.scheduler, optimizer, total_steps=total, steps_per_epoch=plan.steps_per_epoch)
+    for step in range(total):
+        rising, falling = step / peak, (step - peak) / (total - peak)
+        factor = 0.2 + 0.8 * rising if step < peak else 1 - (1 - 0.07) * falling
+        found = [group["lr"] for group in optimizer.param_groups]
+        assert found == pytest.approx([factor * rate for rate in rates], rel=1e-9), step
+        optimizer.step()
+        schedule.after_step()
+        if plan.ends_epoch(step):
+            schedule.after_epoch({"train/loss": 0.0})
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.07 * rate for rate in rates], rel=1e-9)

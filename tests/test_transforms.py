@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as torchvision_functional
 
+from trainlib.config.schema import Augment
 from trainlib.data.transforms import augment, normalise
 from trainlib.randomness import draw, key
 
@@ -21,32 +25,65 @@ def random_images(n: int, height: int = 8, width: int = 8, seed: int = 0) -> Ten
 
 
 def augmented_one_by_one(
-    images: Tensor, ids: Tensor, *, seed: int, epoch: int, flip: bool, crop_padding: int
+    images: Tensor, ids: Tensor, *, seed: int, epoch: int, flip: bool | str, crop_padding: int, fill: str
 ) -> np.ndarray:
     results = []
+    mode = {"black": "constant", "reflect": "reflect"}[fill]
     for image, sample in zip(images.numpy(), ids, strict=True):
         bits = int(draw(key("augment", seed, epoch), sample))
         row, column = (bits >> 1) % 2**31 % (2 * crop_padding + 1), (bits >> 32) % (2 * crop_padding + 1)
-        padded = np.pad(image, ((0, 0), (crop_padding, crop_padding), (crop_padding, crop_padding)))
+        padded = np.pad(image, ((0, 0), (crop_padding, crop_padding), (crop_padding, crop_padding)), mode=mode)
         result = padded[:, row : row + image.shape[1], column : column + image.shape[2]]
-        results.append(result[:, :, ::-1] if flip and bits % 2 else result)
+        if flip == "alternating":
+            mirrored = int(draw(key("alternating flip", seed), sample)) % 2 != epoch % 2
+        else:
+            mirrored = flip and bits % 2 == 1
+        results.append(result[:, :, ::-1] if mirrored else result)
     return np.stack(results)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("crop_padding", [0, 1, 4])
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7)])
-def test_augment_is_what_a_loop_over_samples_gives(flip: bool, crop_padding: int, height: int, width: int) -> None:
+@pytest.mark.parametrize("fill", ["black", "reflect"])
+@pytest.mark.parametrize("flip", [False, True, "alternating"])
+@pytest.mark.parametrize("crop_padding", [0, 1, 4, 9])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (1, 2)])
+def test_augment_is_what_a_loop_over_samples_gives(
+    flip: bool | str, crop_padding: int, fill: str, height: int, width: int
+) -> None:
+    """With borders wider than the image too: NumPy then mirrors the mirror image again."""
     images, ids = random_images(40, height, width), torch.randperm(1000)[:40]
-    decisions = {"seed": 3, "epoch": 2, "flip": flip, "crop_padding": crop_padding}
+    decisions: dict[str, Any] = {"seed": 3, "epoch": 2, "flip": flip, "crop_padding": crop_padding, "fill": fill}
     result = augment(images, ids, **decisions)
     assert result.dtype == torch.uint8
     np.testing.assert_array_equal(result.numpy(), augmented_one_by_one(images, ids, **decisions))
 
 
-def test_augment_does_not_depend_on_the_batch_or_its_order() -> None:
+def test_black_borders_and_random_flips_are_what_nothing_said_means() -> None:
+    """And their bits are those of the first version: a run that began with it goes on."""
+    assert (Augment().flip, Augment().crop_padding, Augment().fill) == (False, 0, "black")
+    images, ids = random_images(50), torch.arange(50)
+    augmented = augment(images, ids, seed=7, epoch=3, flip=True, crop_padding=3)
+    assert torch.equal(augmented, augment(images, ids, seed=7, epoch=3, flip=True, crop_padding=3, fill="black"))
+    digest = hashlib.sha256(augmented.contiguous().numpy().data).hexdigest()
+    assert digest.startswith("9b122f1709565b44")
+
+
+def test_alternating_flips_show_every_image_both_ways_in_every_two_epochs() -> None:
+    images, ids = random_images(4_000, 2, 3), torch.randperm(50_000)[:4_000]
+    of_epoch = [augment(images, ids, seed=5, epoch=e, flip="alternating", crop_padding=0) for e in range(5)]
+    mirrored_N = (of_epoch[0] != images).flatten(1).any(1)
+    assert 1_850 < int(mirrored_N.sum()) < 2_150  # half of them, within 5 standard deviations
+    for epoch in range(1, 5):
+        assert torch.equal(of_epoch[epoch], of_epoch[epoch - 1].flip(3)), epoch
+    other_seed = augment(images, ids, seed=6, epoch=0, flip="alternating", crop_padding=0)
+    assert 1_850 < int((other_seed != of_epoch[0]).flatten(1).any(1).sum()) < 2_150
+
+
+@pytest.mark.parametrize("alternating", [True, False])
+@pytest.mark.parametrize("fill", ["black", "reflect"])
+def test_augment_does_not_depend_on_the_batch_or_its_order(alternating: bool, fill: str) -> None:
     images, ids = random_images(30), torch.arange(100, 130)
-    decisions = {"seed": 0, "epoch": 0, "flip": True, "crop_padding": 4}
+    flip = "alternating" if alternating else True
+    decisions: dict[str, Any] = {"seed": 0, "epoch": 0, "flip": flip, "crop_padding": 4, "fill": fill}
     whole = augment(images, ids, **decisions)
     order = torch.randperm(30)
     assert torch.equal(augment(images[order], ids[order], **decisions), whole[order])
@@ -76,6 +113,7 @@ def test_flips_and_offsets_are_uniform_and_independent() -> None:
 
 def test_augment_and_normalise_take_an_empty_batch() -> None:
     images, ids = random_images(0), torch.empty(0, dtype=torch.int64)
+    assert augment(images, ids, seed=0, epoch=0, flip="alternating", crop_padding=4, fill="reflect").shape[0] == 0
     images = augment(images, ids, seed=0, epoch=0, flip=True, crop_padding=4)
     assert images.shape == (0, 3, 8, 8)
     assert normalise(images, MEAN, STD, 16).shape == (0, 3, 16, 16)

@@ -27,11 +27,12 @@ class Augmentation:
     """Random flips and crops of training images, a function of (seed, epoch, sample index)."""
 
     seed: int
-    flip: bool
+    flip: bool | str
     crop_padding: int
+    fill: str = "black"
 
     def __bool__(self) -> bool:
-        return self.flip or self.crop_padding > 0
+        return bool(self.flip) or self.crop_padding > 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class Batches:
                     epoch=epoch,
                     flip=augmentation.flip,
                     crop_padding=augmentation.crop_padding,
+                    fill=augmentation.fill,
                 )
             prepared = normalise(images_NCHW, self.preprocess.mean, self.preprocess.std, self.preprocess.image_size)
             yield Piece(ids_N, prepared, labels_there[index], labels[index], part)

@@ -82,6 +82,7 @@ def build_engine(
         skips_unseen=_skips_unseen(config, accelerator, optimizer),
         elastic=Elastic(classifier.module, config.train.virtual_shards, world_size) if is_elastic else None,
         average=Average(classifier.module, average.decay, average.every) if average is not None else None,
+        test_time=config.evaluation.test_time,
     )
 
 
@@ -158,7 +159,7 @@ def build_shard(train: TrainConfig, rank: int, world_size: int) -> Shard:
 
 
 def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> Samples:
-    train = config.train
+    train, augment = config.train, config.data.augment
     shard = build_shard(train, accelerator.process_index, accelerator.num_processes)
     preprocess = build_preprocess(config, dataset)
     device = accelerator.device
@@ -170,7 +171,7 @@ def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accel
     return Samples(
         train=batches(dataset.train),
         test=batches(dataset.test),
-        augmentation=Augmentation(config.seed, config.data.augment.flip, config.data.augment.crop_padding),
+        augmentation=Augmentation(config.seed, augment.flip, augment.crop_padding, augment.fill),
         val_ids=val_ids,
         evaluation_batch_size=2 * (train.micro_batch_size or share),  # no gradients to store
     )

@@ -30,7 +30,8 @@ from trainlib.files import to_json
 from trainlib.inference import Trained, build_module, find_trained
 from trainlib.losses import Objective
 from trainlib.metrics import gather_sums, metrics_of
-from trainlib.step import evaluation_sums
+from trainlib.scoring import evaluation_sums
+from trainlib.views import with_views
 
 SPLITS = ("train", "val", "test")
 BATCH_SIZE = 256  # at most, where none is given; less where the training took less at a time
@@ -83,7 +84,8 @@ def _evaluate(
     objective = Objective(config.loss, len(trained.classes), device)
     recorder = Recorder(config.loss, device)
     pieces = batches.evaluation(ids_N, size)
-    sums = gather_sums(evaluation_sums(model, objective, pieces, recorder.add, num_pieces), device)
+    network = with_views(model, config.evaluation.test_time)
+    sums = gather_sums(evaluation_sums(network, objective, pieces, recorder.add, num_pieces), device)
     metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
     source = {"split": name, "step": trained.checkpoint.step, "weights": trained.weights}
     return describe(recorder.gathered(), batches, ids_N, trained.classes, metrics, source)

@@ -27,6 +27,7 @@ from trainlib.errors import CheckpointError, UserError
 from trainlib.evaluation import class_probabilities
 from trainlib.models import build_model
 from trainlib.rundir import RUNS
+from trainlib.views import with_views
 
 logger = logging.getLogger("trainlib.inference")
 
@@ -177,8 +178,12 @@ class TrainedModel:
 
     @torch.inference_mode()
     def probabilities(self, images_NCHW: Tensor) -> Tensor:
-        """uint8 RGB [N, 3, H, W] to the probabilities of all classes, float32 [N, C] on the CPU."""
-        return class_probabilities(self.module(self.prepare(images_NCHW)), self.config.loss).cpu()
+        """uint8 RGB [N, 3, H, W] to the probabilities of all classes, float32 [N, C] on the CPU.
+
+        Of the logits' mean over the views of `evaluation.test_time`, as in the evaluations in training.
+        """
+        network = with_views(self.module, self.config.evaluation.test_time)
+        return class_probabilities(network(self.prepare(images_NCHW)), self.config.loss).cpu()
 
     def predict(self, pictures: Picture | Tensor | Sequence[Picture], batch_size: int = BATCH_SIZE) -> list[Prediction]:
         """One prediction for each picture, in order.

@@ -27,7 +27,8 @@ from trainlib.metrics import Metrics, gather_sums, metrics_of, zero_sums
 from trainlib.plan import Plan
 from trainlib.progress import Progress
 from trainlib.schedule import Schedule
-from trainlib.step import Engine, OnBatch, evaluate, train_step
+from trainlib.scoring import OnBatch, evaluate
+from trainlib.step import Engine, train_step
 from trainlib.stopping import Agreement
 from trainlib.tally import Tally
 from trainlib.tracking import Tracker, log_all

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any
 
 import torch
@@ -62,7 +61,6 @@ def _kernels(
     return {}
 
 
-@cache
 def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:
     """The same optimizer, whose methods are torch's own without the decorators that guard them from torch.compile.
 

@@ -16,7 +16,15 @@ import torch
 from accelerate import Accelerator
 
 from trainlib import checkpoint, distributed, elastic
-from trainlib.build import build_classifier, build_engine, build_plan, build_policy, build_samples, check_images
+from trainlib.build import (
+    build_classifier,
+    build_engine,
+    build_plan,
+    build_policy,
+    build_preprocess,
+    build_samples,
+    check_images,
+)
 from trainlib.checkpoint import Checkpoint
 from trainlib.clock import Clock
 from trainlib.config import Config
@@ -35,6 +43,7 @@ from trainlib.schedule import Schedule
 from trainlib.step import warm_up
 from trainlib.stopping import Agreement, StopFlag
 from trainlib.watchdog import Watchdog
+from trainlib.whitening import whiten
 
 logger = logging.getLogger("trainlib")
 
@@ -177,6 +186,8 @@ def build_loop(
             classifier.module.load_state_dict(start.model_state())
         except RuntimeError as error:  # a given model of the same name may have become another one
             raise CheckpointError(f"{start.path} does not fit the model: {error}") from error
+    elif config.model.weights is None:  # a file of weights brings the whitening that they were trained with
+        whiten(classifier.module, dataset.train.images, plan.ids_N, build_preprocess(config, dataset))
     engine = build_engine(config, num_classes, accelerator, classifier, custom.loss)
     warm_up(engine, config.data.image_size)
     schedule = Schedule(

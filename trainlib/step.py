@@ -1,9 +1,9 @@
-"""One optimizer step, and one pass of evaluation: pure functions of the weights, the batch, the seed and the step."""
+"""One optimizer step: a pure function of the weights, the batch, the seed and the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,16 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainlib.average import Average
-from trainlib.batches import Batches, Piece
-from trainlib.distributed import share_buffers
+from trainlib.batches import Piece
 from trainlib.elastic import Elastic
 from trainlib.losses import Objective, correct
-from trainlib.metrics import Measured, Metrics, Sums, gather_sums, metrics_of, on_host, sums_of
-from trainlib.models import Classifier, set_train_mode
+from trainlib.metrics import Measured, on_host
+from trainlib.models import Classifier
 from trainlib.randomness import key, seed_generators
 from trainlib.schedule import KERNEL_OPTIONS
-
-OnBatch = Callable[[Piece, Tensor], None]  # a piece of an evaluation and its logits [N, C], both on the device
 
 NOTHING_SPECIAL = nullcontext()
 MIN_LOSS_SCALE = 1.0  # below it, a gradient that still overflows fp16 is no matter of scale
@@ -57,6 +54,7 @@ class Engine:
     skips_unseen: bool = False
     elastic: Elastic | None = None  # None = DistributedDataParallel adds up the gradients
     average: Average | None = None
+    test_time: str = "none"  # which views of an image an evaluation averages
 
     @property
     def num_parts(self) -> int:
@@ -262,36 +260,6 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 def _forget_gradients(engine: Engine) -> None:
     for parameter in engine.parameters:
         parameter.grad = None
-
-
-@torch.no_grad()
-def evaluate(
-    engine: Engine, batches: Batches, ids_N: Tensor, batch_size: int, on_batch: OnBatch = lambda piece, logits_NC: None
-) -> Metrics:
-    """Loss and accuracy over exactly these samples, each counted once, the same on every rank."""
-    share_buffers(engine.classifier.module)  # rank 0's BatchNorm statistics, which checkpoints hold, are the model's
-    model = engine.local_model  # no gradients to share: ranks may differ in batch count
-    model.eval()
-    pieces = batches.evaluation(ids_N, batch_size)
-    num_parts = batches.shard.num_parts
-    sums = evaluation_sums(model, engine.objective, pieces, on_batch, num_parts)
-    set_train_mode(engine.classifier)
-    denominator = engine.objective.denominator(batches.labels_N[ids_N])
-    return metrics_of(gather_sums(sums, engine.accelerator.device), denominator, len(ids_N))
-
-
-def evaluation_sums(
-    model: nn.Module, objective: Objective, pieces: Iterable[Piece], on_batch: OnBatch, num_parts: int = 1
-) -> Sums:
-    """The sums (see `metrics`) of this rank's pieces, by a model in eval mode. `on_batch` sees their logits."""
-    measured: list[Measured] = []
-    for piece in pieces:
-        logits_NC = model(piece.images_NCHW)
-        part = objective.denominator(piece.cpu_labels_N)
-        loss = objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
-        measured.append(measure(piece, logits_NC, loss, part))
-        on_batch(piece, logits_NC)
-    return sums_of(measured, num_parts)
 
 
 def measure(piece: Piece, logits_NC: Tensor, loss: Tensor, denominator: float) -> Measured:

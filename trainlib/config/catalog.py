@@ -1,7 +1,7 @@
 """The names that a configuration may use for losses, optimizers, schedulers and models, and what each takes.
 
-The lists are those of the installed torch and torchvision; `cifar10_cnn`, `vgg16` and `MuonSGD` are this project's own.
-A name is looked up here and nowhere else: nothing is imported because a configuration says so.
+The lists are those of the installed torch and torchvision; those of `OWN_MODELS` and `OWN_OPTIMIZERS` are this
+project's own. A name is looked up here and nowhere else: nothing is imported because a configuration says so.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ LOSSES = (
 )
 OWN_MODELS: Mapping[str, Mapping[str, Argument]] = {
     "cifar10_cnn": {},
+    "cifar10_fast": {
+        "width": Argument(NUMBER, default=1.0),
+        "whitening": Argument(BOOLEAN, default=True),
+        "dirac": Argument(BOOLEAN, default=True),
+    },
     "vgg16": {"width": Argument(NUMBER, default=1.0), "dropout": Argument(NUMBER, default=0.5)},
 }
 OWN_OPTIMIZERS: Mapping[str, Mapping[str, Argument]] = {

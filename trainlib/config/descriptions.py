@@ -61,10 +61,19 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "Random changes of training images; `{}` for none.",
         "data.augment='{flip: true, crop_padding: 4}'",
     ),
-    "data.augment.flip": D("Mirror half of the images, left to right.", "data.augment.flip=true"),
+    "data.augment.flip": D(
+        "`true`: mirror half of the images, left to right, another half in each epoch. `alternating`: half of them in "
+        "the first epoch, and in each one after it those that were not mirrored in the epoch before, so that every two "
+        "epochs show each image both ways.",
+        "data.augment.flip=alternating",
+    ),
     "data.augment.crop_padding": D(
-        "Surround the image with so many black pixels and cut one of its size out at a random place.",
+        "Surround the image with so many pixels and cut one of its size out at a random place.",
         "data.augment.crop_padding=4",
+    ),
+    "data.augment.fill": D(
+        "What these pixels are: `black`, or `reflect`, the image mirrored at its edges.",
+        "data.augment.fill=reflect",
     ),
     "data.limit": D(
         "Train on so many samples only, chosen by `seed`; validation and test stay whole. For trying things out.",
@@ -72,7 +81,8 @@ DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "model": D("What is trained. Further keys are arguments of the named model.", "model='{name: vgg16, width: 0.25}'"),
     "model.name": D(
-        "`cifar10_cnn`, `vgg16` (takes `width`, `dropout`) or any classifier of torchvision by its function's name.",
+        "`cifar10_cnn`, `cifar10_fast` (takes `width`, `whitening`, `dirac`), `vgg16` (takes `width`, `dropout`), or "
+        "any classifier of torchvision by its function's name.",
         "model.name=resnet18",
     ),
     "model.weights": D(
@@ -203,6 +213,16 @@ DESCRIPTIONS: Mapping[str, Description] = {
     "train.hang_seconds": D(
         "Without progress for so long, a process writes its stacks to the log and ends. `null`: never.",
         "train.hang_seconds=600",
+    ),
+    "evaluation": D(
+        "How validation and test, `launch eval`, `launch predict` and `trainlib.load_model` ask the network.",
+        "evaluation='{test_time: flip}'",
+    ),
+    "evaluation.test_time": D(
+        "The mean of the logits over several views of an image. `none`: as it is. `flip`: it and its mirror image. "
+        "`flip_translate`: six views, both of these, which count for half, and both moved by a pixel up and left, and "
+        "down and right. Takes two and six times as long; files of `launch export` hold the plain network.",
+        "evaluation.test_time=flip",
     ),
     "checkpoint": D("When checkpoints are written, and which stay.", "checkpoint='{every: 500st, keep: 2}'"),
     "checkpoint.every": D("How often: the most that a kill costs.", "checkpoint.every=500st"),

@@ -45,6 +45,12 @@ def _node_count(value: object) -> object:
     return value
 
 
+def _flip(value: object) -> object:
+    if not isinstance(value, bool) and value != "alternating":
+        raise ValueError("must be true, false or alternating")
+    return value
+
+
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
 NodeCount = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],
@@ -77,8 +83,9 @@ class Normalize(Section):
 
 
 class Augment(Section):
-    flip: bool = False
+    flip: Annotated[bool | Literal["alternating"], BeforeValidator(_flip)] = False
     crop_padding: Annotated[int, Field(ge=0)] = 0
+    fill: Literal["black", "reflect"] = "black"
 
 
 class DataConfig(Section):
@@ -157,6 +164,10 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_nonfinite_steps: Annotated[int, Field(ge=0)] = 10
     hang_seconds: Annotated[float, Field(gt=0)] | None = 1800.0
+
+
+class EvaluationConfig(Section):
+    test_time: Literal["none", "flip", "flip_translate"] = "none"
 
 
 class Best(Section):
@@ -241,6 +252,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({"name": "SGD", "lr": 0.01, "momentum": 0.9})
     scheduler: SchedulerConfig | list[SchedulerConfig] | None = None
     train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     slurm: SlurmConfig = SlurmConfig()

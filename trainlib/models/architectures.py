@@ -1,4 +1,4 @@
-"""Architectures, before their last layer is changed: our CNN, VGG16 with a width, and torchvision's classifiers."""
+"""Architectures, before their last layer is changed: our own, VGG16 with a width, and torchvision's classifiers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from trainlib.config import ModelConfig
 from trainlib.errors import UserError
+from trainlib.models.cifar10_fast import Cifar10Fast
 
 VGG16_CHANNELS: tuple[int | str, ...] = (
     64,
@@ -28,6 +29,9 @@ VGG16_CHANNELS: tuple[int | str, ...] = (
 )
 VGG16_HIDDEN = 4096
 
+# Built for the number of classes, and nobody publishes weights of them.
+BUILT_FOR_CLASSES = ("cifar10_cnn", "cifar10_fast")
+
 # These have auxiliary heads, and inputs that their published weights expect normalised differently.
 INCEPTIONS = ("googlenet", "inception_v3")
 
@@ -43,6 +47,8 @@ def stock_model(
     try:
         if config.name == "cifar10_cnn":
             return cifar10_cnn(num_classes, image_size)
+        if config.name == "cifar10_fast":
+            return Cifar10Fast(num_classes, image_size, **config.args)
         if config.name == "vgg16":
             return vgg16(**config.args)
         return torchvision_model(config.name, image_size, config.args, published_weights=published_weights)

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainlib.config import ModelConfig, is_custom, not_here
 from trainlib.errors import UserError, WeightsError
-from trainlib.models.architectures import stock_model, without_values
+from trainlib.models.architectures import BUILT_FOR_CLASSES, stock_model, without_values
 from trainlib.models.weights import adopt, compare, published, read_weights
 
 
@@ -129,11 +129,11 @@ def _build_from_weights(
 def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> str:
     """Give the module a fresh last layer for `num_classes`; returns that layer's name."""
     name = _last_layer(module)
-    if config.name == "cifar10_cnn":
+    if config.name in BUILT_FOR_CLASSES:
         if config.head == "append":
             raise UserError(
-                "model.head: append makes sense only for a model published with 1000 classes, and cifar10_cnn is built "
-                "for the classes of the data: use head: replace"
+                f"model.head: append makes sense only for a model published with 1000 classes, and {config.name} is "
+                "built for the classes of the data: use head: replace"
             )
         return name
     last = module.get_submodule(name)

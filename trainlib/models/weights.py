@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from trainlib.config import ModelConfig
 from trainlib.config.catalog import WEIGHTS_SUFFIXES, weights_file
 from trainlib.errors import WeightsError
-from trainlib.models.architectures import INCEPTIONS, torchvision_model, without_values
+from trainlib.models.architectures import BUILT_FOR_CLASSES, INCEPTIONS, torchvision_model, without_values
 
 State = dict[str, Tensor]
 Channels = tuple[float, float, float]
@@ -45,7 +45,7 @@ def published(config: ModelConfig) -> Enum | None:
     from torchvision.models import get_model_weights
 
     assert config.weights is not None
-    members = {} if config.name == "cifar10_cnn" else dict(get_model_weights(config.name).__members__)
+    members = {} if config.name in BUILT_FOR_CLASSES else dict(get_model_weights(config.name).__members__)
     if config.weights in members:
         member: Enum = members[config.weights]
         return member
