@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from bench.rounds import Rounds
 from bench.workload import Workload, one_layer
 from trainlib import distributed
 from trainlib.custom import CustomParts
-from trainlib.loop import Loop
+from trainlib.loop import Loop, Outputs
 from trainlib.outputs import open_outputs
 from trainlib.rundir import RunDirectory
 from trainlib.session import build_loop
@@ -17,36 +21,40 @@ from trainlib.stopping import Agreement, StopFlag
 
 
 def train(workload: Workload, rounds: Rounds) -> None:
+    """As one rank of those that the environment tells of; rank 0 has the outputs, as in any run."""
     config, dataset = workload.config, workload.dataset
     custom = CustomParts(model=one_layer if workload.model == "one-layer" else None)
-    run = RunDirectory.open(config, fresh=True, runs=Path("runs"))
+    is_main = os.environ.get("RANK", "0") == "0"
+    run = RunDirectory.open(config, fresh=True, runs=Path("runs")) if is_main else None
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with (
-        run.attempt(world_size=1, from_step=0) as attempt,
+        run.attempt(world_size=world_size, from_step=0) if run else nullcontext() as attempt,
         distributed.joined(config.train) as accelerator,
     ):
         loop = build_loop(config, dataset, accelerator, None, custom)
         module, optimizer = loop.engine.classifier.module, loop.engine.optimizer.optimizer
-        module.load_state_dict(
-            dict(zip(module.state_dict(), workload.network(channels_last=True).state_dict().values(), strict=True))
-        )
-        with open_outputs(config, run, loop, dataset, attempt, None) as outputs:
+        initial = workload.network(channels_last=True).state_dict()
+        module.load_state_dict(dict(zip(module.state_dict(), initial.values(), strict=True)))
+        with open_outputs(config, run, loop, dataset, attempt, None) if run else nullcontext(Outputs()) as outputs:
             loop.outputs = replace(outputs, beat=Losses(loop, rounds).beat)
-            run.begin(config)
+            if run:
+                run.begin(config)
+            group = distributed.control_group(config.train)
             rounds.begin(module, optimizer)
-            loop.run(Agreement(StopFlag(), None))
+            loop.run(Agreement(StopFlag(), group))
 
 
 class Losses:
-    """The loss of every step, from what the loop adds up over an epoch."""
+    """This rank's part of the loss of every step, from what the loop adds up over an epoch."""
 
     def __init__(self, loop: Loop, rounds: Rounds):
         self._loop, self._rounds = loop, rounds
-        self._before = 0.0
+        self._before: float | Tensor = 0.0
 
     def beat(self) -> None:
-        """After each step."""
+        """After each step; without a wait for a GPU."""
         loop = self._loop
-        total = loop.progress.sums_P2[0, 0].item()
+        total = loop.progress.sums_P2[:, 0].sum()
         if (loop.progress.step - 1) % loop.plan.steps_per_epoch == 0:
             self._before = 0.0
         loss = (total - self._before) / loop.plan.global_batch_size
