@@ -5,7 +5,7 @@
 speed      images a second of every arm (see bench/arms) on the tutorial CNN, batches of 64, float32
 overhead   what each arm adds to a step of a bare loop, on a network of one layer, with one thread
 startup    from a cold start to the first step
-ranks      two processes (or --processes) against one with as many threads in all, several hundred steps of each
+ranks      two processes (or --processes) against one with as many threads in all, 300 steps a round
 
 Arms take turns in rotating order, so that whatever slows the machine slows all of them; a time counts only where the
 losses of all arms agree. The last table holds the ratios against the bounds that were set. Everything goes to
@@ -20,13 +20,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.arms import ARMS, BARE, OURS, Arm, of_ranks
+from bench.arms import ARMS, BARE, ONE, OURS, Arm, of_ranks
 from bench.intervals import Seconds
 from bench.loops import available, time_arms
 from bench.plot import plot
 from bench.startup import SCRIPT, time_starts
 from bench.table import Results, machine, overhead_table, seconds_table, speed_table
-from bench.verdicts import ONE, verdict_table, verdicts
+from bench.verdicts import verdict_table, verdicts
 from bench.workload import Workload
 from trainlib.distributed import num_threads
 
@@ -74,7 +74,7 @@ def time_overhead(workload: Workload, arms: Mapping[str, Arm], directory: Path) 
 def main() -> None:
     command = parser(__doc__)
     command.add_argument("--batch-size", type=int, default=64)
-    command.add_argument("--processes", type=int, default=2, help="of the part `ranks`")
+    command.add_argument("--processes", default="2", help="of the part `ranks`, separated by commas")
     options = command.parse_args()
     parts, arms = chosen_parts(options, PARTS), chosen_arms(options)
     rounds, steps = (2, 3) if options.quick else (options.rounds, options.steps)
@@ -101,8 +101,8 @@ def main() -> None:
         results.add("startup", seconds_table(seconds, SCRIPT, "to the first step"), seconds)
     if "ranks" in parts:
         of_round = steps if options.quick else MORE_OF_RANKS * steps
-        threads = max(options.threads, options.processes)
-        seconds = time_arms(workload("cnn", of_round, threads), of_ranks(options.processes), folder)
+        numbers = [int(number) for number in options.processes.split(",")]
+        seconds = time_arms(workload("cnn", of_round, max(2, options.threads)), of_ranks(numbers), folder)
         results.add("ranks", seconds_table(seconds, ONE, "a step", of_round), seconds)
     if table := verdict_table(verdicts(results.measured, many)):
         results.add("verdicts", table)

@@ -10,11 +10,9 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from bench.arms import BARE, DOCUMENTED, OURS, TENSORS, TUTORIALS
+from bench.arms import BARE, DOCUMENTED, ONE, OURS, TENSORS, TUTORIALS, TWO
 from bench.intervals import Interval, Seconds, bootstrap, ratio
 from bench.startup import LAUNCH, SCRIPT
-
-ONE, TWO = "1 process", "2 processes"
 
 
 class Verdict(NamedTuple):
@@ -44,7 +42,7 @@ def verdicts(measured: Mapping[str, Seconds], steps: int) -> Iterator[Verdict]:
     yield from _of_overhead(measured.get("overhead", {}), steps)
     if startup := measured.get("startup"):
         yield Verdict("start-up / imports and model", ratio(startup[LAUNCH], startup[SCRIPT]), 1.25, at_most=True)
-    if ranks := measured.get("ranks"):
+    if TWO in (ranks := measured.get("ranks", {})):
         yield Verdict("two processes / one with two threads", ratio(ranks[ONE], ranks[TWO]), 0.9)
 
 

@@ -11,8 +11,10 @@ import pytest
 from tiny import make_images
 
 from bench.arms import ARMS, DOCUMENTED, TENSORS, TUTORIALS
+from bench.growth import agreement_microseconds, order_milliseconds, step_milliseconds
 from bench.intervals import Interval, bootstrap, ratio
 from bench.loops import UnequalCurvesError, _require_equal_curves
+from bench.scaling import CNN, all_reduce, efficiency, step_seconds
 from bench.verdicts import Verdict, verdict_table, verdicts
 
 REPOSITORY = Path(__file__).parent.parent
@@ -138,3 +140,30 @@ def test_verdicts_are_those_of_the_seconds() -> None:
     assert verdict_table(verdicts({"startup": measured["startup"]}, 1)).splitlines()[2:] == [
         "| start-up / imports and model | 1.200 (1.200 to 1.200) | <= 1.25 | yes |"
     ]
+
+
+def test_tables_of_the_model_are_those_of_its_page() -> None:
+    command = [sys.executable, "-m", "bench.scaling"]
+    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    page = (REPOSITORY / "bench" / "scaling.md").read_text()
+    for table in printed.strip().split("\n\n"):
+        assert table in page
+
+
+def test_the_model_against_numbers_by_hand() -> None:
+    # 64 GPUs add up a gigabyte: 40 ms of transfer, and 2 log2(64) hops of 5 us as a tree; a ring has 126 of them.
+    assert all_reduce(1e9, 64) == pytest.approx(min(2 * 63 / 64 * 0.02 + 126 * 5e-6, 0.04 + 60e-6))
+    assert all_reduce(1e9, 8) == pytest.approx(min(2 * 7 / 8 / 300 + 14 * 5e-6, 2 / 300 + 30e-6))
+    assert all_reduce(1e9, 1) == 0.0
+    # A step of the CNN lasts 1 ms at least; 1,023 pairs of hops of 25 us are longer.
+    assert step_seconds(CNN, 1) == 1e-3
+    assert step_seconds(CNN, 1024) == pytest.approx(2 * 1023 * 25e-6)
+    assert efficiency(CNN, 1024, agreeing=False) == pytest.approx(1e-3 / (1e-3 + all_reduce(4 * 145_578, 1024)))
+
+
+def test_growth_is_measured() -> None:
+    """Three times the side costs far more than three times as much; a hundred times the images take longer to order."""
+    small, large = (step_milliseconds("cifar10_cnn", 4, size, repeats=3) for size in (32, 96))
+    assert large > 3 * small
+    assert order_milliseconds(1_000_000, repeats=2) > 3 * order_milliseconds(10_000, repeats=2)
+    assert agreement_microseconds(2) > 1

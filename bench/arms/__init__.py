@@ -9,6 +9,7 @@ tensors      tuned, and fed the tensors of our own loader: loops are compared, n
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -20,6 +21,7 @@ class Arm(NamedTuple):
 
 
 OURS, BARE, FLOOR = "ours", "bare loop", "one repeated batch"
+ONE, TWO = "1 process", "2 processes"  # of `of_ranks`
 WORKERS = max(1, (os.cpu_count() or 1) // 2)
 OF_EXAMPLES = 4  # workers in Accelerate's example, and by default in timm's script
 
@@ -56,9 +58,7 @@ DOCUMENTED = ("Accelerate, documented", "Lightning, documented", "Lightning, bar
 TENSORS = ("Accelerate, tensors", "Lightning, tensors", "timm, tensors")
 
 
-def of_ranks(processes: int) -> dict[str, Arm]:
-    """Our training by one process, and by this many with the same number of threads in all."""
-    return {
-        "1 process": Arm("bench.arms.ours:train", {}),
-        f"{processes} processes": Arm("bench.arms.ours:train", {}, processes=processes),
-    }
+def of_ranks(numbers: Iterable[int]) -> dict[str, Arm]:
+    """Our training by one process, and by each of these numbers with as many threads in all, one each at least."""
+    several = {f"{number} processes": Arm(ARMS[OURS].place, {}, processes=number) for number in numbers}
+    return {ONE: ARMS[OURS]} | several
