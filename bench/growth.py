@@ -97,8 +97,8 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory(os.environ)
     some = slice(2) if options.quick else slice(None)
-    batch_sizes, sizes, widths = (16, 32, 64, 128, 256)[some], (32, 64, 128)[some], (0.125, 0.25, 0.5)[some]
-    counts, processes = (10_000, 100_000, 1_000_000, 10_000_000)[some], (2, 4, 8)[some]
+    batch_sizes, sizes, widths = [16, 32, 64, 128, 256][some], [32, 64, 128][some], [0.125, 0.25, 0.5][some]
+    counts, processes = [10_000, 100_000, 1_000_000, 10_000_000][some], [2, 4, 8][some]
 
     def cnn(batch_size: int, size: int) -> float:
         return step_milliseconds("cifar10_cnn", batch_size, size, repeats)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from bench.arms import BARE, DOCUMENTED, FLOOR, OURS, TENSORS
+from bench.arms import BARE, FAST, FLOOR, OURS
 from bench.intervals import Seconds
 
 # Of Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -19,13 +19,13 @@ KINDS = {
 
 
 def kind(name: str) -> str:
-    if name == OURS:
+    if name in (OURS, FAST):
         return "ours"
     if name in (BARE, FLOOR):
         return "limits"
-    if name in TENSORS or name.endswith(", tensors"):
+    if name.endswith(", tensors"):
         return "fed our tensors"
-    return "tuned" if name.endswith(", tuned") and name not in DOCUMENTED else "as documented"
+    return "tuned" if name.endswith(", tuned") else "as documented"
 
 
 def plot(seconds: Seconds, images: int, path: Path) -> None:

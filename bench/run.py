@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.arms import ARMS, BARE, ONE, OURS, Arm, of_ranks
+from bench.arms import ARMS, BARE, FAST, ONE, OURS, Arm, of_ranks
 from bench.intervals import Seconds
 from bench.loops import available, time_arms
 from bench.plot import plot
@@ -67,7 +67,7 @@ def chosen_arms(options: argparse.Namespace) -> dict[str, Arm]:
 
 def time_overhead(workload: Workload, arms: Mapping[str, Arm], directory: Path) -> dict[str, list[float]]:
     """Of the arms that are fed tensors, so that nothing but their loops differs."""
-    loops = {name: arm for name, arm in arms.items() if name in (OURS, BARE) or name.endswith(", tensors")}
+    loops = {name: arm for name, arm in arms.items() if name in (OURS, FAST, BARE) or name.endswith(", tensors")}
     return time_arms(workload, loops, directory)
 
 

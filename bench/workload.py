@@ -82,8 +82,8 @@ class Workload:
     @cached_property
     def dataset(self) -> Dataset:
         facts = torch.load(self.copy, mmap=True)
-        splits = (ImageSet(ResidentImages(facts[s]["images"]), facts[s]["labels"]) for s in ("train", "test"))
-        return Dataset(*splits, facts["class_names"], facts["mean"], facts["std"])
+        train, test = (ImageSet(ResidentImages(facts[s]["images"]), facts[s]["labels"]) for s in ("train", "test"))
+        return Dataset(train, test, facts["class_names"], facts["mean"], facts["std"])
 
     @cached_property
     def plan(self) -> Plan:
@@ -130,8 +130,8 @@ def _noise(count: int, size: int) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     labels_N = torch.arange(count) % 10
-    splits = (ImageSet(ResidentImages(images[:n]), labels_N[:n]) for n in (count, 10))
-    return Dataset(*splits, tuple("0123456789"), (0.5,) * 3, (0.29,) * 3)
+    train, test = (ImageSet(ResidentImages(images[:n]), labels_N[:n]) for n in (count, 10))
+    return Dataset(train, test, tuple("0123456789"), (0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
 
 
 def one_layer(num_classes: int) -> nn.Module:

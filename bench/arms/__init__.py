@@ -21,6 +21,7 @@ class Arm(NamedTuple):
 
 
 OURS, BARE, FLOOR = "ours", "bare loop", "one repeated batch"
+FAST = "ours, fast"  # on GPUs
 ONE, TWO = "1 process", "2 processes"  # of `of_ranks`
 WORKERS = max(1, (os.cpu_count() or 1) // 2)
 OF_EXAMPLES = 4  # workers in Accelerate's example, and by default in timm's script
@@ -52,6 +53,9 @@ ARMS: dict[str, Arm] = {
     ),
     **_peer("timm", "timm_loop", "timm", OF_EXAMPLES),
 }
+
+# Where kernels that give other bits each time may be faster.
+ARMS_ON_GPU = ARMS | {FAST: Arm("bench.arms.ours:train", {"reproducibility": "fast"})}
 
 TUTORIALS = ("tutorial, 0 workers", "tutorial, 1 worker", "tutorial, 2 workers")
 DOCUMENTED = ("Accelerate, documented", "Lightning, documented", "Lightning, barebones", "timm, documented")

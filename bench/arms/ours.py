@@ -20,9 +20,12 @@ from trainlib.session import build_loop
 from trainlib.stopping import Agreement, StopFlag
 
 
-def train(workload: Workload, rounds: Rounds) -> None:
+def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact") -> None:
     """As one rank of those that the environment tells of; rank 0 has the outputs, as in any run."""
-    config, dataset = workload.config, workload.dataset
+    settings = workload.config.train.model_copy(update={"reproducibility": reproducibility})
+    name = f"{workload.config.name}-{reproducibility}"
+    config = workload.config.model_copy(update={"train": settings, "name": name})
+    dataset = workload.dataset
     custom = CustomParts(model=one_layer if workload.model == "one-layer" else None)
     is_main = os.environ.get("RANK", "0") == "0"
     run = RunDirectory.open(config, fresh=True, runs=Path("runs")) if is_main else None
@@ -35,7 +38,11 @@ def train(workload: Workload, rounds: Rounds) -> None:
         module, optimizer = loop.engine.classifier.module, loop.engine.optimizer.optimizer
         initial = workload.network(channels_last=True).state_dict()
         module.load_state_dict(dict(zip(module.state_dict(), initial.values(), strict=True)))
-        with open_outputs(config, run, loop, dataset, attempt, None) if run else nullcontext(Outputs()) as outputs:
+        with (
+            open_outputs(config, run, loop, dataset, attempt, None)
+            if run and attempt
+            else nullcontext(Outputs()) as outputs
+        ):
             loop.outputs = replace(outputs, beat=Losses(loop, rounds).beat)
             if run:
                 run.begin(config)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -190,5 +190,5 @@ def _pixels(split: ImageSet) -> torch.Tensor:
     return next(split.images.batches([torch.arange(len(split.labels_N))]))
 
 
-def _rows(run: Path) -> list[dict[str, float]]:
+def _rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.arms import ARMS, BARE, OURS
+from bench.arms import ARMS_ON_GPU, BARE, FAST, OURS
 from bench.intervals import Seconds
 from bench.loops import available, time_arms
 from bench.table import rows_table
 from bench.workload import Workload
 from trainlib.models import build_model
 
-LOOPS = (OURS, BARE, "Accelerate, tensors", "Lightning, tensors")
+LOOPS = (OURS, FAST, BARE, "Accelerate, tensors", "Lightning, tensors")
 
 
 def time_vgg(workload: Workload, directory: Path) -> dict[str, list[float]]:
     """Seconds of each loop in each round; all are fed by our loader, with noise for pictures."""
-    return time_arms(workload, available({name: ARMS[name] for name in LOOPS}), directory)
+    return time_arms(workload, available({name: ARMS_ON_GPU[name] for name in LOOPS}), directory)
 
 
 def step_flops(workload: Workload) -> int:
