@@ -35,13 +35,17 @@ docs: $(VENV)/installed
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m bench.run $(BENCH_ARGS)
 
-# The same arms on a GPU: larger batches, the speed of the loops alone.
-bench-gpu: .venv-bench/installed
-	.venv-bench/bin/python -m bench.run --gpu $(BENCH_ARGS)
+# On a machine with an NVIDIA GPU: the same loops there, airbench, VGG16, and where steps wait for the GPU.
+bench-gpu: .venv-bench/installed-gpu
+	.venv-bench/bin/python -m bench.gpu.run $(BENCH_ARGS)
 
 .venv-bench/installed: pyproject.toml bench/requirements.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --disable-pip-version-check -e . -r bench/requirements.txt
+	touch $@
+
+.venv-bench/installed-gpu: .venv-bench/installed bench/requirements-gpu.txt
+	.venv-bench/bin/python -m pip install --disable-pip-version-check -r bench/requirements-gpu.txt
 	touch $@
 
 clean:

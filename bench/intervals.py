@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 RESAMPLES = 5_000
+Seconds = Mapping[str, Sequence[float]]  # of each arm, in each round
 
 
 class Interval(NamedTuple):
-    """The median over the rounds, and its 95 % bootstrap interval."""
+    """The median over the rounds (or what else `bootstrap` was told), and its 95 % bootstrap interval."""
 
     median: float
     low: float
     high: float
 
 
-def bootstrap(values: Sequence[float]) -> Interval:
-    """Of the median: rounds are drawn anew, with replacement (Efron's percentile interval)."""
+def bootstrap(values: Sequence[float], statistic: Callable[[Sequence[float]], float] = statistics.median) -> Interval:
+    """Of the statistic: rounds are drawn anew, with replacement (Efron's percentile interval)."""
     generator = random.Random(0)
-    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return Interval(statistics.median(values), medians[round(0.025 * RESAMPLES)], medians[round(0.975 * RESAMPLES) - 1])
+    drawn = sorted(statistic(generator.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return Interval(statistic(values), drawn[round(0.025 * RESAMPLES)], drawn[round(0.975 * RESAMPLES) - 1])
 
 
 def ratio(slower: Sequence[float], faster: Sequence[float]) -> Interval:

@@ -6,19 +6,23 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from bench.arms import Arm
 from bench.workload import Workload
 from trainlib.distributed import NUM_THREADS
 
 Result = tuple[float, list[float]]  # seconds of a round, the loss of each of its steps
+
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class OverError(Exception):
@@ -42,8 +46,7 @@ class Rounds:
         """Raises OverError after the last round."""
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if len(self._losses) == self._steps:
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
+            _wait_for_gpu()
             seconds = time.perf_counter() - self._began
             self._connection.send((seconds, [float(loss) for loss in self._losses]))
             self._wait()
@@ -54,23 +57,33 @@ class Rounds:
             raise OverError
         self._network.load_state_dict(self._initial)
         self._optimizer.state.clear()
+        _wait_for_gpu()
         self._began = time.perf_counter()
 
 
-def run_arm(place: str, options: dict[str, Any], workload: Workload, connection: Connection, log: Path) -> None:
-    """In the arm's process: train, with all that it prints in a file. `place` is module:function."""
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def run_arm(
+    arm: Arm, workload: Workload, connection: Connection, log: Path, environment: Mapping[str, str] = NOTHING
+) -> None:
+    """In a process of the arm: train, with all that it prints in a file. `environment` says which rank it is."""
+    os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(log.parent)
-    torch.set_num_threads(workload.threads)
-    os.environ[NUM_THREADS] = str(workload.threads)
+    threads = max(1, workload.threads // arm.processes)
+    torch.set_num_threads(threads)
+    os.environ[NUM_THREADS] = str(threads)
     if not workload.gpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    module, _, function = place.partition(":")
+    module, _, function = arm.place.partition(":")
     train: Callable[..., None] = getattr(import_module(module), function)
     try:
-        train(workload, Rounds(connection, workload.steps), **options)
+        train(workload, Rounds(connection, workload.steps), **arm.options)
     except OverError:
         pass
     except BaseException:  # noqa: BLE001 - the parent tells, and the log has it all

@@ -5,98 +5,109 @@
 speed      images a second of every arm (see bench/arms) on the tutorial CNN, batches of 64, float32
 overhead   what each arm adds to a step of a bare loop, on a network of one layer, with one thread
 startup    from a cold start to the first step
-ranks      two processes against one with two threads
+ranks      two processes (or --processes) against one with as many threads in all, 300 steps a round
 
 Arms take turns in rotating order, so that whatever slows the machine slows all of them; a time counts only where the
-losses of all arms agree. Everything goes to bench/results/<time>/: table.md, plot.png and seconds.json.
+losses of all arms agree. The last table holds the ratios against the bounds that were set. Everything goes to
+bench/results/<time>/: table.md, plot.png and seconds.json. bench/gpu does the same, and more, on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-from bench.arms import ARMS, BARE, OURS
+from bench.arms import ARMS, BARE, FAST, ONE, OURS, Arm, of_ranks
+from bench.intervals import Seconds
 from bench.loops import available, time_arms
-from bench.ranks import time_ranks
+from bench.plot import plot
 from bench.startup import SCRIPT, time_starts
-from bench.table import Seconds, machine, overhead_table, plot, seconds_table, speed_table
+from bench.table import Results, machine, overhead_table, seconds_table, speed_table
+from bench.verdicts import verdict_table, verdicts
 from bench.workload import Workload
 from trainlib.distributed import num_threads
 
 PARTS = ("speed", "overhead", "startup", "ranks")
 RESULTS = Path(__file__).parent / "results"
+MORE_STEPS = 10  # in a round of `overhead`, whose steps are short
+MORE_OF_RANKS = 6  # in a round of `ranks`, where a whole run has many
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="class folders: DIR/train/<class>/*, DIR/test/<class>/*; default: drawings")
-    parser.add_argument("--parts", help="default: all; with --gpu speed,overhead")
-    parser.add_argument("--gpu", action="store_true", help="compare the loops on a GPU")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--arms", help="only these, separated by semicolons; the bare loop and ours are always there")
-    parser.add_argument("--threads", type=int, default=num_threads(os.environ), help="of torch in every arm")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=50, help="of a round")
-    parser.add_argument("--quick", action="store_true", help="two rounds of few steps: to see that it works")
-    parser.add_argument("--results", type=Path, default=RESULTS / time.strftime("%Y%m%d-%H%M%S"))
-    options = parser.parse_args()
-    options.parts = options.parts.split(",") if options.parts else [*PARTS][: 2 if options.gpu else None]
-    if unknown := set(options.parts) - {*PARTS}:
-        parser.error(f"--parts: got {', '.join(sorted(unknown))}, must be of {', '.join(PARTS)}")
-    return options
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What all benchmarks of loops take."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", help="class folders: DIR/train/<class>/*, DIR/test/<class>/*; default: drawings")
+    made.add_argument("--parts", help="some of them, separated by commas; default: all")
+    made.add_argument("--arms", help="only these, separated by semicolons; the bare loop and ours are always there")
+    made.add_argument("--threads", type=int, default=num_threads(os.environ), help="of torch in every arm")
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("--steps", type=int, default=50, help="of a round")
+    made.add_argument("--quick", action="store_true", help="two rounds of few steps: to see that it works")
+    made.add_argument("--results", type=Path, default=RESULTS / time.strftime("%Y%m%d-%H%M%S"))
+    return made
+
+
+def chosen_parts(options: argparse.Namespace, parts: tuple[str, ...]) -> list[str]:
+    """Those that were asked for. Raises SystemExit for an unknown one."""
+    chosen: list[str] = options.parts.split(",") if options.parts else [*parts]
+    if unknown := set(chosen) - {*parts}:
+        raise SystemExit(f"--parts: got {', '.join(sorted(unknown))}, must be of {', '.join(parts)}")
+    return chosen
+
+
+def chosen_arms(options: argparse.Namespace) -> dict[str, Arm]:
+    names = [OURS, BARE, *options.arms.split(";")] if options.arms else list(ARMS)
+    if unknown := set(names) - {*ARMS}:
+        raise SystemExit(f"--arms: got {'; '.join(sorted(unknown))}, must be of {'; '.join(ARMS)}")
+    return available({name: ARMS[name] for name in names})
+
+
+def time_overhead(workload: Workload, arms: Mapping[str, Arm], directory: Path) -> dict[str, list[float]]:
+    """Of the arms that are fed tensors, so that nothing but their loops differs."""
+    loops = {name: arm for name, arm in arms.items() if name in (OURS, FAST, BARE) or name.endswith(", tensors")}
+    return time_arms(workload, loops, directory)
 
 
 def main() -> None:
-    options = parse_arguments()
+    command = parser(__doc__)
+    command.add_argument("--batch-size", type=int, default=64)
+    command.add_argument("--processes", default="2", help="of the part `ranks`, separated by commas")
+    options = command.parse_args()
+    parts, arms = chosen_parts(options, PARTS), chosen_arms(options)
     rounds, steps = (2, 3) if options.quick else (options.rounds, options.steps)
     root = os.path.abspath(options.data) if options.data else None
-    results: Path = options.results.absolute()
-    results.mkdir(parents=True)
-    names = available([OURS, BARE, *options.arms.split(";")] if options.arms else list(ARMS))
+    folder: Path = options.results.absolute()
+    results = Results(folder, f"{machine(options.threads)}; {rounds} rounds of {steps} steps")
 
     def workload(model: str, steps: int, threads: int) -> Workload:
-        made = Workload(root, results / "images.pt", model, steps, rounds, threads, options.batch_size, options.gpu)
+        made = Workload(root, folder / "images.pt", model, steps, rounds, threads, options.batch_size)
         made.prepare()
         return made
 
-    def speed() -> tuple[str, Seconds]:
-        seconds = time_arms(workload("cnn", steps, options.threads), names, results)
-        plot(seconds, options.batch_size * steps, results / "plot.png")
-        return speed_table(seconds, options.batch_size * steps), seconds
-
-    def overhead() -> tuple[str, Seconds]:
-        many = steps if options.quick else 10 * steps
-        loops = [name for name in names if name in (OURS, BARE) or name.endswith("tensors")]
-        seconds = time_arms(workload("one-layer", many, 1), loops, results)
-        return overhead_table(seconds, many), seconds
-
-    def startup() -> tuple[str, Seconds]:
-        seconds = time_starts(root, rounds, results / "startup")
-        return seconds_table(seconds, SCRIPT, "to the first step"), seconds
-
-    def ranks() -> tuple[str, Seconds]:
-        seconds = time_ranks(root, 10 if options.quick else 5 * steps, rounds, results / "ranks")
-        return seconds_table(seconds, "1 process", "a step"), seconds
-
-    parts: dict[str, Callable[[], tuple[str, Seconds]]] = dict(
-        zip(PARTS, (speed, overhead, startup, ranks), strict=True)
-    )
-    measured: dict[str, Seconds] = {}
-    table = f"{time.strftime('%Y-%m-%d')}, {machine(options.threads)}; {rounds} rounds of {steps} steps\n"
-    print(table, flush=True)
-    for name in options.parts:
-        part, measured[name] = parts[name]()
-        print(f"### {name}\n\n{part}\n", flush=True)
-        table += f"\n### {name}\n\n{part}\n"
-        (results / "table.md").write_text(table)
-        (results / "seconds.json").write_text(json.dumps(measured, indent=1))
-    (results / "images.pt").unlink(missing_ok=True)
-    print(f"results in {results}")
+    seconds: Seconds
+    if "speed" in parts:
+        seconds = time_arms(workload("cnn", steps, options.threads), arms, folder)
+        plot(seconds, options.batch_size * steps, folder / "plot.png")
+        results.add("speed", speed_table(seconds, options.batch_size * steps), seconds)
+    many = steps if options.quick else MORE_STEPS * steps
+    if "overhead" in parts:
+        seconds = time_overhead(workload("one-layer", many, 1), arms, folder)
+        results.add("overhead", overhead_table(seconds, many), seconds)
+    if "startup" in parts:
+        seconds = time_starts(root, rounds, folder / "startup")
+        results.add("startup", seconds_table(seconds, SCRIPT, "to the first step"), seconds)
+    if "ranks" in parts:
+        of_round = steps if options.quick else MORE_OF_RANKS * steps
+        numbers = [int(number) for number in options.processes.split(",")]
+        seconds = time_arms(workload("cnn", of_round, max(2, options.threads)), of_ranks(numbers), folder)
+        results.add("ranks", seconds_table(seconds, ONE, "a step", of_round), seconds)
+    if table := verdict_table(verdicts(results.measured, many)):
+        results.add("verdicts", table)
+    (folder / "images.pt").unlink(missing_ok=True)
+    print(f"results in {folder}")
 
 
 if __name__ == "__main__":

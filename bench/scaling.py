@@ -1,21 +1,27 @@
 """A simple model of data parallelism on many GPUs: prints the tables of bench/scaling.md.
 
-    python bench/scaling.py
+    python -m bench.scaling
 
 A step is the computation of a GPU's share of the batch, and what of the gradients' all-reduce it does not hide. An
 all-reduce of S bytes over W GPUs takes the better of two algorithms (NCCL has both):
 
     ring    2 (W - 1) / W * S / bandwidth  +  2 (W - 1) * latency
     tree    2 S / bandwidth                +  2 log2(W) * latency
+
+Beside it ranks agree whether to stop, on the CPU through gloo, whose all-reduce is a ring: 2 (W - 1) hops of TCP. No
+step is shorter than that.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-BANDWIDTH = 50e9  # bytes a second, of each GPU to the network: 400 Gbit/s
+NODE = 8  # GPUs of a node
+NODE_BANDWIDTH = 300e9  # bytes a second between the GPUs of a node: NVLink
+BANDWIDTH = 50e9  # of each GPU to the network: 400 Gbit/s
 LATENCY = 5e-6  # seconds a hop
+AGREEMENT_HOP = 25e-6  # seconds that a message of gloo takes from a process to the next
 OVERLAP = 2 / 3  # the backward pass's part of the computation, beside which gradients are sent
 LAST_BUCKET = 25 * 2**20  # bytes, at most, whose all-reduce begins when there is nothing left to compute
 SIZES = (8, 64, 256, 512, 1024, 4096)
@@ -23,50 +29,77 @@ SIZES = (8, 64, 256, 512, 1024, 4096)
 
 @dataclass(frozen=True)
 class Model:
-    """parameters, in float32; seconds to compute a step of `images` on one GPU, and none the less `floor` seconds."""
+    """flops of an image, forward and backward; a step takes `floor` seconds at least, for launching its kernels."""
 
     name: str
-    parameters: int
-    images: int
-    seconds: float
+    parameters: int  # in float32
+    images: int  # of a step, on one GPU
+    flops: float
     floor: float = 1e-3
+    speed: float = 300e12  # operations a second, in bfloat16: assumed
+
+    @property
+    def seconds(self) -> float:
+        return max(self.images * self.flops / self.speed, self.floor)
 
 
-# 93 GFLOP an image of VGG16, forward and backward, 0.074 of the CNN, at an assumed 300 TFLOP/s in bfloat16.
-MODELS = (
-    Model("CNN, 64 images a GPU", 145_578, 64, 64 * 0.074e9 / 300e12),
-    Model("CNN, 1,024 images a GPU", 145_578, 1024, 1024 * 0.074e9 / 300e12),
-    Model("VGG16 at 224, 64 images a GPU", 138_357_544, 64, 64 * 93e9 / 300e12),
-    Model("VGG16 at 224, 256 images a GPU", 138_357_544, 256, 256 * 93e9 / 300e12),
-)
+CNN = Model("CNN", 145_578, 64, 0.0692e9)
+VGG16 = Model("VGG16 at 224", 138_357_544, 64, 92.6e9)
+WEAK = tuple(replace(model, images=images) for model, images in ((CNN, 64), (CNN, 1024), (VGG16, 64), (VGG16, 256)))
+STRONG = ((CNN, 4096), (VGG16, 4096))  # and the images of a global batch that all GPUs share
 
 
 def all_reduce(size: float, gpus: int) -> float:
     """Seconds to add up `size` bytes over this many GPUs, by the faster algorithm."""
-    ring = 2 * (gpus - 1) / gpus * size / BANDWIDTH + 2 * (gpus - 1) * LATENCY
-    tree = 2 * size / BANDWIDTH + 2 * math.ceil(math.log2(gpus)) * LATENCY if gpus > 1 else 0.0
+    bandwidth = NODE_BANDWIDTH if gpus <= NODE else BANDWIDTH
+    ring = 2 * (gpus - 1) / gpus * size / bandwidth + 2 * (gpus - 1) * LATENCY
+    tree = 2 * size / bandwidth + 2 * math.ceil(math.log2(gpus)) * LATENCY if gpus > 1 else 0.0
     return min(ring, tree)
 
 
-def step_seconds(model: Model, gpus: int) -> float:
+def agreement(gpus: int) -> float:
+    """Seconds until all ranks know whether one of them was asked to stop."""
+    return 2 * (gpus - 1) * AGREEMENT_HOP
+
+
+def step_seconds(model: Model, gpus: int, *, agreeing: bool = True) -> float:
     """The computation, what of the all-reduce is longer than the backward pass, and the last bucket."""
     size = 4.0 * model.parameters
-    compute = max(model.seconds, model.floor)
     last = min(size, LAST_BUCKET)
-    exposed = max(0.0, all_reduce(size - last, gpus) - OVERLAP * compute) if size > last else 0.0
-    return compute + exposed + (all_reduce(last, gpus) if gpus > 1 else 0.0)
+    exposed = max(0.0, all_reduce(size - last, gpus) - OVERLAP * model.seconds) if size > last else 0.0
+    seconds = model.seconds + exposed + (all_reduce(last, gpus) if gpus > 1 else 0.0)
+    return max(seconds, agreement(gpus)) if agreeing else seconds
 
 
-def efficiency(model: Model, gpus: int) -> float:
-    """Images a second and GPU, as a part of what one GPU does alone."""
-    return step_seconds(model, 1) / step_seconds(model, gpus)
+def efficiency(model: Model, gpus: int, *, agreeing: bool = True) -> float:
+    """Images a second and GPU, as a part of what one GPU does alone, where each has its number of images."""
+    return model.seconds / step_seconds(model, gpus, agreeing=agreeing)
+
+
+def speed(model: Model, global_batch: int, gpus: int) -> float:
+    """Images a second of all GPUs that share a batch; some have none where there are more GPUs than images."""
+    share = replace(model, images=math.ceil(global_batch / gpus))
+    return global_batch / step_seconds(share, gpus)
+
+
+def table(title: str, rows: dict[str, list[str]]) -> str:
+    heading = [f"| {title} | {' | '.join(f'{gpus:,}' for gpus in SIZES)} |", "|---|" + "---:|" * len(SIZES)]
+    return "\n".join([*heading, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())])
 
 
 def main() -> None:
-    print("| images a second of one GPU's own, kept on | " + " | ".join(f"{gpus:,}" for gpus in SIZES) + " |")
-    print("|---|" + "---:|" * len(SIZES))
-    for model in MODELS:
-        print(f"| {model.name} | " + " | ".join(f"{efficiency(model, gpus):.0%}" for gpus in SIZES) + " |")
+    weak = {}
+    for model in WEAK:
+        name = f"{model.name}, {model.images:,} images a GPU"
+        weak[name] = [f"{efficiency(model, gpus):.0%}" for gpus in SIZES]
+        weak[f"{name}, without the agreement"] = [f"{efficiency(model, gpus, agreeing=False):.0%}" for gpus in SIZES]
+    print(table("images a second of one GPU's own, kept on", weak))
+    print()
+    strong = {
+        f"{model.name}, {batch:,} images": [f"{speed(model, batch, gpus):,.0f}" for gpus in SIZES]
+        for model, batch in STRONG
+    }
+    print(table("images a second of a batch that is shared by", strong))
 
 
 if __name__ == "__main__":

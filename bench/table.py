@@ -1,29 +1,49 @@
-"""What was measured, as Markdown and as a picture."""
+"""What was measured, as Markdown, kept in a folder while the rest is measured."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench.arms import BARE, OURS
-from bench.intervals import Interval, bootstrap, ratio
+from bench.intervals import Interval, Seconds, bootstrap, ratio
 
-Seconds = Mapping[str, Sequence[float]]
-PACKAGES = ("torch", "torchvision", "accelerate", "lightning")
+PACKAGES = ("torch", "torchvision", "accelerate", "lightning", "timm")
 
 
-def machine(threads: int) -> str:
+class Results:
+    """A folder with table.md and seconds.json, written again after each part, and a copy of what they say on stdout."""
+
+    def __init__(self, folder: Path, heading: str):
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.measured: dict[str, Seconds] = {}
+        self._table = f"{time.strftime('%Y-%m-%d')}, {heading}\n"
+        print(self._table, flush=True)
+
+    def add(self, part: str, table: str, seconds: Seconds | None = None) -> None:
+        if seconds is not None:
+            self.measured[part] = seconds
+            (self.folder / "seconds.json").write_text(json.dumps(self.measured, indent=1))
+        print(f"### {part}\n\n{table}\n", flush=True)
+        self._table += f"\n### {part}\n\n{table}\n"
+        (self.folder / "table.md").write_text(self._table)
+
+
+def machine(threads: int, packages: tuple[str, ...] = PACKAGES) -> str:
     """The machine and the versions, in a line."""
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.machine(),
     )
     found = []
-    for package in PACKAGES:
+    for package in packages:
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -39,7 +59,7 @@ def speed_table(seconds: Seconds, images: int) -> str:
     """images   of a round"""
     rows = ["| arm | images/s | ours is faster by (95 % interval) |", "|---|---:|---|"]
     for name, times in sorted(seconds.items(), key=lambda item: statistics.median(item[1])):
-        faster = "" if name == OURS else _times(ratio(times, seconds[OURS]))
+        faster = "" if name == OURS else times_as_fast(ratio(times, seconds[OURS]))
         rows.append(f"| {name} | {images / statistics.median(times):,.0f} | {faster} |")
     return "\n".join(rows)
 
@@ -57,33 +77,22 @@ def overhead_table(seconds: Seconds, steps: int) -> str:
     return "\n".join(rows)
 
 
-def seconds_table(seconds: Seconds, baseline: str, unit: str) -> str:
-    """unit   what takes these seconds"""
+def seconds_table(seconds: Seconds, baseline: str, unit: str, per: float = 1.0) -> str:
+    """unit   what takes these seconds, divided by `per`"""
     rows = [f"| | seconds {unit} | of {baseline} (95 % interval) |", "|---|---:|---|"]
     for name, times in seconds.items():
-        of = "" if name == baseline else _times(ratio(times, seconds[baseline]))
-        rows.append(f"| {name} | {statistics.median(times):.3f} | {of} |")
+        of = "" if name == baseline else times_as_fast(ratio(times, seconds[baseline]))
+        rows.append(f"| {name} | {statistics.median(times) / per:.4f} | {of} |")
     return "\n".join(rows)
 
 
-def plot(seconds: Seconds, images: int, path: Path) -> None:
-    """Images a second of every arm, with the rounds as dots."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    names = sorted(seconds, key=lambda name: -statistics.median(seconds[name]))
-    figure = Figure(figsize=(9, 0.4 * len(names) + 1), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    colours = ["#d55e00" if name == OURS else "#0072b2" for name in names]
-    axes.barh(names, [images / statistics.median(seconds[name]) for name in names], color=colours, alpha=0.8)
-    for row, name in enumerate(names):
-        axes.plot([images / time for time in seconds[name]], [row] * len(seconds[name]), ".", color="black", ms=3)
-    axes.set_xlabel("images/s")
-    figure.savefig(path)
+def rows_table(columns: tuple[str, ...], rows: Mapping[str, tuple[str, ...]]) -> str:
+    """Rows by their names; the first column has those."""
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join((name, *cells))} |" for name, cells in rows.items())])
 
 
-def _times(interval: Interval) -> str:
+def times_as_fast(interval: Interval) -> str:
     return f"{interval.median:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 

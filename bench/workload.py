@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,12 @@ from trainlib.data.images import Dataset, ImageSet, ResidentImages
 from trainlib.plan import Plan
 
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
-MODELS = ("cnn", "one-layer")
+MODELS = {
+    "cnn": "{name: cifar10_cnn}",
+    "one-layer": "{name: cifar10_cnn}",  # in whose place `one_layer` is trained
+    "vgg16": "{name: vgg16, dropout: 0.0}",  # what is dropped would differ from arm to arm
+    "vgg16-thin": "{name: vgg16, width: 0.03, dropout: 0.0}",
+}
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,12 @@ class Workload:
     """
     root     class folders, root/train/<class>/* and root/test/<class>/*; None for the drawings that need no files
     copy     where `prepare` keeps their pixels, for all processes alike
-    model    "cnn", the tutorial's, or "one-layer", which leaves little but what a loop adds to each step
+    model    of MODELS; "cnn" is the tutorial's, "one-layer" leaves little but what a loop adds to each step
     steps    of a round
     rounds   that count; one more warms up
     threads  of torch
     gpu      train on it; else on the CPU, whatever there is
+    noise    train on this many pictures of noise, image_size on a side, in place of `root`
     """
 
     root: str | None
@@ -40,24 +48,31 @@ class Workload:
     threads: int
     batch_size: int = 64
     gpu: bool = False
+    precision: str = "no"
+    image_size: int = 32
+    noise: int | None = None
 
     @cached_property
     def config(self) -> Config:
         data = "name: synthetic" if self.root is None else f"name: image_folder, root: {self.root}"
+        data = f"{data}, image_size: {self.image_size}, val_fraction: 0, drop_last: true, augment: {{}}"
+        train = f"steps: {self.total_steps}, batch_size: {self.batch_size}, precision: '{self.precision}'"
         return load_config(
             [
                 "cifar10_cnn",
-                f"data={{{data}, val_fraction: 0, drop_last: true, augment: {{}}}}",
+                f"data={{{data}}}",
+                f"model={MODELS[self.model]}",
                 f"optimizer={{name: SGD, lr: {LEARNING_RATE}, momentum: {MOMENTUM}}}",
-                f"train={{steps: {self.total_steps}, batch_size: {self.batch_size}}}",
+                f"train={{{train}}}",
                 "scheduler=null",
+                *(["checkpoint.every=1000ep"] if self.noise else []),  # its epochs are as short as rounds
             ]
         )
 
     def prepare(self) -> None:
         """Decode or draw the images, once."""
         if not self.copy.exists():
-            dataset = load_data(self.config.data)
+            dataset = _noise(self.noise, self.image_size) if self.noise else load_data(self.config.data)
             facts = {"class_names": dataset.class_names, "mean": dataset.mean, "std": dataset.std}
             for split, image_set in (("train", dataset.train), ("test", dataset.test)):
                 ids_N = torch.arange(len(image_set.labels_N))
@@ -67,8 +82,8 @@ class Workload:
     @cached_property
     def dataset(self) -> Dataset:
         facts = torch.load(self.copy, mmap=True)
-        splits = (ImageSet(ResidentImages(facts[s]["images"]), facts[s]["labels"]) for s in ("train", "test"))
-        return Dataset(*splits, facts["class_names"], facts["mean"], facts["std"])
+        train, test = (ImageSet(ResidentImages(facts[s]["images"]), facts[s]["labels"]) for s in ("train", "test"))
+        return Dataset(train, test, facts["class_names"], facts["mean"], facts["std"])
 
     @cached_property
     def plan(self) -> Plan:
@@ -96,6 +111,10 @@ class Workload:
         for step in range(0, self.total_steps, self.plan.steps_per_epoch):
             yield from self.plan.batches(self.plan.epoch_of(step))[: self.total_steps - step]
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """For the forward pass and the loss of a loop that has nothing for it."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
     def network(self, *, channels_last: bool) -> nn.Module:
         """With its initial weights, the same every time, on the device."""
         num_classes = len(self.dataset.class_names)
@@ -105,6 +124,14 @@ class Workload:
         network = build_classifier(self.config, num_classes, torch.device("cpu")).module
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return network.to(self.device, memory_format=layout)
+
+
+def _noise(count: int, size: int) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    labels_N = torch.arange(count) % 10
+    train, test = (ImageSet(ResidentImages(images[:n]), labels_N[:n]) for n in (count, 10))
+    return Dataset(train, test, tuple("0123456789"), (0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
 
 
 def one_layer(num_classes: int) -> nn.Module:

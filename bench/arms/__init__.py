@@ -1,12 +1,15 @@
 """The arms: each trains the workload in its own way, and calls `rounds.step` after every step.
 
 documented   as the documentation of the framework shows it
-tuned        with what makes it faster and leaves the mathematics alone: channels last, memory kept, its fastest feed
+tuned        with what makes it faster and leaves the mathematics alone: channels last, memory kept, as many workers as
+             leave half of the cores to the training
 tensors      tuned, and fed the tensors of our own loader: loops are compared, not loaders
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -14,9 +17,25 @@ class Arm(NamedTuple):
     place: str  # module:function
     options: dict[str, Any]
     needs: str | None = None  # a package that may be missing
+    processes: int = 1  # which share the threads of an arm
 
 
 OURS, BARE, FLOOR = "ours", "bare loop", "one repeated batch"
+FAST = "ours, fast"  # on GPUs
+ONE, TWO = "1 process", "2 processes"  # of `of_ranks`
+WORKERS = max(1, (os.cpu_count() or 1) // 2)
+OF_EXAMPLES = 4  # workers in Accelerate's example, and by default in timm's script
+
+
+def _peer(name: str, module: str, package: str | None, workers: int = 0) -> dict[str, Arm]:
+    """documented, tuned and tensors; workers   of the documented one"""
+    place, pictures, tuned = f"bench.arms.{module}:train", {"feed": "pictures"}, {"tuned": True}
+    return {
+        f"{name}, documented": Arm(place, pictures | {"workers": workers}, package),
+        f"{name}, tuned": Arm(place, pictures | {"workers": WORKERS} | tuned, package),
+        f"{name}, tensors": Arm(place, {"feed": "tensors"} | tuned, package),
+    }
+
 
 ARMS: dict[str, Arm] = {
     OURS: Arm("bench.arms.ours:train", {}),
@@ -25,21 +44,25 @@ ARMS: dict[str, Arm] = {
     "tutorial, 0 workers": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": 0}),
     "tutorial, 1 worker": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": 1}),
     "tutorial, 2 workers": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": 2}),
-    "tutorial, tuned": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": 1, "tuned": True}),
+    "tutorial, tuned": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": WORKERS, "tuned": True}),
     "tutorial, tensors": Arm("bench.arms.tutorial:train", {"feed": "tensors", "tuned": True}),
-    "Accelerate, documented": Arm("bench.arms.accelerate_loop:train", {"feed": "pictures"}),
-    "Accelerate, tuned": Arm("bench.arms.accelerate_loop:train", {"feed": "pictures", "workers": 1, "tuned": True}),
-    "Accelerate, tensors": Arm("bench.arms.accelerate_loop:train", {"feed": "tensors", "tuned": True}),
-    "Lightning, documented": Arm("bench.arms.lightning_loop:train", {"feed": "pictures"}, "lightning"),
+    **_peer("Accelerate", "accelerate_loop", None, OF_EXAMPLES),
+    **_peer("Lightning", "lightning_loop", "lightning"),
     "Lightning, barebones": Arm(
         "bench.arms.lightning_loop:train", {"feed": "pictures", "barebones": True}, "lightning"
     ),
-    "Lightning, tuned": Arm(
-        "bench.arms.lightning_loop:train",
-        {"feed": "pictures", "workers": 1, "barebones": True, "tuned": True},
-        "lightning",
-    ),
-    "Lightning, tensors": Arm(
-        "bench.arms.lightning_loop:train", {"feed": "tensors", "barebones": True, "tuned": True}, "lightning"
-    ),
+    **_peer("timm", "timm_loop", "timm", OF_EXAMPLES),
 }
+
+# Where kernels that give other bits each time may be faster.
+ARMS_ON_GPU = ARMS | {FAST: Arm("bench.arms.ours:train", {"reproducibility": "fast"})}
+
+TUTORIALS = ("tutorial, 0 workers", "tutorial, 1 worker", "tutorial, 2 workers")
+DOCUMENTED = ("Accelerate, documented", "Lightning, documented", "Lightning, barebones", "timm, documented")
+TENSORS = ("Accelerate, tensors", "Lightning, tensors", "timm, tensors")
+
+
+def of_ranks(numbers: Iterable[int]) -> dict[str, Arm]:
+    """Our training by one process, and by each of these numbers with as many threads in all, one each at least."""
+    several = {f"{number} processes": Arm(ARMS[OURS].place, {}, processes=number) for number in numbers}
+    return {ONE: ARMS[OURS]} | several

@@ -19,14 +19,15 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Pictures(Dataset[Any]):
-    """As torchvision's CIFAR10: arrays in memory, of which each becomes a picture, then a normalised tensor."""
+    """As torchvision's CIFAR10: arrays in memory, of which each becomes a picture, then a tensor, normalised or not."""
 
-    def __init__(self, workload: Workload):
+    def __init__(self, workload: Workload, *, normalised: bool):
         from torchvision import transforms
 
         self.pixels = workload.pixels().permute(0, 2, 3, 1).contiguous().numpy()
         self.labels = workload.dataset.train.labels_N.tolist()
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*workload.mean_and_std)])
+        last = [transforms.Normalize(*workload.mean_and_std)] if normalised else []
+        self.transform = transforms.Compose([transforms.ToTensor(), *last])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,18 +44,21 @@ class Tensors:
 
     def __iter__(self) -> Iterator[Batch]:
         workload = self.workload
-        samples = build_samples(workload.config, workload.dataset, torch.empty(0), one_process(gpu=workload.gpu))
+        samples = build_samples(workload.config, workload.dataset, torch.empty(0), one_process(workload))
         for ids_N in workload.batches():
             for [piece] in samples.train.train([ids_N], 0, samples.augmentation):
                 yield piece.images_NCHW, piece.labels_N
 
 
-def batches(workload: Workload, feed: str, workers: int) -> Iterable[Any]:
-    """`pictures` through a DataLoader, or our `tensors`."""
+def batches(
+    workload: Workload, feed: str, workers: int, *, pin_memory: bool = False, normalised: bool = True
+) -> Iterable[Any]:
+    """`pictures` through a DataLoader, or our `tensors`, which are always normalised."""
     if feed == "tensors":
         return Tensors(workload)
     order = [ids_N.tolist() for ids_N in workload.batches()]
-    return DataLoader(Pictures(workload), batch_sampler=order, num_workers=workers)
+    pictures = Pictures(workload, normalised=normalised)
+    return DataLoader(pictures, batch_sampler=order, num_workers=workers, pin_memory=pin_memory)
 
 
 def tune() -> None:
@@ -62,7 +66,7 @@ def tune() -> None:
     keep_freed_memory(os.environ)
 
 
-def one_process(*, gpu: bool) -> Any:
+def one_process(workload: Workload) -> Any:
     from accelerate import Accelerator
 
-    return Accelerator(cpu=not gpu, dynamo_backend="no")
+    return Accelerator(cpu=not workload.gpu, mixed_precision=workload.precision, dynamo_backend="no")

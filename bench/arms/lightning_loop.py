@@ -1,4 +1,4 @@
-"""Lightning's Trainer with its defaults, and with `barebones`, which switches off all but the loop."""
+"""Lightning's Trainer with its defaults, and with `barebones`, as tuned is: all is off but the loop."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def train(
 ) -> None:
     if tuned:
         tune()
+        barebones = True
     network = workload.network(channels_last=tuned)
-    trainer = lightning.Trainer(max_epochs=1, accelerator="gpu" if workload.gpu else "cpu", barebones=barebones)
-    trainer.fit(Classifier(network, rounds, log=not barebones), batches(workload, feed, workers))
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="gpu" if workload.gpu else "cpu",
+        devices=1,
+        precision="bf16-mixed" if workload.precision == "bf16" else "32-true",
+        barebones=barebones,
+    )
+    loader = batches(workload, feed, workers, pin_memory=tuned and workload.gpu)
+    trainer.fit(Classifier(network, rounds, log=not barebones), loader)

@@ -2,53 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from bench.rounds import Rounds
 from bench.workload import Workload, one_layer
 from trainlib import distributed
 from trainlib.custom import CustomParts
-from trainlib.loop import Loop
+from trainlib.loop import Loop, Outputs
 from trainlib.outputs import open_outputs
 from trainlib.rundir import RunDirectory
 from trainlib.session import build_loop
+from trainlib.step import StepResult
 from trainlib.stopping import Agreement, StopFlag
 
 
-def train(workload: Workload, rounds: Rounds) -> None:
-    config, dataset = workload.config, workload.dataset
+def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact") -> None:
+    """As one rank of those that the environment tells of; rank 0 has the outputs, as in any run."""
+    settings = workload.config.train.model_copy(update={"reproducibility": reproducibility})
+    name = f"{workload.config.name}-{reproducibility}"
+    config = workload.config.model_copy(update={"train": settings, "name": name})
+    dataset = workload.dataset
     custom = CustomParts(model=one_layer if workload.model == "one-layer" else None)
-    run = RunDirectory.open(config, fresh=True, runs=Path("runs"))
+    is_main = os.environ.get("RANK", "0") == "0"
+    run = RunDirectory.open(config, fresh=True, runs=Path("runs")) if is_main else None
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with (
-        run.attempt(world_size=1, from_step=0) as attempt,
+        run.attempt(world_size=world_size, from_step=0) if run else nullcontext() as attempt,
         distributed.joined(config.train) as accelerator,
     ):
         loop = build_loop(config, dataset, accelerator, None, custom)
         module, optimizer = loop.engine.classifier.module, loop.engine.optimizer.optimizer
-        module.load_state_dict(
-            dict(zip(module.state_dict(), workload.network(channels_last=True).state_dict().values(), strict=True))
-        )
-        with open_outputs(config, run, loop, dataset, attempt, None) as outputs:
-            loop.outputs = replace(outputs, beat=Losses(loop, rounds).beat)
-            run.begin(config)
+        initial = workload.network(channels_last=True).state_dict()
+        module.load_state_dict(dict(zip(module.state_dict(), initial.values(), strict=True)))
+        with (
+            open_outputs(config, run, loop, dataset, attempt, None)
+            if run and attempt
+            else nullcontext(Outputs()) as outputs
+        ):
+            loop.outputs = outputs
+            loop.tally.take = Losses(loop, rounds).take  # type: ignore[method-assign]
+            if run:
+                run.begin(config)
+            group = distributed.control_group(config.train)
             rounds.begin(module, optimizer)
-            loop.run(Agreement(StopFlag(), None))
+            loop.run(Agreement(StopFlag(), group))
 
 
 class Losses:
-    """The loss of every step, from what the loop adds up over an epoch."""
+    """Takes this rank's part of the loss of every step on its way to the tally; nothing waits for a GPU."""
 
     def __init__(self, loop: Loop, rounds: Rounds):
-        self._loop, self._rounds = loop, rounds
-        self._before = 0.0
+        self._take = loop.tally.take
+        self._batch_size = loop.plan.global_batch_size
+        self._rounds = rounds
 
-    def beat(self) -> None:
-        """After each step."""
-        loop = self._loop
-        total = loop.progress.sums[0][0]
-        if (loop.progress.step - 1) % loop.plan.steps_per_epoch == 0:
-            self._before = 0.0
-        loss = (total - self._before) / loop.plan.global_batch_size
-        self._before = total
-        self._rounds.step(loss)
+    def take(self, step: int, result: StepResult) -> None:
+        self._take(step, result)
+        (measured,) = result.measured
+        part = measured.denominator / self._batch_size
+        self._rounds.step(measured.loss if part == 1.0 else measured.loss * part)

@@ -14,14 +14,15 @@ def train(workload: Workload, rounds: Rounds, *, feed: str, workers: int = 0, tu
         tune()
     network = workload.network(channels_last=tuned)
     optimizer, criterion = sgd(network), nn.CrossEntropyLoss()
-    loader = iter(batches(workload, feed, workers))
+    loader = iter(batches(workload, feed, workers, pin_memory=tuned and workload.gpu))
     running_loss = 0.0
     rounds.begin(network, optimizer)
     for batch in loader:
-        inputs, labels = (tensor.to(workload.device) for tensor in batch)
+        inputs, labels = (tensor.to(workload.device, non_blocking=tuned) for tensor in batch)
         optimizer.zero_grad()
-        outputs = network(inputs)
-        loss = criterion(outputs, labels)
+        with workload.autocast():
+            outputs = network(inputs)
+            loss = criterion(outputs, labels)
         loss.backward()
         optimizer.step()
         running_loss += loss.item()

@@ -1,0 +1,1 @@
+"""What is measured on a machine with an NVIDIA GPU: `make bench-gpu`. All of it runs on a CPU too, to be tried."""

@@ -1,0 +1,75 @@
+"""How often our steps wait for the GPU, and where: torch warns of each wait under `set_sync_debug_mode`."""
+
+from __future__ import annotations
+
+import os
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from bench.workload import Workload
+from trainlib import distributed
+from trainlib.loop import Outputs
+from trainlib.session import build_loop
+from trainlib.stopping import Agreement, StopFlag
+
+WAIT = "synchronizing CUDA operation"  # in what torch warns of
+FRAMES = 4  # of each stack that are shown
+Stacks = Counter[tuple[str, ...]]
+
+
+def count_waits(workload: Workload, skip: int, set_mode: Callable[[str], None] | None = None) -> tuple[Stacks, int]:
+    """The stack of each wait, innermost frame first, in the steps after the first `skip`; how many steps these were.
+
+    No step of them writes a row or a checkpoint, which have to wait. `set_mode` turns torch's warnings on and off.
+    """
+    set_mode = set_mode or torch.cuda.set_sync_debug_mode
+    if not workload.gpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    stacks: Stacks = Counter()
+    last = (
+        min(workload.plan.total_steps, workload.plan.steps_per_epoch) - 1
+    )  # the step behind it writes the epoch's row
+    tracking = workload.config.tracking.model_copy(update={"log_every": 10 * workload.total_steps})
+    config = workload.config.model_copy(update={"tracking": tracking})
+    with distributed.joined(config.train) as accelerator, _recorded(stacks):
+        loop = build_loop(config, workload.dataset, accelerator, None)
+
+        def beat() -> None:
+            if loop.progress.step in (skip, last):
+                set_mode("warn" if loop.progress.step == skip else "default")
+
+        loop.outputs = Outputs(beat=beat)
+        loop.run(Agreement(StopFlag(), None))
+    return stacks, last - skip
+
+
+@contextmanager
+def _recorded(stacks: Stacks) -> Iterator[None]:
+    """Count the stacks of torch's warnings; all others are shown as they would be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        show = warnings.showwarning
+
+        def record(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+            if WAIT in str(message):
+                frames = [frame for frame in traceback.extract_stack()[:-1] if "/warnings.py" not in frame.filename]
+                places = (f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames[-FRAMES:]))
+                stacks[tuple(places)] += 1
+            else:
+                show(message, *args, **kwargs)
+
+        warnings.showwarning = record
+        yield
+
+
+def waits_text(stacks: Stacks, steps: int) -> str:
+    lines = [f"{sum(stacks.values())} waits in {steps} steps that write no row."]
+    for stack, count in stacks.most_common():
+        lines += ["", f"{count} times at", "", *(f"    {place}" for place in stack)]
+    return "\n".join(lines)
