@@ -23,7 +23,7 @@ def kind(name: str) -> str:
         return "ours"
     if name in (BARE, FLOOR):
         return "limits"
-    if name.endswith(", tensors"):
+    if ", tensors" in name:
         return "fed our tensors"
     return "tuned" if name.endswith(", tuned") else "as documented"
 

@@ -12,7 +12,7 @@ from trainlib.step import Engine, StepResult
 
 logger = logging.getLogger("trainlib")
 
-MAX_UNREAD = 100  # steps whose numbers wait on a GPU
+MAX_UNREAD = 1000  # steps whose numbers wait on a GPU; rows and checkpoints read them before
 
 
 class Tally:

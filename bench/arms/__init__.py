@@ -1,9 +1,10 @@
 """The arms: each trains the workload in its own way, and calls `rounds.step` after every step.
 
 documented   as the documentation of the framework shows it
-tuned        with what makes it faster and leaves the mathematics alone: channels last, memory kept, as many workers as
-             leave half of the cores to the training
-tensors      tuned, and fed the tensors of our own loader: loops are compared, not loaders
+tuned        with what makes it faster and leaves the mathematics alone: channels last, as many workers as leave half of
+             the cores to the training, and memory that is kept as our trainer keeps it
+tensors      channels last, and fed the tensors of our own loader: loaders are not compared
+tensors, tuned   the same, and memory kept: loops are compared, and nothing else
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ OURS, BARE, FLOOR = "ours", "bare loop", "one repeated batch"
 FAST = "ours, fast"  # on GPUs
 ONE, TWO = "1 process", "2 processes"  # of `of_ranks`
 WORKERS = max(1, (os.cpu_count() or 1) // 2)
+TUNED = {"tuned": True, "keep_memory": True}
 OF_EXAMPLES = 4  # workers in Accelerate's example, and by default in timm's script
 
 
 def _peer(name: str, module: str, package: str | None, workers: int = 0) -> dict[str, Arm]:
     """documented, tuned and tensors; workers   of the documented one"""
-    place, pictures, tuned = f"bench.arms.{module}:train", {"feed": "pictures"}, {"tuned": True}
+    place = f"bench.arms.{module}:train"
     return {
-        f"{name}, documented": Arm(place, pictures | {"workers": workers}, package),
-        f"{name}, tuned": Arm(place, pictures | {"workers": WORKERS} | tuned, package),
-        f"{name}, tensors": Arm(place, {"feed": "tensors"} | tuned, package),
+        f"{name}, documented": Arm(place, {"feed": "pictures", "workers": workers}, package),
+        f"{name}, tuned": Arm(place, {"feed": "pictures", "workers": WORKERS} | TUNED, package),
+        f"{name}, tensors": Arm(place, {"feed": "tensors", "tuned": True}, package),
+        f"{name}, tensors, tuned": Arm(place, {"feed": "tensors"} | TUNED, package),
     }
 
 
@@ -44,8 +47,7 @@ ARMS: dict[str, Arm] = {
     "tutorial, 0 workers": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": 0}),
     "tutorial, 1 worker": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": 1}),
     "tutorial, 2 workers": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": 2}),
-    "tutorial, tuned": Arm("bench.arms.tutorial:train", {"feed": "pictures", "workers": WORKERS, "tuned": True}),
-    "tutorial, tensors": Arm("bench.arms.tutorial:train", {"feed": "tensors", "tuned": True}),
+    **{name: arm for name, arm in _peer("tutorial", "tutorial", None).items() if "documented" not in name},
     **_peer("Accelerate", "accelerate_loop", None, OF_EXAMPLES),
     **_peer("Lightning", "lightning_loop", "lightning"),
     "Lightning, barebones": Arm(

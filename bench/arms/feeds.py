@@ -45,9 +45,8 @@ class Tensors:
     def __iter__(self) -> Iterator[Batch]:
         workload = self.workload
         samples = build_samples(workload.config, workload.dataset, torch.empty(0), one_process(workload))
-        for ids_N in workload.batches():
-            for [piece] in samples.train.train([ids_N], 0, samples.augmentation):
-                yield piece.images_NCHW, piece.labels_N
+        for [piece] in samples.train.train(list(workload.batches()), 0, samples.augmentation):
+            yield piece.images_NCHW, piece.labels_N
 
 
 def batches(

@@ -38,11 +38,18 @@ class Classifier(lightning.LightningModule):
 
 
 def train(
-    workload: Workload, rounds: Rounds, *, feed: str, workers: int = 0, barebones: bool = False, tuned: bool = False
+    workload: Workload,
+    rounds: Rounds,
+    *,
+    feed: str,
+    workers: int = 0,
+    barebones: bool = False,
+    tuned: bool = False,
+    keep_memory: bool = False,
 ) -> None:
-    if tuned:
+    if keep_memory:
         tune()
-        barebones = True
+    barebones = barebones or tuned
     network = workload.network(channels_last=tuned)
     trainer = lightning.Trainer(
         max_epochs=1,

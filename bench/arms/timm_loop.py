@@ -30,9 +30,11 @@ LOG_EVERY = 50
 logger = logging.getLogger("train")
 
 
-def train(workload: Workload, rounds: Rounds, *, feed: str, workers: int = 0, tuned: bool = False) -> None:
+def train(
+    workload: Workload, rounds: Rounds, *, feed: str, workers: int = 0, tuned: bool = False, keep_memory: bool = False
+) -> None:
     logging.basicConfig(level=logging.INFO)
-    if tuned:
+    if keep_memory:
         tune()
     if workload.gpu:
         torch.backends.cuda.matmul.allow_tf32 = True

@@ -9,8 +9,10 @@ from bench.rounds import Rounds
 from bench.workload import Workload, sgd
 
 
-def train(workload: Workload, rounds: Rounds, *, feed: str, workers: int = 0, tuned: bool = False) -> None:
-    if tuned:
+def train(
+    workload: Workload, rounds: Rounds, *, feed: str, workers: int = 0, tuned: bool = False, keep_memory: bool = False
+) -> None:
+    if keep_memory:
         tune()
     network = workload.network(channels_last=tuned)
     optimizer, criterion = sgd(network), nn.CrossEntropyLoss()
