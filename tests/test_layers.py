@@ -25,9 +25,9 @@ LAYERS = {
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
         | {"checkpoint", "rundir", "stopping", "distributed"},
         {"batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
-        {"step", "evaluation"},
+        {"step", "evaluation", "feature_batches", "trials"},
         {"loop"},
-        {"build", "outputs"},
+        {"build", "features", "outputs"},
         {"session", "inference"},
         {"train", "check", "allreduce", "evaluate", "predict", "export", "verify"},
         {"prepare", "api"},

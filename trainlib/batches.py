@@ -77,7 +77,7 @@ class Piece:
     """A micro-batch. An empty one carries a single stand-in image and no labels, so that the rank can take part."""
 
     ids_N: Tensor  # the samples' indices in their image set, on the CPU
-    images_NCHW: Tensor
+    images_NCHW: Tensor  # what `Engine.model` takes: of a frozen backbone, its features of the images (see `features`)
     labels_N: Tensor  # on the images' device
     cpu_labels_N: Tensor
     part: int  # of the batch
@@ -92,10 +92,10 @@ class Batches:
 
     def __init__(self, image_set: ImageSet, preprocess: Preprocess, shard: Shard, device: torch.device):
         self.labels_N = image_set.labels_N
-        self._images = image_set.images
+        self.images = image_set.images
         self.preprocess = preprocess
         self.shard = shard
-        self._device = device
+        self.device = device
 
     def train(self, batches: Sequence[Tensor], epoch: int, augmentation: Augmentation) -> Iterator[list[Piece]]:
         """This rank's pieces of each of these global batches (sample indices, int64 [B]), augmented."""
@@ -103,34 +103,47 @@ class Batches:
         loads = [
             piece if len(piece) else batch[:1] for batch, cut in zip(batches, pieces, strict=True) for _, piece in cut
         ]
-        decoded = self._images.batches(loads)
+        decoded = self.images.batches(loads)
         for cut in pieces:
             yield [self._piece(part, piece, next(decoded), epoch, augmentation) for part, piece in cut]
 
     def evaluation(self, ids_N: Tensor, batch_size: int) -> Iterator[Piece]:
         """This rank's share of these samples, each exactly once, in pieces of at most `batch_size`."""
         pieces = [(part, piece) for part, piece in self.shard.cut(ids_N, batch_size) if len(piece)]
-        decoded = self._images.batches([piece for _, piece in pieces])
+        decoded = self.images.batches([piece for _, piece in pieces])
         for (part, piece), images_NCHW in zip(pieces, decoded, strict=True):
             yield self._piece(part, piece, images_NCHW, 0, None)
 
+    def prepared(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The model's input for each of these tensors of sample indices, as they are: neither cut nor augmented."""
+        for images_NCHW in self.images.batches(ids):
+            yield self._prepare(images_NCHW.to(self.device, non_blocking=True))
+
+    def stand_in(self) -> Tensor:
+        """One input of the model that stands for no sample."""
+        size = self.preprocess.image_size
+        return torch.zeros(1, 3, size, size, device=self.device)
+
     def stored(self, ids_N: Tensor) -> Tensor:
         """These samples' images as the set holds them: uint8 [N, 3, H, W] on the CPU."""
-        return next(self._images.batches([ids_N])).cpu()
+        return next(self.images.batches([ids_N])).cpu()
+
+    def _prepare(self, images_NCHW: Tensor) -> Tensor:
+        return normalise(images_NCHW, self.preprocess.mean, self.preprocess.std, self.preprocess.image_size)
 
     def _piece(
         self, part: int, ids_N: Tensor, images_NCHW: Tensor, epoch: int, augmentation: Augmentation | None
     ) -> Piece:
-        images_NCHW = images_NCHW.to(self._device, non_blocking=True)
+        images_NCHW = images_NCHW.to(self.device, non_blocking=True)
         if augmentation and len(ids_N):
             images_NCHW = augment(
                 images_NCHW,
-                ids_N.to(self._device, non_blocking=True),
+                ids_N.to(self.device, non_blocking=True),
                 seed=augmentation.seed,
                 epoch=epoch,
                 flip=augmentation.flip,
                 crop_padding=augmentation.crop_padding,
             )
-        prepared = normalise(images_NCHW, self.preprocess.mean, self.preprocess.std, self.preprocess.image_size)
+        prepared = self._prepare(images_NCHW)
         cpu_labels_N = self.labels_N[ids_N]
-        return Piece(ids_N, prepared, cpu_labels_N.to(self._device, non_blocking=True), cpu_labels_N, part)
+        return Piece(ids_N, prepared, cpu_labels_N.to(self.device, non_blocking=True), cpu_labels_N, part)

@@ -56,10 +56,13 @@ def build_engine(
     accelerator: Accelerator,
     classifier: Classifier,
     custom_loss: CustomLoss | None = None,
+    trained: nn.Module | None = None,
 ) -> Engine:
+    """trained   the part of the model that the engine is for, where it is fed with features (see `features`)."""
     is_elastic = config.train.reproducibility == "elastic"
     # `evaluation_mode` leaves out DistributedDataParallel, and nothing else.
-    model: nn.Module = accelerator.prepare_model(classifier.module, evaluation_mode=is_elastic)
+    module = classifier.module if trained is None else trained
+    model: nn.Module = accelerator.prepare_model(module, evaluation_mode=is_elastic)
     world_size = accelerator.num_processes
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
     objective = Objective(config.loss, num_classes, accelerator.device, custom_loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -35,7 +35,7 @@ class Engine:
 
     accelerator: Accelerator
     classifier: Classifier  # the bare module: canonical names
-    model: nn.Module  # the same module, wrapped for precision and for the other ranks
+    model: nn.Module  # it, or with a cache of features the part that is trained; wrapped for precision and the ranks
     objective: Objective
     optimizer: AcceleratedOptimizer
     clip_grad_norm: float | None
@@ -55,6 +55,12 @@ class Engine:
         """
         stepping: Optimizer = self.optimizer.optimizer if self.accelerator.scaler is None else self.optimizer
         return stepping
+
+    def with_whole_model(self) -> Engine:
+        """The same engine for images, where this one is for their features."""
+        if self.accelerator.unwrap_model(self.model) is self.classifier.module:
+            return self
+        return replace(self, model=self.accelerator.prepare_model(self.classifier.module, evaluation_mode=True))
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The fp16 loss scaler's state; None at other precisions."""
@@ -93,7 +99,7 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
     denominator  of the whole global batch, which every rank knows from its labels
     """
     sums_P2 = zero_sums(engine.num_parts, engine.accelerator.device)
-    buffers = [(buffer, buffer.clone()) for buffer in engine.classifier.module.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in engine.model.buffers()]
     if engine.elastic is None:
         _backward_of_rank(engine, step, pieces, denominator, sums_P2)
     else:
@@ -146,17 +152,16 @@ def _backward(engine: Engine, piece: Piece, denominator: float, sums_P2: Tensor,
     engine.accelerator.backward(loss, gradient=weight + 0.0 * loss.detach())
 
 
-def warm_up(engine: Engine, image_size: int) -> None:
-    """One backward pass that changes nothing, before the first step.
+def warm_up(engine: Engine, stand_in: Tensor) -> None:
+    """One backward pass that changes nothing, before the first step. `stand_in` is an input of `engine.model`.
 
     DistributedDataParallel lays out its buckets anew after the first one, in the order in which gradients came, and the
     layout decides in which order the ranks' gradients are added: without this the first step after a resume would add
     three or more ranks in another order than the uninterrupted run did.
     """
     if engine.accelerator.num_processes > 1 and engine.elastic is None:
-        images_NCHW = torch.zeros(1, 3, image_size, image_size, device=engine.accelerator.device)
         with standing_in(engine.classifier.module):
-            engine.accelerator.backward(engine.model(images_NCHW).sum())
+            engine.accelerator.backward(engine.model(stand_in).sum())
         engine.stepping.zero_grad()
 
 

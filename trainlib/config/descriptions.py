@@ -89,6 +89,12 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "BatchNorm and dropout do not act either.",
         "model='{name: vgg16, freeze: features}'",
     ),
+    "model.cache_features": D(
+        "Compute what the frozen layers make of each image once, instead of in every epoch, and train on that: the "
+        "same bits, sooner ([using-models.md](using-models.md)). `auto`: where that is possible and pays; `true`: "
+        "where it is not possible, that is an error.",
+        "model='{name: vgg16, freeze: features, cache_features: true}'",
+    ),
     "loss": D(
         "Further keys are arguments of the torch.nn class: see [losses-and-optimizers.md](losses-and-optimizers.md).",
         "loss='{name: CrossEntropyLoss, label_smoothing: 0.1}'",
