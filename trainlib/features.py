@@ -35,6 +35,7 @@ from trainlib.feature_batches import FeatureBatches, FeatureImages
 from trainlib.loop import Samples
 from trainlib.models import Classifier
 from trainlib.plan import Plan
+from trainlib.randomness import key, permutation
 from trainlib.trials import Trials, front_of, same, timed
 
 logger = logging.getLogger("trainlib")
@@ -125,7 +126,7 @@ class _Cache:
             logger.info("computing what %s gets of %d images, once ...", path, len(rows))
         self._compute(compute, chunks, rows, stop_requested, beat)
         if self.is_main:
-            step_seconds, _ = timed(lambda: self.trials.alone(path, first, learns=True))
+            step_seconds = min(timed(lambda: self.trials.alone(path, first, learns=True))[0] for _ in range(3))
             self._tell(rows, time.perf_counter() - started, len(chunks) * seconds * covered, (step_seconds, seconds))
         images = FeatureImages(compute, self.images, self.ids_N, rows, sizes)
         return Features(self.parts.classifier.module.get_submodule(path), FeatureBatches(self.images, images))
@@ -139,7 +140,7 @@ class _Cache:
 
     def _require_epochs(self, epochs: float) -> None:
         """Where nobody insists, it must save more images' passes than the trials and the cache itself take."""
-        trial = 2 * sum(len(piece) for piece, _ in self.probes) * self.world_size
+        trial = (2 * sum(len(piece) for piece, _ in self.probes) + 4 * self.chunk) * self.world_size
         pays = from_main((epochs - 1) * len(self.ids_N) > trial)
         if not pays and self.parts.config.model.cache_features == "auto":
             raise _Without(f"that takes longer than it saves in {epochs:.3g} epochs of {len(self.ids_N)} images")
@@ -150,16 +151,10 @@ class _Cache:
         Also the sizes of this rank's batches that keep their bits, and the part of all images that are in such.
         """
         paths = self.trials.paths
-        ids = torch.cat([piece for piece, _ in self.probes])
-        chunks = list(torch.split(self._padded(ids), self.chunk))
-        kept: dict[str, list[Tensor]] = {path: [] for path in paths}
-        for images_NCHW in self.images.prepared(chunks):
-            for path, features in self.trials.whole(images_NCHW, learns=False).inputs.items():
-                kept[path].append(features)
-            beat()
+        kept = self._kept(torch.cat([piece for piece, _ in self.probes]), beat)
         images = self.images.prepared([piece for piece, _ in self.probes])
         probes = ((images_NCHW, learns) for images_NCHW, (_, learns) in zip(images, self.probes, strict=True))
-        outcome = self.trials.compare(probes, {path: torch.cat(rows) for path, rows in kept.items() if rows}, beat)
+        outcome = self.trials.compare(probes, kept, beat)
         sizes = {path: frozenset(self.images_of_size) - outcome.differing[path] for path in paths}
         covered = {path: sum(self.images_of_size[size] for size in sizes[path]) for path in paths}
         every = from_all((covered, sum(self.images_of_size.values()), outcome))
@@ -172,6 +167,18 @@ class _Cache:
             others = sorted(set().union(*(theirs.differing[path] for _, _, theirs in every)))
             why = unfit or f"what {path} gets has other bits in batches of {others} images than of {self.chunk}"
         raise _Without(why)
+
+    def _kept(self, ids_N: Tensor, beat: Callable[[], None]) -> dict[str, Tensor]:
+        """What each submodule gets of these samples when they are in other batches than they would be in a step."""
+        mixed = self._padded(torch.cat([ids_N, self.ids_N[: self.chunk]]))
+        order = permutation(key("trials", self.parts.config.seed), len(mixed))
+        kept: dict[str, list[Tensor]] = {path: [] for path in self.trials.paths}
+        for images_NCHW in self.images.prepared(list(torch.split(mixed[order], self.chunk))):
+            for path, features in self.trials.whole(images_NCHW, learns=False).inputs.items():
+                kept[path].append(features)
+            beat()
+        place_N = order.argsort()[: len(ids_N)]
+        return {path: torch.cat(rows)[place_N.to(rows[0].device)] for path, rows in kept.items() if rows}
 
     def _first_chunk(self, path: str, compute: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
         """How long it takes to compute the features of some samples, and what they are: the same on every rank."""
@@ -189,7 +196,7 @@ class _Cache:
         end_time = os.environ.get("TRAINLAUNCH_END_TIME")
         left = from_main(float(end_time) - time.time() if end_time else math.inf)
         if seconds > left * TIME_FRACTION:
-            raise _Without(f"that takes about {seconds:.0f} s, and this job has {left:.0f} s left")
+            raise _Without(f"that takes about {seconds:.0f} s, and the job has {left:.0f} s left (slurm.time)")
 
     def _place(self, first: Tensor) -> torch.device:
         """Where there is room for the features of all samples: on the device or, else, in memory."""
