@@ -228,7 +228,11 @@ def test_frozen_layers_are_not_called_in_steps(accelerator: Accelerator, monkeyp
 def train_both() -> None:
     """In each rank: train with and without a cache. Raises where a bit differs."""
     with distributed.joined(resolved({"train": TRAIN}).train) as accelerator:
-        for model, train in ((VGG, TRAIN | {"batch_size": 13}), (RESNET, TRAIN | {"micro_batch_size": 3})):
+        for model, train in (
+            (VGG, TRAIN | {"batch_size": 13}),
+            (RESNET, TRAIN | {"micro_batch_size": 3}),
+            (VGG, TRAIN | {"reproducibility": "elastic", "virtual_shards": 4}),
+        ):
             cached, plain = (build(accelerator, model, train, choice=choice) for choice in (True, False))
             assert is_cached(cached)
             (rows, state), (expected_rows, expected) = trained(cached), trained(plain)
@@ -287,7 +291,9 @@ def reason(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, **argumen
     """Why there is no cache, as the log has it; `true` says the same as an error."""
     caplog.clear()
     with caplog.at_level(logging.INFO, "trainlib"):
-        assert not is_cached(build(accelerator, choice="auto", **arguments))
+        assert not is_cached(
+            build(accelerator, choice="auto", **{"train": {"epochs": 9, "batch_size": 12}} | arguments)
+        )
     (message,) = caplog.messages
     return message.removeprefix("what the frozen layers give is not kept: ")
 

@@ -93,7 +93,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "Compute what the frozen layers make of each image once, instead of in every epoch, and train on that: the "
         "same bits, sooner ([using-models.md](using-models.md)). `auto`: where that is possible and pays; `true`: "
         "where it is not possible, that is an error.",
-        "model='{name: vgg16, freeze: features, cache_features: true}'",
+        "model.cache_features=false",
     ),
     "loss": D(
         "Further keys are arguments of the torch.nn class: see [losses-and-optimizers.md](losses-and-optimizers.md).",
