@@ -151,7 +151,7 @@ class _Cache:
         Also the sizes of this rank's batches that keep their bits, and the part of all images that are in such.
         """
         paths = self.trials.paths
-        kept = self._kept(torch.cat([piece for piece, _ in self.probes]), beat)
+        kept = self._kept(torch.cat([self.ids_N[:0], *(piece for piece, _ in self.probes)]), beat)
         images = self.images.prepared([piece for piece, _ in self.probes])
         probes = ((images_NCHW, learns) for images_NCHW, (_, learns) in zip(images, self.probes, strict=True))
         outcome = self.trials.compare(probes, kept, beat)
