@@ -28,7 +28,15 @@ FULL: dict[str, Any] = {
         "augment": {"flip": True, "crop_padding": 4, "fill": "black"},
         "limit": None,
     },
-    "model": {"name": "vgg16", "weights": None, "head": "replace", "freeze": None, "width": 0.5, "dropout": 0.1},
+    "model": {
+        "name": "vgg16",
+        "weights": None,
+        "head": "replace",
+        "freeze": None,
+        "cache_features": "auto",
+        "width": 0.5,
+        "dropout": 0.1,
+    },
     "loss": {"name": "CrossEntropyLoss", "activation": "none", "reduction": "mean", "label_smoothing": 0.1},
     "optimizer": {"name": "SGD", "lr": 0.1, "momentum": 0.9, "param_groups": [{"match": "a", "weight_decay": 0}]},
     "scheduler": [

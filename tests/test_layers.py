@@ -25,10 +25,10 @@ LAYERS = {
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
         | {"checkpoint", "rundir", "stopping", "distributed", "views"},
         {"average", "batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
-        {"step", "evaluation", "whitening"},
+        {"step", "evaluation", "feature_batches", "trials", "whitening"},
         {"tally", "scoring"},
         {"loop"},
-        {"build", "outputs"},
+        {"build", "features", "outputs"},
         {"session", "inference"},
         {"train", "check", "allreduce", "evaluate", "predict", "export", "verify"},
         {"prepare", "api"},

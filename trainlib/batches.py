@@ -78,7 +78,7 @@ class Piece:
     """A micro-batch. An empty one carries a single stand-in image and no labels, so that the rank can take part."""
 
     ids_N: Tensor  # the samples' indices in their image set, on the CPU
-    images_NCHW: Tensor
+    images_NCHW: Tensor  # what `Engine.model` takes: of a frozen backbone, its features of the images (see `features`)
     labels_N: Tensor  # on the images' device
     cpu_labels_N: Tensor
     part: int  # of the batch
@@ -93,10 +93,10 @@ class Batches:
 
     def __init__(self, image_set: ImageSet, preprocess: Preprocess, shard: Shard, device: torch.device):
         self.labels_N = image_set.labels_N
-        self._images = image_set.images
+        self.images = image_set.images
         self.preprocess = preprocess
         self.shard = shard
-        self._device = device
+        self.device = device
 
     def labels_of(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
         """The labels of each of these batches (sample indices, int64 [B]), on the CPU."""
@@ -117,9 +117,22 @@ class Batches:
         pieces = [(part, piece) for part, piece in self.shard.cut(ids_N, batch_size) if len(piece)]
         return self._prepared(pieces, [piece for _, piece in pieces], 0, None)
 
+    def prepared(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The model's input for each of these tensors of sample indices, as they are: neither cut nor augmented."""
+        for images_NCHW in self.images.batches(ids):
+            yield self._prepare(images_NCHW.to(self.device, non_blocking=True))
+
+    def stand_in(self) -> Tensor:
+        """One input of the model that stands for no sample."""
+        size = self.preprocess.image_size
+        return torch.zeros(1, 3, size, size, device=self.device)
+
     def stored(self, ids_N: Tensor) -> Tensor:
         """These samples' images as the set holds them: uint8 [N, 3, H, W] on the CPU."""
-        return next(self._images.batches([ids_N])).cpu()
+        return next(self.images.batches([ids_N])).cpu()
+
+    def _prepare(self, images_NCHW: Tensor) -> Tensor:
+        return normalise(images_NCHW, self.preprocess.mean, self.preprocess.std, self.preprocess.image_size)
 
     def _prepared(
         self,
@@ -133,12 +146,12 @@ class Batches:
         # One transfer for all labels and indices: one for each piece would cost each step some microseconds.
         labels = labels_there = _split(self.labels_N, ids)
         ids_there: Sequence[Tensor] = ids
-        if self._device.type != "cpu":
-            labels_there = _split(self.labels_N, ids, self._device)
-            ids_there = _split(torch.arange(len(self.labels_N)), ids, self._device)
-        images = self._images.batches(loads)
+        if self.device.type != "cpu":
+            labels_there = _split(self.labels_N, ids, self.device)
+            ids_there = _split(torch.arange(len(self.labels_N)), ids, self.device)
+        images = self.images.batches(loads)
         for index, ((part, ids_N), images_NCHW) in enumerate(zip(pieces, images, strict=True)):
-            images_NCHW = images_NCHW.to(self._device, non_blocking=True)
+            images_NCHW = images_NCHW.to(self.device, non_blocking=True)
             if augmentation and len(ids_N):
                 images_NCHW = augment(
                     images_NCHW,
@@ -149,8 +162,7 @@ class Batches:
                     crop_padding=augmentation.crop_padding,
                     fill=augmentation.fill,
                 )
-            prepared = normalise(images_NCHW, self.preprocess.mean, self.preprocess.std, self.preprocess.image_size)
-            yield Piece(ids_N, prepared, labels_there[index], labels[index], part)
+            yield Piece(ids_N, self._prepare(images_NCHW), labels_there[index], labels[index], part)
 
 
 def _split(values_N: Tensor, ids: Sequence[Tensor], device: torch.device | None = None) -> Sequence[Tensor]:

@@ -58,11 +58,14 @@ def build_engine(
     accelerator: Accelerator,
     classifier: Classifier,
     custom_loss: CustomLoss | None = None,
+    trained: nn.Module | None = None,
 ) -> Engine:
+    """trained   the part of the model that the engine is for, where it is fed with features (see `features`)."""
     is_elastic = config.train.reproducibility == "elastic"
     # `evaluation_mode` leaves out DistributedDataParallel, and nothing else. The module is on its device already; to
     # find that out, Accelerate would import torch's sharded tensors: half a second.
-    model: nn.Module = accelerator.prepare_model(classifier.module, device_placement=False, evaluation_mode=is_elastic)
+    module = classifier.module if trained is None else trained
+    model: nn.Module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=is_elastic)
     world_size = accelerator.num_processes
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters(), accelerator.device)
     objective = Objective(config.loss, num_classes, accelerator.device, custom_loss)
@@ -76,7 +79,7 @@ def build_engine(
         objective=objective,
         optimizer=accelerator.prepare_optimizer(optimizer),
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
-        buffers=list(classifier.module.buffers()),
+        buffers=list(model.buffers()),
         clip_grad_norm=config.train.clip_grad_norm,
         step_key=key("step", config.seed),
         skips_unseen=_skips_unseen(config, accelerator, optimizer),

@@ -184,6 +184,7 @@ class Loop:
     def test(self, on_batch: OnBatch = lambda piece, logits_NC: None) -> Metrics:
         """Evaluate the test split, and report it; `on_batch` sees each piece's logits."""
         test = self.samples.test
+        self.engine = self.engine.with_whole_model()
         metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch)
         epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
         self._log("test", epoch, self.schedule.lr, metrics, images_per_second=speed)

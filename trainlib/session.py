@@ -33,6 +33,7 @@ from trainlib.data import load_data
 from trainlib.data.images import Dataset
 from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError, UserError
 from trainlib.evaluation import Answers, Recorder, describe, write_evaluation
+from trainlib.features import Features, Parts, cache_features
 from trainlib.logs import attempt_header, redirect_output
 from trainlib.loop import Loop, Outputs
 from trainlib.metrics import Metrics
@@ -76,7 +77,12 @@ def run_session(
             redirect_output(run.logs / f"rank-{accelerator.process_index}.log", header)
         if custom.dataset is not None:
             _require_same_data(config)
-        loop = build_loop(config, dataset, accelerator, start, custom)
+
+        def caching(parts: Parts) -> Features | None:
+            with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
+                return cache_features(parts, start.step if start else 0, flag.requested, watchdog.beat)
+
+        loop = build_loop(config, dataset, accelerator, start, custom, caching)
         with (
             Watchdog(config.train.hang_seconds, flag, log) as watchdog,
             open_outputs(config, run, loop, dataset, attempt, start) if attempt else nullcontext(Outputs()) as outputs,
@@ -164,8 +170,12 @@ def build_loop(
     accelerator: Accelerator,
     start: Checkpoint | None,
     custom: CustomParts = NOTHING_CUSTOM,
+    caching: Callable[[Parts], Features | None] = lambda parts: None,
 ) -> Loop:
-    """All parts of the run, in the state that `start` holds. Its outputs are still to be set."""
+    """All parts of the run, in the state that `start` holds. Its outputs are still to be set.
+
+    caching   how what frozen layers give is computed once; not, where a few steps are only looked at
+    """
     if config.train.reproducibility == "elastic":
         elastic.require_alike(config.train.virtual_shards, accelerator, start.manifest if start else None)
     num_classes = len(dataset.class_names)
@@ -188,15 +198,19 @@ def build_loop(
             raise CheckpointError(f"{start.path} does not fit the model: {error}") from error
     elif config.model.weights is None:  # a file of weights brings the whitening that they were trained with
         whiten(classifier.module, dataset.train.images, plan.ids_N, build_preprocess(config, dataset))
-    engine = build_engine(config, num_classes, accelerator, classifier, custom.loss)
-    warm_up(engine, config.data.image_size)
+    samples = build_samples(config, dataset, val_ids, accelerator)
+    features = caching(Parts(config, classifier, plan, samples, accelerator))
+    if features is not None:
+        samples = replace(samples, train=features.batches)
+    trained = features.trained if features is not None else None
+    engine = build_engine(config, num_classes, accelerator, classifier, custom.loss, trained)
+    warm_up(engine, samples.train.stand_in())
     schedule = Schedule(
         config.scheduler,
         engine.stepping,
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
     )
-    samples = build_samples(config, dataset, val_ids, accelerator)
     shard = samples.train.shard
     progress = Progress.at_start(shard.num_parts)
     if start is not None:

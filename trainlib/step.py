@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -34,9 +34,10 @@ MIN_LOSS_SCALE = 1.0  # below it, a gradient that still overflows fp16 is no mat
 class Engine:
     """What turns a batch into an update.
 
-    model            the classifier's module, wrapped for precision and for the other ranks
+    model            the classifier's module or, with a cache of features, the part of it that is trained; wrapped for
+                     precision and for the other ranks
     parameters       those that the optimizer steps
-    buffers          of the module
+    buffers          of the model
     step_key         what the random numbers of every step have in common (see `randomness.key`)
     skips_unseen     a step whose gradient is not finite is skipped by the optimizer's kernels, and so are all after it;
                      the host learns of it later. What BatchNorm saw of them is not undone: the run ends there
@@ -75,6 +76,14 @@ class Engine:
         """
         stepping: Optimizer = self.optimizer.optimizer if self.accelerator.scaler is None else self.optimizer
         return stepping
+
+    def with_whole_model(self) -> Engine:
+        """The same engine for images, where this one is for their features."""
+        module = self.classifier.module
+        if self.local_model is module:
+            return self
+        whole = self.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
+        return replace(self, model=whole)
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The fp16 loss scaler's state; None at other precisions."""
@@ -190,17 +199,16 @@ def _backward(engine: Engine, piece: Piece, denominator: float, measured: list[M
         engine.accelerator.backward(loss)
 
 
-def warm_up(engine: Engine, image_size: int) -> None:
-    """One backward pass that changes nothing, before the first step.
+def warm_up(engine: Engine, stand_in: Tensor) -> None:
+    """One backward pass that changes nothing, before the first step. `stand_in` is an input of `engine.model`.
 
     DistributedDataParallel lays out its buckets anew after the first one, in the order in which gradients came, and the
     layout decides in which order the ranks' gradients are added: without this the first step after a resume would add
     three or more ranks in another order than the uninterrupted run did.
     """
     if engine.accelerator.num_processes > 1 and engine.elastic is None:
-        images_NCHW = torch.zeros(1, 3, image_size, image_size, device=engine.accelerator.device)
         with standing_in(engine.classifier.module):
-            engine.accelerator.backward(engine.model(images_NCHW).sum())
+            engine.accelerator.backward(engine.model(stand_in).sum())
         _forget_gradients(engine)
 
 

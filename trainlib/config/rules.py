@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from trainlib.config import catalog
 from trainlib.config.defaults import better_mode, schedulers
-from trainlib.config.schema import Best, Config, EarlyStopping, SchedulerConfig
+from trainlib.config.schema import Augment, Best, Config, EarlyStopping, SchedulerConfig
 from trainlib.config.suggest import one_of, shown
 from trainlib.errors import Mistake
 
@@ -162,6 +162,17 @@ def _weights_known(config: Config) -> Iterator[Mistake]:
         )
 
 
+def _constant_features(config: Config) -> Iterator[Mistake]:
+    if config.model.cache_features is not True:
+        return
+    if config.model.freeze is None:
+        rule = "got true, but model.freeze is null, and then every layer changes: set model.freeze, or leave it out"
+        yield Mistake("model.cache_features", rule)
+    if config.data.augment != Augment():
+        rule = "got true, but data.augment makes other images in every epoch: set data.augment={}, or leave it out"
+        yield Mistake("model.cache_features", rule)
+
+
 _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, _one_length),
     ({"train"}, _micro_batch_fits),
@@ -178,4 +189,5 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"scheduler", "optimizer"}, _cycled_momentum),
     ({"loss"}, _probabilities),
     ({"model"}, _weights_known),
+    ({"model", "data"}, _constant_features),
 )

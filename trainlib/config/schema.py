@@ -105,6 +105,7 @@ class ModelConfig(Named):
     weights: str | None = None
     head: Literal["replace", "append"] = "replace"
     freeze: Literal["features", "backbone"] | None = None
+    cache_features: Literal["auto"] | bool = "auto"
 
 
 class LossConfig(Named):
@@ -232,6 +233,7 @@ class Config(Section):
 
     # A change in these does not change what the finished part of a run computed.
     HARMLESS: ClassVar[tuple[str, ...]] = (
+        "model.cache_features",
         "train.epochs",
         "train.steps",
         "train.on_nonfinite",
