@@ -26,7 +26,7 @@ LAYERS = {
         | {"checkpoint", "rundir", "stopping", "distributed", "views"},
         {"average", "batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
         {"step", "evaluation", "feature_batches", "trials", "whitening"},
-        {"tally", "scoring"},
+        {"memory", "scoring", "tally"},
         {"loop"},
         {"build", "features", "outputs"},
         {"session", "inference"},

@@ -80,6 +80,7 @@ def build_engine(
         optimizer=accelerator.prepare_optimizer(optimizer),
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         buffers=list(model.buffers()),
+        buffers_before=[buffer.clone() for buffer in model.buffers()],
         clip_grad_norm=config.train.clip_grad_norm,
         step_key=key("step", config.seed),
         skips_unseen=_skips_unseen(config, accelerator, optimizer),
@@ -166,7 +167,7 @@ def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accel
     shard = build_shard(train, accelerator.process_index, accelerator.num_processes)
     preprocess = build_preprocess(config, dataset)
     device = accelerator.device
-    share = -(-train.batch_size // shard.num_parts)
+    piece_size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // shard.num_parts))
 
     def batches(images: ImageSet) -> Batches:
         return Batches(replace(images, images=images.images.to(device)), preprocess, shard, device)
@@ -176,7 +177,8 @@ def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accel
         test=batches(dataset.test),
         augmentation=Augmentation(config.seed, augment.flip, augment.crop_padding, augment.fill),
         val_ids=val_ids,
-        evaluation_batch_size=2 * (train.micro_batch_size or share),  # no gradients to store
+        train_piece_size=piece_size,
+        evaluation_batch_size=2 * piece_size,  # no gradients to store
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainlib import memory
 from trainlib.batches import Augmentation, Batches, Piece
 from trainlib.clock import Clock
 from trainlib.config import Best, EarlyStopping
@@ -28,7 +30,7 @@ from trainlib.plan import Plan
 from trainlib.progress import Progress
 from trainlib.schedule import Schedule
 from trainlib.scoring import OnBatch, evaluate
-from trainlib.step import Engine, train_step
+from trainlib.step import Engine, StepResult, train_step
 from trainlib.stopping import Agreement
 from trainlib.tally import Tally
 from trainlib.tracking import Tracker, log_all
@@ -44,6 +46,7 @@ class Samples:
     test: Batches
     augmentation: Augmentation
     val_ids: Tensor  # indices into the training set; empty = no validation
+    train_piece_size: int  # of a rank's largest piece of a batch
     evaluation_batch_size: int
 
 
@@ -126,7 +129,7 @@ class Loop:
         prepared = self.samples.train.train(batches, epoch, self.samples.augmentation)
         for ids_N, denominator, pieces in zip(batches, denominators, prepared, strict=True):
             lr = self.schedule.lr
-            result = train_step(self.engine, progress.step, pieces, denominator)
+            result = self._train_step(pieces, denominator)
             self.tally.take(progress.step, result)
             progress.step += 1
             if result.applied is not False:
@@ -151,6 +154,14 @@ class Loop:
                 self._save(must=True)
                 return True
         return False
+
+    def _train_step(self, pieces: Sequence[Piece], denominator: float) -> StepResult:
+        """The step, in pieces as small as the device's memory asks for; so are those of all steps after it."""
+        progress = self.progress
+        while True:
+            with suppress(torch.OutOfMemoryError):
+                return train_step(self.engine, progress.step, memory.cut(pieces, progress.fitting), denominator)
+            progress.fitting = memory.smaller(pieces, progress.fitting, self.engine)
 
     def _end_epoch(self, epoch: int, lr: float) -> bool:
         """Report the epoch, evaluate, advance the schedule; returns whether this evaluation is the best so far.

@@ -20,6 +20,7 @@ class Progress:
     sums             this rank's sums over the current epoch so far (see `metrics`)
     best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
     stopping_*       early stopping: best value so far, and evaluations since
+    fitting          how many images at a time the device's memory was found to hold; None = as many as asked for
     skipped_steps    steps, from 0, whose gradient was not finite
     """
 
@@ -29,6 +30,7 @@ class Progress:
     stopping_best: float | None = None
     stopping_stale: int = 0
     ended_early: bool = False
+    fitting: int | None = None
     skipped_steps: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -67,6 +69,7 @@ class Progress:
             "stopping_best": self.stopping_best,
             "stopping_stale": self.stopping_stale,
             "ended_early": self.ended_early,
+            "fitting": self.fitting,
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
         }

@@ -15,7 +15,7 @@ from typing import TextIO
 import torch
 from accelerate import Accelerator
 
-from trainlib import checkpoint, distributed, elastic
+from trainlib import checkpoint, distributed, elastic, memory
 from trainlib.build import (
     build_classifier,
     build_engine,
@@ -220,6 +220,9 @@ def build_loop(
             engine.average.load_state_dict(state)
         schedule.load_state_dict(state["schedule"])
         progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts)
+    if accelerator.device.type == "cuda" and engine.elastic is None:  # elsewhere memory is not known to end
+        size = min(samples.train_piece_size, progress.fitting or samples.train_piece_size)
+        progress.fitting = memory.fitting(engine, samples.train.stand_in(), size) or progress.fitting
     return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
 
 

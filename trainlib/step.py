@@ -37,7 +37,7 @@ class Engine:
     model            the classifier's module or, with a cache of features, the part of it that is trained; wrapped for
                      precision and for the other ranks
     parameters       those that the optimizer steps
-    buffers          of the model
+    buffers          of the model; buffers_before: room for what they were before a step
     step_key         what the random numbers of every step have in common (see `randomness.key`)
     skips_unseen     a step whose gradient is not finite is skipped by the optimizer's kernels, and so are all after it;
                      the host learns of it later. What BatchNorm saw of them is not undone: the run ends there
@@ -49,7 +49,8 @@ class Engine:
     objective: Objective
     optimizer: AcceleratedOptimizer
     parameters: Sequence[nn.Parameter]
-    buffers: Sequence[Tensor]
+    buffers: list[Tensor]
+    buffers_before: list[Tensor]
     clip_grad_norm: float | None
     step_key: int
     skips_unseen: bool = False
@@ -130,18 +131,31 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
 
     pieces       this rank's micro-batches
     denominator  of the whole global batch, which every rank knows from its labels
+
+    Raises torch.OutOfMemoryError with everything as it was before.
     """
     measured: list[Measured] = []
-    buffers = [(buffer, buffer.clone()) for buffer in engine.buffers] if not engine.skips_unseen else []
-    if engine.elastic is None:
-        _backward_of_rank(engine, step, pieces, denominator, measured)
-    else:
-        _backward_of_shards(engine, engine.elastic, step, pieces, denominator, measured)
+    if engine.buffers:
+        torch._foreach_copy_(engine.buffers_before, engine.buffers)
+    try:
+        if engine.elastic is None:
+            _backward_of_rank(engine, step, pieces, denominator, measured)
+        else:
+            _backward_of_shards(engine, engine.elastic, step, pieces, denominator, measured)
+    except torch.OutOfMemoryError:
+        forget_gradients(engine)
+        _restore_buffers(engine)
+        raise
     result = _update(engine, measured)
     if result.applied is False:
-        for buffer, before in buffers:  # BatchNorm took the bad batch into its statistics on the way forward
-            buffer.copy_(before)
+        _restore_buffers(engine)
     return result
+
+
+def _restore_buffers(engine: Engine) -> None:
+    """BatchNorm took the batch into its statistics on the way forward."""
+    if engine.buffers:
+        torch._foreach_copy_(engine.buffers, engine.buffers_before)
 
 
 def _backward_of_rank(
@@ -209,7 +223,7 @@ def warm_up(engine: Engine, stand_in: Tensor) -> None:
     if engine.accelerator.num_processes > 1 and engine.elastic is None:
         with standing_in(engine.classifier.module):
             engine.accelerator.backward(engine.model(stand_in).sum())
-        _forget_gradients(engine)
+        forget_gradients(engine)
 
 
 @contextmanager
@@ -244,7 +258,7 @@ def _update(engine: Engine, measured: Sequence[Measured]) -> StepResult:
         applied = all(map(math.isfinite, on_host([grad_norm, *(m.loss for m in measured)])))
         if applied:
             optimizer.step()
-    _forget_gradients(engine)
+    forget_gradients(engine)
     return StepResult(measured, grad_norm, applied)
 
 
@@ -265,7 +279,8 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     return norm
 
 
-def _forget_gradients(engine: Engine) -> None:
+def forget_gradients(engine: Engine) -> None:
+    """As after a step."""
     for parameter in engine.parameters:
         parameter.grad = None
 

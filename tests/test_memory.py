@@ -1,0 +1,155 @@
+"""When memory runs out: smaller pieces of the same batch. The error is torch's own, raised by a model here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from parts import make_dataset, resolved
+from torch import Tensor, nn
+
+from trainlib import distributed, memory
+from trainlib.custom import CustomParts
+from trainlib.errors import UserError
+from trainlib.loop import Loop, Outputs
+from trainlib.session import build_loop
+from trainlib.step import train_step
+from trainlib.stopping import Agreement, StopFlag
+
+TRAINING = {
+    "data": {"name": "synthetic", "val_fraction": 0.0, "augment": {}},
+    "scheduler": None,
+    "train": {"epochs": 2, "batch_size": 20},
+    "tracking": {"log_every": 1},
+}
+
+
+class Small(nn.Module):
+    """Holds so many images with their gradients, any number without."""
+
+    def __init__(self, num_classes: int, room: int):
+        super().__init__()
+        self.room = room
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.Tanh(), nn.Linear(8, num_classes))
+        self.seen: list[int] = []
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self.seen.append(len(images_NCHW))
+            if len(images_NCHW) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return self.body(images_NCHW)
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, object]] = []
+
+    def log(self, row: dict[str, object]) -> None:
+        self.rows.append(row)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def trained(room: int, **train: object) -> tuple[Loop, Small, list[float]]:
+    config = resolved(TRAINING | {"train": TRAINING["train"] | train})  # type: ignore[operator]
+    rows = Rows()
+    with distributed.joined(config.train) as accelerator:
+        made: list[Small] = []
+
+        def model(num_classes: int) -> nn.Module:
+            made.append(Small(num_classes, room))
+            return made[0]
+
+        loop = build_loop(config, make_dataset(70), accelerator, None, CustomParts(model=model))
+        made[0].seen.clear()
+        loop.outputs = Outputs(trackers=[rows])
+        assert loop.run(Agreement(StopFlag(), None))
+    return loop, made[0], [row["loss"] for row in rows.rows if row.get("scope") == "step"]  # type: ignore[misc]
+
+
+def test_too_large_pieces_are_halved_and_the_gradient_stays(caplog: pytest.LogCaptureFixture) -> None:
+    whole, _, expected = trained(room=20)
+    with caplog.at_level(logging.WARNING, "trainlib"):
+        halved, model, losses = trained(room=6)
+    # 20, 10, then pieces of 5: the first step is tried again, none of the others is, and the last batch is of 10.
+    assert model.seen == [20, 10] + [5, 5, 5, 5] * 3 + [5, 5] + ([5, 5, 5, 5] * 3 + [5, 5])
+    assert [record.message.split(" images")[0] for record in caplog.records] == ["20", "10"]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    pairs = zip(whole.engine.parameters, halved.engine.parameters, strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
+
+
+def test_it_is_what_the_same_micro_batches_give() -> None:
+    asked, _, _ = trained(room=20, micro_batch_size=5)
+    found, _, _ = trained(room=5)
+    pairs = zip(asked.engine.parameters, found.engine.parameters, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_resumed_run_begins_with_what_was_found() -> None:
+    loop, _, _ = trained(room=5)
+    state = loop.progress.state_dict(torch.device("cpu"))
+    assert state["fitting"] == 5
+
+
+def test_one_image_that_does_not_fit_is_the_users_to_mend() -> None:
+    with pytest.raises(UserError, match=r"train\.micro_batch_size: 1 images at a time do not fit"):
+        trained(room=0)
+
+
+@pytest.fixture
+def norm_loop() -> Iterator[Loop]:
+    """With a BatchNorm, a batch of 16."""
+    config = resolved(TRAINING | {"train": {"epochs": 1, "batch_size": 16}})
+
+    def model(num_classes: int) -> nn.Module:
+        body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), Small(num_classes, 8))
+        body[-1].body = nn.Linear(4 * 30 * 30, num_classes)
+        return body
+
+    with distributed.joined(config.train) as accelerator:
+        yield build_loop(config, make_dataset(32), accelerator, None, CustomParts(model=model))
+
+
+def test_a_step_that_ran_out_of_memory_left_nothing_behind(norm_loop: Loop) -> None:
+    engine = norm_loop.engine
+    before = {name: value.clone() for name, value in engine.classifier.module.state_dict().items()}
+    [pieces] = norm_loop.samples.train.train(norm_loop.plan.batches(0)[:1], 0, norm_loop.samples.augmentation)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_step(engine, 0, pieces, 16.0)
+    assert all(torch.equal(value, before[name]) for name, value in engine.classifier.module.state_dict().items())
+    assert all(parameter.grad is None for parameter in engine.parameters)
+
+
+def test_the_trial_before_training_finds_what_fits_and_changes_nothing(norm_loop: Loop) -> None:
+    engine = norm_loop.engine
+    before = {name: value.clone() for name, value in engine.classifier.module.state_dict().items()}
+    stand_in = norm_loop.samples.train.stand_in()
+    assert memory.fitting(engine, stand_in, 16) == 8
+    assert memory.fitting(engine, stand_in, 8) is None
+    assert all(torch.equal(value, before[name]) for name, value in engine.classifier.module.state_dict().items())
+    assert all(parameter.grad is None for parameter in engine.parameters)
+
+
+def _find_what_fits(room_of_rank: list[int]) -> int:
+    """In each rank: what the trial finds; then a step, as the trial must leave DistributedDataParallel fit for one."""
+    config = resolved(TRAINING)
+    with distributed.joined(config.train) as accelerator:
+        rank = accelerator.process_index
+        parts = CustomParts(model=lambda num_classes: Small(num_classes, room_of_rank[rank]))
+        loop = build_loop(config, make_dataset(40), accelerator, None, parts)
+        found = memory.fitting(loop.engine, loop.samples.train.stand_in(), 10)
+        [pieces] = loop.samples.train.train(loop.plan.batches(0)[:1], 0, loop.samples.augmentation)
+        applied = train_step(loop.engine, 0, memory.cut(pieces, found), 20.0).applied
+    return 0 if (found, applied) == (3, True) else 1
+
+
+def test_ranks_agree_on_the_smallest(tmp_path: Path) -> None:
+    assert ranks.run(_find_what_fits, [10, 3], world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
