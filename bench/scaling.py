@@ -8,14 +8,16 @@ all-reduce of S bytes over W GPUs takes the better of two algorithms (NCCL has b
     ring    2 (W - 1) / W * S / bandwidth  +  2 (W - 1) * latency
     tree    2 S / bandwidth                +  2 log2(W) * latency
 
-Beside it ranks agree whether to stop, on the CPU through gloo, whose all-reduce is a ring: 2 (W - 1) hops of TCP. No
-step is shorter than that.
+Beside it ranks agree whether to stop, on the CPU through gloo, whose all-reduce is a ring: 2 (W - 1) hops of TCP. The
+steps from one agreement to the next are never shorter than that.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+
+from trainlib.stopping import RANKS_AT_EVERY_STEP
 
 NODE = 8  # GPUs of a node
 NODE_BANDWIDTH = 300e9  # bytes a second between the GPUs of a node: NVLink
@@ -62,18 +64,22 @@ def agreement(gpus: int) -> float:
     return 2 * (gpus - 1) * AGREEMENT_HOP
 
 
-def step_seconds(model: Model, gpus: int, *, agreeing: bool = True) -> float:
-    """The computation, what of the all-reduce is longer than the backward pass, and the last bucket."""
+def step_seconds(model: Model, gpus: int, *, every_step: bool = False) -> float:
+    """The computation, what of the all-reduce is longer than the backward pass, and the last bucket.
+
+    every_step   ranks agree at every step, whatever their number
+    """
     size = 4.0 * model.parameters
     last = min(size, LAST_BUCKET)
     exposed = max(0.0, all_reduce(size - last, gpus) - OVERLAP * model.seconds) if size > last else 0.0
     seconds = model.seconds + exposed + (all_reduce(last, gpus) if gpus > 1 else 0.0)
-    return max(seconds, agreement(gpus)) if agreeing else seconds
+    steps = 1 if every_step else max(1, gpus // RANKS_AT_EVERY_STEP)  # from one agreement to the next
+    return max(seconds, agreement(gpus) / steps)
 
 
-def efficiency(model: Model, gpus: int, *, agreeing: bool = True) -> float:
+def efficiency(model: Model, gpus: int, *, every_step: bool = False) -> float:
     """Images a second and GPU, as a part of what one GPU does alone, where each has its number of images."""
-    return model.seconds / step_seconds(model, gpus, agreeing=agreeing)
+    return model.seconds / step_seconds(model, gpus, every_step=every_step)
 
 
 def speed(model: Model, global_batch: int, gpus: int) -> float:
@@ -92,7 +98,7 @@ def main() -> None:
     for model in WEAK:
         name = f"{model.name}, {model.images:,} images a GPU"
         weak[name] = [f"{efficiency(model, gpus):.0%}" for gpus in SIZES]
-        weak[f"{name}, without the agreement"] = [f"{efficiency(model, gpus, agreeing=False):.0%}" for gpus in SIZES]
+        weak[f"{name}, agreeing at every step"] = [f"{efficiency(model, gpus, every_step=True):.0%}" for gpus in SIZES]
     print(table("images a second of one GPU's own, kept on", weak))
     print()
     strong = {

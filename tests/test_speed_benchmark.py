@@ -157,8 +157,8 @@ def test_the_model_against_numbers_by_hand() -> None:
     assert all_reduce(1e9, 1) == 0.0
     # A step of the CNN lasts 1 ms at least; 1,023 pairs of hops of 25 us are longer.
     assert step_seconds(CNN, 1) == 1e-3
-    assert step_seconds(CNN, 1024) == pytest.approx(2 * 1023 * 25e-6)
-    assert efficiency(CNN, 1024, agreeing=False) == pytest.approx(1e-3 / (1e-3 + all_reduce(4 * 145_578, 1024)))
+    assert step_seconds(CNN, 1024, every_step=True) == pytest.approx(2 * 1023 * 25e-6)
+    assert efficiency(CNN, 1024) == pytest.approx(1e-3 / (1e-3 + all_reduce(4 * 145_578, 1024)))
 
 
 def test_growth_is_measured() -> None:

@@ -47,6 +47,28 @@ def test_one_process_agrees_with_itself_at_once(tmp_path: Path) -> None:
     assert agreement.reached()
 
 
+@pytest.mark.parametrize(("ranks", "every"), [(2, 1), (16, 1), (31, 1), (32, 2), (64, 4), (4096, 256)])
+def test_many_ranks_ask_each_other_less_often(monkeypatch: pytest.MonkeyPatch, ranks: int, every: int) -> None:
+    """At the same boundaries on every rank; `reached` is true at the next one after somebody was asked."""
+
+    class Group:
+        def size(self) -> int:
+            return ranks
+
+    flag = StopFlag()
+    agreement = Agreement(flag, Group())  # type: ignore[arg-type]
+    handed_in: list[tuple[int, bool]] = []
+    monkeypatch.setattr(agreement, "_hand_in", lambda: handed_in.append((boundary, flag.requested())))
+    monkeypatch.setattr(agreement, "drain", lambda: bool(handed_in and handed_in[-1][1]))
+    reached = []
+    for boundary in range(1, 3 * every + 1):
+        if boundary == every + 1:
+            flag.ask("test")
+        reached.append(agreement.reached())
+    assert handed_in == [(every, False), (2 * every, True), (3 * every, True)]
+    assert reached == [False] * (3 * every - 1) + [True]
+
+
 def test_a_second_ctrl_c_ends_the_process_with_130() -> None:
     program = (
         "import os, signal; from trainlib.stopping import StopFlag; flag = StopFlag(); flag.install();"
