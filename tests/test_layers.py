@@ -28,7 +28,7 @@ LAYERS = {
         {"step", "evaluation", "feature_batches", "trials", "whitening"},
         {"memory", "scoring", "tally"},
         {"loop"},
-        {"build", "features", "outputs"},
+        {"build", "features", "outputs", "tuning"},
         {"session", "inference"},
         {"train", "check", "allreduce", "evaluate", "predict", "export", "verify"},
         {"prepare", "api"},

@@ -15,8 +15,7 @@ from torch import Tensor
 from trainlib.batches import Piece
 from trainlib.distributed import from_all
 from trainlib.errors import UserError
-from trainlib.models import buffers_kept
-from trainlib.step import Engine, forget_gradients
+from trainlib.step import Engine, trial
 
 logger = logging.getLogger("trainlib")
 
@@ -68,14 +67,11 @@ def fitting(engine: Engine, stand_in: Tensor, size: int) -> int | None:
 
 def _fits(engine: Engine, stand_in: Tensor, size: int) -> bool:
     try:
-        with buffers_kept(engine.model), engine.accelerator.no_sync(engine.model):
-            room = [torch.empty_like(p) for p in engine.parameters for _ in range(STATES_OF_OPTIMIZER)]
-            engine.model(stand_in.expand(size, *stand_in.shape[1:])).sum().backward()
-            del room
+        room = [torch.empty_like(p) for p in engine.parameters for _ in range(STATES_OF_OPTIMIZER)]
+        trial(engine, stand_in.expand(size, *stand_in.shape[1:]))
+        del room
     except torch.OutOfMemoryError:
         return False
-    finally:
-        forget_gradients(engine)
     return True
 
 

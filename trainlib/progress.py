@@ -21,6 +21,7 @@ class Progress:
     best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
     stopping_*       early stopping: best value so far, and evaluations since
     fitting          how many images at a time the device's memory was found to hold; None = as many as asked for
+    compiled         whether the model's kernels are made by torch.compile; None = not decided yet
     skipped_steps    steps, from 0, whose gradient was not finite
     """
 
@@ -31,6 +32,7 @@ class Progress:
     stopping_stale: int = 0
     ended_early: bool = False
     fitting: int | None = None
+    compiled: bool | None = None
     skipped_steps: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -70,6 +72,7 @@ class Progress:
             "stopping_stale": self.stopping_stale,
             "ended_early": self.ended_early,
             "fitting": self.fitting,
+            "compiled": self.compiled,
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
         }

@@ -15,7 +15,7 @@ from typing import TextIO
 import torch
 from accelerate import Accelerator
 
-from trainlib import checkpoint, distributed, elastic, memory
+from trainlib import checkpoint, distributed, elastic
 from trainlib.build import (
     build_classifier,
     build_engine,
@@ -43,6 +43,7 @@ from trainlib.rundir import Attempt, RunDirectory
 from trainlib.schedule import Schedule
 from trainlib.step import warm_up
 from trainlib.stopping import Agreement, StopFlag
+from trainlib.tuning import suit_machine
 from trainlib.watchdog import Watchdog
 from trainlib.whitening import whiten
 
@@ -220,9 +221,7 @@ def build_loop(
             engine.average.load_state_dict(state)
         schedule.load_state_dict(state["schedule"])
         progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts)
-    if accelerator.device.type == "cuda" and engine.elastic is None:  # elsewhere memory is not known to end
-        size = min(samples.train_piece_size, progress.fitting or samples.train_piece_size)
-        progress.fitting = memory.fitting(engine, samples.train.stand_in(), size) or progress.fitting
+    suit_machine(config.train, engine, samples, progress, plan.total_steps)
     return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
 
 

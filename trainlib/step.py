@@ -22,7 +22,7 @@ from trainlib.batches import Piece
 from trainlib.elastic import Elastic
 from trainlib.losses import Objective, correct
 from trainlib.metrics import Measured, on_host
-from trainlib.models import Classifier
+from trainlib.models import Classifier, buffers_kept
 from trainlib.randomness import key, seed_generators
 from trainlib.schedule import KERNEL_OPTIONS
 
@@ -223,6 +223,18 @@ def warm_up(engine: Engine, stand_in: Tensor) -> None:
     if engine.accelerator.num_processes > 1 and engine.elastic is None:
         with standing_in(engine.classifier.module):
             engine.accelerator.backward(engine.model(stand_in).sum())
+        forget_gradients(engine)
+
+
+def trial(engine: Engine, images_NCHW: Tensor) -> None:
+    """A forward and a backward pass of images that stand for no samples; the ranks do not wait for each other.
+
+    Nothing of it stays, also where it fails.
+    """
+    try:
+        with buffers_kept(engine.model), engine.accelerator.no_sync(engine.model):
+            engine.model(images_NCHW).sum().backward()
+    finally:
         forget_gradients(engine)
 
 

@@ -59,6 +59,11 @@ OF_RUNNING: Mapping[str, Description] = {
         "train.reproducibility=fast",
     ),
     "train.virtual_shards": D("For `elastic`: in how many fixed pieces a batch is computed.", "train.virtual_shards=8"),
+    "train.compile": D(
+        "Have `torch.compile` make the kernels of the model, which takes up to a minute at each start. `auto`: measure "
+        "at the first start, and do it where that saves more time than it takes; a resumed run does the same.",
+        "train.compile=auto",
+    ),
     "train.on_nonfinite": D(
         "A gradient that is NaN or infinite is never applied. Then `stop` the run, or `skip` the step and go on.",
         "train.on_nonfinite=skip",

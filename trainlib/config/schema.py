@@ -162,6 +162,7 @@ class TrainConfig(Section):
     early_stopping: EarlyStopping | None = None
     reproducibility: Literal["exact", "elastic", "fast"] = "exact"
     virtual_shards: Annotated[int, Field(ge=1)] = 8
+    compile: Literal["auto"] | bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_nonfinite_steps: Annotated[int, Field(ge=0)] = 10
     hang_seconds: Annotated[float, Field(gt=0)] | None = 1800.0
