@@ -19,7 +19,7 @@ from trainlib.errors import DataError, UserError
 from trainlib.loop import Policy, Samples
 from trainlib.losses import CustomLoss, Objective
 from trainlib.models import Classifier, build_model, check_forward, weights_normalization
-from trainlib.optim import build_optimizer
+from trainlib.optim import build_optimizer, heeds_flag
 from trainlib.plan import Plan, limit_samples, split_validation, steps_per_epoch, to_steps
 from trainlib.randomness import key, seed_generators
 from trainlib.schedule import Schedule
@@ -67,7 +67,9 @@ def build_engine(
     module = classifier.module if trained is None else trained
     model: nn.Module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=is_elastic)
     world_size = accelerator.num_processes
-    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters(), accelerator.device)
+    # Accelerate takes a step with a loss scaler for skipped if it was not made: kernels that skip would deceive it.
+    kernels = accelerator.device if accelerator.scaler is None else None
+    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters(), kernels)
     objective = Objective(config.loss, num_classes, accelerator.device, custom_loss)
     average = config.train.average
     if custom_loss is not None:
@@ -91,13 +93,12 @@ def build_engine(
 
 
 def _skips_unseen(config: Config, accelerator: Accelerator, optimizer: Optimizer) -> bool:
-    """Whether the host need not wait at each step to learn that it was applied: on a GPU, with fused kernels.
+    """Whether the host need not wait at each step to learn that it was applied: on a GPU, if the optimizer heeds a flag.
 
     Not where training goes on after a step that was not, as the schedule waits then.
     """
     goes_on = config.train.on_nonfinite == "skip" or accelerator.scaler is not None
-    fused = all(group.get("fused") for group in optimizer.param_groups)
-    return accelerator.device.type == "cuda" and fused and not goes_on
+    return accelerator.device.type == "cuda" and heeds_flag(optimizer) and not goes_on
 
 
 def check_build(config: Config, num_samples: int, num_classes: int) -> None:

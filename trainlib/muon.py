@@ -30,7 +30,8 @@ class MuonSGD(Optimizer):
         weight = weight - lr · orthogonalized(U)
 
     The size of a gradient is of no account to it. All else is stepped by torch's own SGD, in the same bits. Nothing in
-    a step waits for the device.
+    a step waits for the device. As in torch's fused optimizers, no weight moves where the attribute `found_inf`, a
+    tensor on the device, is 1.0; but momentum does.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class MuonSGD(Optimizer):
             "ns_steps": ns_steps,
         }
         super().__init__(params, defaults)
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -89,13 +91,18 @@ class MuonSGD(Optimizer):
         for pairs in by_shape.values():  # those of one shape at once: fewer and larger kernels
             updates_BOI = torch.stack([update_OI for _, update_OI in pairs])
             directions_BOI = orthogonalized(updates_BOI, group["ns_steps"])
+            directions_BOI = self._unless_found(directions_BOI, 0.0)
             for (weight, _), direction_OI in zip(pairs, directions_BOI, strict=True):
                 if group["normalize_weights"]:
                     norm = torch.linalg.vector_norm(weight).clamp(min=SMALLEST_NORM)
-                    weight.mul_(math.sqrt(len(weight)) / norm)
+                    weight.mul_(self._unless_found(math.sqrt(len(weight)) / norm, 1.0))
                 elif group["weight_decay"]:
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.mul_(self._unless_found(1 - group["lr"] * group["weight_decay"], 1.0))
                 weight.add_(direction_OI.reshape(weight.shape), alpha=-group["lr"])
+
+    def _unless_found(self, value: Any, otherwise: float) -> Any:
+        """The value, or the other one where `found_inf` is up."""
+        return value if self.found_inf is None else torch.where(self.found_inf == 1, otherwise, value)
 
     def _updates(self, group: dict[str, Any], weights: list[Tensor]) -> list[Tensor]:
         """Gradients with momentum."""
@@ -124,6 +131,8 @@ class MuonSGD(Optimizer):
             dampening=0.0,
             nesterov=group["nesterov"],
             maximize=False,
+            fused=self.found_inf is not None,
+            found_inf=self.found_inf,
         )
         if group["momentum"] != 0:
             for parameter, buffer in zip(parameters, buffers, strict=True):

@@ -61,6 +61,11 @@ def _kernels(
     return {}
 
 
+def heeds_flag(optimizer: Optimizer) -> bool:
+    """Whether its steps change no weight where `found_inf`, a tensor on their device, is 1: as fused ones and ours do."""
+    return isinstance(optimizer, MuonSGD) or all(group.get("fused") for group in optimizer.param_groups)
+
+
 def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:
     """The same optimizer, whose methods are torch's own without the decorators that guard them from torch.compile.
 
