@@ -93,7 +93,7 @@ def build_engine(
 
 
 def _skips_unseen(config: Config, accelerator: Accelerator, optimizer: Optimizer) -> bool:
-    """Whether the host need not wait at each step to learn that it was applied: on a GPU, if the optimizer heeds a flag.
+    """Whether the host need not wait at each step to learn that it was applied: on a GPU, with such an optimizer.
 
     Not where training goes on after a step that was not, as the schedule waits then.
     """

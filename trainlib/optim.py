@@ -62,7 +62,7 @@ def _kernels(
 
 
 def heeds_flag(optimizer: Optimizer) -> bool:
-    """Whether its steps change no weight where `found_inf`, a tensor on their device, is 1: as fused ones and ours do."""
+    """Whether its steps change no weight where `found_inf`, a tensor on their device, is 1: fused ones, and ours."""
     return isinstance(optimizer, MuonSGD) or all(group.get("fused") for group in optimizer.param_groups)
 
 
