@@ -67,7 +67,7 @@ def test_not_a_number_is_read_as_one() -> None:
 def test_structure_agrees_with_pyyaml(tmp_path: Path) -> None:
     text = """
     base: &base {lr: 0.1, betas: [0.9, 0.99]}
-    other: &other {lr: 0.2, eps: 3.5}
+    other: &other {eps: 3.5}
     one: {<<: *base, lr: 0.5}
     two: {<<: [*base, *other], name: "a: b"}
     three: {lr: 1, <<: *other}
@@ -83,6 +83,12 @@ def test_structure_agrees_with_pyyaml(tmp_path: Path) -> None:
     - [1, [2, 3]]
     """
     assert read(tmp_path, text).values == yaml.safe_load(text)
+
+
+def test_of_merged_mappings_the_earlier_ones_win(tmp_path: Path) -> None:
+    """As YAML's merge keys are defined; not all releases of PyYAML agree with that."""
+    source = read(tmp_path, "a: &a {lr: 1, eps: 2}\nb: &b {lr: 3, beta: 4}\nc: {<<: [*a, *b], eps: 5}\n")
+    assert source.values["c"] == {"lr": 1, "beta": 4, "eps": 5}
 
 
 def test_every_key_knows_its_line(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def open_trackers(config: TrackingConfig, run: Path, from_step: int, values: Map
     if config.health is not None:
         trackers.health.append(Forgiving("health.jsonl", lambda: MetricsFile(run / "health.jsonl", from_step)))
     if config.tensorboard:
-        board = Forgiving("TensorBoard", lambda: TensorBoard(run), at_once=False)
+        board = Forgiving("TensorBoard", lambda: TensorBoard(run))
         trackers.metrics.append(board)
         trackers.health.append(board)
     job = Job.of(run, config.wandb, values)
@@ -66,25 +66,15 @@ def open_trackers(config: TrackingConfig, run: Path, from_step: int, values: Map
 
 
 class Forgiving:
-    """A tracker whose failure harms nothing but itself: it warns once, and shows nothing from then on.
+    """A tracker whose failure harms nothing but itself: it warns once, and shows nothing from then on."""
 
-    at_once   open it now; otherwise with the first row, so that the first step need not wait for what it imports
-    """
-
-    def __init__(self, name: str, opened: Callable[[], Tracker], *, at_once: bool = True):
+    def __init__(self, name: str, opened: Callable[[], Tracker]):
         self._name = name
         self._tracker: Tracker | None = None
-        self._opened: Callable[[], Tracker] | None = opened
-        if at_once:
-            self._open()
-
-    def _open(self) -> None:
-        opened, self._opened = self._opened, None
         with self._forgiving():
-            self._tracker = opened() if opened else self._tracker
+            self._tracker = opened()
 
     def log(self, row: Row) -> None:
-        self._open()
         with self._forgiving():
             if self._tracker is not None:
                 self._tracker.log(row)

@@ -20,20 +20,29 @@ class TensorBoard:
     """
 
     def __init__(self, run: Path):
-        from torch.utils.tensorboard import SummaryWriter  # 0.2 s
+        self._directory = run / "tensorboard"
+        self._earlier_rows: list[Row] = [*read_lines(run / "metrics.jsonl"), *read_lines(run / "health.jsonl")]
+        self._writer: Any = (
+            None  # until the first row: to import it takes 0.2 s, which the first step need not wait for
+        )
 
-        directory = run / "tensorboard"
-        earlier = list(directory.glob("events.*"))
+    def _open(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        earlier = list(self._directory.glob("events.*"))
         # A purge tells a TensorBoard that is running to forget what it has read from the earlier files.
         purge_step = 0 if earlier else None
-        self._writer: Any = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=FLUSH_SECONDS)
-        for row in [*read_lines(run / "metrics.jsonl"), *read_lines(run / "health.jsonl")]:
+        self._writer = SummaryWriter(str(self._directory), purge_step=purge_step, flush_secs=FLUSH_SECONDS)
+        rows, self._earlier_rows = self._earlier_rows, []
+        for row in rows:
             self.log(row)
         self.flush()
         for path in earlier:
             path.unlink()
 
     def log(self, row: Row) -> None:
+        if self._writer is None:
+            self._open()
         step, time = row["step"], datetime.fromisoformat(row["time"]).timestamp()
         for tag, value in (health_scalars(row) if "histograms" in row else scalars(row)).items():
             self._writer.add_scalar(tag, value, step, time)
@@ -52,7 +61,10 @@ class TensorBoard:
             )
 
     def flush(self) -> None:
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
+        if self._writer is None:
+            self._open()
         self._writer.close()
