@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,8 +74,7 @@ class Shard:
         return [piece for _, piece in self.cut(batch_ids_N, self.micro_batch_size)]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A micro-batch. An empty one carries a single stand-in image and no labels, so that the rank can take part."""
 
     ids_N: Tensor  # the samples' indices in their image set, on the CPU

@@ -54,7 +54,8 @@ class Objective:
 
     def __call__(self, logits_NC: Tensor, labels_N: Tensor) -> Tensor:
         """The loss of exactly these samples, a scalar; with reduction mean and sum it is bitwise torch's own."""
-        logits_NC = logits_NC.to(torch.promote_types(logits_NC.dtype, torch.float32))
+        if logits_NC.dtype is not torch.float32:
+            logits_NC = logits_NC.to(torch.promote_types(logits_NC.dtype, torch.float32))
         if self._activation == "sigmoid":
             logits_NC = torch.sigmoid(logits_NC)
         elif self._activation == "softmax":

@@ -119,11 +119,13 @@ class StepResult:
     grad_norm   of the whole gradient, before clipping; the same on every rank
     applied     False where the gradient was not finite: weights, buffers and optimizer are as they were before; None
                 where only the device knows yet: whether the gradient's norm and this rank's losses are finite
+    norm_and_losses   the values of these, where they have been read
     """
 
     measured: Sequence[Measured]
     grad_norm: Tensor
     applied: bool | None
+    norm_and_losses: Sequence[float] = ()
 
 
 def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: float) -> StepResult:
@@ -261,17 +263,19 @@ def _update(engine: Engine, measured: Sequence[Measured]) -> StepResult:
     else:
         grad_norm = _norm([p.grad for p in engine.parameters if p.grad is not None])
     applied: bool | None = None
+    values: Sequence[float] = ()
     if scaler is not None:
         optimizer.step()  # the loss scaler looks for itself, skips, and scales less the next time
         applied = not engine.optimizer.step_was_skipped
     elif engine.skips_unseen:
         _step_unless_not_finite(engine.optimizer.optimizer, [grad_norm, *(m.loss for m in measured)])
     else:
-        applied = all(map(math.isfinite, on_host([grad_norm, *(m.loss for m in measured)])))
+        values = on_host([grad_norm, *(m.loss for m in measured)])
+        applied = all(map(math.isfinite, values))
         if applied:
             optimizer.step()
     forget_gradients(engine)
-    return StepResult(measured, grad_norm, applied)
+    return StepResult(measured, grad_norm, applied, values)
 
 
 def _step_unless_not_finite(optimizer: Optimizer, values: Sequence[Tensor]) -> None:
@@ -287,7 +291,7 @@ def _step_unless_not_finite(optimizer: Optimizer, values: Sequence[Tensor]) -> N
 
 def _norm(gradients: list[Tensor]) -> Tensor:
     """The 2-norm of all of them together; what `torch.nn.utils.get_total_norm` computes, with less around it."""
-    norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norm
 
 

@@ -58,7 +58,7 @@ class StopFlag:
         self.reason = self.reason or reason
 
     def requested(self) -> bool:
-        if self.reason is None and self._stop_file is not None and self._stop_file.exists():
+        if self.reason is None and self._stop_file is not None and os.path.exists(self._stop_file):
             self.reason = _first_line(self._stop_file) or "STOP file"
         return self.reason is not None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from itertools import islice
 
 from trainlib.errors import NonFiniteError
 from trainlib.metrics import Sums, add_up, gather_sums, on_host, zero_sums
@@ -41,11 +42,12 @@ class Tally:
         Raises NonFiniteError, on every rank, where one of them could not be applied and training is to end then.
         """
         taken, self._unread = self._unread, []
-        norms = on_host([result.grad_norm for _, result in taken])
-        losses = iter(on_host([m.loss for _, result in taken for m in result.measured]))
+        unknown = [result for _, result in taken if not result.norm_and_losses]
+        norms_and_losses = iter(on_host([t for r in unknown for t in (r.grad_norm, *(m.loss for m in r.measured))]))
         hits = iter(on_host([m.hits for _, result in taken for m in result.measured]))
-        for (step, result), norm in zip(taken, norms, strict=True):
-            values = [(measured, next(losses), next(hits)) for measured in result.measured]
+        for step, result in taken:
+            norm, *losses = result.norm_and_losses or islice(norms_and_losses, 1 + len(result.measured))
+            values = [(m, loss, next(hits)) for m, loss in zip(result.measured, losses, strict=True)]
             self._last = add_up(zero_sums(len(self._progress.sums)), values)
             applied = result.applied
             if applied is None:
