@@ -354,9 +354,16 @@ def test_cycled_momentum_needs_an_optimizer_with_momentum() -> None:
         schedule_of(section(name="CyclicLR", base_lr=0.1, max_lr=0.2), optimizer)
 
 
-def test_a_triangle_by_steps_for_groups_with_rates_of_their_own() -> None:
-    """The list of configs/cifar10_fast.yaml: in every step, each group has its own rate times the same factor."""
-    config = load_config(["cifar10_fast"])
+TRIANGLE = (
+    "scheduler=[{name: LinearLR, start_factor: 0.2, end_factor: 1.0, total_iters: 46, interval: step, duration: 46st}, "
+    "{name: LinearLR, start_factor: 1.0, end_factor: 0.07, total_iters: 154, interval: step}]"
+)
+
+
+@pytest.mark.parametrize("overrides", [[], [TRIANGLE]], ids=["as shipped", "triangle"])
+def test_rates_by_steps_for_groups_with_rates_of_their_own(overrides: list[str]) -> None:
+    """Of configs/cifar10_fast.yaml: in every step, each group has its own rate times the same factor."""
+    config = load_config(["cifar10_fast", *overrides])
     plan, _ = build_plan(config, 50_000)
     module = build_classifier(config, 10, torch.device("cpu")).module
     optimizer = build_optimizer(config.optimizer, module.named_parameters())
@@ -368,6 +375,8 @@ def test_a_triangle_by_steps_for_groups_with_rates_of_their_own() -> None:
     for step in range(total):
         rising, falling = step / peak, (step - peak) / (total - peak)
         factor = 0.2 + 0.8 * rising if step < peak else 1 - (1 - 0.07) * falling
+        if not overrides:
+            factor = 1 - step / total
         found = [group["lr"] for group in optimizer.param_groups]
         assert found == pytest.approx([factor * rate for rate in rates], rel=1e-9), step
         optimizer.step()

@@ -77,7 +77,7 @@ def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:
     bare = torch.no_grad()(methods["step"])
     with_hooks = Optimizer.profile_hook_step(bare)
 
-    def step(self: Optimizer, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self: Optimizer, closure: Callable[[], float] | None = None) -> Any:
         has_hooks = any(getattr(self, f"_optimizer_step_{when}_hooks", True) for when in ("pre", "post"))
         return with_hooks(self, closure) if has_hooks else bare(self, closure)
 
