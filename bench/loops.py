@@ -17,8 +17,8 @@ from bench.rounds import Result, run_arm
 from bench.workload import Workload
 
 # Of a loss; sums in another layout or order differ by less at the steps of one round. On GPUs convolutions round their
-# input to 10 bits (TF32), and loops choose different kernels. Differences grow exponentially: of one process with one thread or with two, ours are 4e-5 apart
-# after 100 steps of the CNN, and 4e-3 after 200.
+# input to 10 bits (TF32), and loops choose different kernels. Differences grow exponentially: of our training with one
+# thread and with two, losses are 4e-5 apart after 100 steps of the CNN, and 4e-3 after 200.
 TOLERANCE, GPU_TOLERANCE = 2e-3, 1e-2
 STEPS = 100  # for which that holds; ten times as much for as many more, and so on
 PATIENCE = 300.0  # seconds for an arm to get ready, or for a round

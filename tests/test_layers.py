@@ -24,8 +24,9 @@ LAYERS = {
         {"plan", "muon"},
         {"data", "models", "losses", "optim", "schedule", "metrics", "tracking", "console", "evaluation_text"}
         | {"checkpoint", "rundir", "stopping", "distributed", "views"},
-        {"average", "batches", "curves", "custom", "elastic", "health", "keeper", "progress", "watchdog"},
-        {"step", "evaluation", "feature_batches", "trials", "whitening"},
+        {"average", "batches", "curves", "custom", "elastic", "health", "keeper", "peers", "progress", "watchdog"},
+        {"engine"},
+        {"step", "evaluation", "feature_batches", "shared_sum", "trials", "whitening"},
         {"memory", "scoring", "tally"},
         {"loop"},
         {"build", "features", "outputs", "tuning"},

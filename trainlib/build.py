@@ -15,6 +15,7 @@ from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_cust
 from trainlib.custom import ModelSource, build_custom, check_custom_loss, check_custom_model
 from trainlib.data.images import Dataset, ImageSet
 from trainlib.elastic import Elastic
+from trainlib.engine import Engine
 from trainlib.errors import DataError, UserError
 from trainlib.loop import Policy, Samples
 from trainlib.losses import CustomLoss, Objective
@@ -23,7 +24,7 @@ from trainlib.optim import build_optimizer, heeds_flag
 from trainlib.plan import Plan, limit_samples, split_validation, steps_per_epoch, to_steps
 from trainlib.randomness import key, seed_generators
 from trainlib.schedule import Schedule
-from trainlib.step import Engine
+from trainlib.shared_sum import share_memory
 
 
 def build_classifier(
@@ -66,6 +67,7 @@ def build_engine(
     # find that out, Accelerate would import torch's sharded tensors: half a second.
     module = classifier.module if trained is None else trained
     model: nn.Module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=is_elastic)
+    share_memory(model, accelerator.device)
     world_size = accelerator.num_processes
     # Accelerate takes a step with a loss scaler for skipped if it was not made: kernels that skip would deceive it.
     kernels = accelerator.device if accelerator.scaler is None else None

@@ -155,11 +155,28 @@ def share_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def control_group(config: TrainConfig) -> dist.ProcessGroup | None:
-    """A group of all ranks for small CPU messages that must not mix with the gradients'; None for one process."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return None
-    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=collective_timeout(config)))
+class GlooChannel:
+    """A `stopping.Channel` for any ranks: a group for small messages, which must not mix with the gradients'."""
+
+    def __init__(self, config: TrainConfig):
+        """A collective."""
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=collective_timeout(config)))
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+
+    def size(self) -> int:
+        return self._group.size()
+
+    def hand_in(self, *, asked: bool) -> None:
+        flag = torch.tensor([int(asked)])
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        self._pending = (flag, work)
+
+    def take(self) -> bool:
+        assert self._pending is not None, "handed in before"
+        flag, work = self._pending
+        work.wait()
+        return bool(flag.item())
 
 
 def _trains_on_cpu(environ: Mapping[str, str]) -> bool:

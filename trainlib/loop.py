@@ -22,6 +22,7 @@ from trainlib.config import Best, EarlyStopping
 from trainlib.console import Console
 from trainlib.distributed import from_main
 from trainlib.elastic import require_same_state
+from trainlib.engine import Engine
 from trainlib.errors import TrainlaunchError
 from trainlib.files import timestamp
 from trainlib.keeper import Keeper
@@ -30,7 +31,7 @@ from trainlib.plan import Plan
 from trainlib.progress import Progress
 from trainlib.schedule import Schedule
 from trainlib.scoring import OnBatch, evaluate
-from trainlib.step import Engine, StepResult, train_step
+from trainlib.step import StepResult, train_step
 from trainlib.stopping import Agreement
 from trainlib.tally import Tally
 from trainlib.tracking import Tracker, log_all

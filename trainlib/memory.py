@@ -14,8 +14,9 @@ from torch import Tensor
 
 from trainlib.batches import Piece
 from trainlib.distributed import from_all
+from trainlib.engine import Engine
 from trainlib.errors import UserError
-from trainlib.step import Engine, trial
+from trainlib.step import trial
 
 logger = logging.getLogger("trainlib")
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from trainlib.batches import Batches, Piece
 from trainlib.distributed import share_buffers
+from trainlib.engine import Engine
 from trainlib.losses import Objective
 from trainlib.metrics import Measured, Metrics, Sums, gather_sums, metrics_of, sums_of
 from trainlib.models import set_train_mode
-from trainlib.step import Engine, measure
+from trainlib.step import measure
 from trainlib.views import Network, with_views
 
 OnBatch = Callable[[Piece, Tensor], None]  # a piece of an evaluation and its logits [N, C], both on the device

@@ -38,6 +38,7 @@ from trainlib.logs import attempt_header, redirect_output
 from trainlib.loop import Loop, Outputs
 from trainlib.metrics import Metrics
 from trainlib.outputs import open_outputs, summary_of
+from trainlib.peers import control_channel
 from trainlib.progress import Progress
 from trainlib.rundir import Attempt, RunDirectory
 from trainlib.schedule import Schedule
@@ -94,7 +95,7 @@ def run_session(
                 if start is not None:
                     checkpoint.rewind(run.checkpoints, start)
                 run.begin(config)
-            completed = loop.run(Agreement(flag, distributed.control_group(config.train)))
+            completed = loop.run(Agreement(flag, control_channel(config.train)))
             summary = summary_of(loop) if attempt else {}
             test = _test(loop, run, config) if completed else None
             if attempt:

@@ -9,13 +9,9 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from trainlib.errors import EXIT_INTERRUPTED
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.distributed import ProcessGroup, Work
 
 logger = logging.getLogger("trainlib.stopping")
 
@@ -90,47 +86,48 @@ def _first_line(stop_file: Path) -> str:
     return ""
 
 
+class Channel(Protocol):
+    """What ranks tell each other on: each hands in a flag, and takes, later, whether anybody's was up."""
+
+    def size(self) -> int: ...
+
+    def hand_in(self, *, asked: bool) -> None: ...
+
+    def take(self) -> bool: ...
+
+
 class Agreement:
     """Whether any rank was asked to stop, told to all ranks at the same step without making them wait.
 
-    At a step boundary a rank hands in its own flag to an all-reduce that runs beside the steps that follow, and reads
-    the one that it handed in before: everyone learns of a request at the same boundary. Up to 16 ranks do so at each
-    boundary, and learn of it at most one step late; W ranks at every W / 16th, as gloo's all-reduce goes around a ring
-    of all of them, which takes longer than a short step from about 20 ranks on.
+    At a step boundary a rank hands in its own flag, which travels beside the steps that follow, and takes what was
+    handed in before: everyone learns of a request at the same boundary. Up to 16 ranks do so at each boundary, and
+    learn of it at most one step late; W ranks at every W / 16th, as gloo's all-reduce goes around a ring of all of
+    them, which takes longer than a short step from about 20 ranks on.
     """
 
-    def __init__(self, flag: StopFlag, group: ProcessGroup | None):
+    def __init__(self, flag: StopFlag, channel: Channel | None):
+        """channel: None = this process alone"""
         self._flag = flag
-        self._group = group  # of CPU ranks (gloo); None = this process alone
-        self._every = 1 if group is None else max(1, group.size() // RANKS_AT_EVERY_STEP)
+        self._channel = channel
+        self._every = 1 if channel is None else max(1, channel.size() // RANKS_AT_EVERY_STEP)
         self._boundaries = 0
-        self._pending: tuple[Tensor, Work] | None = None
+        self._is_under_way = False
 
     def reached(self) -> bool:
         """Call once at every step boundary, on every rank."""
-        if self._group is None:
+        if self._channel is None:
             return self._flag.requested()
         self._boundaries += 1
         if self._boundaries % self._every:
             return False
         agreed = self.drain()
-        self._hand_in()
+        self._channel.hand_in(asked=self._flag.requested())
+        self._is_under_way = True
         return agreed
 
     def drain(self) -> bool:
         """The answer under way, if there is one; leaves none."""
-        if self._pending is None:
+        if self._channel is None or not self._is_under_way:
             return False
-        asked, work = self._pending
-        work.wait()
-        self._pending = None
-        return bool(asked.item())
-
-    def _hand_in(self) -> None:
-        import torch
-        import torch.distributed as dist
-
-        asked = torch.tensor([int(self._flag.requested())])
-        work = dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        assert work is not None
-        self._pending = (asked, work)
+        self._is_under_way = False
+        return self._channel.take()

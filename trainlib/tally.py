@@ -6,10 +6,11 @@ import logging
 import math
 from itertools import islice
 
+from trainlib.engine import Engine
 from trainlib.errors import NonFiniteError
 from trainlib.metrics import Sums, add_up, gather_sums, on_host, zero_sums
 from trainlib.progress import Progress
-from trainlib.step import Engine, StepResult
+from trainlib.step import StepResult
 
 logger = logging.getLogger("trainlib")
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from trainlib import memory
 from trainlib.config import TrainConfig
 from trainlib.distributed import from_main
+from trainlib.engine import Engine
 from trainlib.errors import UserError
 from trainlib.loop import Samples
 from trainlib.progress import Progress
-from trainlib.step import Engine, trial
+from trainlib.step import trial
 
 logger = logging.getLogger("trainlib")
 

@@ -12,6 +12,7 @@ from trainlib import distributed
 from trainlib.custom import CustomParts
 from trainlib.loop import Loop, Outputs
 from trainlib.outputs import open_outputs
+from trainlib.peers import control_channel
 from trainlib.rundir import RunDirectory
 from trainlib.session import build_loop
 from trainlib.step import StepResult
@@ -45,9 +46,9 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
             loop.tally.take = Losses(loop, rounds).take  # type: ignore[method-assign]
             if run:
                 run.begin(config)
-            group = distributed.control_group(config.train)
+            channel = control_channel(config.train)
             rounds.begin(module, optimizer)
-            loop.run(Agreement(StopFlag(), group))
+            loop.run(Agreement(StopFlag(), channel))
 
 
 class Losses:
