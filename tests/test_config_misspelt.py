@@ -54,6 +54,7 @@ FULL: dict[str, Any] = {
         "early_stopping": {"metric": "val/loss", "patience": 3, "mode": "min", "min_delta": 0.1},
         "reproducibility": "exact",
         "virtual_shards": 8,
+        "compile": "auto",
         "on_nonfinite": "skip",
         "max_nonfinite_steps": 3,
         "hang_seconds": 60.0,

@@ -198,8 +198,8 @@ def test_waits_are_counted_with_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_in_a_step: int
 ) -> None:
     """Torch's warnings while they are on, as the real mode gives them; another warning is none of them."""
+    from trainlib.losses import Objective
     from trainlib.plan import Plan
-    from trainlib.step import Objective
 
     state = {"mode": "default"}
     original = Objective.denominator

@@ -55,7 +55,11 @@ def test_killed_three_times_each_row_is_there_once(tmp_path: Path, images: Path)
     training = tiny.arguments(images, 12, EVERY, "tracking={log_every: 1, tensorboard: true}")
     for number, kills_all in enumerate((False, True, False), 1):
         under_way = ranks.start(tracked, training, world_size=1, cwd=tmp_path)
-        while tiny.last_step(tmp_path) < number * 2 * EVERY + number or not followers(tmp_path):
+        while (
+            len(tiny.attempts(tmp_path, "start")) < number
+            or tiny.last_step(tmp_path) < number * 2 * EVERY + number
+            or not followers(tmp_path)
+        ):
             assert under_way.running, ranks.console(tmp_path)
             time.sleep(0.005)
         under_way.signal(0, signal.SIGKILL)

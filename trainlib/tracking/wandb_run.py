@@ -16,7 +16,7 @@ from trainlib.tracking.wandb_log import RowKey, key_of, logged_rows, segments
 from trainlib.tracking.wandb_process import Job
 
 INIT_SECONDS = 10.0
-WRITING_SECONDS = 3.0
+WRITING_SECONDS = 8.0
 
 # Those that the installed version knows are set.
 SETTINGS: dict[str, Any] = {
