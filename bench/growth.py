@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bench.loops import _free_port, _of_rank
+from bench.loops import free_port, of_rank
 from bench.table import machine, rows_table
 from trainlib.config import ModelConfig
 from trainlib.distributed import keep_freed_memory
@@ -63,11 +63,11 @@ def order_milliseconds(num_images: int, repeats: int) -> float:
 
 def agreement_microseconds(processes: int) -> float:
     """The median time of the all-reduce by which ranks agree to stop, through gloo on this machine."""
-    port = str(_free_port())
+    port = str(free_port())
     context = get_context("forkserver")
     context.set_forkserver_preload(["bench.growth"])
     with ProcessPoolExecutor(processes, mp_context=context) as executor:
-        ranks = [executor.submit(_agree, _of_rank(rank, processes, port)) for rank in range(processes)]
+        ranks = [executor.submit(_agree, of_rank(rank, processes, port)) for rank in range(processes)]
         return max(rank.result() for rank in ranks) * 1e6
 
 

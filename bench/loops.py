@@ -45,12 +45,12 @@ def time_arms(workload: Workload, arms: Mapping[str, Arm], directory: Path) -> d
         for name, arm in arms.items():
             folder = directory / f"{workload.model} {name}".replace(" ", "-").replace(",", "")
             folder.mkdir(parents=True)
-            port = str(_free_port())
+            port = str(free_port())
             for rank in range(arm.processes):
                 ours, theirs = context.Pipe()
                 log = folder / ("output.txt" if rank == 0 else f"output-{rank}.txt")
-                of_rank = _of_rank(rank, arm.processes, port)
-                process = context.Process(target=run_arm, args=(arm, workload, theirs, log, of_rank))
+                environment = of_rank(rank, arm.processes, port)
+                process = context.Process(target=run_arm, args=(arm, workload, theirs, log, environment))
                 process.start()
                 theirs.close()
                 connections[name].append(ours)
@@ -104,7 +104,7 @@ def _require_equal_curves(results: Mapping[str, Result], number: int, tolerance:
                 raise UnequalCurvesError(f"{name}: round {number}, step {step}: loss {theirs}, expected {ours}")
 
 
-def _of_rank(rank: int, world_size: int, port: str) -> dict[str, str]:
+def of_rank(rank: int, world_size: int, port: str) -> dict[str, str]:
     """What `torchrun` tells a rank; nothing to the only one."""
     if world_size == 1:
         return {}
@@ -112,7 +112,8 @@ def _of_rank(rank: int, world_size: int, port: str) -> dict[str, str]:
     return {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of this machine, free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -143,8 +143,9 @@ def _find_what_fits(room_of_rank: list[int]) -> int:
     config = resolved(TRAINING)
     with distributed.joined(config.train) as accelerator:
         rank = accelerator.process_index
-        parts = CustomParts(model=lambda num_classes: Small(num_classes, room_of_rank[rank]))
-        loop = build_loop(config, make_dataset(40), accelerator, None, parts)
+        small = Small(10, room=10)
+        loop = build_loop(config, make_dataset(40), accelerator, None, CustomParts(model=small))
+        small.room = room_of_rank[rank]
         found = memory.fitting(loop.engine, loop.samples.train.stand_in(), 10)
         [pieces] = loop.samples.train.train(loop.plan.batches(0)[:1], 0, loop.samples.augmentation)
         applied = train_step(loop.engine, 0, memory.cut(pieces, found), 20.0).applied
@@ -153,3 +154,10 @@ def _find_what_fits(room_of_rank: list[int]) -> int:
 
 def test_ranks_agree_on_the_smallest(tmp_path: Path) -> None:
     assert ranks.run(_find_what_fits, [10, 3], world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
+
+
+def test_a_rank_that_cannot_hold_one_image_is_told_by_all(tmp_path: Path) -> None:
+    """None of them waits for one that has given up."""
+    assert ranks.run(_find_what_fits, [10, 0], world_size=2, cwd=tmp_path) == [1, 1]
+    for rank in (0, 1):
+        assert "train.batch_size: rank 1 cannot hold even one image" in ranks.console(tmp_path, rank)

@@ -129,6 +129,22 @@ def test_where_torch_cannot_compile(
         assert loop.engine.local_model(images_NCHW).shape == (8, 10)
 
 
+def _compile_on_rank_0_alone(choice: Any) -> int:
+    config = resolved({"data": {"name": "synthetic", "val_fraction": 0}, "train": {"steps": 1, "batch_size": 8}})
+    with distributed.joined(config.train) as accelerator:
+        loop = build_loop(config, make_dataset(16), accelerator, None, CustomParts(model=Module))
+        nn.Module.compile = refused if accelerator.process_index else fake_compile  # type: ignore[method-assign]
+        assert tuning.compile_model(loop.engine, torch.zeros(4, 3, 32, 32), choice, 10**9) is False
+        assert loop.engine.local_model._compiled_call_impl is None
+    return 0
+
+
+@pytest.mark.parametrize(("choice", "code"), [("auto", 0), (True, 1)])
+def test_where_one_rank_cannot_compile_none_does(tmp_path: Path, choice: Any, code: int) -> None:
+    assert ranks.run(_compile_on_rank_0_alone, choice, world_size=2, cwd=tmp_path) == [code] * 2
+    assert ("train.compile: torch cannot compile" in ranks.console(tmp_path)) is bool(code)
+
+
 def test_a_decision_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured at the first start holds after a resume, whatever would be measured then."""
     asked: list[Any] = []

@@ -56,14 +56,15 @@ def fitting(engine: Engine, stand_in: Tensor, size: int) -> int | None:
 
     A trial of each size before training, in which ranks do not wait for each other, and agree on the smallest. Nothing
     of it stays. stand_in   one input of the engine's model. A collective.
+    Raises UserError, on every rank, where one of them cannot hold a single image.
     """
     found = size
-    while not _fits(engine, stand_in, found):
-        if found == 1:
-            raise UserError(f"train.batch_size: not even one image fits into {engine.accelerator.device}: {ADVICE}")
-        found = _halved(found, engine)
-    smallest = min(from_all(found))
-    return smallest if smallest < size else None
+    while found and not _fits(engine, stand_in, found):
+        found = _halved(found, engine) if found > 1 else 0
+    every = from_all(found)
+    if 0 in every:
+        raise UserError(f"train.batch_size: rank {every.index(0)} cannot hold even one image in its memory: {ADVICE}")
+    return min(every) if min(every) < size else None
 
 
 def _fits(engine: Engine, stand_in: Tensor, size: int) -> bool:

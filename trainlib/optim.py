@@ -70,8 +70,8 @@ def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:
     """The same optimizer, whose methods are torch's own without what torch puts around them.
 
     What is computed is the same, and hooks are called where there are any. But the decorators that guard the methods
-    from torch.compile import torch's compiler, which nothing here uses, the first time that an optimizer is made: more
-    than a second, as much as the rest of torch. And to tell torch's profiler of each step takes 0.03 ms.
+    from torch.compile, which nothing here does with an optimizer, import torch's compiler the first time that one is
+    made: more than a second, as much as the rest of torch. And to tell torch's profiler of each step takes 0.03 ms.
     """
     methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in GUARDED}
     bare = torch.no_grad()(methods["step"])

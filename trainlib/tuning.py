@@ -1,6 +1,7 @@
 """What is found out on the machine before training: how many images fit, and whether compiling the model pays.
 
-What is found decides bits, so it is part of the run's progress: a resumed run does not look again.
+What is found decides bits, so it is part of the run's progress: a resumed run begins with it. It does not measure again
+whether compiling pays; pieces may only become smaller, on a device with less memory.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from trainlib import memory
 from trainlib.config import TrainConfig
-from trainlib.distributed import from_main
+from trainlib.distributed import from_all, from_main
 from trainlib.engine import Engine
 from trainlib.errors import UserError
 from trainlib.loop import Samples
@@ -43,21 +44,24 @@ def compile_model(engine: Engine, images_NCHW: Tensor, choice: bool | Literal["a
 
     images_NCHW   as many as in a step
     choice        `auto`: where that saves more time in the steps that are left than it takes, by rank 0's clock
-    Raises UserError for True where it cannot, as without a C++ compiler on a CPU.
+    Raises UserError, on every rank, for True where one of them cannot, as without a C++ compiler on a CPU.
     """
     if choice is False:
         return False
     model = engine.local_model
     eager = _seconds(engine, images_NCHW)
     began = time.perf_counter()
+    problem = None
     try:
         model.compile(dynamic=False)
         trial(engine, images_NCHW)
     except RuntimeError as error:  # all that torch's compiler raises
-        reason = str(error).strip().split("\n")[0]
+        problem = str(error).strip().split("\n")[0]
+    if found := [theirs for theirs in from_all(problem) if theirs is not None]:
         if choice is True:
-            raise UserError(f"train.compile: torch cannot compile this model here: {reason}") from error
-        logger.warning("the model is not compiled: %s", reason)
+            raise UserError(f"train.compile: torch cannot compile this model here: {found[0]}")
+        if engine.accelerator.is_main_process:
+            logger.warning("the model is not compiled: %s", found[0])
         return _without(model)
     needed, compiled = time.perf_counter() - began, _seconds(engine, images_NCHW)
     pays = from_main(choice is True or (eager - compiled) * steps_left > needed)
