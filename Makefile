@@ -28,7 +28,7 @@ lint: $(VENV)/installed-dev
 
 # The tables of docs/config.md, from the configuration's models. A test compares.
 docs: $(VENV)/installed
-	$(BIN)/python -m trainlib.config.reference docs/config.md
+	$(BIN)/python -m trainlib.config.docs.reference docs/config.md
 
 # Our training beside other loops, which are installed into an environment of their own: docs/performance.md.
 # BENCH_ARGS='--data DIR' for class folders of pictures; the default are drawings.

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.config import ModelConfig
-from trainlib.keeper import Keeper
 from trainlib.models import build_model
+from trainlib.training.checkpoints.manager import Keeper
 
 
 def trained_for_a_step(name: str, device: str) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -48,8 +48,8 @@ def step_function(mode: str, options: argparse.Namespace, accelerator: Any) -> t
     """A function that makes one step, always of the same batch, and the bytes of the model's gradient."""
     from trainlib.config import load_config
     from trainlib.data import load_data
-    from trainlib.session import build_loop
-    from trainlib.step import train_step
+    from trainlib.training.session import build_loop
+    from trainlib.training.step.train_step import train_step
 
     overrides = [f"train.reproducibility={mode}", f"train.virtual_shards={options.shards}", f"model={options.model}"]
     config = load_config(["quickstart", *overrides, f"train.batch_size={options.batch_size}", "data.limit=2000"])
@@ -105,10 +105,10 @@ def in_rank(rank: int, world_size: int, port: int, mode: str | None, options: ar
     if world_size > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
         os.environ.update(LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    from trainlib import distributed
     from trainlib.config import TrainConfig
+    from trainlib.distributed import process_group
 
-    with distributed.joined(TrainConfig()) as accelerator:
+    with process_group.joined(TrainConfig()) as accelerator:
         return measure_time(options, accelerator) if mode is None else measure_memory(mode, options, accelerator)
 
 

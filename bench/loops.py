@@ -37,7 +37,7 @@ def available(arms: Mapping[str, Arm]) -> dict[str, Arm]:
 def time_arms(workload: Workload, arms: Mapping[str, Arm], directory: Path) -> dict[str, list[float]]:
     """Seconds of each arm in each round. Raises UnequalCurvesError; a first round warms up and does not count."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", "accelerate", "trainlib.session"])
+    context.set_forkserver_preload(["torch", "torchvision", "accelerate", "trainlib.training.session"])
     names = list(arms)
     connections: dict[str, list[Connection]] = {name: [] for name in names}
     processes = []

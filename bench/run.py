@@ -28,7 +28,7 @@ from bench.startup import SCRIPT, time_starts
 from bench.table import Results, machine, overhead_table, seconds_table, speed_table
 from bench.verdicts import verdict_table, verdicts
 from bench.workload import Workload
-from trainlib.distributed import num_threads
+from trainlib.distributed.process_group import num_threads
 
 PARTS = ("speed", "overhead", "startup", "ranks")
 RESULTS = Path(__file__).parent / "results"

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainlib.build import build_classifier, build_plan, build_preprocess
 from trainlib.config import Config, load_config
 from trainlib.data import load_data
 from trainlib.data.images import Dataset, ImageSet, ResidentImages
-from trainlib.plan import Plan
+from trainlib.data.plan import Plan
+from trainlib.training.build import build_classifier, build_plan, build_preprocess
 
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
 MODELS = {

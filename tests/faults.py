@@ -17,7 +17,7 @@ from typing import Any
 
 import ranks
 
-from trainlib import files
+from trainlib.runs import files
 
 # What this software, pathlib, shutil and numpy change files through.
 CALLS: list[tuple[object, str]] = [

@@ -17,7 +17,14 @@ CLOSING_SECONDS = 10.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["torch", "accelerate", "torchvision", "trainlib.session", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+    [
+        "torch",
+        "accelerate",
+        "torchvision",
+        "trainlib.training.session",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ]
 )
 
 

@@ -15,7 +15,7 @@ import tiny
 from slurm_cluster import Cluster
 
 from launch.slurm.queue import JobState, parse_states
-from trainlib.rundir import read_lines
+from trainlib.runs.directory import read_lines
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"

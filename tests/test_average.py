@@ -17,12 +17,15 @@ from parts import make_dataset, resolved
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trainlib import checkpoint, distributed, load_model
-from trainlib.average import Average
+from trainlib import load_model
+from trainlib.distributed import process_group
+from trainlib.distributed.stop_consensus import Agreement
 from trainlib.errors import EXIT_STOPPED
-from trainlib.loop import Loop, Outputs
-from trainlib.session import build_loop
-from trainlib.stopping import Agreement, StopFlag
+from trainlib.models.ema import Average
+from trainlib.runs.stop_request import StopFlag
+from trainlib.training.checkpoints import checkpoint
+from trainlib.training.session import build_loop
+from trainlib.training.trainer import Loop, Outputs
 
 State = dict[str, Tensor]
 NORM = "model={name: shufflenet_v2_x0_5}"  # BatchNorm: buffers, of floats and of whole numbers
@@ -38,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def accelerator() -> Iterator[Accelerator]:
-    with distributed.joined(resolved({}).train) as joined:
+    with process_group.joined(resolved({}).train) as joined:
         yield joined
 
 
@@ -142,7 +145,7 @@ def test_what_is_evaluated_is_the_average(accelerator: Accelerator) -> None:
 
 
 def test_a_step_that_was_not_applied_does_not_count(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainlib import loop as module
+    from trainlib.training import trainer as module
 
     def without_two(engine: Any, step: int, pieces: Any, denominator: float) -> Any:
         if step not in (2, 5):

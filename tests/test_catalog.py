@@ -12,9 +12,9 @@ import pytest
 import torch
 import torchvision
 
-from trainlib import optim
-from trainlib.config import catalog
-from trainlib.config.kinds import Kind, kind_of
+from trainlib.config.libraries import catalog
+from trainlib.config.libraries.kinds import Kind, kind_of
+from trainlib.models.optimizers import build
 
 HIDDEN = {
     "loss": {"size_average", "reduce", "reduction"},
@@ -32,7 +32,7 @@ def subclasses(module: Any, base: type) -> set[str]:
 
 def class_of(family: str, name: str) -> Any:
     """What is built where a configuration has this name: our own class, or torch's of that name."""
-    own = optim.OWN if family == "optimizer" else {}
+    own = build.OWN if family == "optimizer" else {}
     return own[name] if name in own else getattr(HOMES[family], name)
 
 
@@ -89,9 +89,9 @@ def test_weights_are_those_of_the_enum(name: str) -> None:
 
 
 def test_own_optimizers_take_no_name_of_torchs() -> None:
-    assert set(catalog.OWN_OPTIMIZERS) == set(optim.OWN)
+    assert set(catalog.OWN_OPTIMIZERS) == set(build.OWN)
     assert not set(catalog.OWN_OPTIMIZERS) & set(dir(torch.optim))
-    for name, cls in optim.OWN.items():
+    for name, cls in build.OWN.items():
         defaults = {key: argument.default for key, argument in catalog.arguments("optimizer", name).items()}
         assert defaults == cls([torch.zeros(1)]).defaults
 

@@ -13,9 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from trainlib import checkpoint
 from trainlib.errors import CheckpointError
-from trainlib.keeper import MAX_FAILED_WRITES, Keeper
+from trainlib.models.weights import weights_sha256
+from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.manager import MAX_FAILED_WRITES, Keeper
 
 MODEL_STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2], dtype=torch.int64)}
 
@@ -50,9 +51,9 @@ def test_digest_is_over_the_bytes_in_name_order() -> None:
     expected = hashlib.sha256()
     expected.update(MODEL_STATE["a.bias"].numpy().tobytes())
     expected.update(MODEL_STATE["b.weight"].numpy().tobytes())
-    assert checkpoint.weights_sha256(MODEL_STATE) == expected.hexdigest()
+    assert weights_sha256(MODEL_STATE) == expected.hexdigest()
     transposed = MODEL_STATE | {"b.weight": MODEL_STATE["b.weight"].t().contiguous().t()}
-    assert checkpoint.weights_sha256(transposed) == expected.hexdigest()
+    assert weights_sha256(transposed) == expected.hexdigest()
 
 
 def flip(path: Path) -> None:

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from launch.cli import main as launch
-from trainlib import distributed
-from trainlib.batches import Preprocess
 from trainlib.config import ModelConfig
 from trainlib.data.images import Images, ResidentImages, StreamedImages
+from trainlib.data.loader import Preprocess
+from trainlib.distributed import process_group
 from trainlib.errors import UserError
-from trainlib.inference import load_model
+from trainlib.inference.trained_model import load_model
 from trainlib.models import Classifier, build_model, check_forward
-from trainlib.session import build_loop
-from trainlib.whitening import whitening_weights
+from trainlib.models.architectures.whitening import whitening_weights
+from trainlib.training.session import build_loop
 
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 32)
 
@@ -246,7 +246,7 @@ def config_of(**model: Any) -> Any:
 def test_a_fresh_run_begins_with_the_whitening_of_the_images_that_it_trains_on(tmp_path: Path) -> None:
     """Not of those held out; and neither where it is switched off, nor where weights are given."""
     dataset = make_dataset(50)
-    with distributed.joined(config_of().train) as accelerator:
+    with process_group.joined(config_of().train) as accelerator:
         loop = build_loop(config_of(), dataset, accelerator, None)
         state = loop.engine.classifier.module.state_dict()
         assert len(loop.plan.ids_N) == 40
@@ -288,10 +288,10 @@ def test_a_resumed_run_is_the_whole_one_and_computes_no_whitening(whole: Path, t
 
 def resume_without_whitening(arguments: list[str]) -> int:
     """In a rank."""
-    from trainlib import session
     from trainlib.config import load_config
-    from trainlib.stopping import StopFlag
+    from trainlib.runs.stop_request import StopFlag
     from trainlib.train import train
+    from trainlib.training import session
 
     del session.whiten  # type: ignore[attr-defined]
     return 0 if train(load_config(arguments), StopFlag(), rank=0, resume="") else 1

@@ -2,8 +2,8 @@
 
 import pytest
 
-from trainlib import clock
-from trainlib.clock import END_MARGIN, Clock
+from trainlib.training.metrics import clock
+from trainlib.training.metrics.clock import END_MARGIN, Clock
 
 
 class Hands:

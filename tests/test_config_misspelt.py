@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from trainlib.config import catalog, load_config
-from trainlib.config.keys import all_keys
-from trainlib.config.suggest import edit_distance, nearest
+from trainlib.config import load_config
+from trainlib.config.checking.suggest import edit_distance, nearest
+from trainlib.config.libraries import catalog
+from trainlib.config.reading.keys import all_keys
 from trainlib.errors import ConfigError
 
 FULL: dict[str, Any] = {

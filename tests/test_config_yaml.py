@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainlib.config.yaml_source import Source, parse_value, read_file
+from trainlib.config.reading.yaml_source import Source, parse_value, read_file
 from trainlib.errors import ConfigError
 
 

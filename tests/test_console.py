@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import rich
 
-from trainlib import console as console_module
-from trainlib.console import Console, fitting
-from trainlib.logs import logging_to_console
+from trainlib.runs.logs import logging_to_console
+from trainlib.training.tracking import console as console_module
+from trainlib.training.tracking.console import Console, fitting
 
 
 def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:

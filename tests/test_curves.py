@@ -15,7 +15,7 @@ import tiny
 from PIL import Image
 from report_runs import training_rows
 
-from trainlib import curves
+from trainlib.training.tracking import curves
 
 
 def write_rows(run: Path, rows: list[dict[str, object]]) -> Path:

@@ -13,8 +13,8 @@ import tiny
 import torch
 from soak import rounds
 
-from trainlib import checkpoint
 from trainlib.errors import CheckpointError
+from trainlib.training.checkpoints import checkpoint
 
 STEPS = [3, 6, 9, 12]
 FILES = [checkpoint.MODEL, checkpoint.TRAINER, checkpoint.MANIFEST]

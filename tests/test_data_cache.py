@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from trainlib.config.schema import DataConfig
-from trainlib.data import Dataset, cache, load_data, pool
+from trainlib.data import Dataset, cache, load_data
 from trainlib.data.cache import cache_folder
+from trainlib.data.decoding import pool
 from trainlib.data.images import ResidentImages, StreamedImages
 from trainlib.errors import DataError, StoppedError
 

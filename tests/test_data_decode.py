@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from trainlib.data import decode, pool
-from trainlib.data.decode import decode_image, decode_rows
-from trainlib.data.pool import damaged_images, decode_files
+from trainlib.data.decoding import decode, pool
+from trainlib.data.decoding.decode import decode_image, decode_rows
+from trainlib.data.decoding.pool import damaged_images, decode_files
 from trainlib.errors import StoppedError, TrainlaunchError
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from trainlib.config.schema import DataConfig
 from trainlib.data import load_data
 from trainlib.data.images import Dataset, ImageSet
-from trainlib.data.synthetic import make_synthetic
+from trainlib.data.sources.synthetic import make_synthetic
 
 
 def pixels(images: ImageSet) -> torch.Tensor:

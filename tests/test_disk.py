@@ -24,10 +24,10 @@ import torch
 from needs import need
 from soak import SOAK
 
-from trainlib import checkpoint
 from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR
-from trainlib.keeper import Keeper
-from trainlib.tracking import MetricsFile
+from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.manager import Keeper
+from trainlib.training.tracking import MetricsFile
 
 EVERY = 4
 CODES = [errno.ENOSPC, errno.EIO]

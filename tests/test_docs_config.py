@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from trainlib.config import Config, dump_config, load_config, rules, shipped_configs
-from trainlib.config.descriptions import DESCRIPTIONS
-from trainlib.config.reference import MISTAKES, filled, mistakes_of
-from trainlib.config.suggest import shown
-from trainlib.config.yaml_source import parse_value
+from trainlib.config import Config, dump_config, load_config, shipped_configs
+from trainlib.config.checking import rules
+from trainlib.config.checking.suggest import shown
+from trainlib.config.docs.descriptions import DESCRIPTIONS
+from trainlib.config.docs.reference import MISTAKES, filled, mistakes_of
+from trainlib.config.reading.yaml_source import parse_value
 from trainlib.errors import ConfigError
 
 PAGE = Path(__file__).parent.parent / "docs/config.md"
@@ -113,7 +114,9 @@ def test_every_rule_that_joins_keys_is_shown(monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as patch:
             patch.setattr(rules, "_RULES", tuple(other for other in everything if other is not rule))
             changed = [words for words in MISTAKES if mistakes_of(words) != told[words]]
-        assert changed, f"add what breaks {rule[1].__name__} to MISTAKES in trainlib/config/reference.py; `make docs`"
+        assert changed, (
+            f"add what breaks {rule[1].__name__} to MISTAKES in trainlib/config/docs/reference.py; `make docs`"
+        )
 
 
 def test_the_harmless_keys_are_listed() -> None:

@@ -15,13 +15,14 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer, lr_scheduler
 
-from trainlib.average import Average
-from trainlib.config import LossConfig, catalog, load_config
+from trainlib.config import LossConfig, load_config
 from trainlib.config.defaults import ACTIVATIONS
-from trainlib.losses import DENSE_TARGETS, Objective
-from trainlib.muon import orthogonalized
-from trainlib.optim import build_optimizer
-from trainlib.schedule import Schedule
+from trainlib.config.libraries import catalog
+from trainlib.models.ema import Average
+from trainlib.models.losses import DENSE_TARGETS, Objective
+from trainlib.models.optimizers.build import build_optimizer
+from trainlib.models.optimizers.muon import orthogonalized
+from trainlib.models.optimizers.schedule import Schedule
 
 PAGE = (Path(__file__).parent.parent / "docs/losses-and-optimizers.md").read_text()
 EPOCHS, EPOCH_STEPS = 6, 4

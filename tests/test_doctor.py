@@ -396,14 +396,14 @@ def measured(broken: bool) -> int:
     import torch
     import torch.distributed as dist
 
-    from trainlib import allreduce, distributed
     from trainlib.config import TrainConfig
+    from trainlib.distributed import measure, process_group
 
-    with distributed.joined(TrainConfig()):
+    with process_group.joined(TrainConfig()):
         if broken:
             dist.all_reduce = lambda values, *arguments, **options: None
         started = time.perf_counter()
-        found = allreduce.measure(1 << 20, torch.device("cpu"))
+        found = measure.measure(1 << 20, torch.device("cpu"))
         assert found.seconds < time.perf_counter() - started
         assert found.bus_bandwidth == pytest.approx(2 * 2 / 3 * (1 << 20) / found.seconds)
         return 10 + found.correct

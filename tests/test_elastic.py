@@ -16,11 +16,11 @@ from parts import make_dataset, resolved, tutorial_cnn
 from soak import SOAK
 from torch import Tensor
 
-from trainlib import distributed
-from trainlib.elastic import Elastic, Node, TreeSum, cover
+from trainlib.data.plan import parts_of, share
+from trainlib.distributed import process_group
+from trainlib.distributed.allreduce.elastic import Elastic, Node, TreeSum, cover
 from trainlib.errors import EXIT_USER_ERROR, TrainlaunchError, UserError
-from trainlib.plan import parts_of, share
-from trainlib.session import build_loop
+from trainlib.training.session import build_loop
 
 ELASTIC = ["train.reproducibility=elastic"]
 # 41 images: three batches of 12 and one of 5, of which three of the eight shards get nothing.
@@ -93,7 +93,7 @@ def test_steps_are_those_of_a_plain_loop_over_the_shards() -> None:
         | {"optimizer": {"name": "SGD", "lr": 0.01, "momentum": 0.9}, "scheduler": None}
     )
     module = tutorial_cnn()
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, dataset, accelerator, None)
         ours = loop.engine.classifier.module
         first = next(ours.parameters())  # kernels add in an order that depends on the layout
@@ -122,7 +122,8 @@ def test_steps_are_those_of_a_plain_loop_over_the_shards() -> None:
 
 
 def _never() -> Any:
-    from trainlib.stopping import Agreement, StopFlag
+    from trainlib.distributed.stop_consensus import Agreement
+    from trainlib.runs.stop_request import StopFlag
 
     return Agreement(StopFlag(), None)
 
@@ -283,7 +284,7 @@ def with_threads(threads: str, stop_at: int | None, arguments: list[str]) -> int
     """The training program with so many threads, asked to stop at a step boundary."""
     import os
 
-    from trainlib.stopping import Agreement
+    from trainlib.distributed.stop_consensus import Agreement
 
     os.environ["TRAINLAUNCH_NUM_THREADS"] = threads
     boundaries = iter(range(1, 1000))
@@ -317,7 +318,7 @@ def count_traffic(virtual_shards: int) -> None:
     sys.path.append(str(Path(__file__).parent.parent / "bench"))
     from elastic_cost import bytes_sent
 
-    with distributed.joined(resolved({}).train) as accelerator:
+    with process_group.joined(resolved({}).train) as accelerator:
         module = torch.nn.Linear(1000, 1000)
         world_size, rank = accelerator.num_processes, accelerator.process_index
         elastic = Elastic(module, virtual_shards, world_size)
@@ -338,7 +339,7 @@ def count_traffic(virtual_shards: int) -> None:
 
         gradient = torch.zeros(sum(p.numel() for p in module.parameters()))
         mine = (sent_by(step), sent_by(lambda: dist.all_reduce(gradient)), len(elastic._free))
-        every = distributed.from_all(mine)
+        every = process_group.from_all(mine)
         if rank == 0:
             Path("sent.json").write_text(json.dumps({"sent": every, "bytes": gradient.nbytes}))
 

@@ -8,14 +8,15 @@ import os
 import pytest
 import torch
 
-from trainlib import environment
+from trainlib.distributed import hardware
+from trainlib.runs import environment
 
-FACTS = environment.bits(environment.describe(torch.device("cpu"), 2))
+FACTS = environment.bits(hardware.describe(torch.device("cpu"), 2))
 
 
 def test_facts_are_plain_and_hold_no_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "canary-secret")
-    described = json.dumps(environment.describe(torch.device("cpu"), 1))
+    described = json.dumps(hardware.describe(torch.device("cpu"), 1))
     assert "canary-secret" not in described
     assert torch.__version__.split("+")[0] in described
     assert os.environ["WANDB_API_KEY"] == "canary-secret"

@@ -21,18 +21,18 @@ from PIL import Image
 from trained import CLASSES, checkpoint_of, drawings, manifest_of, pixels, plain_logits
 
 from launch.cli import main as launch
-from launch.command import Command
-from launch.ranks import run_program
-from trainlib.data.synthetic import make_synthetic
-from trainlib.evaluation_text import evaluation_text
-from trainlib.plan import split_validation
+from launch.local.command import Command
+from launch.local.ranks import run_program
+from trainlib.data.plan import split_validation
+from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.inference.evaluation_text import evaluation_text
 
 REPOSITORY = Path(__file__).parent.parent
 
 
 def evaluate_in_rank(arguments: list[str]) -> int:
     """The program of `launch eval`, inside a rank."""
-    from trainlib.evaluate import main
+    from trainlib.inference.evaluate import main
 
     return main(arguments)
 

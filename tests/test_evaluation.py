@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from trained import CLASSES, TRAINING, checkpoint_of, drawings, pixels, plain_logits
 
-from trainlib.batches import Batches, Piece, Preprocess, Shard
 from trainlib.config import LossConfig
 from trainlib.data.images import ImageSet, ResidentImages
-from trainlib.evaluation import (
+from trainlib.data.loader import Batches, Piece, Preprocess, Shard
+from trainlib.training.metrics.predictions import (
     Answers,
     Recorder,
     calibration_error,
@@ -30,7 +30,7 @@ from trainlib.evaluation import (
     describe,
     per_class,
 )
-from trainlib.metrics import Metrics
+from trainlib.training.metrics.sums import Metrics
 
 CPU = torch.device("cpu")
 CROSS_ENTROPY = LossConfig()

@@ -16,10 +16,11 @@ import torch
 from trained import checkpoint_of, drawings, pixels, plain_logits
 
 from launch.cli import main as launch
-from trainlib import checkpoint, export
 from trainlib.config import load_config
 from trainlib.errors import TrainlaunchError
-from trainlib.inference import find_trained, load_model
+from trainlib.inference import export
+from trainlib.inference.trained_model import find_trained, load_model
+from trainlib.training.checkpoints import checkpoint
 
 # Reads images.npy (uint8 [100, 3, 32, 32]) and writes the logits of every file for all of them, in batches of 1, 7 and
 # 92. Only torch, torchvision, safetensors and onnxruntime are there; what it builds, a reader of FILE.json can build.

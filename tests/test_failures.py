@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import ranks
 
-from trainlib import checkpoint
-from trainlib.rundir import RunDirectory, read_lines
+from trainlib.runs.directory import RunDirectory, read_lines
+from trainlib.training.checkpoints import checkpoint
 
 TRAINING = [
     "quickstart",
@@ -29,11 +29,11 @@ def train_with_faults(arguments: list[str], faults: dict[int, tuple[int, float]]
     """In each rank: train; `faults` says at which step which rank's loss becomes what."""
     import os
 
-    from trainlib import loop
-    from trainlib.step import StepResult, train_step
     from trainlib.train import main
+    from trainlib.training import trainer
+    from trainlib.training.step.train_step import StepResult, train_step
 
-    def faulty(engine: loop.Engine, step: int, pieces: list[object], denominator: float) -> StepResult:
+    def faulty(engine: trainer.Engine, step: int, pieces: list[object], denominator: float) -> StepResult:
         rank, value = faults.get(step, (None, 0.0))
         if rank == int(os.environ.get("RANK", "0")):
             objective = engine.objective.module
@@ -44,7 +44,7 @@ def train_with_faults(arguments: list[str], faults: dict[int, tuple[int, float]]
                 hook.remove()
         return train_step(engine, step, pieces, denominator)  # type: ignore[arg-type]
 
-    loop.train_step = faulty  # type: ignore[assignment]
+    trainer.train_step = faulty  # type: ignore[assignment]
     return main(arguments)
 
 
@@ -113,8 +113,8 @@ def test_skipped_steps_count_change_nothing_and_are_bounded(tmp_path: Path) -> N
 
 def train_with_a_full_disk(arguments: list[str], steps: list[int]) -> int:
     """Train; the checkpoints of these steps cannot be written."""
-    from trainlib import checkpoint
     from trainlib.train import main
+    from trainlib.training.checkpoints import checkpoint
 
     save = checkpoint.save
 
@@ -158,16 +158,16 @@ def hang(arguments: list[str], step: int) -> int:
     import os
     import signal
 
-    from trainlib import loop
-    from trainlib.step import StepResult, train_step
     from trainlib.train import main
+    from trainlib.training import trainer
+    from trainlib.training.step.train_step import StepResult, train_step
 
-    def stuck(engine: loop.Engine, at: int, pieces: list[object], denominator: float) -> StepResult:
+    def stuck(engine: trainer.Engine, at: int, pieces: list[object], denominator: float) -> StepResult:
         if at == step and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGSTOP)
         return train_step(engine, at, pieces, denominator)  # type: ignore[arg-type]
 
-    loop.train_step = stuck  # type: ignore[assignment]
+    trainer.train_step = stuck  # type: ignore[assignment]
     return main(arguments)
 
 

@@ -20,18 +20,20 @@ from parts import make_dataset, resolved
 from test_signals import stop_within
 from torch import Tensor, nn
 
-from trainlib import distributed, features
 from trainlib.config import load_config
-from trainlib.custom import CustomParts
+from trainlib.data.feature_loader import FeatureBatches
 from trainlib.data.images import Dataset, ImageSet
+from trainlib.distributed import process_group
+from trainlib.distributed.stop_consensus import Agreement
 from trainlib.errors import EXIT_STOPPED, ConfigError, UserError
-from trainlib.feature_batches import FeatureBatches
-from trainlib.loop import Loop, Outputs
-from trainlib.rundir import RunDirectory, read_lines
-from trainlib.session import build_loop
-from trainlib.stopping import Agreement, StopFlag
+from trainlib.models.bitwise_probe import Trials
+from trainlib.models.parts import CustomParts
+from trainlib.runs.directory import RunDirectory, read_lines
+from trainlib.runs.stop_request import StopFlag
 from trainlib.train import main
-from trainlib.trials import Trials
+from trainlib.training.session import build_loop
+from trainlib.training.trainer import Loop, Outputs
+from trainlib.training.tuning import feature_cache
 
 VGG = {"name": "vgg16", "width": 0.0625, "freeze": "features"}  # dropout is on
 RESNET = {"name": "resnet18", "freeze": "backbone"}
@@ -90,7 +92,7 @@ def build(
         }
         | more
     )
-    caching = partial(features.cache_features, steps_done=0, stop_requested=stop_requested, beat=beat)
+    caching = partial(feature_cache.cache_features, steps_done=0, stop_requested=stop_requested, beat=beat)
     return build_loop(config, dataset or make_dataset(44), accelerator, None, CustomParts(), caching)
 
 
@@ -109,7 +111,7 @@ def is_cached(loop: Loop) -> bool:
 
 @pytest.fixture
 def accelerator(request: pytest.FixtureRequest) -> Iterator[Accelerator]:
-    with distributed.joined(resolved({"train": {**TRAIN, **getattr(request, "param", {})}}).train) as joined:
+    with process_group.joined(resolved({"train": {**TRAIN, **getattr(request, "param", {})}}).train) as joined:
         yield joined
 
 
@@ -227,7 +229,7 @@ def test_frozen_layers_are_not_called_in_steps(accelerator: Accelerator, monkeyp
 
 def train_both(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     """In each rank: train with and without a cache. Raises where a bit differs."""
-    with distributed.joined(resolved({"train": TRAIN}).train) as accelerator:
+    with process_group.joined(resolved({"train": TRAIN}).train) as accelerator:
         for model, train in runs:
             cached, plain = (
                 build(accelerator, model, {"epochs": 2} | train, choice=choice) for choice in (True, False)
@@ -251,7 +253,7 @@ def test_several_ranks(tmp_path: Path, world_size: int, runs: list[Any]) -> None
 
 
 def test_one_rank_is_asked_to_stop_while_features_are_computed(tmp_path: Path) -> None:
-    signalled = (stop_within, [*TRAINING, VGG_ON], "trainlib.features", "_gather", 1, 1)
+    signalled = (stop_within, [*TRAINING, VGG_ON], "trainlib.training.tuning.feature_cache", "_gather", 1, 1)
     assert ranks.run(*signalled, world_size=2, cwd=tmp_path) == [EXIT_STOPPED] * 2, ranks.console(tmp_path)
     assert "before training began" in ranks.console(tmp_path)
 
@@ -332,7 +334,7 @@ def test_why_not(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, mon
         patch.setenv("TRAINLAUNCH_END_TIME", str(time.time()))
         assert "the job has" in why(model=VGG)
     with monkeypatch.context() as patch:
-        patch.setattr(features, "MEMORY_FRACTION", 0.0)
+        patch.setattr(feature_cache, "MEMORY_FRACTION", 0.0)
         assert "there is too little memory" in why(model=VGG)
     with monkeypatch.context() as patch:
         patch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x: x.mean((2, 3)) + x.mean())

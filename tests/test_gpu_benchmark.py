@@ -198,8 +198,8 @@ def test_waits_are_counted_with_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_in_a_step: int
 ) -> None:
     """Torch's warnings while they are on, as the real mode gives them; another warning is none of them."""
-    from trainlib.losses import Objective
-    from trainlib.plan import Plan
+    from trainlib.data.plan import Plan
+    from trainlib.models.losses import Objective
 
     state = {"mode": "default"}
     original = Objective.denominator
@@ -221,4 +221,4 @@ def test_waits_are_counted_with_their_place(
     assert sum(stacks.values()) == calls * waits_in_a_step
     text = waits_text(stacks, steps)
     assert text.startswith(f"{calls * waits_in_a_step} waits in 2 steps")
-    assert ("trainlib/step.py" in text) == (waits_in_a_step > 0)
+    assert ("trainlib/training/step/train_step.py" in text) == (waits_in_a_step > 0)

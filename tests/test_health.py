@@ -14,8 +14,8 @@ import torch
 import wandb_files
 from torch import nn
 
-from trainlib.files import read_lines
-from trainlib.health import Health, histogram
+from trainlib.runs.files import read_lines
+from trainlib.training.metrics.health import Health, histogram
 
 
 @pytest.fixture(scope="module")

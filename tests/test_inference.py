@@ -14,10 +14,10 @@ from PIL import Image
 from trained import checkpoint_of, drawings, pixels, plain_logits
 
 import trainlib
-from trainlib import checkpoint
 from trainlib.config import load_config
 from trainlib.errors import CheckpointError, DataError, UserError
-from trainlib.inference import find_trained, load_model
+from trainlib.inference.trained_model import find_trained, load_model
+from trainlib.training.checkpoints import checkpoint
 
 FACTS = {"classes": ["a", "b"], "preprocess": {"mean": [0.5] * 3, "std": [0.25] * 3, "image_size": 32}}
 

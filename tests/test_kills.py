@@ -16,8 +16,8 @@ import tiny
 import torch
 from soak import SOAK, only_in_soak, rounds
 
-from trainlib import checkpoint
-from trainlib.keeper import Keeper
+from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.manager import Keeper
 
 EVERY = 4
 GONE_SECONDS = 10.0  # for the other processes of a run to end, once one of them was killed

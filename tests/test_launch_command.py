@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.command import (
+from launch.local.command import (
     ACCELERATE_CONFIG,
     Command,
     accelerate_launch,

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ranks
 
-from launch.runs import Run, read_run
+from trainlib.runs.status import Run, read_run
 
 REPOSITORY = Path(__file__).parent.parent
 START_SECONDS = 180.0  # to import torch several times on a busy machine

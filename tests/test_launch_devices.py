@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.devices import choose_processes, count_gpus, visible_gpus
+from launch.local.devices import choose_processes, count_gpus, visible_gpus
 from trainlib.errors import UserError
 
 LISTING = """\

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.failure import RankFailure, StderrFilter, describe, find_failure
+from launch.local.failure import RankFailure, StderrFilter, describe, find_failure
 
 GOLDEN = Path(__file__).parent / "golden"
 

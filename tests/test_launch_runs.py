@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from launch.control import ask_to_stop, kill_run, log_chunks
-from launch.runs import all_runs, find_run, is_running, read_run
-from launch.show import run_details, runs_table
+from launch.runs.control import ask_to_stop, kill_run, log_chunks
+from launch.runs.show import run_details, runs_table
 from trainlib.errors import UserError
+from trainlib.runs.status import all_runs, find_run, is_running, read_run
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.command import TRAINING_MODULE, Command, accelerate_launch, left_by_another_launch, training_command
+from launch.local.command import TRAINING_MODULE, Command, accelerate_launch, left_by_another_launch, training_command
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -51,8 +51,8 @@ OTHER_LAUNCH = {
 LAUNCHER = """\
 import json, sys
 from pathlib import Path
-from launch.command import Command
-from launch.supervise import run_ranks
+from launch.local.command import Command
+from launch.local.supervise import run_ranks
 words, environment, without, directory = json.loads(sys.argv[1])
 sys.exit(run_ranks(Command(tuple(words), environment, without), Path(directory)))
 """

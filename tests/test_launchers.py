@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainlib.rundir import RunDirectory
+from trainlib.runs.directory import RunDirectory
 
 TRAINING = [
     "quickstart",

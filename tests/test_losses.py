@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 the field's own name
 
 from trainlib.config import LossConfig
 from trainlib.errors import UserError
-from trainlib.losses import Objective, correct
+from trainlib.models.losses import Objective, correct
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 5

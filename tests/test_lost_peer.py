@@ -11,9 +11,9 @@ import pytest
 import ranks
 import tiny
 
-from launch.failure import find_failure
-from launch.failure_record import FailureRecord, clear, read_all, root_cause, save
+from launch.local.failure import find_failure
 from trainlib.errors import EXIT_CONNECTION_LOST
+from trainlib.runs.failure_record import FailureRecord, clear, read_all, root_cause, save
 
 GOLDEN = Path(__file__).parent / "golden"
 

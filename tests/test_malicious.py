@@ -15,8 +15,8 @@ import ranks
 import tiny
 import torch
 
-from trainlib import checkpoint
 from trainlib.errors import EXIT_USER_ERROR, CheckpointError, ConfigError
+from trainlib.training.checkpoints import checkpoint
 
 ENTRIES = [
     "config.yaml",

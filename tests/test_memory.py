@@ -12,13 +12,15 @@ import torch
 from parts import make_dataset, resolved
 from torch import Tensor, nn
 
-from trainlib import distributed, memory
-from trainlib.custom import CustomParts
+from trainlib.distributed import process_group
+from trainlib.distributed.stop_consensus import Agreement
 from trainlib.errors import UserError
-from trainlib.loop import Loop, Outputs
-from trainlib.session import build_loop
-from trainlib.step import train_step
-from trainlib.stopping import Agreement, StopFlag
+from trainlib.models.parts import CustomParts
+from trainlib.runs.stop_request import StopFlag
+from trainlib.training.session import build_loop
+from trainlib.training.step.train_step import train_step
+from trainlib.training.trainer import Loop, Outputs
+from trainlib.training.tuning import micro_batches
 
 TRAINING = {
     "data": {"name": "synthetic", "val_fraction": 0.0, "augment": {}},
@@ -60,7 +62,7 @@ class Rows:
 def trained(room: int, **train: object) -> tuple[Loop, Small, list[float]]:
     config = resolved(TRAINING | {"train": TRAINING["train"] | train})  # type: ignore[operator]
     rows = Rows()
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         made: list[Small] = []
 
         def model(num_classes: int) -> nn.Module:
@@ -114,7 +116,7 @@ def norm_loop() -> Iterator[Loop]:
         body[-1].body = nn.Linear(4 * 30 * 30, num_classes)
         return body
 
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         yield build_loop(config, make_dataset(32), accelerator, None, CustomParts(model=model))
 
 
@@ -132,8 +134,8 @@ def test_the_trial_before_training_finds_what_fits_and_changes_nothing(norm_loop
     engine = norm_loop.engine
     before = {name: value.clone() for name, value in engine.classifier.module.state_dict().items()}
     stand_in = norm_loop.samples.train.stand_in()
-    assert memory.fitting(engine, stand_in, 16) == 8
-    assert memory.fitting(engine, stand_in, 8) is None
+    assert micro_batches.fitting(engine, stand_in, 16) == 8
+    assert micro_batches.fitting(engine, stand_in, 8) is None
     assert all(torch.equal(value, before[name]) for name, value in engine.classifier.module.state_dict().items())
     assert all(parameter.grad is None for parameter in engine.parameters)
 
@@ -141,14 +143,14 @@ def test_the_trial_before_training_finds_what_fits_and_changes_nothing(norm_loop
 def _find_what_fits(room_of_rank: list[int]) -> int:
     """In each rank: what the trial finds; then a step, as the trial must leave DistributedDataParallel fit for one."""
     config = resolved(TRAINING)
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         rank = accelerator.process_index
         small = Small(10, room=10)
         loop = build_loop(config, make_dataset(40), accelerator, None, CustomParts(model=small))
         small.room = room_of_rank[rank]
-        found = memory.fitting(loop.engine, loop.samples.train.stand_in(), 10)
+        found = micro_batches.fitting(loop.engine, loop.samples.train.stand_in(), 10)
         [pieces] = loop.samples.train.train(loop.plan.batches(0)[:1], 0, loop.samples.augmentation)
-        applied = train_step(loop.engine, 0, memory.cut(pieces, found), 20.0).applied
+        applied = train_step(loop.engine, 0, micro_batches.cut(pieces, found), 20.0).applied
     return 0 if (found, applied) == (3, True) else 1
 
 

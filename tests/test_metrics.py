@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainlib.metrics import better, metrics_of
+from trainlib.training.metrics.sums import better, metrics_of
 
 
 @pytest.mark.parametrize("parts", [[100], [50, 50], [97, 3], [25, 25, 0, 50]])

@@ -15,9 +15,9 @@ import pytest
 import ranks
 from needs import need
 
-from launch.network import interface_to, parse_head
+from launch.local.network import interface_to, parse_head
 from trainlib.errors import UserError
-from trainlib.rundir import RunDirectory, read_lines
+from trainlib.runs.directory import RunDirectory, read_lines
 
 REPOSITORY = Path(__file__).parent.parent
 ADDRESSES = ("10.77.0.1", "10.77.0.2")

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
-from trainlib.muon import MuonSGD, orthogonalized
-from trainlib.optim import build_optimizer
+from trainlib.models.optimizers.build import build_optimizer
+from trainlib.models.optimizers.muon import MuonSGD, orthogonalized
 
 
 def matrix(rows: int, columns: int, smallest: float = 0.02) -> Tensor:

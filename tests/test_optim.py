@@ -10,7 +10,7 @@ from torch import nn
 
 from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
-from trainlib.optim import build_optimizer
+from trainlib.models.optimizers.build import build_optimizer
 
 
 def network() -> nn.Module:

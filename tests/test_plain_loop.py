@@ -15,11 +15,12 @@ from accelerate import Accelerator
 from parts import make_dataset, resolved, tutorial_cnn
 from torch import Tensor, nn
 
-from trainlib import distributed
 from trainlib.config import Config
-from trainlib.loop import Loop, Outputs
-from trainlib.session import build_loop
-from trainlib.stopping import Agreement, StopFlag
+from trainlib.distributed import process_group
+from trainlib.distributed.stop_consensus import Agreement
+from trainlib.runs.stop_request import StopFlag
+from trainlib.training.session import build_loop
+from trainlib.training.trainer import Loop, Outputs
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "{name: SGD, lr: 5.0e-4, momentum: 0.9}": lambda p: torch.optim.SGD(p, lr=5e-4, momentum=0.9),
@@ -65,7 +66,7 @@ class Rows(list[dict[str, Any]]):
 
 @pytest.fixture(scope="module")
 def accelerator() -> Iterator[Accelerator]:
-    with distributed.joined(resolved({}).train) as joined:
+    with process_group.joined(resolved({}).train) as joined:
         yield joined
 
 

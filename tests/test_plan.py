@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from trainlib.plan import Plan, limit_samples, micro_batches, share, split_validation, steps_per_epoch, to_steps
+from trainlib.data.plan import Plan, limit_samples, micro_batches, share, split_validation, steps_per_epoch, to_steps
 
 
 def make_plan(

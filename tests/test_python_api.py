@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 import trainlib
 from trainlib.config import load_config, read_resolved
-from trainlib.custom import build_custom, check_custom_model
 from trainlib.data import Dataset, ImageSet
-from trainlib.data.synthetic import make_synthetic
+from trainlib.data.sources.synthetic import make_synthetic
 from trainlib.errors import EXIT_STOPPED, CheckpointError, ConfigError, RunDirectoryError, UserError
-from trainlib.files import read_lines
-from trainlib.rundir import RunDirectory
+from trainlib.models.parts import build_custom, check_custom_model
+from trainlib.runs.directory import RunDirectory
+from trainlib.runs.files import read_lines
 
 REPOSITORY = Path(__file__).parent.parent
 PAGE = (REPOSITORY / "docs/python.md").read_text()

@@ -10,7 +10,7 @@ import pytest
 import ranks
 
 from trainlib.errors import EXIT_STOPPED
-from trainlib.rundir import RunDirectory, read_lines
+from trainlib.runs.directory import RunDirectory, read_lines
 
 STEPS = 12
 VGG = [
@@ -32,7 +32,8 @@ def train_until(arguments: list[str], boundary: int) -> int:
     import os
 
     from trainlib.config import load_config
-    from trainlib.stopping import Agreement, StopFlag
+    from trainlib.distributed.stop_consensus import Agreement
+    from trainlib.runs.stop_request import StopFlag
     from trainlib.train import train
 
     rank = int(os.environ.get("RANK", "0"))

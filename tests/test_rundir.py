@@ -13,8 +13,8 @@ import pytest
 from parts import resolved
 
 from trainlib.errors import RunDirectoryError, StoppedError
-from trainlib.files import append_line, read_lines, write_atomically
-from trainlib.rundir import RunDirectory
+from trainlib.runs.directory import RunDirectory
+from trainlib.runs.files import append_line, read_lines, write_atomically
 
 
 def test_a_second_opener_is_refused_until_the_first_closes(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_second_opener_is_refused_until_the_first_closes(tmp_path: Path) -> No
 def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
     program = (
         "import os, signal; from pathlib import Path; from trainlib.config import load_config;"
-        "from trainlib.rundir import RunDirectory;"
+        "from trainlib.runs.directory import RunDirectory;"
         f"RunDirectory.open(load_config(['quickstart', 'name=run']), runs=Path({str(tmp_path)!r}));"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
-from trainlib.build import build_classifier, build_plan
 from trainlib.config import SchedulerConfig, load_config
 from trainlib.errors import UserError
-from trainlib.optim import build_optimizer
-from trainlib.schedule import Schedule
+from trainlib.models.optimizers.build import build_optimizer
+from trainlib.models.optimizers.schedule import Schedule
+from trainlib.training.build import build_classifier, build_plan
 
 pytestmark = pytest.mark.filterwarnings("error")  # torch warns of a scheduler that is stepped at the wrong time
 

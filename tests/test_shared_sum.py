@@ -12,12 +12,13 @@ import ranks
 import torch
 from parts import make_dataset, resolved
 
-from trainlib import distributed, peers, shared_sum
-from trainlib.distributed import from_all
-from trainlib.peers import Peers, are_near, control_channel
-from trainlib.session import build_loop
-from trainlib.shared_sum import CHUNK, SharedSum
-from trainlib.step import train_step
+from trainlib.distributed import channel, process_group
+from trainlib.distributed.allreduce import shared_memory
+from trainlib.distributed.allreduce.shared_memory import CHUNK, SharedSum
+from trainlib.distributed.channel import Peers, are_near, control_channel
+from trainlib.distributed.process_group import from_all
+from trainlib.training.session import build_loop
+from trainlib.training.step.train_step import train_step
 
 CONFIG = {"data": {"name": "synthetic", "val_fraction": 0, "augment": {}}, "train": {"steps": 3, "batch_size": 12}}
 SIZES = (1, 1000, CHUNK // 4, CHUNK // 4 + 1, 3 * CHUNK // 4 + 5)  # of float32: up to several slots
@@ -29,7 +30,7 @@ def values_of(rank: int, size: int, turn: int, dtype: torch.dtype) -> torch.Tens
 
 
 def _sums_are_right() -> int:
-    with distributed.joined(resolved(CONFIG).train) as accelerator:
+    with process_group.joined(resolved(CONFIG).train) as accelerator:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         opened = SharedSum.open()
         assert opened is not None
@@ -52,9 +53,9 @@ def test_every_rank_has_the_sum_in_the_order_of_ranks(tmp_path: Path, world_size
 
 
 def _one_step(through_memory: bool) -> int:
-    shared_sum.are_near = lambda: through_memory and are_near()  # type: ignore[attr-defined]
+    shared_memory.are_near = lambda: through_memory and are_near()  # type: ignore[attr-defined]
     config = resolved(CONFIG)
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(24), accelerator, None)
         assert bool(loop.engine.model._comm_hooks) is through_memory  # type: ignore[union-attr,arg-type]
         [pieces] = loop.samples.train.train(loop.plan.batches(0)[:1], 0, loop.samples.augmentation)
@@ -75,7 +76,7 @@ def test_a_step_has_the_bits_that_it_has_through_gloo(tmp_path: Path) -> None:
 
 def _flags_are_told() -> int:
     config = resolved(CONFIG)
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         channel = control_channel(config.train)
         assert isinstance(channel, Peers)
         assert channel.size() == accelerator.num_processes
@@ -90,7 +91,7 @@ def test_all_learn_of_a_flag_in_the_same_turn(tmp_path: Path) -> None:
 
 
 def _one_rank_dies() -> int:
-    with distributed.joined(resolved(CONFIG).train) as accelerator:
+    with process_group.joined(resolved(CONFIG).train) as accelerator:
         opened = SharedSum.open()
         assert opened is not None
         opened.add_up(torch.ones(3))
@@ -112,20 +113,20 @@ def test_a_rank_that_dies_is_noticed_at_once(tmp_path: Path) -> None:
 def _no_room(rank_without: int) -> int:
     """One rank cannot open its door, or the first one has no memory to share: all do without, and nobody waits."""
     config = resolved(CONFIG)
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         if rank_without < 0:
-            shared_sum._with_slots = lambda folder, world_size: os.rmdir(folder)
+            shared_memory._with_slots = lambda folder, world_size: os.rmdir(folder)
             assert from_all(SharedSum.open() is None) == [True, True]
         if accelerator.process_index == rank_without:
 
-            class Closed(peers.socket.socket):  # type: ignore[name-defined,misc]
+            class Closed(channel.socket.socket):  # type: ignore[name-defined,misc]
                 def bind(self, address: str) -> None:
                     raise OSError(28, "No space left on device")
 
-            peers.socket.socket = Closed  # type: ignore[attr-defined,misc]
+            channel.socket.socket = Closed  # type: ignore[attr-defined,misc]
         if rank_without >= 0:
             assert from_all(Peers.open() is None) == [True, True]
-            assert isinstance(control_channel(config.train), distributed.GlooChannel)
+            assert isinstance(control_channel(config.train), process_group.GlooChannel)
     return 0
 
 
@@ -140,13 +141,13 @@ def test_where_one_rank_cannot_all_do_without(tmp_path: Path, rank_without: int)
 def test_only_few_ranks_that_are_all_here_share(
     monkeypatch: pytest.MonkeyPatch, world_size: str, here: str, near: bool
 ) -> None:
-    monkeypatch.setattr(peers.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(peers.dist, "get_world_size", lambda: int(world_size))
+    monkeypatch.setattr(channel.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(channel.dist, "get_world_size", lambda: int(world_size))
     assert are_near({"LOCAL_WORLD_SIZE": here}) is near
     assert not are_near({})
 
 
 def test_nothing_is_left_in_memory(tmp_path: Path) -> None:
-    before = set(peers.MEMORY.glob("trainlaunch-*")) if peers.MEMORY.is_dir() else set()
+    before = set(channel.MEMORY.glob("trainlaunch-*")) if channel.MEMORY.is_dir() else set()
     assert ranks.run(_flags_are_told, world_size=3, cwd=tmp_path) == [0, 0, 0]
-    assert (set(peers.MEMORY.glob("trainlaunch-*")) if peers.MEMORY.is_dir() else set()) <= before
+    assert (set(channel.MEMORY.glob("trainlaunch-*")) if channel.MEMORY.is_dir() else set()) <= before

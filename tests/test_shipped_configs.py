@@ -10,10 +10,10 @@ import pytest
 import torchvision
 from PIL import Image
 
-from trainlib.build import check_build
 from trainlib.config import Normalize, load_config, shipped_configs
-from trainlib.config.catalog import weights_file
+from trainlib.config.libraries.catalog import weights_file
 from trainlib.data import survey
+from trainlib.training.build import check_build
 
 SHIPPED = shipped_configs()
 

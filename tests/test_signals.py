@@ -16,8 +16,8 @@ import test_resume
 import tiny
 from soak import only_in_soak, rounds
 
-from trainlib import checkpoint
 from trainlib.errors import EXIT_STOPPED
+from trainlib.training.checkpoints import checkpoint
 
 EVERY = 4
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
@@ -80,20 +80,25 @@ def stop_within(arguments: list[str], module: str, name: str, rank: int, call: i
 
 
 BUSY = [
-    ("trainlib.session", "load_data", 1),
-    ("trainlib.distributed", "start", 1),
-    ("trainlib.session", "build_loop", 1),
-    ("trainlib.session", "warm_up", 1),
-    ("trainlib.batches", "Batches.train", 2),
-    ("trainlib.batches", "Batches.evaluation", 2),
-    ("trainlib.checkpoint", "_write_files", 2),
-    ("trainlib.checkpoint", "prune", 2),
+    ("trainlib.training.session", "load_data", 1),
+    ("trainlib.distributed.process_group", "start", 1),
+    ("trainlib.training.session", "build_loop", 1),
+    ("trainlib.training.session", "warm_up", 1),
+    ("trainlib.data.loader", "Batches.train", 2),
+    ("trainlib.data.loader", "Batches.evaluation", 2),
+    ("trainlib.training.checkpoints.checkpoint", "_write_files", 2),
+    ("trainlib.training.checkpoints.checkpoint", "prune", 2),
 ]
 
 
 @pytest.mark.parametrize(
     ("rank", "module", "name", "call"),
-    [(rank, *busy) for rank in (0, 1) for busy in BUSY if rank == 0 or busy[0] != "trainlib.checkpoint"],
+    [
+        (rank, *busy)
+        for rank in (0, 1)
+        for busy in BUSY
+        if rank == 0 or busy[0] != "trainlib.training.checkpoints.checkpoint"
+    ],
 )
 def test_signalled_while_busy_with_something_else(
     tmp_path: Path, images: Path, rank: int, module: str, name: str, call: int
@@ -112,7 +117,7 @@ def stop_while_decoding(arguments: list[str], cache: str, module: str, name: str
 
 @pytest.mark.parametrize(
     ("rank", "module", "name"),
-    [(0, "trainlib.data.cache", "_decode"), (1, "trainlib.data.image_folder", "decoded")],
+    [(0, "trainlib.data.cache", "_decode"), (1, "trainlib.data.sources.image_folder", "decoded")],
 )
 def test_signalled_while_images_are_decoded(tmp_path: Path, images: Path, rank: int, module: str, name: str) -> None:
     """Before the ranks know each other: the one asked ends with 75, and a launcher ends those that wait for it."""
@@ -129,7 +134,7 @@ def test_signalled_while_images_are_decoded(tmp_path: Path, images: Path, rank: 
 
 def test_signalled_when_all_is_done_a_run_is_complete(tmp_path: Path, images: Path) -> None:
     training = tiny.arguments(images, 2, EVERY)
-    codes = ranks.run(stop_within, training, "trainlib.loop", "Loop.test", 1, 1, world_size=2, cwd=tmp_path)
+    codes = ranks.run(stop_within, training, "trainlib.training.trainer", "Loop.test", 1, 1, world_size=2, cwd=tmp_path)
     assert codes == [0, 0]
     assert tiny.summary(tmp_path)["status"] == "completed"
 

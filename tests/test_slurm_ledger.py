@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from launch.failure_record import FailureRecord
-from launch.runs import job_lines
 from launch.slurm.evidence import attempt_since, exit_code_of, lost_by, queue_says, refusal
 from launch.slurm.ledger import Evidence, JobStart, Refusal, append, decide, error_of, find_cause, unfinished
 from launch.slurm.queue import JobState
+from trainlib.runs.failure_record import FailureRecord
+from trainlib.runs.status import job_lines
 
 FAILED = FailureRecord("2026-01-01T00:00:00Z", 1, "n1", 7, None, "runs/x/logs/rank-1.log", "RuntimeError: no memory")
 STOPPED = Evidence(0, status="stopped", step=9)

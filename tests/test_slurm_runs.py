@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from slurm_cluster import Cluster
 
-from launch import control
 from launch.cli import main
-from launch.control import log_chunks
-from launch.failure_record import FailureRecord, save
-from launch.runs import open_jobs, read_run
-from launch.show import run_details, runs_table
+from launch.runs import control
+from launch.runs.control import log_chunks
+from launch.runs.show import run_details, runs_table
 from launch.slurm.follow import state_text
 from launch.slurm.queue import JobState
 from trainlib.errors import UserError
-from trainlib.rundir import read_lines
+from trainlib.runs.directory import read_lines
+from trainlib.runs.failure_record import FailureRecord, save
+from trainlib.runs.status import open_jobs, read_run
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -12,11 +12,11 @@ import torch
 from parts import make_dataset, resolved
 from torch import nn
 
-from trainlib import distributed
-from trainlib.build import build_classifier
-from trainlib.custom import CustomParts
-from trainlib.session import build_loop
-from trainlib.step import train_step
+from trainlib.distributed import process_group
+from trainlib.models.parts import CustomParts
+from trainlib.training.build import build_classifier
+from trainlib.training.session import build_loop
+from trainlib.training.step.train_step import train_step
 
 CNN = {"model": {"name": "cifar10_cnn"}, "data": {"name": "synthetic", "val_fraction": 0, "augment": {}}}
 
@@ -53,7 +53,7 @@ def test_a_given_model_keeps_its_layout() -> None:
             return self.linear(self.convolution(images_NCHW).view(len(images_NCHW), -1))
 
     config = resolved(CNN | {"train": {"steps": 1, "batch_size": 8}})
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(16), accelerator, None, CustomParts(model=Viewing()))
         [pieces] = loop.samples.train.train(loop.plan.batches(0)[:1], 0, loop.samples.augmentation)
         assert train_step(loop.engine, 0, pieces, 8.0).applied
@@ -64,7 +64,7 @@ def test_a_step_looks_for_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     find_spec = importlib.util.find_spec
     config = resolved(CNN | {"train": {"steps": 2, "batch_size": 8}})
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(16), accelerator, None)
         steps = list(loop.samples.train.train(loop.plan.batches(0), 0, loop.samples.augmentation))
         assert train_step(loop.engine, 0, steps[0], 8.0).applied  # the first one may import what it needs
@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_finite_is_noticed_where_its_gradient_is() -> None:
         return logits_NC.sum(dim=1) + (torch.inf if logits_NC.requires_grad else 0.0)
 
     config = resolved(CNN | {"train": {"steps": 1, "batch_size": 8}})
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(16), accelerator, None, CustomParts(loss=infinite_but_flat))
         before = [parameter.clone() for parameter in loop.engine.classifier.module.parameters()]
         [pieces] = loop.samples.train.train(loop.plan.batches(0)[:1], 0, loop.samples.augmentation)
@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_is_noticed_where_its_gradient_is() -> None:
 def _count_page_faults(keep: bool) -> int:
     """In a rank: page faults of filling a block as large as a layer's output, taken and given back again and again."""
     if keep:
-        distributed.keep_freed_memory({})
+        process_group.keep_freed_memory({})
     faults = []
     for _ in range(9):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trainlib.stopping import STOP_SIGNALS, Agreement, StopFlag
+from trainlib.distributed.stop_consensus import Agreement
+from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -76,7 +77,7 @@ def test_many_ranks_ask_each_other_less_often(ranks: int, every: int) -> None:
 
 def test_a_second_ctrl_c_ends_the_process_with_130() -> None:
     program = (
-        "import os, signal; from trainlib.stopping import StopFlag; flag = StopFlag(); flag.install();"
+        "import os, signal; from trainlib.runs.stop_request import StopFlag; flag = StopFlag(); flag.install();"
         "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT); print(flag.reason, flush=True);"
         "os.kill(os.getpid(), signal.SIGINT); print('still here')"
     )

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from trainlib.files import to_json
-from trainlib.tracking import MetricsFile
-from trainlib.tracking.wandb_follower import Follower
-from trainlib.tracking.wandb_process import Job
+from trainlib.runs.files import to_json
+from trainlib.training.tracking import MetricsFile
+from trainlib.training.tracking.wandb.follower import Follower
+from trainlib.training.tracking.wandb.process import Job
 
 
 def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as torchvision_functional
 
 from trainlib.config.schema import Augment
-from trainlib.data.transforms import augment, normalise
+from trainlib.data.augmentation import augment, normalise
 from trainlib.randomness import draw, key
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -14,11 +14,12 @@ from needs import need
 from parts import make_dataset, resolved
 from torch import nn
 
-from trainlib import distributed, tuning
-from trainlib.custom import CustomParts
+from trainlib.distributed import process_group
 from trainlib.errors import UserError
-from trainlib.rundir import RunDirectory
-from trainlib.session import build_loop
+from trainlib.models.parts import CustomParts
+from trainlib.runs.directory import RunDirectory
+from trainlib.training.session import build_loop
+from trainlib.training.tuning import autotune
 
 TRAINING = [
     "quickstart",
@@ -89,12 +90,12 @@ def test_auto_compiles_where_it_saves_more_than_it_takes(
     times = iter([eager, compiled])
     clock = iter([0.0, 60.0])  # a minute of compiling: 6,000 steps of 10 ms less pay for it
     config = resolved({"data": {"name": "synthetic", "val_fraction": 0}, "train": {"steps": 1, "batch_size": 8}})
-    with distributed.joined(config.train) as accelerator, caplog.at_level(logging.INFO, "trainlib"):
+    with process_group.joined(config.train) as accelerator, caplog.at_level(logging.INFO, "trainlib"):
         loop = build_loop(config, make_dataset(16), accelerator, None, CustomParts(model=Module))
-        monkeypatch.setattr(tuning, "_seconds", lambda *_: next(times))
-        monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        monkeypatch.setattr(autotune, "_seconds", lambda *_: next(times))
+        monkeypatch.setattr(autotune, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
         monkeypatch.setattr(nn.Module, "compile", fake_compile)
-        assert tuning.compile_model(loop.engine, torch.zeros(8, 3, 32, 32), "auto", steps_left) is pays
+        assert autotune.compile_model(loop.engine, torch.zeros(8, 3, 32, 32), "auto", steps_left) is pays
         assert (loop.engine.local_model._compiled_call_impl is not None) is pays
     (record,) = [record.message for record in caplog.records if "compiling" in record.message]
     assert "compiling the model took 60.0 s" in record
@@ -115,26 +116,26 @@ def test_where_torch_cannot_compile(
 ) -> None:
     monkeypatch.setattr(nn.Module, "compile", refused)
     config = resolved({"data": {"name": "synthetic", "val_fraction": 0}, "train": {"steps": 1, "batch_size": 8}})
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(16), accelerator, None, CustomParts(model=Module))
         images_NCHW = torch.zeros(8, 3, 32, 32)
         if choice is True:
             with pytest.raises(
                 UserError, match=r"^train\.compile: .*: InvalidCxxCompiler: No working C\+\+ compiler found$"
             ):
-                tuning.compile_model(loop.engine, images_NCHW, choice, 100)
+                autotune.compile_model(loop.engine, images_NCHW, choice, 100)
         else:
-            assert tuning.compile_model(loop.engine, images_NCHW, choice, 100) is False
+            assert autotune.compile_model(loop.engine, images_NCHW, choice, 100) is False
             assert "the model is not compiled: InvalidCxxCompiler" in caplog.text
         assert loop.engine.local_model(images_NCHW).shape == (8, 10)
 
 
 def _compile_on_rank_0_alone(choice: Any) -> int:
     config = resolved({"data": {"name": "synthetic", "val_fraction": 0}, "train": {"steps": 1, "batch_size": 8}})
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(16), accelerator, None, CustomParts(model=Module))
         nn.Module.compile = refused if accelerator.process_index else fake_compile  # type: ignore[method-assign]
-        assert tuning.compile_model(loop.engine, torch.zeros(4, 3, 32, 32), choice, 10**9) is False
+        assert autotune.compile_model(loop.engine, torch.zeros(4, 3, 32, 32), choice, 10**9) is False
         assert loop.engine.local_model._compiled_call_impl is None
     return 0
 
@@ -148,13 +149,13 @@ def test_where_one_rank_cannot_compile_none_does(tmp_path: Path, choice: Any, co
 def test_a_decision_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured at the first start holds after a resume, whatever would be measured then."""
     asked: list[Any] = []
-    monkeypatch.setattr(tuning, "compile_model", lambda engine, images, choice, left: asked.append(choice) or True)
+    monkeypatch.setattr(autotune, "compile_model", lambda engine, images, choice, left: asked.append(choice) or True)
     config = resolved(
         {"data": {"name": "synthetic", "val_fraction": 0}, "train": {"steps": 1, "batch_size": 8, "compile": "auto"}}
     )
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(16), accelerator, None, CustomParts(model=Module))
         assert loop.progress.state_dict(torch.device("cpu"))["compiled"] is True
         loop.progress.compiled = False
-        tuning.suit_machine(config.train, loop.engine, loop.samples, loop.progress, 1)
+        autotune.suit_machine(config.train, loop.engine, loop.samples, loop.progress, 1)
     assert asked == ["auto", False]

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from launch.cli import main as launch
-from launch.verify import difference, read_records
+from launch.runs.verify import difference, read_records
 
 STEPS = 3
 
@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def record(folder: str, change: Callable[[], None] | None = None, in_rank: int = 1) -> int:
     """The recording program as one of the ranks, one of which has something changed."""
-    from trainlib.verify import main
+    from trainlib.training.programs.verify import main
 
     os.environ["TRAINLAUNCH_NUM_THREADS"] = "1"
     if change is not None and int(os.environ.get("RANK", "0")) == in_rank:
@@ -47,7 +47,7 @@ def compared(trained: Path, folder: Path, change: Callable[[], None] | None = No
 
 def flip_a_bit() -> None:
     """The lowest bit of one element of the summed gradient, in the second step."""
-    from trainlib.elastic import Elastic
+    from trainlib.distributed.allreduce.elastic import Elastic
 
     finish, calls = Elastic.finish, []
 
@@ -66,7 +66,7 @@ def ask_for_two_threads() -> None:
 
 def take_two_threads_unseen() -> None:
     """Behind the check that all ranks are alike."""
-    from trainlib.elastic import Elastic
+    from trainlib.distributed.allreduce.elastic import Elastic
 
     start = Elastic.start
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_verified_is_a_mistake(trained: Path, tmp_path: Path, wor
 
 def verify(arguments: list[str]) -> int:
     """The recording program, as the only rank."""
-    from trainlib.verify import main
+    from trainlib.training.programs.verify import main
 
     return main(["runs/run", *arguments])
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from trained import IN_PLAIN_NETWORK, manifest_of
 
 from launch.cli import main as launch
-from trainlib import export
 from trainlib.config import is_harmless, load_config
-from trainlib.inference import find_trained, load_model
-from trainlib.plan import split_validation
-from trainlib.views import with_views
+from trainlib.data.plan import split_validation
+from trainlib.inference import export
+from trainlib.inference.trained_model import find_trained, load_model
+from trainlib.models.tta import with_views
 
 TEST_TIMES = ["none", "flip", "flip_translate"]
 
@@ -121,7 +121,7 @@ def test_validation_and_test_of_a_run(run: tuple[Path, str]) -> None:
 
 def evaluate_in_rank(arguments: list[str]) -> int:
     """The program of `launch eval`, inside a rank."""
-    from trainlib.evaluate import main
+    from trainlib.inference.evaluate import main
 
     return main(arguments)
 

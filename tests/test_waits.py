@@ -20,14 +20,15 @@ from parts import make_dataset, resolved
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainlib import distributed
-from trainlib.custom import CustomParts
+from trainlib.distributed import process_group
+from trainlib.distributed.stop_consensus import Agreement
 from trainlib.errors import NonFiniteError
-from trainlib.loop import Loop, Outputs
-from trainlib.session import build_loop
-from trainlib.step import train_step
-from trainlib.stopping import Agreement, StopFlag
-from trainlib.tally import Tally
+from trainlib.models.parts import CustomParts
+from trainlib.runs.stop_request import StopFlag
+from trainlib.training.session import build_loop
+from trainlib.training.step.accumulator import Tally
+from trainlib.training.step.train_step import train_step
+from trainlib.training.trainer import Loop, Outputs
 
 TRAINING = {
     "data": {"name": "synthetic", "val_fraction": 0.0, "augment": {"flip": True, "crop_padding": 2}},
@@ -54,7 +55,7 @@ class Waits(TorchDispatchMode):
 @contextmanager
 def made(optimizer: dict[str, Any], *, unseen: bool, custom: CustomParts | None = None) -> Iterator[Loop]:
     config = resolved(TRAINING | {"optimizer": optimizer})
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(70), accelerator, None, *([custom] if custom else []))
         loop.engine = replace(loop.engine, skips_unseen=unseen)
         loop.tally = Tally(loop.engine, loop.progress, "stop", 0)
@@ -148,7 +149,7 @@ class _Losses:
 
 def test_a_gpu_gets_fused_kernels_and_a_cpu_keeps_its_options() -> None:
     """Without a GPU: what is chosen for one, and that a state of another device does not change the choice."""
-    from trainlib.optim import build_optimizer
+    from trainlib.models.optimizers.build import build_optimizer
 
     config = resolved(TRAINING | {"optimizer": {"name": "AdamW", "lr": 0.001}})
     module = torch.nn.Linear(4, 4)
@@ -156,7 +157,7 @@ def test_a_gpu_gets_fused_kernels_and_a_cpu_keeps_its_options() -> None:
         build_optimizer(config.optimizer, module.named_parameters(), torch.device(name)) for name in ("cuda", "cpu")
     )
     assert [group["fused"] for group in (*on_gpu.param_groups, *on_cpu.param_groups)] == [True, None]
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         loop = build_loop(config, make_dataset(40), accelerator, None)
         saved = loop.engine.optimizer.optimizer.state_dict()
         for group in saved["param_groups"]:
@@ -185,12 +186,12 @@ import sys
 from trainlib import train
 
 def first(*arguments):
-    from trainlib.step import train_step
+    from trainlib.training.step.train_step import train_step
     result = train_step(*arguments)
     print("at the first step:", [name for name in {NEVER_BEFORE_THE_FIRST_STEP} if name in sys.modules])
     return result
 
-from trainlib import loop
+from trainlib.training import trainer as loop
 loop.train_step = first
 train.main(["cifar10_cnn", "name=run", "data={{name: synthetic, augment: {{flip: true}}}}", "train={{steps: 1}}"])
 print("at the end:", "torch._dynamo" in sys.modules)

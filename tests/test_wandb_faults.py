@@ -19,7 +19,7 @@ import wandb_files
 import wandb_server
 from needs import need
 
-from trainlib.files import read_lines
+from trainlib.runs.files import read_lines
 
 LIMIT = 15.0  # seconds that W&B may cost
 ONLINE = "tracking.wandb.mode=online"

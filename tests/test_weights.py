@@ -16,10 +16,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from trainlib.build import build_classifier
 from trainlib.config import ModelConfig, load_config
 from trainlib.errors import WeightsError
 from trainlib.models import Classifier, build_model
+from trainlib.training.build import build_classifier
 
 NAME = "shufflenet_v2_x0_5"  # small, with BatchNorm
 State = dict[str, Tensor]

@@ -11,9 +11,9 @@ import ranks
 import torch
 from parts import make_dataset
 
-from trainlib.batches import Augmentation, Batches, Preprocess, Shard
-from trainlib.plan import Plan
-from trainlib.rundir import RunDirectory
+from trainlib.data.loader import Augmentation, Batches, Preprocess, Shard
+from trainlib.data.plan import Plan
+from trainlib.runs.directory import RunDirectory
 
 PREPROCESS = Preprocess((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 32)
 
@@ -87,11 +87,11 @@ SIZES = (1, 5, 97, 100)
 
 def evaluate_sizes() -> None:
     """In each rank: evaluate the same model on test sets of several sizes; rank 0 writes what came out."""
-    from trainlib import distributed
-    from trainlib.session import build_loop
+    from trainlib.distributed import process_group
+    from trainlib.training.session import build_loop
 
     config = _config()
-    with distributed.joined(config.train) as accelerator:
+    with process_group.joined(config.train) as accelerator:
         found = []
         for size in SIZES:
             loop = build_loop(config, make_dataset(40, size), accelerator, None)
@@ -105,8 +105,8 @@ def test_several_ranks_evaluate_the_model_that_the_checkpoint_holds(tmp_path: Pa
     from safetensors.torch import load_file
     from torchvision.models import shufflenet_v2_x0_5
 
-    from trainlib.data.synthetic import make_synthetic
-    from trainlib.plan import split_validation
+    from trainlib.data.plan import split_validation
+    from trainlib.data.sources.synthetic import make_synthetic
 
     training = [word for word in TRAINING if not word.startswith(("train", "data.val"))]
     training += ["model={name: shufflenet_v2_x0_5}", "train={epochs: 1, batch_size: 30}", "data.val_fraction=0.01"]
@@ -152,7 +152,7 @@ def oracle(size: int) -> dict[str, float]:
     """torchmetrics and torch's own loss over the whole set at once, in float64."""
     from torchmetrics.functional.classification import multiclass_accuracy
 
-    from trainlib.build import build_classifier
+    from trainlib.training.build import build_classifier
 
     dataset = make_dataset(40, size)
     module = build_classifier(_config(), 10, torch.device("cpu")).module.double().eval()

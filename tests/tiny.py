@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainlib import checkpoint
-from trainlib.rundir import RunDirectory, read_lines
+from trainlib.runs.directory import RunDirectory, read_lines
+from trainlib.training.checkpoints import checkpoint
 
 STEPS_PER_EPOCH = 4
 

@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from trainlib.files import read_lines
+from trainlib.runs.files import read_lines
 
 BLOCK = 32768
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainlib.api import fit
     from trainlib.data import image_dataset
-    from trainlib.inference import load_model
+    from trainlib.inference.trained_model import load_model
 
 __all__ = ["fit", "image_dataset", "load_model"]
 
-_HOME = {"fit": "trainlib.api", "image_dataset": "trainlib.data", "load_model": "trainlib.inference"}
+_HOME = {"fit": "trainlib.api", "image_dataset": "trainlib.data", "load_model": "trainlib.inference.trained_model"}
 
 
 def __getattr__(name: str) -> Any:

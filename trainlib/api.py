@@ -10,15 +10,15 @@ from typing import Any
 from torch import nn
 
 from trainlib.config import Config, differences, load_config, read_resolved
-from trainlib.custom import CustomParts, ModelSource
 from trainlib.data import Dataset
 from trainlib.data.images import ResidentImages
 from trainlib.errors import EXIT_STOPPED
-from trainlib.inference import find_trained
-from trainlib.logs import logging_to_console
-from trainlib.losses import CustomLoss
-from trainlib.rundir import RUNS, RunDirectory
-from trainlib.stopping import StopFlag
+from trainlib.inference.trained_model import find_trained
+from trainlib.models.losses import CustomLoss
+from trainlib.models.parts import CustomParts, ModelSource
+from trainlib.runs.directory import RUNS, RunDirectory
+from trainlib.runs.logs import logging_to_console
+from trainlib.runs.stop_request import StopFlag
 from trainlib.train import train
 
 logger = logging.getLogger("trainlib")

@@ -6,7 +6,6 @@ found before torch is imported, where that is possible.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -15,15 +14,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from trainlib.config import Config, load_config, mark_bare_resume
-from trainlib.curves import draw_curves
+from trainlib.config import Config, load_config
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
-from trainlib.logs import attempt_header, logging_to_console, logging_to_file
-from trainlib.rundir import RUNS, RunDirectory
-from trainlib.stopping import STOP_SIGNALS, StopFlag
+from trainlib.runs.directory import RUNS, RunDirectory
+from trainlib.runs.logs import attempt_header, logging_to_console, logging_to_file
+from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag
+from trainlib.training.programs.arguments import parse_arguments
+from trainlib.training.tracking.curves import draw_curves
 
 if TYPE_CHECKING:
-    from trainlib.custom import CustomParts
+    from trainlib.models.parts import CustomParts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,14 +68,14 @@ def train(
     """
     given = (custom,) if custom else ()
     if rank != 0:
-        from trainlib.session import run_session
+        from trainlib.training.session import run_session
 
         return run_session(config, RunDirectory(RUNS / config.name), flag, None, None, sys.stderr, *given)
     run = RunDirectory.open(config, fresh=fresh, resume=resume)
     flag.watch(run.stop_file)
     try:
         with logging_to_file(run.logs / "rank-0.log") as log:
-            from trainlib.session import choose_checkpoint, run_session
+            from trainlib.training.session import choose_checkpoint, run_session
 
             with suppress(OSError):  # a full disk is told where it matters
                 log.write(attempt_header(run.next_attempt(), os.environ))
@@ -103,21 +103,6 @@ def _tell(message: str, rank: int, config: Config | None) -> None:
             log.write(f"{message}\n")
             return
     print(message, file=sys.stderr)
-
-
-def parse_arguments(arguments: Sequence[str] | None, program: str = "trainlib.train") -> argparse.Namespace:
-    """The command line of this program, and of the one that prepares a run for it: `config`, `fresh`, `resume`."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program}", description="Train from configuration files.", allow_abbrev=False
-    )
-    parser.add_argument("config", nargs="+", metavar="CONFIG | key=value", help="files or shipped names; overrides")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--fresh", action="store_true", help="move an earlier run of this name aside and begin again")
-    start.add_argument(
-        "--resume", nargs="?", metavar="CHECKPOINT", help="accept harmless changes; or name a checkpoint"
-    )
-    words = sys.argv[1:] if arguments is None else arguments
-    return parser.parse_intermixed_args(mark_bare_resume(words))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bench.workload import Workload
-from trainlib.build import build_samples
-from trainlib.distributed import keep_freed_memory
+from trainlib.distributed.process_group import keep_freed_memory
+from trainlib.training.build import build_samples
 
 Batch = tuple[Tensor, Tensor]
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from bench.rounds import Rounds
 from bench.workload import Workload, one_layer
-from trainlib import distributed
-from trainlib.custom import CustomParts
-from trainlib.loop import Loop, Outputs
-from trainlib.outputs import open_outputs
-from trainlib.peers import control_channel
-from trainlib.rundir import RunDirectory
-from trainlib.session import build_loop
-from trainlib.step import StepResult
-from trainlib.stopping import Agreement, StopFlag
+from trainlib.distributed import process_group
+from trainlib.distributed.channel import control_channel
+from trainlib.distributed.stop_consensus import Agreement
+from trainlib.models.parts import CustomParts
+from trainlib.runs.directory import RunDirectory
+from trainlib.runs.stop_request import StopFlag
+from trainlib.training.outputs import open_outputs
+from trainlib.training.session import build_loop
+from trainlib.training.step.train_step import StepResult
+from trainlib.training.trainer import Loop, Outputs
 
 
 def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact") -> None:
@@ -31,7 +32,7 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with (
         run.attempt(world_size=world_size, from_step=0) if run else nullcontext() as attempt,
-        distributed.joined(config.train) as accelerator,
+        process_group.joined(config.train) as accelerator,
     ):
         loop = build_loop(config, dataset, accelerator, None, custom)
         module, optimizer = loop.engine.classifier.module, loop.engine.optimizer.optimizer

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from bench.workload import Workload
-from trainlib import distributed
-from trainlib.loop import Outputs
-from trainlib.session import build_loop
-from trainlib.stopping import Agreement, StopFlag
+from trainlib.distributed import process_group
+from trainlib.distributed.stop_consensus import Agreement
+from trainlib.runs.stop_request import StopFlag
+from trainlib.training.session import build_loop
+from trainlib.training.trainer import Outputs
 
 WAIT = "synchronizing CUDA operation"  # in what torch warns of
 FRAMES = 4  # of each stack that are shown
@@ -37,7 +38,7 @@ def count_waits(workload: Workload, skip: int, set_mode: Callable[[str], None] |
     )  # the step behind it writes the epoch's row
     tracking = workload.config.tracking.model_copy(update={"log_every": 10 * workload.total_steps})
     config = workload.config.model_copy(update={"tracking": tracking})
-    with distributed.joined(config.train) as accelerator, _recorded(stacks):
+    with process_group.joined(config.train) as accelerator, _recorded(stacks):
         loop = build_loop(config, workload.dataset, accelerator, None)
 
         def beat() -> None:

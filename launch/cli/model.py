@@ -51,7 +51,7 @@ def predict(model: str, images: tuple[str, ...], top: int, batch_size: int, as_j
     files could not be read, which are named on standard error; 2: none could.
     """
     words = ["--top", str(top), "--batch-size", str(batch_size), *(["--json"] if as_json else [])]
-    return call("trainlib.predict", [*words, "--", _resolved(model), *images])
+    return call("trainlib.inference.predict", [*words, "--", _resolved(model), *images])
 
 
 @click.command()
@@ -71,12 +71,12 @@ def export(model: str, export_format: str, output: str | None, force: bool) -> i
     Beside FILE comes FILE.json, which says how to use it.
     """
     words = ["--format", export_format, *(["--output", output] if output is not None else [])]
-    return call("trainlib.export", [*words, *(["--force"] if force else []), "--", _resolved(model)])
+    return call("trainlib.inference.export", [*words, *(["--force"] if force else []), "--", _resolved(model)])
 
 
 def _resolved(model: str) -> str:
     """A run's name as its directory; what is no run and no checkpoint is refused before torch is imported."""
-    from launch.runs import find_run
+    from trainlib.runs.status import find_run
 
     path = Path(model)
     if (path / "manifest.json").is_file() or (path.is_file() and model.endswith(".safetensors")):
@@ -89,11 +89,11 @@ def _resolved(model: str) -> str:
 
 
 def _evaluate(words: list[str], processes: int | None) -> int:
-    from launch.command import command_here
-    from launch.devices import choose_processes, count_gpus
-    from launch.ranks import run_program
+    from launch.local.command import command_here
+    from launch.local.devices import choose_processes, count_gpus
+    from launch.local.ranks import run_program
 
-    module = "trainlib.evaluate"
+    module = "trainlib.inference.evaluate"
     gpus = count_gpus()
     number = choose_processes(processes, gpus)
     command = command_here(words, number, gpus, module=module)

@@ -21,7 +21,7 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
     from launch.report.facts import read_facts
     from launch.report.page import page
     from launch.report.writing import write_page
-    from launch.runs import find_run
+    from trainlib.runs.status import find_run
 
     directories = list(dict.fromkeys(find_run(name) for name in names))
     if output is None:

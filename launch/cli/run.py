@@ -15,7 +15,7 @@ from launch.cli.arguments import (
     parse_processes,
     refuse_fresh_resume,
 )
-from launch.command import TRAINING_MODULE, Node, command_here, config_arguments, training_arguments
+from launch.local.command import TRAINING_MODULE, Node, command_here, config_arguments, training_arguments
 from trainlib.errors import UserError
 
 
@@ -55,7 +55,7 @@ def run(
     CONFIG is a file or the name of a shipped config, like quickstart; several are merged from left to right, then
     key=value. Exit code 0: done, 2: a mistake in what was asked, 75: stopped with a checkpoint, run again to continue.
     """
-    from launch.devices import choose_processes, count_gpus, require_given_gpus
+    from launch.local.devices import choose_processes, count_gpus, require_given_gpus
 
     refuse_fresh_resume(fresh, resume)
     config_words = config_arguments(arguments, name)
@@ -73,8 +73,8 @@ def run(
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         return call(TRAINING_MODULE, training, command.variables(os.environ))
-    from launch.runs import RUNS
-    from launch.supervise import run_ranks
+    from launch.local.supervise import run_ranks
+    from trainlib.runs.status import RUNS
 
     return run_ranks(command, RUNS / run_name, node_rank or 0)
 
@@ -87,7 +87,7 @@ def check(arguments: tuple[str, ...]) -> int:
     Everything is built once, without memory and without data, so that what does not fit together is told now.
     """
     load_run_name(arguments)
-    return call("trainlib.check", list(arguments))
+    return call("trainlib.training.programs.check", list(arguments))
 
 
 def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown: bool) -> Node | None:
@@ -95,7 +95,7 @@ def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown
 
     may_be_unknown  a head that cannot be reached from here is no error, as nothing will be started
     """
-    from launch.network import interface_to, own_interfaces, parse_head
+    from launch.local.network import interface_to, own_interfaces, parse_head
 
     if nodes == 1:
         if node_rank or head is not None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from launch.runs import Run
     from launch.slurm.queue import JobState
+    from trainlib.runs.status import Run
 
 
 @click.command("list")
 def list_runs() -> int:
     """The runs in runs/, newest last."""
-    from launch.runs import RUNS, all_runs
-    from launch.show import runs_table
+    from launch.runs.show import runs_table
+    from trainlib.runs.status import RUNS, all_runs
 
     runs = all_runs()
     table = runs_table(runs, datetime.now(UTC), _active_jobs(runs))
@@ -29,8 +29,8 @@ def list_runs() -> int:
 @click.argument("run")
 def status(run: str) -> int:
     """How far a run is: RUN is its name or its directory."""
-    from launch.runs import find_run, read_run
-    from launch.show import run_details
+    from launch.runs.show import run_details
+    from trainlib.runs.status import find_run, read_run
 
     found = read_run(find_run(run))
     click.echo(run_details(found, datetime.now(UTC), _active_jobs([found])))
@@ -44,8 +44,8 @@ def status(run: str) -> int:
 @click.option("--attempt", type=click.IntRange(min=1), help="Only what this start of the run printed.")
 def logs(run: str, follow: bool, rank: int, attempt: int | None) -> int:
     """What a rank of a run has printed."""
-    from launch.control import log_chunks
-    from launch.runs import find_run
+    from launch.runs.control import log_chunks
+    from trainlib.runs.status import find_run
 
     for chunk in log_chunks(find_run(run), rank, follow=follow, attempt=attempt):
         click.echo(chunk, nl=False)
@@ -56,8 +56,8 @@ def logs(run: str, follow: bool, rank: int, attempt: int | None) -> int:
 @click.argument("run")
 def stop(run: str) -> int:
     """Ask a run to write a checkpoint at its next step, and end."""
-    from launch.control import ask_to_stop
-    from launch.runs import find_run
+    from launch.runs.control import ask_to_stop
+    from trainlib.runs.status import find_run
 
     click.echo(ask_to_stop(find_run(run)))
     return 0
@@ -70,8 +70,8 @@ def cancel(run: str) -> int:
 
     Started again, it continues from its last checkpoint.
     """
-    from launch.control import end_run
-    from launch.runs import find_run
+    from launch.runs.control import end_run
+    from trainlib.runs.status import find_run
 
     click.echo(end_run(find_run(run)))
     return 0

@@ -12,10 +12,10 @@ from pathlib import Path
 import click
 
 from launch.cli.arguments import ResumableCommand, call, configs, refuse_fresh_resume
-from launch.command import Command, config_arguments, training_arguments
+from launch.local.command import Command, config_arguments, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED
 
-PREPARATION = "trainlib.prepare"
+PREPARATION = "trainlib.training.programs.prepare"
 
 
 @click.command(cls=ResumableCommand)
@@ -52,11 +52,11 @@ def submit(
     Everything is checked before the job is queued. The job continues by itself after a preemption or its time
     limit. What goes into it is copied to runs/NAME now: later changes of the config or the code do not reach it.
     """
-    from launch.runs import RUNS
     from launch.slurm import options as sbatch_options
     from launch.slurm import queue, sbatch, sites
     from launch.slurm import submit as submission
     from trainlib.config import load_config
+    from trainlib.runs.status import RUNS
 
     refuse_fresh_resume(fresh, resume)
     number = int(nodes) if nodes and nodes.isdecimal() else nodes

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import click
 
 from launch.cli.arguments import call, refuse_fresh_resume
-from launch.command import RESUME_LATEST, training_arguments
+from launch.local.command import RESUME_LATEST, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 
 if TYPE_CHECKING:
     from launch.sweep.grid import Element, Sweep
 
-PREPARATION = "trainlib.prepare"
+PREPARATION = "trainlib.training.programs.prepare"
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _of_site(site: str, plan: Sweep) -> list[str]:
 
 
 def _run_here(elements: Sequence[Element], flags: Sequence[str], processes: int | None, *, dry_run: bool) -> int:
-    from launch.runs import RUNS
     from launch.sweep.local import run_here
+    from trainlib.runs.status import RUNS
 
     more = ["--processes", str(processes)] if processes else []
     if dry_run:
@@ -124,10 +124,10 @@ def _submit(
     plan: Sweep, elements: Sequence[Element], flags: Sequence[str], asked: _Submission, *, dry_run: bool
 ) -> int:
     """Queue the elements as one array; its job id alone goes to standard output."""
-    from launch.runs import RUNS
     from launch.slurm import array, queue, sbatch, sites, submit
     from launch.slurm.options import parse_options
     from launch.slurm.snapshot import take_snapshot
+    from trainlib.runs.status import RUNS
 
     slurm = array.common_slurm(plan)
     known = submit.known_options()
@@ -164,8 +164,8 @@ def _submit(
 
 def _in_queue(elements: Sequence[Element]) -> dict[str, str]:
     """The elements that wait or run in a job already, with its id; none where SLURM cannot be asked."""
-    from launch.runs import RUNS, job_lines, open_jobs
     from launch.slurm.queue import QueueError, job_states
+    from trainlib.runs.status import RUNS, job_lines, open_jobs
 
     jobs = {element.name: open_jobs(job_lines(RUNS / element.name)) for element in elements}
     try:
@@ -198,9 +198,9 @@ def _undone_on_failure(directories: Sequence[Path]) -> Iterator[None]:
 
 def _wait(job_id: str, elements: Sequence[Element]) -> int:
     """Follow the elements, one after another, to the last one's end; the exit code of the whole."""
-    from launch.runs import RUNS
     from launch.slurm.follow import wait_for
     from launch.sweep.local import report
+    from trainlib.runs.status import RUNS
 
     codes = {}
     try:

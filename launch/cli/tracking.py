@@ -16,9 +16,9 @@ def wandb_sync(run: str) -> int:
     RUN is its name or its directory. All attempts of a run that was stopped, killed and resumed become one run there,
     each row once. Log in with `wandb login`, or set WANDB_API_KEY.
     """
-    from launch.runs import find_run, is_running
+    from trainlib.runs.status import find_run, is_running
 
     directory = find_run(run)
     if is_running(directory):
         raise UserError(f"{directory} is training; wait for its end, or stop it with `launch stop {directory.name}`")
-    return call("trainlib.tracking.wandb_sync", [str(directory)])
+    return call("trainlib.training.tracking.wandb.sync", [str(directory)])

@@ -32,11 +32,11 @@ def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -
     RUN is a run's name or directory; it is only read. Compared are the gradient of every parameter, every weight and
     every reported number of each step; the first that differs is named. Exit code 0: all the same, 1: a difference.
     """
-    from launch.command import command_here
-    from launch.devices import choose_processes, count_gpus
-    from launch.ranks import run_program
-    from launch.runs import find_run
-    from launch.verify import difference, read_records
+    from launch.local.command import command_here
+    from launch.local.devices import choose_processes, count_gpus
+    from launch.local.ranks import run_program
+    from launch.runs.verify import difference, read_records
+    from trainlib.runs.status import find_run
 
     directory = find_run(run)
     if not (directory / "config.yaml").is_file():
@@ -48,7 +48,11 @@ def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -
         options = ["--steps", str(steps), *(["--checkpoint", checkpoint] if checkpoint is not None else [])]
         records = {}
         for number in processes:
-            run_program(command_here([str(directory), folder, *options], number, gpus, module="trainlib.verify"))
+            run_program(
+                command_here(
+                    [str(directory), folder, *options], number, gpus, module="trainlib.training.programs.verify"
+                )
+            )
             records[number] = read_records(Path(folder), number)
             click.echo(_summary(number, records[number][0]))
     found = difference(records)

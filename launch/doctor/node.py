@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.command import Command, Node, command_here
-from launch.devices import count_gpus
-from launch.network import interface_to, own_interfaces
+from launch.local.command import Command, Node, command_here
+from launch.local.devices import count_gpus
+from launch.local.network import interface_to, own_interfaces
 from launch.slurm.head import free_ports, node_names
 
-MODULE = "trainlib.allreduce"
+MODULE = "trainlib.distributed.measure"
 
 
 def num_nodes(environment: Mapping[str, str]) -> int:

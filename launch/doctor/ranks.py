@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.command import Command
-from launch.devices import choose_processes, count_gpus
 from launch.doctor.finding import Finding, note, ok, problem
 from launch.doctor.node import measuring_command, node_words, num_nodes
 from launch.doctor.storage import check_storage
+from launch.local.command import Command
+from launch.local.devices import choose_processes, count_gpus
 from launch.slurm.queue import QueueError, one_task_a_node
 
 GIB = 1 << 30

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.report.facts import RunFacts
-from launch.runs import Record
+from trainlib.runs.status import Record
 
 ABSENT = "—"
 

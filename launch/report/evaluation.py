@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from launch.runs import Record
+from trainlib.runs.status import Record
 
 Count = Annotated[int, Field(ge=0)]
 

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from launch.report.evaluation import Evaluation, read_evaluation
 from launch.report.history import Attempt, Event, attempts_of, events_of, jobs_of
 from launch.report.series import Point
-from launch.runs import Record, Run, json_file, json_lines, read_run, yaml_file
+from trainlib.runs.status import Record, Run, json_file, json_lines, read_run, yaml_file
 
 SPLITS = ("test", "val", "train")  # in the order in which their evaluations are shown
 

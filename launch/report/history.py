@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from launch.runs import Record, queue_id, time_of
+from trainlib.runs.status import Record, queue_id, time_of
 
 
 @dataclass(frozen=True)

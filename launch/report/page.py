@@ -14,7 +14,7 @@ from launch.report.compare import ranking
 from launch.report.curves import charts_of, common_legend
 from launch.report.facts import RunFacts
 from launch.report.markup import Content, Markup, element
-from launch.show import local_time
+from launch.runs.show import local_time
 
 
 def page(runs: Sequence[RunFacts], now: datetime) -> str:

@@ -10,7 +10,7 @@ from launch.report.facts import RunFacts, is_number
 from launch.report.history import Attempt
 from launch.report.markup import Content, Markup, element
 from launch.report.tables import NONE, Cell, bytes_text, duration, facts_list, number, table
-from launch.show import last_error, local_time
+from launch.runs.show import last_error, local_time
 
 STATES = {
     "running": "This run is still going: the page shows what there was when it was made.",

@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.runs import RUNS
 from launch.slurm.sbatch import Job
 from launch.sweep.grid import Element, Sweep
 from trainlib.config import SlurmConfig
 from trainlib.errors import UserError
+from trainlib.runs.status import RUNS
 
 ELEMENTS = "elements"  # the file of a submission's folder that says which run is which element
 

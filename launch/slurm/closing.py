@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launch.runs import Record
 from launch.slurm import ledger, queue
 from launch.slurm.evidence import PATIENCE, queue_says
 from launch.slurm.ledger import Decision, Evidence, JobStart
 from launch.slurm.queue import QueueError, insist
+from trainlib.runs.status import Record
 
 
 def is_dead(pid: int) -> bool:

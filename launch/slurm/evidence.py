@@ -9,12 +9,12 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from launch.failure_record import read_all, root_cause
-from launch.runs import Record, json_lines, read_run
 from launch.slurm import queue
 from launch.slurm.ledger import Evidence, JobStart, QueueSays, Refusal
 from launch.slurm.queue import JobState, QueueError, insist
 from trainlib.errors import EXIT_CONNECTION_LOST
+from trainlib.runs.failure_record import read_all, root_cause
+from trainlib.runs.status import Record, json_lines, read_run
 
 # seconds: a controller that is away gives the job's nodes to nobody else, so to wait for it costs nothing
 PATIENCE = 3600.0

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from launch.runs import Record, job_lines, open_jobs, queue_id
 from launch.slurm.queue import JobState, QueueError, job_states
 from trainlib.errors import EXIT_FAILURE
+from trainlib.runs.status import Record, job_lines, open_jobs, queue_id
 
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 20.0  # between two questions to the controller
 

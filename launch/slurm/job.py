@@ -18,7 +18,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launch.runs import RUNS, job_lines
 from launch.slurm import ledger, queue
 from launch.slurm.closing import closing_words, end_record, end_unheard, is_dead, requeue
 from launch.slurm.evidence import gather
@@ -27,6 +26,7 @@ from launch.slurm.ledger import JobStart
 from launch.slurm.queue import QueueError
 from trainlib.config import Config, SlurmConfig, load_config
 from trainlib.errors import EXIT_FAILURE, TrainlaunchError, UserError
+from trainlib.runs.status import RUNS, job_lines
 
 NUM_PORTS = 3  # to try, should one be taken between the probe and its use
 _RESUME = "--resume"  # the one option of `launch run` that means the same at every restart

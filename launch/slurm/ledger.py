@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.failure_record import FailureRecord
 from trainlib.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR
+from trainlib.runs.failure_record import FailureRecord
 
 Record = dict[str, Any]
 Cause = Literal["completed", "stopped", "preempted", "time_limit", "node_failure", "failure", "cancelled"]

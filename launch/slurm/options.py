@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from trainlib.config.suggest import nearest
+from trainlib.config.checking.suggest import nearest
 from trainlib.errors import UserError
 
 # An option without a value, and one that is left out although it is set elsewhere.

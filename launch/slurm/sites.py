@@ -11,9 +11,9 @@ from typing import Any
 
 from launch.slurm.options import FLAG, OMITTED, Options, broken_rule
 from trainlib.config import SlurmConfig
-from trainlib.config.kinds import NULL, TEXT, Kind, either, list_of
-from trainlib.config.suggest import nearest, one_of, shown
-from trainlib.config.yaml_source import read_file
+from trainlib.config.checking.suggest import nearest, one_of, shown
+from trainlib.config.libraries.kinds import NULL, TEXT, Kind, either, list_of
+from trainlib.config.reading.yaml_source import read_file
 from trainlib.errors import ConfigError, Mistake, UserError
 
 _SBATCH_OPTIONS = ("account", "qos", "constraint")

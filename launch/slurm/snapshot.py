@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from pathlib import Path
 
 import launch
 from launch.slurm.sites import shipped_files
 from trainlib import errors
+from trainlib.runs.environment import git_commit
 
 NAME = "code"
 SCRIPT = Path("slurm", "train.sbatch")
-COMMIT = "COMMIT"  # trainlib.environment reads it: the copy is outside version control
+COMMIT = "COMMIT"  # trainlib.runs.environment reads it: the copy is outside version control
 
 
 def take_snapshot(directory: Path) -> Path:
@@ -23,7 +23,7 @@ def take_snapshot(directory: Path) -> Path:
         source = Path(str(module.__file__)).parent
         shutil.copytree(source, new / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(shipped_files(), new / SCRIPT.parent)
-    commit = importlib.import_module("trainlib.environment").git_commit()
+    commit = git_commit()
     if commit is not None:
         (new / COMMIT).write_text(f"{commit}\n")
     shutil.rmtree(code, ignore_errors=True)

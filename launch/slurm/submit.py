@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from launch.command import Command
-from launch.runs import RUNS, is_running, job_lines, open_jobs
+from launch.local.command import Command
 from launch.slurm import ledger, queue
 from launch.slurm.options import long_options, minutes_of
 from launch.slurm.queue import Partition, QueueError
 from launch.slurm.snapshot import NAME as CODE
 from trainlib.config import SlurmConfig
-from trainlib.config.suggest import nearest
+from trainlib.config.checking.suggest import nearest
 from trainlib.errors import TrainlaunchError, UserError
+from trainlib.runs.status import RUNS, is_running, job_lines, open_jobs
 
 _SECONDS = 120  # sbatch tries again by itself while the controller is busy
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.config import Config, load_config
+from trainlib.config.checking.suggest import nearest, shown
+from trainlib.config.reading.yaml_source import COMMAND_LINE, Source, read_file
 from trainlib.config.schema import check_run_name
-from trainlib.config.suggest import nearest, shown
-from trainlib.config.yaml_source import COMMAND_LINE, Source, read_file
 from trainlib.errors import ConfigError, Mistake
 
 KEYS = ("name", "configs", "overrides", "grid", "runs", "throttle")

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from launch.runs import RUNS
 from launch.sweep.grid import Element, short_keys, value_text
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
+from trainlib.runs.status import RUNS
 
 _PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.runs import RUNS, Run, read_run
 from launch.sweep.grid import Element, Sweep, short_keys, value_text
 from trainlib.config import differences, is_harmless, read_resolved
+from trainlib.runs.status import RUNS, Run, read_run
 
 
 def is_finished(element: Element) -> bool:

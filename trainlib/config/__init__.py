@@ -1,10 +1,10 @@
 """The configuration of a run: YAML files and overrides, checked whole before anything starts. Never imports torch."""
 
-from trainlib.config.command_line import mark_bare_resume
 from trainlib.config.compare import Difference, differences, dump_config, is_harmless
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
 from trainlib.config.custom import is_custom, not_here
 from trainlib.config.load import load_config, read_resolved, shipped_configs
+from trainlib.config.reading.command_line import mark_bare_resume
 from trainlib.config.schema import (
     Augment,
     Best,

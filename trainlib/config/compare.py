@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from trainlib.config.reading.yaml_source import add_core_schema
 from trainlib.config.schema import Config
-from trainlib.config.yaml_source import add_core_schema
 
 
 class _Dumper(yaml.SafeDumper):

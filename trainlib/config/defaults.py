@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from trainlib.config import catalog
+from trainlib.config.libraries import catalog
 from trainlib.config.schema import (
     Best,
     CheckpointConfig,

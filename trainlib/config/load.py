@@ -12,15 +12,15 @@ from typing import Any
 from pydantic import ValidationError
 
 import trainlib
-from trainlib.config.arguments import argument_keys, argument_mistakes
+from trainlib.config.checking.arguments import argument_keys, argument_mistakes
+from trainlib.config.checking.messages import schema_mistakes
+from trainlib.config.checking.rules import broken_rules
+from trainlib.config.checking.suggest import nearest
 from trainlib.config.custom import is_custom, not_here
 from trainlib.config.defaults import resolve
-from trainlib.config.merge import is_override, merge, parse_overrides
-from trainlib.config.messages import schema_mistakes
-from trainlib.config.rules import broken_rules
+from trainlib.config.reading.merge import is_override, merge, parse_overrides
+from trainlib.config.reading.yaml_source import Source, read_file
 from trainlib.config.schema import Config
-from trainlib.config.suggest import nearest
-from trainlib.config.yaml_source import Source, read_file
 from trainlib.errors import ConfigError, Mistake
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainlib.config import DataConfig, not_here
-from trainlib.data.cifar10 import load_cifar10
-from trainlib.data.given import fingerprint, image_dataset
-from trainlib.data.image_folder import images_below, list_images, load_class_folder, load_image_folder
+from trainlib.data.augmentation import augment, normalise
 from trainlib.data.images import Dataset, Images, ImageSet
-from trainlib.data.synthetic import NUM_TRAIN, SHAPES, make_synthetic
-from trainlib.data.transforms import augment, normalise
+from trainlib.data.sources.cifar10 import load_cifar10
+from trainlib.data.sources.image_folder import images_below, list_images, load_class_folder, load_image_folder
+from trainlib.data.sources.in_memory import fingerprint, image_dataset
+from trainlib.data.sources.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 from trainlib.errors import UserError
 
 __all__ = [

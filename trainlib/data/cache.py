@@ -23,10 +23,10 @@ import PIL
 import psutil
 import torch
 
+from trainlib.data.decoding.pool import available_cores, damaged_images, decode_files
 from trainlib.data.images import Images, ResidentImages, Rgb, StreamedImages, channel_statistics
-from trainlib.data.locking import exclusive_lock
-from trainlib.data.pool import available_cores, damaged_images, decode_files
 from trainlib.errors import DataError
+from trainlib.runs.locks import exclusive_lock
 
 FORMAT = 1
 RESIDENT_FRACTION = 0.5  # of the available memory and of the free disk that decoded images may take

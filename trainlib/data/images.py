@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from trainlib.data.decode import Failure, decode_rows
-from trainlib.data.pool import available_cores, damaged_images
+from trainlib.data.decoding.decode import Failure, decode_rows
+from trainlib.data.decoding.pool import available_cores, damaged_images
 
 Rgb = tuple[float, float, float]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainlib.config import ModelConfig, is_custom, not_here
 from trainlib.errors import UserError, WeightsError
-from trainlib.models.architectures import BUILT_FOR_CLASSES, stock_model, without_values
+from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, stock_model, without_values
 from trainlib.models.weights import adopt, compare, published, read_weights
 
 

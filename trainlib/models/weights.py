@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import pickle
 import pickletools
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.config import ModelConfig
-from trainlib.config.catalog import WEIGHTS_SUFFIXES, weights_file
+from trainlib.config.libraries.catalog import WEIGHTS_SUFFIXES, weights_file
 from trainlib.errors import WeightsError
-from trainlib.models.architectures import BUILT_FOR_CLASSES, INCEPTIONS, torchvision_model, without_values
+from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, torchvision_model, without_values
 
 State = dict[str, Tensor]
 Channels = tuple[float, float, float]
@@ -226,3 +227,12 @@ def adopt(module: nn.Module, state: State, device: torch.device) -> None:
         value = state.pop(name) if name in state else torch.zeros((), device="cpu")
         values[name] = value.to(device, expected.dtype, copy=True, memory_format=torch.contiguous_format)
     module.load_state_dict(values, assign=True)
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the bytes of all tensors in name order, each contiguous and little endian."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Looking at runs and steering them: list, status, logs, stop, cancel, verify."""

@@ -1,0 +1,184 @@
+"""Runs as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+
+from launch.slurm.follow import state_text
+from launch.slurm.queue import JobState
+from trainlib.runs.failure_record import read_all, root_cause
+from trainlib.runs.status import Record, Run, open_jobs, queue_id, time_of
+
+_COLUMNS = ("NAME", "STATUS", "STEP", "EPOCH", "ACCURACY", "STARTED", "SECONDS")
+_RIGHT_ALIGNED = {"STEP", "EPOCH", "SECONDS"}
+
+
+Jobs = Mapping[str, JobState] | None  # those that wait or run now, by id; None where the queue was not asked
+
+
+def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> str:
+    """One line for each run; the accuracy is the test's where there is one, the newest validation's otherwise."""
+    rows = [_COLUMNS, *(_row(run, jobs, now) for run in runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_aligned(row, widths) for row in rows)
+
+
+def run_details(run: Run, now: datetime, jobs: Jobs = None) -> str:
+    """All that the files of a run and the queue tell, some lines long."""
+    job = _job_of(run, jobs)
+    facts = {
+        "run": run.name,
+        "status": _explain(run, jobs),
+        "job": f"{job.job_id}, {state_text(job)}" if job else "",
+        "progress": _progress(run.newest_metrics, run.planned),
+        "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
+        "val": _metrics(run.last.get(("val", None))),
+        "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),
+        "last error": last_error(run),
+        "checkpoints": ", ".join(path.name for path in run.checkpoints),
+        "seconds": _seconds(run, now),
+        "directory": str(run.directory),
+    }
+    lines = [f"{label + ':':<13}{value}" for label, value in facts.items() if value]
+    for heading, records, in_words in (("attempts:", run.attempts, _attempt), ("jobs:", run.jobs, _job)):
+        lines += [*([heading] if records else []), *(f"  {in_words(record)}" for record in records)]
+    return "\n".join(lines)
+
+
+def _job_of(run: Run, jobs: Jobs) -> JobState | None:
+    return next((jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs), None) if jobs else None
+
+
+def _row(run: Run, jobs: Jobs, now: datetime) -> tuple[str, ...]:
+    newest = run.newest_metrics
+    return (
+        run.name,
+        _status(run, jobs),
+        str(newest.get("step", "")),
+        str(newest.get("epoch", "")),
+        _accuracy(run),
+        local_time(run.started),
+        _seconds(run, now),
+    )
+
+
+def _status(run: Run, jobs: Jobs) -> str:
+    """One word, from the queue where the run has a job there; and what a job waits for."""
+    job = _job_of(run, jobs)
+    if job is None:
+        return "submitted" if jobs is None and run.status == "new" and open_jobs(run.jobs) else run.status
+    if not job.waiting:
+        return job.state.lower()
+    state = "requeued" if job.restarts else "pending"
+    return f"{state} ({job.reason})" if job.reason else state
+
+
+def _accuracy(run: Run) -> str:
+    for split, record in (("test", run.last.get(("test", None))), ("val", run.last.get(("val", None)))):
+        if record and isinstance(record.get("accuracy"), int | float):
+            return f"{split} {record['accuracy']:.4f}"
+    return ""
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cell.rjust(width) if column in _RIGHT_ALIGNED else cell.ljust(width)
+        for column, cell, width in zip(_COLUMNS, cells, widths, strict=True)
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def _explain(run: Run, jobs: Jobs) -> str:
+    status = _status(run, jobs)
+    what_next = {
+        "stopped": "; start it again to continue",
+        "interrupted": ": it ended without a word; start it again to continue",
+        "running": f", process {(run.last_start or {}).get('pid')} on {(run.last_start or {}).get('host')}",
+    }
+    return status + (what_next.get(status, "") if status == run.status else "")
+
+
+def _progress(newest: Record, planned: Record) -> str:
+    """How far the run is. A run is so many epochs or so many steps long, so only one of the two has a total."""
+    if not newest:
+        return ""
+    totals = {unit: f" of {planned[f'{unit}s']}" if planned.get(f"{unit}s") else "" for unit in ("step", "epoch")}
+    return ", ".join(f"{unit} {newest.get(unit)}{total}" for unit, total in totals.items())
+
+
+def _metrics(record: Record | None) -> str:
+    """Loss and accuracy of one line of metrics.jsonl."""
+    if not record:
+        return ""
+    texts = [f"{key} {_number(record[key])}" for key in ("loss", "accuracy") if record.get(key) is not None]
+    if "step" in record:
+        texts.append(f"at step {record['step']}")
+    if record.get("count") is not None:
+        texts.append(f"over {record['count']} samples")
+    return ", ".join(texts)
+
+
+def last_error(run: Run) -> str:
+    """What ended the newest failure, as far as anything is known; empty where nothing failed."""
+    left = root_cause(read_all(run.directory))
+    if left is not None:
+        return _failure(asdict(left))
+    failures = [record for record in run.jobs if record.get("cause") == "failure"]
+    reasons = [record["reason"] for record in run.attempts if record.get("status") == "failed" and record.get("reason")]
+    return _failure(failures[-1]) if failures else str(reasons[-1]) if reasons else ""
+
+
+def _failure(record: Record) -> str:
+    """Which rank failed, where and how, its log, and the last line of that."""
+    ended = f"was killed by {record['signal']}" if record.get("signal") else f"exit code {record.get('exit_code')}"
+    if record.get("rank") is not None:
+        ended = f"rank {record['rank']} on {record.get('host')}: {ended}"
+    log = f" (log: {record['log']})" if record.get("log") else ""
+    return f"{ended}{log}" + (f": {record['error']}" if record.get("error") else "")
+
+
+def _job(record: Record) -> str:
+    """One line of jobs.jsonl in words."""
+    head = f"{queue_id(record)}  {local_time(time_of(record))}  "
+    if record.get("event") == "submitted":
+        return f"{head}submitted"
+    if record.get("event") == "begin":
+        again = f", restart {record['restart']}" if record.get("restart") else ""
+        return f"{head}begun on {' '.join(record.get('nodes') or [])}{again}"
+    cause = str(record.get("cause")).replace("_", " ")
+    signal = f" ({record['signal']})" if record.get("signal") and cause != "failure" else ""
+    step = f" at step {record['step']}" if record.get("step") is not None else ""
+    failure = f": {_failure(record)}" if record.get("cause") == "failure" else ""
+    requeued = "; requeued" if record.get("requeued") else ""
+    excluded = f" without {' '.join(record['excluded'])}" if record.get("excluded") else ""
+    return f"{head}{cause}{signal}{step}{failure}{requeued}{excluded}"
+
+
+def _attempt(record: Record) -> str:
+    """One line of attempts.jsonl in words."""
+    head = f"{record.get('attempt')}  {local_time(time_of(record))}  "
+    if record.get("event") == "start":
+        job = record.get("slurm_job_id")
+        place = (
+            f"{record.get('host')}, SLURM job {job}" if job else f"{record.get('host')}, process {record.get('pid')}"
+        )
+        ranks = record.get("world_size")
+        return f"{head}started at step {record.get('from_step')}, {ranks} rank{'s' * (ranks != 1)}, {place}"
+    reason = f": {record['reason']}" if record.get("reason") else ""
+    return f"{head}{record.get('status')} at step {record.get('step')}{reason}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else str(value)
+
+
+def _seconds(run: Run, now: datetime) -> str:
+    seconds = run.seconds(now)
+    return "" if seconds is None else f"{seconds:.0f}"
+
+
+def local_time(moment: datetime | None) -> str:
+    """A moment as the clock of this machine shows it; empty for None."""
+    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

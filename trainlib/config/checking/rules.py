@@ -1,0 +1,193 @@
+"""Rules that need more than one value. What needs the data set, the device or a file is checked where that is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from trainlib.config.checking.suggest import one_of, shown
+from trainlib.config.defaults import better_mode, schedulers
+from trainlib.config.libraries import catalog
+from trainlib.config.schema import Augment, Best, Config, EarlyStopping, SchedulerConfig
+from trainlib.errors import Mistake
+
+Rule = Callable[[Config], Iterator[Mistake]]
+
+_PROBABILITY_ACTIVATIONS = ("auto", "sigmoid", "softmax")
+
+
+def broken_rules(config: Config, passed: set[str]) -> list[Mistake]:
+    """Every broken rule among the sections that passed on their own; the others hold defaults that mean nothing."""
+    return [mistake for needs, rule in _RULES if needs <= passed for mistake in rule(config)]
+
+
+def _one_length(config: Config) -> Iterator[Mistake]:
+    train = config.train
+    if train.epochs is not None and train.steps is not None:
+        rule = f"got {train.steps} beside train.epochs {train.epochs}, must be one of the two: remove the other"
+        yield Mistake("train.steps", rule)
+
+
+def _micro_batch_fits(config: Config) -> Iterator[Mistake]:
+    micro, batch = config.train.micro_batch_size, config.train.batch_size
+    if micro is not None and micro > batch:
+        yield Mistake("train.micro_batch_size", f"got {micro}, must be <= train.batch_size, which is {batch}")
+
+
+def _virtual_shards_fit(config: Config) -> Iterator[Mistake]:
+    train = config.train
+    if train.reproducibility == "elastic" and train.virtual_shards > train.batch_size:
+        rule = f"got {train.virtual_shards}, must be <= train.batch_size, which is {train.batch_size}"
+        yield Mistake("train.virtual_shards", rule)
+
+
+def _nodes_vary_in_elastic_mode_only(config: Config) -> Iterator[Mistake]:
+    nodes, mode = config.slurm.nodes, config.train.reproducibility
+    if mode != "elastic" and isinstance(nodes, str):
+        yield Mistake(
+            "slurm.nodes",
+            f"got {nodes}, must be one number: train.reproducibility is {mode}, and only elastic gives the same bits "
+            "with any number of nodes",
+        )
+
+
+def _shards_for_every_process(config: Config) -> Iterator[Mistake]:
+    slurm, shards = config.slurm, config.train.virtual_shards
+    processes = slurm.most_nodes * slurm.processes_on_each
+    if config.train.reproducibility == "elastic" and processes > shards:
+        yield Mistake(
+            "slurm.nodes",
+            f"got {slurm.nodes}, with {slurm.processes_on_each} processes on each makes {processes}, must be at most "
+            f"{shards}, which is train.virtual_shards: ask for fewer, or for more shards, which are part of the result",
+        )
+
+
+def _early_stopping_has_metric(config: Config) -> Iterator[Mistake]:
+    stopping = config.train.early_stopping
+    if stopping is not None:
+        yield from _needs_validation("train.early_stopping.metric", stopping.metric, config)
+
+
+def _plateau_has_metric(config: Config) -> Iterator[Mistake]:
+    for key, scheduler in schedulers(config):
+        if scheduler.name == "ReduceLROnPlateau" and scheduler.metric is not None:
+            yield from _needs_validation(f"{key}.metric", scheduler.metric, config)
+
+
+def _needs_validation(key: str, metric: str, config: Config) -> Iterator[Mistake]:
+    if metric.startswith("val/") and config.data.val_fraction == 0:
+        rule = (
+            f"got {metric}, but data.val_fraction is 0: set data.val_fraction, or use {metric.replace('val', 'train')}"
+        )
+        yield Mistake(key, rule)
+
+
+def _best_mode(config: Config) -> Iterator[Mistake]:
+    yield from _mode_fits("checkpoint.best", config.checkpoint.best)
+
+
+def _early_stopping_mode(config: Config) -> Iterator[Mistake]:
+    yield from _mode_fits("train.early_stopping", config.train.early_stopping)
+
+
+def _mode_fits(key: str, section: Best | EarlyStopping | None) -> Iterator[Mistake]:
+    if section is not None and section.mode not in (None, better_mode(section.metric)):
+        rule = f"got {section.mode}, must be {better_mode(section.metric)} for {section.metric}: leave it out"
+        yield Mistake(f"{key}.mode", rule)
+
+
+def _scheduler_durations(config: Config) -> Iterator[Mistake]:
+    if isinstance(config.scheduler, SchedulerConfig):
+        if config.scheduler.duration is not None:
+            rule = f"got {config.scheduler.duration}, but a single scheduler lasts the whole run: leave it out"
+            yield Mistake("scheduler.duration", rule)
+        return
+    for key, scheduler in list(schedulers(config))[:-1]:
+        if scheduler.duration is None:
+            yield Mistake(
+                f"{key}.duration", "is missing: every scheduler of a list but the last needs one, like 5ep or 500st"
+            )
+
+
+def _scheduler_list_not_empty(config: Config) -> Iterator[Mistake]:
+    if config.scheduler == []:
+        yield Mistake("scheduler", "got an empty list, must have at least one scheduler: write null for none")
+
+
+def _plateau_rules(config: Config) -> Iterator[Mistake]:
+    listed = list(schedulers(config))
+    for i, (key, scheduler) in enumerate(listed):
+        if scheduler.name != "ReduceLROnPlateau":
+            if scheduler.metric is not None:
+                yield Mistake(
+                    f"{key}.metric", f"got {scheduler.metric}, but only ReduceLROnPlateau reads a metric: leave it out"
+                )
+            continue
+        if scheduler.interval != "epoch":
+            yield Mistake(
+                f"{key}.interval", f"got {scheduler.interval}, must be epoch: a metric is known once an epoch"
+            )
+        if i < len(listed) - 1:
+            yield Mistake(f"{key}.name", "ReduceLROnPlateau must be the last of a list: nothing says when it ends")
+        mode = scheduler.args.get("mode")
+        if scheduler.metric is not None and mode not in (None, better_mode(scheduler.metric)):
+            rule = f"got {mode}, must be {better_mode(scheduler.metric)} for {scheduler.metric}: leave it out"
+            yield Mistake(f"{key}.mode", rule)
+
+
+def _cycled_momentum(config: Config) -> Iterator[Mistake]:
+    taken = catalog.arguments("optimizer", config.optimizer.name)
+    for key, scheduler in schedulers(config):
+        cycles = "cycle_momentum" in catalog.arguments("scheduler", scheduler.name)
+        if cycles and scheduler.args.get("cycle_momentum", True) and not {"momentum", "betas"} & set(taken):
+            rule = f"must be false: {config.optimizer.name} has no momentum for {scheduler.name} to cycle"
+            yield Mistake(f"{key}.cycle_momentum", rule)
+
+
+def _probabilities(config: Config) -> Iterator[Mistake]:
+    if config.loss.name == "BCELoss" and config.loss.activation not in _PROBABILITY_ACTIVATIONS:
+        rule = f"got {config.loss.activation}, must be sigmoid or softmax: BCELoss takes probabilities"
+        yield Mistake("loss.activation", f"{rule} (BCEWithLogitsLoss does not)")
+
+
+def _weights_known(config: Config) -> Iterator[Mistake]:
+    weights, names = config.model.weights, catalog.weights(config.model.name)
+    if weights is None or catalog.weights_file(weights) or weights in names:
+        return
+    path = f"the path of a file ({', '.join(catalog.WEIGHTS_SUFFIXES)})"
+    if names:
+        yield Mistake("model.weights", f"got {shown(weights)}, {one_of([*names, path], weights)}")
+    else:
+        yield Mistake(
+            "model.weights", f"got {shown(weights)}, must be {path}: {config.model.name} has no named weights"
+        )
+
+
+def _constant_features(config: Config) -> Iterator[Mistake]:
+    if config.model.cache_features is not True:
+        return
+    if config.model.freeze is None:
+        rule = "got true, but model.freeze is null, and then every layer changes: set model.freeze, or leave it out"
+        yield Mistake("model.cache_features", rule)
+    if config.data.augment != Augment():
+        rule = "got true, but data.augment makes other images in every epoch: set data.augment={}, or leave it out"
+        yield Mistake("model.cache_features", rule)
+
+
+_RULES: tuple[tuple[set[str], Rule], ...] = (
+    ({"train"}, _one_length),
+    ({"train"}, _micro_batch_fits),
+    ({"train"}, _virtual_shards_fit),
+    ({"train", "slurm"}, _nodes_vary_in_elastic_mode_only),
+    ({"train", "slurm"}, _shards_for_every_process),
+    ({"train"}, _early_stopping_mode),
+    ({"train", "data"}, _early_stopping_has_metric),
+    ({"checkpoint"}, _best_mode),
+    ({"scheduler"}, _scheduler_list_not_empty),
+    ({"scheduler"}, _scheduler_durations),
+    ({"scheduler"}, _plateau_rules),
+    ({"scheduler", "data"}, _plateau_has_metric),
+    ({"scheduler", "optimizer"}, _cycled_momentum),
+    ({"loss"}, _probabilities),
+    ({"model"}, _weights_known),
+    ({"model", "data"}, _constant_features),
+)

@@ -1,0 +1,1 @@
+"""The description of every configuration key, and the generator of docs/config.md."""

@@ -1,0 +1,166 @@
+"""docs/config.md: the prose of the page is written there, its tables here, from the models of the configuration.
+
+`python -m trainlib.config.docs.reference docs/config.md` brings the page up to date.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainlib.config.checking.suggest import shown
+from trainlib.config.docs.descriptions import DESCRIPTIONS
+from trainlib.config.load import load_config
+from trainlib.config.schema import Config
+from trainlib.errors import ConfigError
+
+# What breaks a rule that joins several keys: what is typed after `launch run quickstart`.
+MISTAKES: tuple[str, ...] = (
+    "train='{epochs: 3, steps: 100}'",
+    "train='{batch_size: 64, micro_batch_size: 128}'",
+    "train='{reproducibility: elastic, batch_size: 4, virtual_shards: 8}'",
+    "slurm.nodes=1-4",
+    "train.reproducibility=elastic slurm='{nodes: 1-4, gpus_per_node: 4}'",
+    "data.val_fraction=0 train.early_stopping='{metric: val/loss}'",
+    "data.val_fraction=0 scheduler='{name: ReduceLROnPlateau, metric: val/loss}'",
+    "train.early_stopping='{metric: val/loss, mode: max}'",
+    "checkpoint.best='{metric: val/accuracy, mode: min}'",
+    "scheduler=[]",
+    "scheduler='{name: CosineAnnealingLR, duration: 5ep}'",
+    "scheduler='[{name: LinearLR}, {name: CosineAnnealingLR}]'",
+    "scheduler='{name: StepLR, step_size: 5, metric: val/loss}'",
+    "scheduler='{name: ReduceLROnPlateau, interval: step}'",
+    "scheduler='[{name: ReduceLROnPlateau, duration: 5ep}, {name: CosineAnnealingLR}]'",
+    "optimizer='{name: Adagrad, lr: 0.1}' scheduler='{name: OneCycleLR, max_lr: 0.1, interval: step}'",
+    "loss='{name: BCELoss, activation: none}'",
+    "model='{name: cifar10_cnn, weights: IMAGENET1K_V1}'",
+    "model.cache_features=true data.augment={}",
+    "model='{name: vgg16, freeze: features, cache_features: true}' data.augment='{flip: true}'",
+)
+
+_REGION = re.compile(r"(<!-- (keys|mistakes|harmless)(?: (\w+))? -->\n).*?(<!-- end -->\n)", re.DOTALL)
+_TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "`true` or `false`",
+    "null": "`null`",
+    "duration": "duration",
+    "node range": "range like `1-4`",
+}
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def filled(page: str) -> str:
+    """The page with everything between its marks, `<!-- keys data -->` and `<!-- end -->`, as it has to be now."""
+
+    def fill(mark: re.Match[str]) -> str:
+        match mark[2]:
+            case "keys":
+                table = _keys_table(mark[3])
+            case "mistakes":
+                table = _mistakes()
+            case _:
+                table = _harmless()
+        return f"{mark[1]}{table}{mark[4]}"
+
+    return _REGION.sub(fill, page)
+
+
+def _keys_table(section: str | None) -> str:
+    """The keys of a section, or those that stand alone, as a table."""
+    schema = Config.model_json_schema()
+    rows = [row for row in _rows(schema, schema, "") if _belongs(row[0], section)]
+    lines = ["| key | type | default | meaning | example |", "|---|---|---|---|---|"]
+    for key, kind, default in rows:
+        meaning, example = DESCRIPTIONS.get(key, ("", ""))
+        lines.append(f"| `{key}` | {kind} | {default} | {meaning} | {_code(example)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _belongs(key: str, section: str | None) -> bool:
+    if section is None:
+        return "." not in key and not any(other.startswith(f"{key}.") for other in DESCRIPTIONS)
+    return key == section or key.startswith(f"{section}.")
+
+
+def _rows(section: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str, str]]:
+    """Dotted key, type and default of everything in a section, by pydantic's JSON schema."""
+    for name, field in section["properties"].items():
+        inner = _reference(field)
+        yield prefix + name, _kind(field), _default(field)
+        if inner is not None:
+            yield from _rows(root["$defs"][inner], root, f"{prefix}{name}.")
+
+
+def _default(field: Mapping[str, Any]) -> str:
+    if "default" not in field:
+        return "no default"
+    value = field["default"]
+    if isinstance(value, dict):
+        return "those below"
+    return _code(value if isinstance(value, str) else shown(value))
+
+
+def _reference(field: Mapping[str, Any]) -> str | None:
+    """The name of the section that a field holds, alone or in a list."""
+    if "$ref" in field:
+        return str(field["$ref"].rpartition("/")[2])
+    inner = [*field.get("anyOf", ()), *([field["items"]] if "items" in field else ())]
+    return next((name for part in inner if (name := _reference(part))), None)
+
+
+def _kind(field: Mapping[str, Any]) -> str:
+    """The type of a field in words, with what limits it."""
+    if "anyOf" in field:
+        return " or ".join(_kind(part) for part in field["anyOf"])
+    if "$ref" in field:
+        return "section"
+    if "enum" in field:
+        return " or ".join(f"`{word}`" for word in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if field["type"] == "array":
+        count = f"{field['minItems']} " if field.get("minItems") == field.get("maxItems", 0) else ""
+        return f"list of {count}({_kind(field['items'])})"
+    bounds = [f"{sign} {_number(field[bound])}" for bound, sign in _BOUNDS.items() if bound in field]
+    return ", ".join([_TYPES[field.get("format", field["type"])], *bounds])
+
+
+def _number(value: float) -> str:
+    return "2^63" if value == 2**63 else f"{value:g}"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _mistakes() -> str:
+    """Every joining rule by a configuration that breaks it, and what is said then."""
+    lines = ["| `launch run quickstart` … | error |", "|---|---|"]
+    for words in MISTAKES:
+        said = "; ".join(str(mistake).replace(" (command line)", "") for mistake in mistakes_of(words))
+        lines.append(f"| `{words}` | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def mistakes_of(words: str) -> Sequence[object]:
+    """The mistakes of `launch run quickstart <words>`; none where it is right."""
+    try:
+        load_config(["quickstart", *shlex.split(words)])
+    except ConfigError as error:
+        return error.mistakes
+    return ()
+
+
+def _harmless() -> str:
+    return "".join(f"- `{key}`\n" for key in Config.HARMLESS)
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(filled(path.read_text()))

@@ -1,0 +1,124 @@
+"""The names that a configuration may use for losses, optimizers, schedulers and models, and what each takes.
+
+The lists are those of the installed torch and torchvision; those of `OWN_MODELS` and `OWN_OPTIMIZERS` are this
+project's own. A name is looked up here and nowhere else: nothing is imported because a configuration says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from trainlib.config.libraries import source as source
+from trainlib.config.libraries.kinds import BOOLEAN, NUMBER, WHOLE, list_of
+from trainlib.config.libraries.source import Argument
+
+Family = Literal["loss", "optimizer", "scheduler", "model"]
+
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
+
+LOSSES = (
+    "CrossEntropyLoss",
+    "NLLLoss",
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "L1Loss",
+    "SmoothL1Loss",
+    "HuberLoss",
+    "MSELoss",
+    "MultiMarginLoss",
+)
+OWN_MODELS: Mapping[str, Mapping[str, Argument]] = {
+    "cifar10_cnn": {},
+    "cifar10_fast": {
+        "width": Argument(NUMBER, default=1.0),
+        "whitening": Argument(BOOLEAN, default=True),
+        "dirac": Argument(BOOLEAN, default=True),
+    },
+    "vgg16": {"width": Argument(NUMBER, default=1.0), "dropout": Argument(NUMBER, default=0.5)},
+}
+OWN_OPTIMIZERS: Mapping[str, Mapping[str, Argument]] = {
+    "MuonSGD": {
+        "lr": Argument(NUMBER, default=0.02),
+        "momentum": Argument(NUMBER, default=0.95),
+        "nesterov": Argument(BOOLEAN, default=True),
+        "weight_decay": Argument(NUMBER, default=0.0),
+        "muon": Argument(BOOLEAN, default=True),
+        "normalize_weights": Argument(BOOLEAN, default=False),
+        "ns_steps": Argument(WHOLE, default=5),
+    },
+}
+# Classes that exist but cannot be used, each with the reason and the way out.
+REFUSED: Mapping[str, Mapping[str, str]] = {
+    "loss": {},
+    "optimizer": {
+        "LBFGS": "needs to evaluate the loss several times a step: choose another, such as SGD or AdamW",
+        "SparseAdam": "needs sparse gradients, which no model here has: choose Adam",
+    },
+    "scheduler": {
+        "LambdaLR": "takes a Python function: choose another, or write a list of schedulers",
+        "MultiplicativeLR": "takes a Python function: choose another, or write a list of schedulers",
+        "SequentialLR": "is written as a list: scheduler: [{name: LinearLR, duration: 5ep}, {name: CosineAnnealingLR}]",
+        "ChainedScheduler": "is not available: write a list of schedulers, which run one after another",
+    },
+    "model": {},
+}
+# The builder fills these in from the length of the schedule.
+_OPTIONAL = {("CosineAnnealingLR", "T_max"), ("OneCycleLR", "total_steps")}
+_HIDDEN: Mapping[str, set[str]] = {
+    "loss": {"size_average", "reduce", "reduction"},
+    "optimizer": {"params", "differentiable", "capturable"},
+    "scheduler": {"optimizer", "last_epoch", "verbose", "scale_fn"},
+}
+
+
+@cache
+def names(family: Family) -> tuple[str, ...]:
+    """Every usable name of a family."""
+    if family == "loss":
+        return LOSSES
+    if family == "model":
+        return (*OWN_MODELS, *sorted(set(source.model_files()) - set(OWN_MODELS)))
+    if family == "optimizer":
+        tree = source.module("torch", "optim/__init__.py")
+        known = [n for n in source.exported(tree) if n in source.imported_classes(tree) and n != "Optimizer"]
+        known += OWN_OPTIMIZERS
+    else:
+        tree = source.module("torch", "optim/lr_scheduler.py")
+        known = [n for n in source.exported(tree) if n in source.classes(tree) and n != "LRScheduler"]
+    return tuple(n for n in known if n not in REFUSED[family])
+
+
+@cache
+def arguments(family: Family, name: str) -> Mapping[str, Argument]:
+    """The arguments that a class takes in a configuration, in its own order. `name` is one of `names(family)`."""
+    if family == "model":
+        return OWN_MODELS[name] if name in OWN_MODELS else source.model_signature(name)
+    if name in OWN_OPTIMIZERS and family == "optimizer":
+        return OWN_OPTIMIZERS[name]
+    path, tensor = "optim/lr_scheduler.py", None
+    if family == "loss":
+        path, tensor = "nn/modules/loss.py", list_of(NUMBER)
+    elif family == "optimizer":
+        home = source.imported_classes(source.module("torch", "optim/__init__.py"))[name]
+        path = home.removeprefix("torch.").replace(".", "/") + ".py"
+    found = source.signature(source.module("torch", path), name, _HIDDEN[family], tensor)
+    return {k: Argument(a.kind, a.required and (name, k) not in _OPTIONAL, a.default) for k, a in found.items()}
+
+
+def weights(model: str) -> tuple[str, ...]:
+    """The names of a model's pretrained weights; none where it has none."""
+    return source.weight_names(model) if model in source.model_files() else ()
+
+
+def weights_file(text: str) -> Path | None:
+    """The file that `model.weights` is the path of, or None where it can only be the name of pretrained weights.
+
+    Told by its form, with a slash or one of `WEIGHTS_SUFFIXES`: the file need not exist.
+    """
+    if "/" in text or "\\" in text or text.endswith(WEIGHTS_SUFFIXES):
+        return Path(os.path.expanduser(text))  # Path.expanduser raises for a user that there is not
+    return None

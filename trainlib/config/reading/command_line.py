@@ -1,0 +1,27 @@
+"""What `launch run` and the training program read alike from a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainlib.config.reading.merge import is_override
+
+
+def mark_bare_resume(words: Sequence[str]) -> list[str]:
+    """Write `--resume` as `--resume=` where the word after it is not its checkpoint but a config, override or option.
+
+    A checkpoint is a folder: a path, or the name of one, `step-00000123`. So `--resume train.epochs=30` and
+    `--resume quickstart` mean the newest checkpoint.
+    """
+    result = []
+    for position, word in enumerate(words):
+        following = words[position + 1] if position + 1 < len(words) else ""
+        bare = word == "--resume" and not _names_checkpoint(following)
+        result.append("--resume=" if bare else word)
+    return result
+
+
+def _names_checkpoint(word: str) -> bool:
+    if word.startswith("-") or is_override(word) or word.endswith((".yaml", ".yml")):
+        return False
+    return "/" in word or word.startswith("step-")

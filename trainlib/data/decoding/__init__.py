@@ -1,0 +1,1 @@
+"""Decoding image files in worker processes, and the cache of decoded images."""

@@ -1,0 +1,127 @@
+"""Decoding many image files into one .npy file, with all cores."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import numpy as np
+
+from trainlib.data.decoding import decode
+from trainlib.errors import DataError, StoppedError, TrainlaunchError
+
+CHUNK_SIZE = 64  # images between two looks at `stop_requested`
+PARALLEL_FROM = 500  # images; fewer are decoded sooner than the workers have started
+NAMED_AT_MOST = 10
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def decode_files(
+    paths: Sequence[str],
+    array_path: Path,
+    *,
+    stop_requested: Callable[[], bool],
+    advance: Callable[[int], None],
+) -> list[decode.Failure]:
+    """Decode file i into row i of the .npy file at `array_path` (uint8 [N, 3, S, S], of its final size already).
+
+    advance     called with the number of images that have just been done
+    Returns the files that could not be decoded, in order. Raises StoppedError when asked to stop, and TrainlaunchError
+    when a worker dies; no worker outlives this call.
+    """
+    chunks = [(start, paths[start : start + CHUNK_SIZE]) for start in range(0, len(paths), CHUNK_SIZE)]
+    num_workers = min(available_cores(), len(chunks))
+    failures = []
+    if len(paths) < PARALLEL_FROM or num_workers == 1:
+        images_NCHW = np.lib.format.open_memmap(array_path, mode="r+")
+        for start, chunk in chunks:
+            _check_stop(stop_requested)
+            failures += decode.decode_rows(images_NCHW, start, chunk)
+            advance(len(chunk))
+        return failures
+    with ExitStack() as stack:
+        command = [sys.executable, "-P", decode.__file__, str(array_path)]
+        workers = []
+        for _ in range(num_workers):
+            worker = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            stack.callback(worker.kill)  # runs before the worker's own exit, which waits for its end
+            workers.append(worker)
+        failures = _hand_out(chunks, workers, stop_requested, advance)
+    position = {path: row for row, path in enumerate(paths)}
+    return sorted(failures, key=lambda failure: position[failure[0]])
+
+
+def _hand_out(
+    chunks: list[tuple[int, Sequence[str]]],
+    workers: list[subprocess.Popen[bytes]],
+    stop_requested: Callable[[], bool],
+    advance: Callable[[int], None],
+) -> list[decode.Failure]:
+    """Keep one chunk at a time with each worker until all are done."""
+    failures: list[decode.Failure] = []
+    waiting = iter(chunks)
+    with selectors.DefaultSelector() as answers:
+        for worker, chunk in zip(workers, waiting, strict=False):
+            assert worker.stdout
+            answers.register(worker.stdout, selectors.EVENT_READ, (worker, chunk))
+            _send(worker, chunk)
+        while answers.get_map():
+            _check_stop(stop_requested)
+            for selected, _ in answers.select(timeout=0.2):
+                worker, (_, paths) = selected.data
+                answer = worker.stdout.readline()
+                if not answer:
+                    raise _worker_died(worker, paths)
+                failures += [(path, reason) for path, reason in json.loads(answer)]
+                advance(len(paths))
+                answers.unregister(worker.stdout)
+                for chunk in itertools.islice(waiting, 1):
+                    answers.register(worker.stdout, selectors.EVENT_READ, (worker, chunk))
+                    _send(worker, chunk)
+    return failures
+
+
+def _send(worker: subprocess.Popen[bytes], chunk: tuple[int, Sequence[str]]) -> None:
+    assert worker.stdin
+    start, paths = chunk
+    try:
+        worker.stdin.write(json.dumps({"start": start, "paths": paths}).encode() + b"\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        with suppress(BrokenPipeError):
+            worker.stdin.close()  # here, because it fails once more on what is left in its buffer
+        raise _worker_died(worker, paths) from None
+
+
+def _worker_died(worker: subprocess.Popen[bytes], paths: Sequence[str]) -> TrainlaunchError:
+    return TrainlaunchError(
+        f"A process that decodes images ended with code {worker.wait()} while at one of {len(paths)} images, "
+        f"{paths[0]} to {paths[-1]}. -9 is mostly a lack of memory; otherwise try these images one by one."
+    )
+
+
+def _check_stop(stop_requested: Callable[[], bool]) -> None:
+    if stop_requested():
+        raise StoppedError("Stopped while decoding images, before training began. Run again to start over.")
+
+
+def damaged_images(failures: Sequence[decode.Failure]) -> DataError:
+    """The error for images that cannot be decoded."""
+    lines = [f"  {path}: {reason}" for path, reason in failures[:NAMED_AT_MOST]]
+    if len(failures) > NAMED_AT_MOST:
+        lines.append(f"  ... and {len(failures) - NAMED_AT_MOST} more")
+    what = "1 image" if len(failures) == 1 else f"{len(failures)} images"
+    return DataError("\n".join([f"{what} cannot be decoded; delete, move or export them again:", *lines]))

@@ -1,0 +1,69 @@
+"""CIFAR-10 (Krizhevsky, 2009), through torchvision: downloaded once, its checksums verified before it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainlib.data.images import Dataset, ImageSet, ResidentImages
+from trainlib.errors import DataError
+from trainlib.runs.locks import exclusive_lock
+
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
+TIMEOUT_SECONDS = 30.0  # without an answer from the server
+
+
+def load_cifar10(root: Path, *, stop_requested: Callable[[], bool]) -> Dataset:
+    """50,000 training and 10,000 test images, 32x32, from `root`; downloaded there by the first process that comes.
+
+    Raises DataError where they are neither there nor to be had, StoppedError when asked to stop while waiting.
+    """
+    from torchvision.datasets import CIFAR10
+
+    root = root.expanduser().absolute()
+    try:
+        # Before any lock: a complete copy may lie where nothing can be written.
+        with contextlib.suppress(RuntimeError):
+            return _read(CIFAR10, root)
+        root.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(root / ".cifar10.lock", stop_requested=stop_requested), _download_manners():
+            CIFAR10(str(root), download=True)
+            return _read(CIFAR10, root)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise DataError(
+            f"data.name=cifar10: the images are not in {root} and could not be downloaded from {CIFAR10.url}: {error}. "
+            f"Put {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) into {root} yourself, delete "
+            f"{root / CIFAR10.base_folder} if it is there, and run again; or use "
+            "data.name=synthetic (needs no files) or data.name=image_folder (your own images)."
+        ) from error
+
+
+def _read(cifar10: Any, root: Path) -> Dataset:
+    """torchvision verifies all checksums before it unpickles anything: RuntimeError for a missing or wrong file."""
+    train, test = cifar10(str(root), train=True), cifar10(str(root), train=False)
+    return Dataset(_image_set(train), _image_set(test), tuple(train.classes), MEAN, STD)
+
+
+def _image_set(split: Any) -> ImageSet:
+    images_NCHW = torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(ResidentImages(images_NCHW), torch.tensor(split.targets))
+
+
+@contextlib.contextmanager
+def _download_manners() -> Iterator[None]:
+    """A silent server is given up, and what torchvision prints stays out of stdout."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)

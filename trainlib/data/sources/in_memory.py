@@ -1,0 +1,132 @@
+"""Data sets that are given in Python: arrays, or anything with a length and (image, label) pairs, read into memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainlib.data.decoding.decode import to_rgb
+from trainlib.data.images import Dataset, ImageSet, ResidentImages, channel_statistics
+from trainlib.errors import DataError
+
+
+class Samples(Protocol):
+    """A map-style data set, as torch and torchvision have them: sample i is an image and its label."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+Split: TypeAlias = Samples | tuple[Any, Any] | ImageSet
+
+
+def image_dataset(train: Split, test: Split, classes: Sequence[str] | None = None) -> Dataset:
+    """A data set for `trainlib.fit`. Each split is one of
+
+    a pair      images, a uint8 array or tensor [N, H, W], [N, H, W, 3] or [N, 3, H, W], and N whole labels from 0 on
+    samples     anything with a length whose item i is (image, label); the image a PIL image, or one uint8 array or
+                tensor; all of one size. Every item is read once, here: random changes belong to `data.augment`
+    ImageSet    labels, and images that are fetched as they are needed, for what does not fit into memory
+
+    classes     their names, in the order of the labels; by default the samples' own `classes`, else "0", "1", ...
+    Every rank makes the same data set, so what draws random numbers on the way needs a seed.
+    Raises DataError naming the split, the value and the rule.
+    """
+    names = classes if classes is not None else getattr(train, "classes", None)
+    train_set, test_set = _image_set(train, "train"), _image_set(test, "test")
+    if names is None:
+        names = [str(label) for label in range(int(train_set.labels_N.max()) + 1)]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise DataError(f"classes: got {list(names)}, must be two or more different names")
+    for split, image_set in (("train", train_set), ("test", test_set)):
+        _check_labels(split, image_set.labels_N, len(names))
+    mean, std = channel_statistics(train_set.images)
+    return Dataset(train_set, test_set, tuple(map(str, names)), mean, std)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Twelve hex digits that are others for other labels, classes or, where they are in memory, images."""
+    digest = hashlib.sha256("\0".join(dataset.class_names).encode())
+    for image_set in (dataset.train, dataset.test):
+        digest.update(image_set.labels_N.contiguous().numpy().data)
+        if isinstance(image_set.images, ResidentImages):
+            images_NCHW = image_set.images.images_NCHW
+            digest.update(str(tuple(images_NCHW.shape)).encode())
+            digest.update(images_NCHW.cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def _image_set(split: Split, name: str) -> ImageSet:
+    if isinstance(split, ImageSet):
+        return split
+    if isinstance(split, tuple):
+        if len(split) != 2:
+            raise DataError(f"{name}: got a tuple of {len(split)}, must be the pair (images, labels)")
+        return _checked(_stacked(split[0], name), split[1], name)
+    if len(split) == 0:
+        raise DataError(f"{name}: got 0 samples, must be at least 1")
+    images, labels = [], []
+    for index in range(len(split)):  # iterating would not end where __getitem__ raises no IndexError
+        image, label = split[index]
+        images.append(_image(image, f"{name}[{index}]"))
+        labels.append(label)
+        if images[-1].shape != images[0].shape:
+            shapes = [list(one.shape[1:]) for one in (images[0], images[-1])]
+            raise DataError(f"{name}[{index}]: got an image of {shapes[1]}, must be {shapes[0]} as {name}[0] is")
+    return _checked(torch.stack(images), labels, name)
+
+
+def _image(image: Any, place: str) -> Tensor:
+    """One image as uint8 [3, H, W]."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(to_rgb(image))
+    return _stacked(image[None] if isinstance(image, Tensor) else np.asarray(image)[None], place)[0]
+
+
+def _stacked(given: Any, place: str) -> Tensor:
+    """uint8 images of any layout as a contiguous tensor [N, 3, H, W] on the CPU."""
+    images: Tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    if images.dtype != torch.uint8:
+        raise DataError(
+            f"{place}: got values of {images.dtype}, must be uint8, 0 to 255, in RGB; of floats from 0 to 1 make "
+            "(255 * images).round() in uint8. Normalising is for data.normalize"
+        )
+    shape = list(images.shape)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in shape[1:]:
+        raise DataError(f"{place}: got the shape {shape}, must be [N, H, W], [N, H, W, 3] or [N, 3, H, W]")
+    return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def _checked(images_NCHW: Tensor, labels: Any, name: str) -> ImageSet:
+    if len(images_NCHW) == 0:
+        raise DataError(f"{name}: got 0 samples, must be at least 1")
+    try:
+        labels_N = torch.as_tensor(np.asarray(labels))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: the labels must be whole numbers: {error}") from error
+    if labels_N.is_floating_point() or labels_N.dtype == torch.bool or labels_N.ndim != 1:
+        raise DataError(
+            f"{name}: got labels of {labels_N.dtype} and shape {list(labels_N.shape)}, must be whole numbers [N]"
+        )
+    if len(labels_N) != len(images_NCHW):
+        raise DataError(f"{name}: got {len(images_NCHW)} images and {len(labels_N)} labels, must be as many")
+    return ImageSet(ResidentImages(images_NCHW), labels_N.long())
+
+
+def _check_labels(name: str, labels_N: Tensor, num_classes: int) -> None:
+    least, most = int(labels_N.min()), int(labels_N.max())
+    if least < 0 or most >= num_classes:
+        raise DataError(
+            f"{name}: got labels from {least} to {most}, must be 0 to {num_classes - 1}, one for each class"
+        )

@@ -1,0 +1,1 @@
+"""The ranks of a run: process group, stop consensus, gradient reduction, watchdog."""

@@ -1,0 +1,1 @@
+"""Summing gradients over ranks: in elastic mode, and through shared memory."""

@@ -1,0 +1,235 @@
+"""Elastic training: the same bits on any number of ranks.
+
+Every global batch is cut into V virtual shards. What a shard computes depends on the configuration, the seed, the step
+and the shard, and on nothing else. A rank computes a contiguous range of shards, and their results are added up in one
+fixed binary tree, whichever rank has which of its leaves:
+
+                        0-7
+                0-3             4-7             V = 8; on two ranks, each adds up one of the halves,
+            0-1     2-3     4-5     6-7         on three, 0-2 (the nodes 0-1 and 2), 3-5 and 6-7
+           0   1   2   3   4   5   6   7
+
+Ranks send each other the nodes that they hold, each its own chunk of them; each rank finishes the tree for its chunk;
+the chunks are gathered. That is as much traffic as a ring all-reduce where every rank holds a single node. All that a
+step adds up is one vector: gradients, what BatchNorm learned, and how many samples it learned that from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from trainlib.data.plan import parts_of
+from trainlib.distributed import hardware
+from trainlib.distributed.process_group import NUM_THREADS, from_all
+from trainlib.errors import TrainlaunchError, UserError
+from trainlib.models.weights import weights_sha256
+
+
+class Node(NamedTuple):
+    """The shards from position * 2**level up to (position + 1) * 2**level, those of them that there are."""
+
+    level: int
+    position: int
+
+
+def push(nodes: list[Node], node: Node) -> int:
+    """Append a node to those on its left, joining siblings for as long as there are any; how many times it did."""
+    joined = 0
+    while nodes and node.position % 2 and nodes[-1] == (node.level, node.position - 1):
+        nodes.pop()
+        node = Node(node.level + 1, node.position // 2)
+        joined += 1
+    nodes.append(node)
+    return joined
+
+
+def cover(shards: range) -> list[Node]:
+    """The fewest nodes that make up a range of shards, from left to right."""
+    nodes: list[Node] = []
+    for shard in shards:
+        push(nodes, Node(0, shard))
+    return nodes
+
+
+class TreeSum:
+    """Vectors that are being added up: each is a whole node of the tree, and they come from left to right."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.vectors: list[Tensor] = []
+
+    def add(self, node: Node, vector_F: Tensor) -> list[Tensor]:
+        """Take in a vector, adding up siblings in place; returns the vectors that are no longer needed."""
+        done = []
+        for _ in range(push(self.nodes, node)):
+            left_F = self.vectors.pop()
+            left_F += vector_F
+            done.append(vector_F)
+            vector_F = left_F
+        self.vectors.append(vector_F)
+        return done
+
+    def total(self) -> Tensor:
+        """The sum, once all shards are in. Where V is no power of two, some nodes have no sibling on their right."""
+        total_F = self.vectors[-1]
+        for left_F in reversed(self.vectors[:-1]):
+            left_F += total_F
+            total_F = left_F
+        return total_F
+
+
+def require_alike(virtual_shards: int, accelerator: Accelerator, manifest: Mapping[str, Any] | None) -> None:
+    """See to it that every rank computes the same bits as any other would, now and in the attempts before.
+
+    manifest   of the checkpoint to go on from; its number of threads becomes this attempt's
+    Raises UserError, on every rank, where ranks differ, or are more than there are shards. A collective.
+    """
+    world_size = accelerator.num_processes
+    if world_size > virtual_shards:
+        raise UserError(
+            f"train.virtual_shards: got {virtual_shards}, must be >= the {world_size} processes that there are; "
+            "it is part of the result, so set it to the most processes that the run may ever have"
+        )
+    facts = hardware.ingredients(accelerator.device, world_size) | {NUM_THREADS: os.environ.get(NUM_THREADS)}
+    every = from_all(facts)
+    for rank, theirs in enumerate(every):
+        for name in facts:
+            if theirs[name] != every[0][name]:
+                raise UserError(
+                    f"train.reproducibility: elastic needs ranks that are alike; {name} is {theirs[name]} on rank "
+                    f"{rank} and {every[0][name]} on rank 0: give all of them the same, or use exact"
+                )
+    if manifest is not None and manifest["num_threads"] != facts["num_threads"]:
+        if facts[NUM_THREADS]:
+            raise UserError(
+                f"{NUM_THREADS}: got {facts[NUM_THREADS]}, must be {manifest['num_threads']}, with which this run "
+                "began: kernels add in another order with another number of threads; unset it"
+            )
+        torch.set_num_threads(manifest["num_threads"])
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes, by name."""
+    return {name: weights_sha256({name: tensor}) for name, tensor in tensors.items()}
+
+
+def require_same_state(module: nn.Module) -> None:
+    """Raise TrainlaunchError, on every rank, where ranks hold different weights or buffers. A collective.
+
+    Nothing but a fault brings that about: in a device or its memory, or in what elastic mode believes of kernels.
+    """
+    every = from_all(digests(module.state_dict()))
+    for rank, theirs in enumerate(every):
+        name = next((name for name, digest in theirs.items() if digest != every[0][name]), None)
+        if name is not None:
+            raise TrainlaunchError(
+                f"{name} on rank {rank} is not what it is on rank 0, though all ranks computed the same: a fault of "
+                "one of their devices; the run ends here, and goes on from its last checkpoint when it is started again"
+            )
+
+
+class Elastic:
+    """One rank's share of the steps of a module: its shards, their vectors, and the exchange with the other ranks.
+
+    A step is `start`; for each shard of this rank, in ascending order, the backward passes of its pieces inside
+    `shard`, with `learned` after each; then `finish`.
+    """
+
+    def __init__(self, module: nn.Module, virtual_shards: int, world_size: int):
+        """Raises UserError for a module whose parameters do not fit into one vector."""
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        types = sorted({str(parameter.dtype) for parameter in self._parameters})
+        if len(types) > 1:
+            raise UserError(
+                "train.reproducibility: elastic adds up all gradients as one vector, and this model's parameters are "
+                f"of several types ({', '.join(types)}): give all of them one, or use exact"
+            )
+        self._buffers = [buffer for buffer in module.buffers() if buffer.dtype != torch.bool]
+        self._before = [buffer.clone() for buffer in self._buffers]
+        self.num_shards = virtual_shards
+        self._covers = [cover(parts_of(virtual_shards, world_size, r)) for r in range(world_size)]
+        sizes = [tensor.numel() for tensor in (*self._parameters, *self._buffers)]
+        self._offsets = list(accumulate(sizes, initial=0))
+        self._chunk = -(-(sum(sizes) + 1) // world_size)
+        self._tree = TreeSum()
+        self._free: list[Tensor] = []
+        self._changes: list[Tensor] = []
+        self._count = torch.empty(0)
+
+    def start(self) -> None:
+        self._tree = TreeSum()
+        for before, buffer in zip(self._before, self._buffers, strict=True):
+            before.copy_(buffer)
+
+    @contextmanager
+    def shard(self, shard: int) -> Iterator[None]:
+        """Inside, backward passes add to a new vector: that of this shard.
+
+        It begins as -0.0, which changes nothing that is added to it, while 0.0 would turn -0.0 into 0.0.
+        """
+        vector_F = self._free.pop() if self._free else self._new_vector()
+        vector_F.fill_(-0.0)
+        self._look_into(vector_F)
+        yield
+        self._free += self._tree.add(Node(0, shard), vector_F)
+
+    def learned(self, count: int) -> None:
+        """After a pass over `count` samples: note how it changed the buffers, and put them back.
+
+        So each pass begins from the same statistics, and a step makes one update of them, from the mean of what its
+        passes would have made, weighted by their samples.
+        """
+        for buffer, before, change in zip(self._buffers, self._before, self._changes, strict=True):
+            change.add_((buffer - before).to(change.dtype), alpha=count)
+            buffer.copy_(before)
+        self._count += count
+
+    def finish(self) -> None:
+        """Leave every rank with the sum over all shards: as the parameters' gradients, and in the buffers."""
+        total_F = self._tree.total() if len(self._covers) == 1 else self._exchange()
+        self._look_into(total_F)
+        for buffer, before, change in zip(self._buffers, self._before, self._changes, strict=True):
+            mean = change / self._count
+            buffer.copy_(before + (mean if buffer.is_floating_point() else mean.round().to(buffer.dtype)))
+        self._free.append(total_F)  # the next shard begins when the gradients are no longer needed
+
+    def _exchange(self) -> Tensor:
+        """Send each rank its chunk of every node held here, add up one's own chunk of all nodes, gather the chunks."""
+        mine, world_size = self._tree.vectors, len(self._covers)
+        held = torch.stack([vector_F.view(world_size, -1) for vector_F in mine], dim=1) if len(mine) > 1 else mine[0]
+        received_NC = held.new_empty(sum(map(len, self._covers)), self._chunk)
+        dist.all_to_all_single(
+            received_NC.flatten(),
+            held.flatten(),
+            [len(nodes) * self._chunk for nodes in self._covers],
+            [len(mine) * self._chunk] * world_size,
+        )
+        tree = TreeSum()
+        for node, chunk_C in zip(chain(*self._covers), received_NC, strict=True):
+            tree.add(node, chunk_C)
+        self._free += mine[1:]
+        dist.all_gather_into_tensor(mine[0], tree.total())
+        return mine[0]
+
+    def _new_vector(self) -> Tensor:
+        first = self._parameters[0]
+        return torch.empty(self._chunk * len(self._covers), dtype=first.dtype, device=first.device)
+
+    def _look_into(self, vector_F: Tensor) -> None:
+        """Gradients, changes of buffers and the number of samples are views of this vector from here on."""
+        views = []
+        for tensor, offset in zip((*self._parameters, *self._buffers), self._offsets, strict=False):
+            views.append(vector_F.as_strided(tensor.shape, tensor.stride(), offset))
+        for parameter, view in zip(self._parameters, views, strict=False):
+            parameter.grad = view
+        self._changes = views[len(self._parameters) :]
+        self._count = vector_F[self._offsets[-1]]

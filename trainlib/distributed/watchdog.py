@@ -1,0 +1,73 @@
+"""Ends a process that no longer gets anywhere, or whose launcher died, so that nothing holds a GPU for nothing."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TextIO
+
+from trainlib.errors import EXIT_FAILURE
+from trainlib.runs.stop_request import StopFlag
+
+POLL_SECONDS = 0.5
+ORPHAN_SECONDS = 7.0  # to write a checkpoint and end, once the launcher is gone
+
+
+class Watchdog:
+    """A thread that looks at the clock. Call `beat` whenever something was achieved.
+
+    Without a beat for `hang_seconds` the stacks of all threads go to `log` and the process ends with 1. A rank that
+    torch's elastic agent started is asked to stop when that agent is gone, and ended when it does not.
+    """
+
+    def __init__(
+        self, hang_seconds: float | None, flag: StopFlag, log: TextIO, environ: Mapping[str, str] = os.environ
+    ):
+        self._hang_seconds = hang_seconds
+        self._flag = flag
+        self._log = log
+        self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in environ else None
+        self._idle_seconds = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self) -> None:
+        self._idle_seconds = 0.0
+
+    def __enter__(self) -> Watchdog:
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        orphan_since: float | None = None
+        before = time.monotonic()
+        while not self._over.wait(POLL_SECONDS):
+            now = time.monotonic()
+            # Time in which this thread did not run either is not counted: then the whole process was suspended.
+            self._idle_seconds += min(now - before, 2 * POLL_SECONDS)
+            before = now
+            if self._hang_seconds is not None and self._idle_seconds > self._hang_seconds:
+                self._end(f"no step was finished for {self._hang_seconds:g} s (train.hang_seconds)", stacks=True)
+            if self._agent is not None and os.getppid() != self._agent:
+                if orphan_since is None:
+                    orphan_since = now
+                    self._flag.ask("the launcher died")
+                elif now - orphan_since > ORPHAN_SECONDS:
+                    self._end("the launcher died, and the ranks did not come to stop together", stacks=False)
+
+    def _end(self, reason: str, *, stacks: bool) -> None:
+        with suppress(OSError):  # a log that cannot be written, on a full disk, must not keep this rank alive
+            self._log.write(f"{reason}; this rank ends here, its last checkpoint is good\n")
+            if stacks:
+                faulthandler.dump_traceback(self._log, all_threads=True)
+            self._log.flush()
+        os._exit(EXIT_FAILURE)

@@ -1,0 +1,1 @@
+"""A trained model: loading, evaluating, predicting and exporting it."""

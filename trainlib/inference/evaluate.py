@@ -1,0 +1,142 @@
+"""Compute exact metrics of a trained model: `python -m trainlib.inference.evaluate RUN|CHECKPOINT ...`.
+
+The samples are cut into the same pieces on any number of processes, and everything is counted in the samples' own
+order, so that the figures do not depend on that number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trainlib.config import Config, is_custom, not_here
+from trainlib.data import ImageSet, load_class_folder, load_data
+from trainlib.data.loader import Batches, Shard
+from trainlib.distributed import process_group
+from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
+from trainlib.inference.evaluation_text import evaluation_text
+from trainlib.inference.trained_model import Trained, build_module, find_trained
+from trainlib.models.losses import Objective
+from trainlib.models.tta import with_views
+from trainlib.runs.files import to_json
+from trainlib.training.build import build_plan
+from trainlib.training.metrics.predictions import Recorder, describe, write_evaluation
+from trainlib.training.metrics.sums import gather_sums, metrics_of
+from trainlib.training.step.evaluate import evaluation_sums
+
+SPLITS = ("train", "val", "test")
+BATCH_SIZE = 256  # at most, where none is given; less where the training took less at a time
+PIPED_WIDTH = 100  # of lines that go to a file
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate, print, and write `evaluation-<split>.json` into a run's directory; the exit code (see `errors`)."""
+    options = _parse(arguments)
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        trained = find_trained(options.model)
+        evaluation = evaluate(trained, options.split, options.data, options.batch_size)
+    except TrainlaunchError as error:
+        if is_main or not isinstance(error, UserError):  # every rank finds the same mistakes
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if is_main:
+        width = shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
+        print(to_json(evaluation) if options.json else evaluation_text(evaluation, width))
+        if trained.run is not None and options.data is None:
+            _write(trained.run, evaluation)
+    return EXIT_OK
+
+
+def evaluate(trained: Trained, split: str, folder: str | None, batch_size: int | None) -> dict[str, Any]:
+    """The evaluation of a split, or of the class folders in `folder`, as in `evaluation-<split>.json`; on every rank.
+
+    Raises UserError for data that is not there or does not fit the model.
+    """
+    config = trained.config
+    if is_custom(config.loss.name):
+        raise UserError(f"loss.name: {not_here(config.loss.name)}")
+    image_set, ids_N = _samples(trained, split, folder)
+    size = batch_size or min(config.train.micro_batch_size or config.train.batch_size, BATCH_SIZE)
+    with process_group.joined(_possible_here(config).train) as accelerator, torch.no_grad():
+        trained = process_group.from_main(trained)  # a run that goes on may have a new best by the time rank 1 looks
+        return _evaluate(trained, accelerator, image_set, ids_N, size, folder or split)
+
+
+def _evaluate(
+    trained: Trained, accelerator: Accelerator, image_set: ImageSet, ids_N: torch.Tensor, size: int, name: str
+) -> dict[str, Any]:
+    config, device = trained.config, accelerator.device
+    model = accelerator.prepare_model(build_module(trained, device), evaluation_mode=True)
+    num_pieces = -(-len(ids_N) // size)
+    shard = Shard(accelerator.process_index, accelerator.num_processes, None, virtual_shards=num_pieces)
+    images = replace(image_set, images=image_set.images.to(device))
+    batches = Batches(images, trained.preprocess, shard, device)
+    objective = Objective(config.loss, len(trained.classes), device)
+    recorder = Recorder(config.loss, device)
+    pieces = batches.evaluation(ids_N, size)
+    network = with_views(model, config.evaluation.test_time)
+    sums = gather_sums(evaluation_sums(network, objective, pieces, recorder.add, num_pieces), device)
+    metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
+    source = {"split": name, "step": trained.checkpoint.step, "weights": trained.weights}
+    return describe(recorder.gathered(), batches, ids_N, trained.classes, metrics, source)
+
+
+def _samples(trained: Trained, split: str, folder: str | None) -> tuple[ImageSet, torch.Tensor]:
+    """The images, and the indices of those to evaluate, ascending."""
+    config = trained.config
+    if folder is not None:
+        image_set = load_class_folder(Path(folder), trained.classes, config.data.image_size)
+        return image_set, torch.arange(len(image_set.labels_N))
+    dataset = load_data(config.data, is_main=os.environ.get("RANK", "0") == "0")
+    if dataset.class_names != trained.classes:
+        raise DataError(
+            f"data.root: {config.data.root} has the classes {', '.join(dataset.class_names)}, and the model knows "
+            f"{', '.join(trained.classes)}; evaluate it on other folders with --data"
+        )
+    if split == "test":
+        return dataset.test, torch.arange(len(dataset.test.labels_N))
+    plan, val_ids = build_plan(config, len(dataset.train.labels_N))
+    ids_N = plan.ids_N if split == "train" else val_ids
+    if not len(ids_N):
+        raise UserError("--split val: the run has no validation split (data.val_fraction is 0); take train or test")
+    return dataset.train, ids_N
+
+
+def _possible_here(config: Config) -> Config:
+    """A model that was trained in fp16 on a GPU is evaluated in float32 where there is none."""
+    if config.train.precision != "fp16" or torch.cuda.is_available():
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": "no"})})
+
+
+def _write(run: Path, evaluation: dict[str, Any]) -> None:
+    try:
+        write_evaluation(run, evaluation)
+    except OSError as error:
+        print(f"warning: the evaluation was not written ({error})", file=sys.stderr)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainlib.inference.evaluate", description="Evaluate a trained model.", allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="RUN|CHECKPOINT")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--data", metavar="DIR", help="class folders to evaluate on instead")
+    parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""`python -m trainlib.inference.export RUN|CHECKPOINT --format FORMAT`: a trained model as a file for other programs.
+
+state_dict, safetensors   the weights, under the names of the plain torchvision or torch model
+torch_export, onnx        the whole network in eval mode, of any batch size: float32 RGB images in 0..1
+                          [N, 3, S, S] to logits [N, C]; the normalisation of the training is inside
+
+Beside FILE comes FILE.json, with what is needed to use it: classes, image size, normalisation, the model's section of
+the configuration. Every file is read back and compared with the model before it takes its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from trainlib.data.loader import Preprocess
+from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
+from trainlib.inference.trained_model import Trained, TrainedModel, find_trained, use
+from trainlib.models.weights import weights_sha256
+from trainlib.runs.files import write_atomically
+
+SUFFIXES = {"state_dict": ".pt", "safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_INPUT, ONNX_OUTPUT = "images", "logits"
+TOLERANCE = 1e-4  # between the logits of the model and of the file, as a share of the largest
+CHECKED_BATCH_SIZES = (1, 3)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the file, and FILE.json; the exit code (see `errors`)."""
+    options = _parse(arguments)
+    try:
+        trained = find_trained(options.model)
+        output = Path(options.output or trained.config.name + SUFFIXES[options.format])
+        message = export(trained, options.format, output, force=options.force)
+    except TrainlaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(message)
+    return EXIT_OK
+
+
+def export(trained: Trained, export_format: str, output: Path, *, force: bool = False) -> str:
+    """Write `output` and its description; what was written and checked, as a line for people.
+
+    force   replace files that are there already
+    Raises UserError for a file that is there, a folder that is not, or a package that is missing; TrainlaunchError
+    where the exported network gives other numbers than the model.
+    """
+    description_file = output.with_name(f"{output.name}.json")
+    for path in (output, description_file):
+        if path.exists() and not force:
+            raise UserError(f"{path} exists; --force replaces it, --output names another file")
+    if not output.parent.is_dir():
+        raise UserError(f"--output: {output.parent} is not a folder; make it first")
+    model = use(trained, torch.device("cpu"))
+    model.module.to(memory_format=torch.contiguous_format)  # which every reader of the file expects
+    description = describe(trained, model, export_format)
+    content, checked = _WRITERS[export_format](model, description)
+    try:
+        write_atomically(output, content)
+        write_atomically(description_file, json.dumps(description, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    return f"{output} ({len(content) / 1e6:.1f} MB, {trained.weights} weights of step {model.step}; {checked})"
+
+
+def describe(trained: Trained, model: TrainedModel, export_format: str) -> dict[str, Any]:
+    """What someone needs to use the file without this package; the contents of FILE.json."""
+    whole = export_format in ("torch_export", "onnx")
+    size, preprocess = model.preprocess.image_size, model.preprocess
+    images = f"float32 [N, 3, {size}, {size}], RGB, in 0..1"
+    return {
+        "format": export_format,
+        "input": images if whole else f"{images}, then for each channel (value - mean) / std",
+        "output": f"logits, float32 [N, {len(model.classes)}], in the order of the classes",
+        "resize": f"shorter side to {size} (bilinear, antialiased), then the centre {size} x {size}",
+        "normalisation": {"mean": preprocess.mean, "std": preprocess.std, "inside": whole},
+        "classes": list(model.classes),
+        "model": model.config.model.model_dump(mode="json"),
+        "run": model.config.name,
+        "step": model.step,
+        "weights_sha256": weights_sha256(model.module.state_dict()),
+        "versions": trained.checkpoint.manifest.get("versions", {}),
+    }
+
+
+class Normalised(nn.Module):
+    """The network behind its normalisation: float32 images in 0..1 [N, 3, S, S] to logits [N, C]."""
+
+    mean_311: Tensor
+    std_311: Tensor
+
+    def __init__(self, module: nn.Module, preprocess: Preprocess):
+        super().__init__()
+        self.network = module
+        self.register_buffer("mean_311", torch.tensor(preprocess.mean).view(3, 1, 1))
+        self.register_buffer("std_311", torch.tensor(preprocess.std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network((images - self.mean_311) / self.std_311)
+        return logits
+
+
+def _state_dict(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]:
+    file = io.BytesIO()
+    torch.save(dict(model.module.state_dict()), file)
+    file.seek(0)
+    return file.getvalue(), _same_weights(torch.load(file, weights_only=True), description)
+
+
+def _safetensors(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]:
+    state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
+    content = safetensors.torch.save(state, metadata={"format": "pt", "trainlaunch": json.dumps(description)})
+    return content, _same_weights(safetensors.torch.load(content), description)
+
+
+def _torch_export(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]:
+    network, example = Normalised(model.module, model.preprocess).eval(), _images(model, 2)
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"description.json": json.dumps(description)})
+    content = file.getvalue()
+    loaded = torch.export.load(io.BytesIO(content)).module()
+    return content, _same_logits(model, network, loaded)
+
+
+def _onnx(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'trainlaunch[export]'")
+    import onnxruntime
+
+    network, example = Normalised(model.module, model.preprocess).eval(), _images(model, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[ONNX_INPUT],
+            output_names=[ONNX_OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )
+    assert program is not None
+    proto = program.model_proto
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "trainlaunch", json.dumps(description)
+    content: bytes = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(images_NCHW: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([ONNX_OUTPUT], {ONNX_INPUT: images_NCHW.numpy()})[0])
+
+    return content, _same_logits(model, network, run)
+
+
+_WRITERS: dict[str, Callable[[TrainedModel, dict[str, Any]], tuple[bytes, str]]] = {
+    "state_dict": _state_dict,
+    "safetensors": _safetensors,
+    "torch_export": _torch_export,
+    "onnx": _onnx,
+}
+
+
+def _images(model: TrainedModel, count: int) -> Tensor:
+    """Noise in 0..1, the same every time; torch's own generator is left alone."""
+    size = model.preprocess.image_size
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def _same_weights(state: dict[str, Tensor], description: dict[str, Any]) -> str:
+    if weights_sha256(state) != description["weights_sha256"]:
+        raise TrainlaunchError("the weights that were written are not those of the model; nothing was exported")
+    return "read back: the same weights"
+
+
+@torch.no_grad()
+def _same_logits(model: TrainedModel, network: nn.Module, exported: Callable[[Tensor], Tensor]) -> str:
+    """Compare the exported network with the model, on batches of several sizes; the largest difference in words."""
+    largest = 0.0
+    for count in CHECKED_BATCH_SIZES:
+        images_NCHW = _images(model, count)
+        expected_NC, found_NC = network(images_NCHW), exported(images_NCHW)
+        scale = max(1.0, float(expected_NC.abs().max()))
+        difference = float((expected_NC - found_NC).abs().max())
+        if not difference <= TOLERANCE * scale:
+            raise TrainlaunchError(
+                f"the exported network gives other logits than the model, by {difference:g}; nothing was exported"
+            )
+        largest = max(largest, difference)
+    return f"read back: logits differ by {largest:.1e} at most"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainlib.inference.export", description="Export a trained model.", allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="RUN|CHECKPOINT")
+    parser.add_argument("--format", choices=list(SUFFIXES), required=True)
+    parser.add_argument("--output", metavar="FILE")
+    parser.add_argument("--force", action="store_true")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

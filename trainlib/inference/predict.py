@@ -1,0 +1,110 @@
+"""`python -m trainlib.inference.predict RUN|CHECKPOINT IMAGE...`: the class of each image, and how probable it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from trainlib.data import images_below
+from trainlib.data.decoding.decode import decode_rows
+from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
+from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
+
+STANDARD_INPUT = "-"
+
+Answer = tuple[str, list[tuple[str, float]]]  # path, the most probable classes with their probabilities
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Predict, a line for each image; 0 when all were read, 1 when some were not, 2 when none was."""
+    options = _parse(arguments)
+    num_read = 0
+    try:
+        model = load_model(options.model)
+        paths = list(_expand(options.images))
+        path_width = max((len(_printable(path)) for path in paths), default=0)
+        name_width = max(map(len, model.classes))
+        for start in range(0, len(paths), options.batch_size):
+            for path, top in _predict(model, paths[start : start + options.batch_size], options.top):
+                num_read += 1
+                print(_json_line(path, top) if options.json else _line(path, top, path_width, name_width))
+            sys.stdout.flush()
+    except TrainlaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    if not num_read:
+        print("error: no image could be read", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return EXIT_OK if num_read == len(paths) else EXIT_FAILURE
+
+
+def _expand(words: Sequence[str]) -> Iterator[str]:
+    """The image files that the words mean: a folder stands for all that are in it, at any depth, sorted."""
+    for word in words:
+        if os.path.isdir(word):
+            found = images_below(word)
+            if not found:
+                print(f"{_printable(word)}: no images in this folder, nor in those below it", file=sys.stderr)
+            yield from found
+        else:
+            yield word
+
+
+def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer]:
+    """The answers for those of the files that can be read; the others are named on standard error."""
+    size = model.preprocess.image_size
+    images_NCHW = np.empty((len(paths), 3, size, size), np.uint8)
+    read: list[str] = []
+    for path in paths:
+        failures = decode_rows(images_NCHW, len(read), ["/dev/stdin" if path == STANDARD_INPUT else path])
+        if failures:
+            print(f"{_printable(path)}: cannot be read: {failures[0][1]}", file=sys.stderr)
+        else:
+            read.append(path)
+    if not read:
+        return []
+    probabilities_NC = model.probabilities(torch.from_numpy(images_NCHW[: len(read)]))
+    return [(path, model.prediction(row_C).top(top)) for path, row_C in zip(read, probabilities_NC, strict=True)]
+
+
+def _line(path: str, top: Sequence[tuple[str, float]], path_width: int, name_width: int) -> str:
+    answers = "   ".join(f"{name:<{name_width}}  {probability:.4f}" for name, probability in top)
+    return f"{_printable(path):<{path_width}}  {answers}"
+
+
+def _json_line(path: str, top: Sequence[tuple[str, float]]) -> str:
+    name, probability = top[0]
+    others = [{"class": name, "probability": probability} for name, probability in top]
+    return json.dumps({"path": path, "class": name, "probability": probability, "top": others})
+
+
+def _printable(path: str) -> str:
+    """A file's name may hold bytes that are no text, and characters that would steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainlib.inference.predict",
+        description="Classify images with a trained model.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="RUN|CHECKPOINT")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or - for one on standard input")
+    parser.add_argument("--top", type=int, default=1, metavar="K")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Network architectures: our own, and torchvision's by name."""

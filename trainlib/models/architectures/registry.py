@@ -1,0 +1,138 @@
+"""Architectures, before their last layer is changed: our own, VGG16 with a width, and torchvision's classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from trainlib.config import ModelConfig
+from trainlib.errors import UserError
+from trainlib.models.architectures.cifar10_fast import Cifar10Fast
+
+VGG16_CHANNELS: tuple[int | str, ...] = (
+    64,
+    64,
+    "M",
+    128,
+    128,
+    "M",
+    *((256,) * 3),
+    "M",
+    *((512,) * 3),
+    "M",
+    *((512,) * 3),
+    "M",
+)
+VGG16_HIDDEN = 4096
+
+# Built for the number of classes, and nobody publishes weights of them.
+BUILT_FOR_CLASSES = ("cifar10_cnn", "cifar10_fast")
+
+# These have auxiliary heads, and inputs that their published weights expect normalised differently.
+INCEPTIONS = ("googlenet", "inception_v3")
+
+
+def stock_model(
+    config: ModelConfig, num_classes: int, image_size: int, *, published_weights: bool = False
+) -> nn.Module:
+    """The named architecture as it is published: 1000 classes, or `num_classes` for one of our own.
+
+    published_weights   whether it is to take a file that torchvision publishes, by that file's name
+    Raises UserError when the architecture refuses an argument or the image size.
+    """
+    try:
+        if config.name == "cifar10_cnn":
+            return cifar10_cnn(num_classes, image_size)
+        if config.name == "cifar10_fast":
+            return Cifar10Fast(num_classes, image_size, **config.args)
+        if config.name == "vgg16":
+            return vgg16(**config.args)
+        return torchvision_model(config.name, image_size, config.args, published_weights=published_weights)
+    except (TypeError, ValueError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"model {config.name}: {reason} (data.image_size {image_size}, arguments {config.args})"
+        ) from error
+
+
+def cifar10_cnn(num_classes: int, image_size: int) -> nn.Module:
+    """Three 5x5 convolutions and two linear layers, without activations: logits [N, num_classes] from [N, 3, S, S]."""
+    side = image_size // 8
+    features = nn.Sequential(
+        nn.Conv2d(3, 32, kernel_size=5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, kernel_size=5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, kernel_size=5, padding=2),
+        nn.MaxPool2d(2),
+    )
+    classifier = nn.Sequential(nn.Linear(64 * side * side, 64), nn.Linear(64, num_classes))
+    return _Sequence(features=features, flatten=nn.Flatten(), classifier=classifier)
+
+
+class _Sequence(nn.Sequential):
+    """A Sequential whose children are named by keyword."""
+
+    def __init__(self, **children: nn.Module):
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+def vgg16(width: float = 1.0, dropout: float = 0.5) -> nn.Module:
+    """torchvision's VGG16 with every channel count and hidden layer scaled by `width`; 1000 classes.
+
+    At width 1 names, shapes and, from the same generator state, initial values are torchvision's.
+    """
+    from torchvision.models.vgg import VGG, make_layers
+
+    def scaled(channels: int) -> int:
+        return max(1, round(channels * width))
+
+    hidden = scaled(VGG16_HIDDEN)
+    with torch.device("meta"):  # its full-size classifier is replaced: allocate and fill none of it
+        model = VGG(nn.Sequential(), init_weights=False, dropout=dropout)
+    model.features = make_layers([c if isinstance(c, str) else scaled(c) for c in VGG16_CHANNELS])
+    model.classifier[0] = nn.Linear(scaled(512) * 7 * 7, hidden)
+    model.classifier[3] = nn.Linear(hidden, hidden)
+    model.classifier[6] = nn.Linear(hidden, 1000)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif name.startswith("features"):
+            nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+        else:
+            nn.init.normal_(parameter, 0, 0.01)
+    return cast(nn.Module, model)
+
+
+def torchvision_model(name: str, image_size: int, args: dict[str, Any], *, published_weights: bool) -> nn.Module:
+    """A torchvision classifier by name, with 1000 classes, fitted to the image size where its shape depends on it."""
+    from torchvision.models import get_model_builder
+
+    kwargs = dict(args)
+    if name.startswith("vit_"):
+        kwargs["image_size"] = image_size
+    elif name.startswith("maxvit") and image_size != 224 and not published_weights:
+        kwargs["input_size"] = (image_size, image_size)
+    elif name in INCEPTIONS:
+        kwargs |= {"aux_logits": False, "init_weights": True}
+        if published_weights:
+            kwargs.setdefault("transform_input", True)
+    return cast(nn.Module, get_model_builder(name)(**kwargs))
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Modules built in here have their parameters on the meta device: shapes, but neither memory nor initialisation.
+
+    `torch.device("meta")` alone is not enough: RegNet computes its widths with tensors, and reads them.
+    """
+    from accelerate import init_empty_weights
+
+    with torch.device("cpu"), init_empty_weights(include_buffers=False):
+        yield

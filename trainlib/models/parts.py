@@ -1,0 +1,114 @@
+"""Parts of a run that are given in Python instead of named in the configuration: a model, a data set, a loss."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainlib.config import CUSTOM_PREFIX
+from trainlib.data import Dataset, fingerprint
+from trainlib.errors import UserError
+from trainlib.models import Classifier, buffers_kept
+from trainlib.models.losses import CustomLoss, Objective
+
+ModelSource = nn.Module | Callable[[int], nn.Module]
+
+TOLERANCE = 1e-4  # relative, between the loss of some samples and what it is when they are taken one by one
+
+
+@dataclass(frozen=True)
+class CustomParts:
+    """What `trainlib.fit` was given; None for a part that the configuration names.
+
+    model     a module, which is trained in place, or a function or class that makes one for a number of classes; images
+              float32 [N, 3, S, S] to logits [N, C]. Parameters that require no gradient are left as they are.
+    dataset   see `image_dataset`
+    loss      logits float32 [N, C] and labels int64 [N], in 0..C-1, to the loss of each sample [N], or to their mean
+    """
+
+    model: ModelSource | None = None
+    dataset: Dataset | None = None
+    loss: CustomLoss | None = None
+
+    def names(self) -> dict[str, str]:
+        """The `name` of each configuration section that a part replaces: the class's, and for data its fingerprint."""
+        given = (("model", self.model), ("loss", self.loss))  # a module may have a length, and be false
+        names = {section: _name(part) for section, part in given if part is not None}
+        return names | ({"data": CUSTOM_PREFIX + fingerprint(self.dataset)} if self.dataset else {})
+
+
+NOTHING_CUSTOM = CustomParts()
+
+
+def _name(part: object) -> str:
+    while isinstance(part, functools.partial):
+        part = part.func
+    return CUSTOM_PREFIX + getattr(part, "__name__", type(part).__name__)
+
+
+def build_custom(source: ModelSource, num_classes: int) -> Classifier:
+    """The given model, or the one that the given function makes; the caller seeds torch's generators.
+
+    Raises UserError for what is no module, or one whose weights a checkpoint cannot hold.
+    """
+    module = source if isinstance(source, nn.Module) else source(num_classes)
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"model: got a {type(module).__name__}, must be a torch.nn.Module, or a function that makes one"
+        )
+    owners: dict[int, str] = {}
+    for name, tensor in module.state_dict().items():
+        first = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
+        if first != name and tensor.numel():
+            raise UserError(f"model: {first} and {name} share their memory, and a checkpoint holds each tensor once")
+    module.train()
+    return Classifier(module, head="", frozen=frozenset())
+
+
+def check_custom_model(classifier: Classifier, image_size: int, num_classes: int, *, num_images: int = 2) -> None:
+    """What `check_forward` asks, of a given model, which is left as it was.
+
+    A real forward pass: what others write may do things that have no meaning on the meta device.
+    """
+    module, name = classifier.module, type(classifier.module).__name__
+    device = next(module.parameters(), torch.empty(0)).device
+    images_NCHW = torch.zeros(num_images, 3, image_size, image_size, device=device)
+    try:
+        with torch.no_grad(), buffers_kept(module):
+            logits_NC = module(images_NCHW)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"model: {name} cannot take images {list(images_NCHW.shape)}: {error} (their size is data.image_size)"
+        ) from error
+    if not isinstance(logits_NC, Tensor) or logits_NC.shape != (num_images, num_classes):
+        got = list(logits_NC.shape) if isinstance(logits_NC, Tensor) else type(logits_NC).__name__
+        raise UserError(
+            f"model: {name} gives {got} for {num_images} images and {num_classes} classes, must give logits "
+            f"{[num_images, num_classes]}"
+        )
+
+
+def check_custom_loss(objective: Objective, num_classes: int, device: torch.device) -> None:
+    """Raise UserError unless the given loss of some samples is the mean of what it is for each of them.
+
+    Without that there is no exact loss of a batch that several ranks or micro-batches compute in parts.
+    """
+    labels_N = torch.arange(6) % num_classes
+    logits_NC = torch.linspace(-2, 3, 6 * num_classes).view(6, num_classes).sin()  # of no sum that is 0 by symmetry
+    logits_NC, labels_N = logits_NC.to(device), labels_N.to(device)
+    try:
+        whole = objective(logits_NC, labels_N)
+        parts = [objective(logits_NC[i : i + 1], labels_N[i : i + 1]) for i in range(6)]
+        values = [float(loss) for loss in (whole, *parts)]
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"loss: {error} (logits {list(logits_NC.shape)}, labels {list(labels_N.shape)})") from error
+    together, alone = values[0], sum(values[1:]) / 6
+    if not abs(together - alone) <= TOLERANCE * max(1.0, abs(alone)):
+        raise UserError(
+            f"loss: gives {together:g} for six samples and {alone:g} on average for each of them alone, must be the "
+            "same: return the loss of each sample [N], or their mean"
+        )

@@ -1,0 +1,1 @@
+"""Run directories: their files, locks, logs, attempts and stop requests. Never imports torch."""

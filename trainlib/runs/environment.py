@@ -1,0 +1,85 @@
+"""The software of a run, and what of it decides bits: versions, the commit, what changed since a checkpoint."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# What decides the bits of a step beside the configuration, and what a change of it changes.
+DECIDES_BITS = {
+    "world_size": "gradients are summed in another order, and dropout draws other masks",
+    "num_threads": "kernels add in another order",
+    "device": "kernels are others",
+    "device_name": "kernels may be others",
+    "cpu_capability": "kernels are others",
+}
+UNCHANGED = "samples, their order, augmentation and learning rates are as they would have been"
+
+PACKAGES = ("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of what decides the bits of a result, or None where a package is missing."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def bits(facts: dict[str, Any]) -> dict[str, Any]:
+    """The part of `describe` that a checkpoint keeps, to tell whether a resumed run is bitwise as if uninterrupted."""
+    return {name: facts[name] for name in DECIDES_BITS} | {"versions": facts["versions"]}
+
+
+def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: bool = False) -> str:
+    """`exact`, or what differs between two `bits` and what that changes; all in one line.
+
+    elastic   another world size changes nothing; both are told
+    """
+    changes = [
+        f"{name} was {then.get(name)}, is {now[name]} ({effect})"
+        for name, effect in DECIDES_BITS.items()
+        if then.get(name) != now[name] and not (elastic and name == "world_size")
+    ]
+    before, after = then.get("versions") or {}, now["versions"]
+    changes += [
+        f"{name} was {before.get(name)}, is {after.get(name)} (kernels may be others)"
+        for name in sorted({*before, *after} - {"wandb", "trainlaunch"})
+        if before.get(name) != after.get(name)
+    ]
+    world_size = now["world_size"]
+    if not changes and then.get("world_size") != world_size:
+        plural = "es" if world_size > 1 else ""
+        return f"exact, with {world_size} process{plural} as with the {then.get('world_size')} before (elastic)"
+    if not changes:
+        return "exact"
+    return f"not bitwise what an uninterrupted run gives: {'; '.join(changes)}; {UNCHANGED}"
+
+
+def git_commit() -> str | None:
+    """The commit that this code is from, with `+changes` when the tree differs from it; None outside a checkout.
+
+    A copy that `launch submit` made says it in a file COMMIT beside the packages.
+    """
+    here = Path(__file__).resolve().parents[1]  # the package
+    with suppress(OSError):
+        return (here.parent / "COMMIT").read_text().strip()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        if not (Path(git("rev-parse", "--show-toplevel")) / "trainlib").samefile(here):
+            return None  # installed into somebody else's checkout
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Training: the session, the loop, the step, checkpoints, metrics, tracking and tuning."""

@@ -1,0 +1,1 @@
+"""Writing, verifying, loading and pruning checkpoints."""

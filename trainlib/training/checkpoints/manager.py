@@ -1,0 +1,110 @@
+"""Keeping the checkpoints of a run: writing them, pruning old ones, and surviving writes that fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainlib.training.checkpoints import checkpoint
+
+logger = logging.getLogger("trainlib.training.checkpoints.checkpoint")
+
+MAX_FAILED_WRITES = 3  # in a row: training on would only lose more
+GOES_ON = "the run ends here, and goes on from the last good one when it is started again"
+
+
+class Keeper:
+    """Writes a run's checkpoints and keeps the newest `keep` of them beside the best. Used by rank 0 alone.
+
+    In the background, `save` returns once the state is copied to host memory, and a second one waits for the first.
+    """
+
+    def __init__(self, directory: Path, keep: int, facts: Mapping[str, Any], *, background: bool = False):
+        self._directory = directory
+        self._keep = keep
+        self._facts = facts
+        self._safe: set[int] = set()
+        self._failed_writes = 0
+        self._best: int | None = None
+        self._writer = ThreadPoolExecutor(1, "checkpoint writer") if background else None
+        self._under_way: Future[None] | None = None
+
+    def save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        trainer_state: Mapping[str, Any],
+        best_step: int | None,
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write a checkpoint, then remove old ones. A write that fails warns, and leaves the old ones.
+
+        flush   makes safe what leads to this checkpoint, before it; OSError where it cannot
+        """
+        self._wait()
+        if self._writer is None:
+            self._save(step, model_state, trainer_state, best_step, flush)
+        else:
+            model_copy, trainer_copy = _host_copy(dict(model_state)), _host_copy(dict(trainer_state))
+            self._under_way = self._writer.submit(self._save, step, model_copy, trainer_copy, best_step, flush)
+
+    def problem(self, must_have: int | None = None) -> str | None:
+        """Why training must end, or None: a checkpoint that must be safe is not, or too many in a row failed."""
+        if must_have is not None:
+            self._wait()
+            if must_have not in self._safe:
+                return f"the checkpoint of step {must_have} could not be written; {GOES_ON}"
+        if self._failed_writes >= MAX_FAILED_WRITES:
+            return f"{self._failed_writes} checkpoints in a row could not be written; {GOES_ON}"
+        return None
+
+    def _wait(self) -> None:
+        """Until the checkpoint under way is safe, or has failed."""
+        if self._under_way is not None:
+            self._under_way.result()
+            self._under_way = None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.shutdown()
+
+    def _save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        trainer_state: Mapping[str, Any],
+        best_step: int | None,
+        flush: Callable[[], None],
+    ) -> None:
+        try:
+            flush()
+            checkpoint.save(self._directory, step, model_state, trainer_state, {**self._facts, "best_step": best_step})
+        except OSError as error:
+            self._failed_writes += 1
+            logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, error)
+            return
+        self._failed_writes = 0
+        self._safe.add(step)
+        try:
+            if best_step in checkpoint.steps_in(self._directory):  # else its write failed: the best before it stays
+                self._best = best_step
+            protected = set() if self._best is None else {self._best}
+            checkpoint.prune(self._directory, self._keep, protected, self._safe)
+        except OSError as error:
+            logger.warning("old checkpoints could not be removed (%s)", error)
+
+
+def _host_copy(value: Any) -> Any:
+    """The same nest of dictionaries and lists, its tensors copied to host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _host_copy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_host_copy(inner) for inner in value)
+    return value

@@ -1,0 +1,1 @@
+"""Loss, accuracy and timing: exact sums over ranks, and evaluation."""

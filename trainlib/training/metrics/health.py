@@ -1,0 +1,118 @@
+"""How gradients and weights fare, looked at every so many steps: norms, update-to-weight ratios and histograms.
+
+Off by default. When on, a look costs one copy of the weights and a pass over them; the steps between cost nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainlib.runs.files import timestamp
+
+logger = logging.getLogger("trainlib.training.metrics.health")
+
+NUM_BINS = 64
+CHUNK = 2**24  # elements that a histogram takes at a time: their bins are 64-bit numbers
+
+
+class Health:
+    """Looks at the weights just before and just after an optimizer's step, through its hooks.
+
+    position   the step under way and its epoch, both counted from 1
+    log        takes a row: {"time", "step", "epoch", "gradient_norm", "weight_norm", "update_ratio": each a number by
+               parameter, "histograms": by `gradients/<parameter>` and `weights/<parameter>`}
+
+    Gradients are those that the optimizer applies: of the whole batch, and clipped. An update ratio is the norm of what
+    the step changed over the norm of the weights before; around 1e-3 is usual. Nothing here draws random numbers, or
+    writes to what training reads.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        every: int,
+        position: Callable[[], tuple[int, int]],
+        log: Callable[[Mapping[str, Any]], None],
+    ):
+        self._parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self._every = every
+        self._position = position
+        self._log = log
+        self._row: dict[str, Any] | None = None
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self._unless_it_fails(self._before)),
+            optimizer.register_step_post_hook(lambda *_: self._unless_it_fails(self._after)),
+        ]
+
+    def close(self) -> None:
+        """Look no more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self) -> None:
+        step, epoch = self._position()
+        if step % self._every:
+            return
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        self._row = {"time": timestamp(), "step": step, "epoch": epoch, "gradient_norm": norms(gradients)}
+        self._row["histograms"] = {f"gradients/{name}": histogram(value) for name, value in gradients.items()}
+        self._weights = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+    def _after(self) -> None:
+        if self._row is None:
+            return
+        before, row = self._weights, self._row
+        row["weight_norm"] = norms(before)
+        changes = norms({name: parameter.detach() - before[name] for name, parameter in self._parameters.items()})
+        row["update_ratio"] = {
+            name: changes[name] / norm if (norm := row["weight_norm"][name]) else None for name in changes
+        }
+        row["histograms"] |= {f"weights/{name}": histogram(value) for name, value in self._parameters.items()}
+        self._row, self._weights = None, {}
+        self._log(row)
+
+    def _unless_it_fails(self, look: Callable[[], None]) -> None:
+        """Training must not end because there is too little memory to look at it."""
+        try:
+            look()
+        except RuntimeError as error:
+            logger.warning("gradients and weights are no longer looked at (%s)", error)
+            self._row, self._weights = None, {}
+            self.close()
+
+
+def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """The 2-norm of each tensor."""
+    values = torch._foreach_norm([tensor.detach().float() for tensor in tensors.values()]) if tensors else []
+    return dict(zip(tensors, torch.stack(list(values)).tolist() if values else [], strict=True))
+
+
+@torch.no_grad()
+def histogram(values: Tensor) -> dict[str, Any]:
+    """Of the finite values: NUM_BINS + 1 edges, the counts between them, and the sum of values and of their squares.
+
+    A bin holds its lower edge; the last one holds both. Where all values are the same the edges lie around them.
+    """
+    finite = values.detach().float().flatten()
+    finite = finite[finite.isfinite()]
+    if not len(finite):
+        return {"edges": [0.0, 1.0], "counts": [0], "sum": 0.0, "sum_squares": 0.0}
+    total, squares = finite.double().sum(), finite.double().square().sum()
+    low, high, total_sum, sum_squares = torch.stack(
+        [finite.min().double(), finite.max().double(), total, squares]
+    ).tolist()
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    width = (high - low) / NUM_BINS
+    counts = torch.zeros(NUM_BINS, dtype=torch.int64, device=finite.device)
+    for start in range(0, len(finite), CHUNK):
+        bins = ((finite[start : start + CHUNK].double() - low) / width).long().clamp_(0, NUM_BINS - 1)
+        counts += torch.bincount(bins, minlength=NUM_BINS)
+    edges = [low + width * index for index in range(NUM_BINS)] + [high]
+    return {"edges": edges, "counts": counts.tolist(), "sum": total_sum, "sum_squares": sum_squares}

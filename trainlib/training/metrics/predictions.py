@@ -1,0 +1,191 @@
+"""What a model gets right and wrong on a set of samples, beyond loss and accuracy.
+
+While an evaluation goes, each rank keeps four numbers for each of its samples on the device, which costs no waiting. At
+the end they are brought together, once, in the samples' own order; all figures are computed from them there, so they
+are the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainlib.config import LossConfig
+from trainlib.data.loader import Batches, Piece
+from trainlib.runs.files import to_json, write_atomically
+from trainlib.training.metrics.sums import Metrics
+
+CALIBRATION_BINS = 15
+NUM_MISTAKES = 25
+PICTURE_PIXELS = 128  # the longer side of a mistake's picture, at most
+TOP = 5
+
+
+def class_probabilities(logits_NC: Tensor, loss: LossConfig) -> Tensor:
+    """float32 [N, C]: softmax, or a sigmoid for each class where the loss was trained on that; rows then sum to any."""
+    logits_NC = logits_NC.float()
+    if loss.activation == "sigmoid" or loss.name == "BCEWithLogitsLoss":
+        return torch.sigmoid(logits_NC)
+    return torch.softmax(logits_NC, dim=1)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The model's answers to a set of samples, ordered by their indices; all on the CPU.
+
+    ids_N          int64: the samples' indices in their image set
+    predicted_N    int64: the class of the largest logit
+    in_top_N       bool: whether the label is among the five largest logits
+    confidence_N   float64: the probability of the predicted class
+    """
+
+    ids_N: Tensor
+    predicted_N: Tensor
+    in_top_N: Tensor
+    confidence_N: Tensor
+
+
+class Recorder:
+    """Keeps the answers to this rank's samples while an evaluation goes: `add` is its `on_batch`."""
+
+    def __init__(self, loss: LossConfig, device: torch.device):
+        self._loss = loss
+        self._rows = [torch.empty(0, 4, dtype=torch.float64, device=device)]
+
+    def add(self, piece: Piece, logits_NC: Tensor) -> None:
+        probabilities_NC = class_probabilities(logits_NC, self._loss)
+        predicted_N1 = logits_NC.argmax(dim=1, keepdim=True)
+        top = logits_NC.topk(min(TOP, logits_NC.shape[1]), dim=1).indices
+        columns = (
+            piece.ids_N.to(logits_NC.device, non_blocking=True),
+            predicted_N1[:, 0],
+            (top == piece.labels_N[:, None]).any(dim=1),
+            probabilities_NC.gather(1, predicted_N1)[:, 0],
+        )
+        self._rows.append(torch.stack([column.double() for column in columns], dim=1))  # float64 holds all of them
+
+    def gathered(self) -> Answers:
+        """All ranks' answers, on every rank. A synchronisation point."""
+        rows_N4 = _gather(torch.cat(self._rows)).cpu()
+        ids_N, order = rows_N4[:, 0].long().sort()
+        _, predicted_N, in_top_N, confidence_N = rows_N4[order].unbind(dim=1)
+        return Answers(ids_N, predicted_N.long(), in_top_N.bool(), confidence_N)
+
+
+def _gather(rows: Tensor) -> Tensor:
+    """Every rank's rows, one rank's behind the other's; ranks may differ in their number."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    numbers = [int(count) for count in counts]
+    padded = torch.zeros(max(numbers), rows.shape[1], dtype=rows.dtype, device=rows.device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in numbers]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
+
+
+def describe(
+    answers: Answers,
+    batches: Batches,
+    ids_N: Tensor,
+    class_names: Sequence[str],
+    metrics: Metrics,
+    source: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The evaluation of exactly these samples as one JSON object, the contents of `evaluation-<split>.json`.
+
+    ids_N    their indices in the image set of `batches`, ascending
+    source   what was evaluated: {"split", "step", "weights"}
+    """
+    assert torch.equal(answers.ids_N, ids_N), "each sample is counted once"
+    labels_N = batches.labels_N[ids_N]
+    confusion_CC = confusion_matrix(labels_N, answers.predicted_N, len(class_names))
+    return {
+        **source,
+        **metrics.asdict(),
+        "top5_accuracy": int(answers.in_top_N.sum()) / max(len(ids_N), 1),
+        "calibration_error": calibration_error(answers.confidence_N, answers.predicted_N == labels_N),
+        "classes": list(class_names),
+        "confusion": confusion_CC.tolist(),
+        "per_class": per_class(confusion_CC, class_names),
+        "mistakes": _mistakes(answers, labels_N, batches),
+    }
+
+
+def write_evaluation(run: Path, evaluation: Mapping[str, Any]) -> None:
+    """Replace `evaluation-<split>.json` of a run directory. Raises OSError when it cannot be written."""
+    write_atomically(run / f"evaluation-{evaluation['split']}.json", to_json(evaluation) + "\n")
+
+
+def confusion_matrix(labels_N: Tensor, predicted_N: Tensor, num_classes: int) -> Tensor:
+    """int64 [C, C]: how many samples of class `row` were taken for class `column`."""
+    counts = torch.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
+
+
+def per_class(confusion_CC: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Count, precision, recall and F1 of each class; 0 where there is nothing to divide by."""
+    hits_C, true_C, predicted_C = confusion_CC.diagonal(), confusion_CC.sum(dim=1), confusion_CC.sum(dim=0)
+    return [
+        {
+            "name": name,
+            "count": count,
+            "precision": hits / max(predicted, 1),
+            "recall": hits / max(count, 1),
+            "f1": 2 * hits / max(count + predicted, 1),
+        }
+        for name, hits, count, predicted in zip(
+            class_names, hits_C.tolist(), true_C.tolist(), predicted_C.tolist(), strict=True
+        )
+    ]
+
+
+def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
+    """The expected calibration error (Guo et al., 2017): 15 bins of equal width, each (a, b], weighted by count.
+
+    confidence_N   float64: the probability of the predicted class
+    """
+    bins_N = (confidence_N * CALIBRATION_BINS).ceil().long().sub(1).clamp(0, CALIBRATION_BINS - 1)
+    gaps_B = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
+    gaps_B.index_add_(0, bins_N, correct_N.double() - confidence_N)
+    return float(gaps_B.abs().sum()) / max(len(confidence_N), 1)
+
+
+def _mistakes(answers: Answers, labels_N: Tensor, batches: Batches) -> list[dict[str, Any]]:
+    """The wrong answers that the model was surest of, with their pictures; `index` counts within the split."""
+    wrong = (answers.predicted_N != labels_N).nonzero()[:, 0]
+    surest_first = answers.confidence_N[wrong].sort(descending=True, stable=True).indices
+    chosen = wrong[surest_first[:NUM_MISTAKES]]
+    if not len(chosen):
+        return []
+    return [
+        {
+            "index": index,
+            "label": int(labels_N[index]),
+            "predicted": int(answers.predicted_N[index]),
+            "probability": float(answers.confidence_N[index]),
+            "png": _png(image_CHW),
+        }
+        for index, image_CHW in zip(chosen.tolist(), batches.stored(answers.ids_N[chosen]), strict=True)
+    ]
+
+
+def _png(image_CHW: Tensor) -> str:
+    """uint8 [3, H, W] as base64 of a PNG, made smaller where it is large."""
+    from PIL import Image
+
+    picture = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
+    picture.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

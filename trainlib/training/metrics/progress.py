@@ -1,0 +1,88 @@
+"""How far a run has come: all that changes from step to step besides weights, optimizer and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainlib.config import Best, EarlyStopping
+from trainlib.training.metrics.sums import Sums, better, gather_sums, zero_sums
+
+
+@dataclass
+class Progress:
+    """The state of the loop; saved with each checkpoint.
+
+    step             optimizer steps done
+    sums             this rank's sums over the current epoch so far (see `metrics`)
+    best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
+    stopping_*       early stopping: best value so far, and evaluations since
+    fitting          how many images at a time the device's memory was found to hold; None = as many as asked for
+    compiled         whether the model's kernels are made by torch.compile; None = not decided yet
+    skipped_steps    steps, from 0, whose gradient was not finite
+    """
+
+    sums: Sums
+    step: int = 0
+    best: dict[str, Any] | None = None
+    stopping_best: float | None = None
+    stopping_stale: int = 0
+    ended_early: bool = False
+    fitting: int | None = None
+    compiled: bool | None = None
+    skipped_steps: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @classmethod
+    def at_start(cls, num_parts: int) -> Progress:
+        return cls(sums=zero_sums(num_parts))
+
+    def note(self, metrics: dict[str, float], epoch: int, best: Best | None, stopping: EarlyStopping | None) -> bool:
+        """Take in an evaluation; returns whether it is the best so far."""
+        improved = False
+        if best is not None and best.metric in metrics:
+            value = metrics[best.metric]
+            assert best.mode is not None, "resolved by the configuration"
+            if better(value, self.best["value"] if self.best else None, best.mode):
+                self.best = {"metric": best.metric, "value": value, "step": self.step, "epoch": epoch}
+                improved = True
+        if stopping is not None and stopping.metric in metrics:
+            value = metrics[stopping.metric]
+            assert stopping.mode is not None, "resolved by the configuration"
+            if better(value, self.stopping_best, stopping.mode, stopping.min_delta):
+                self.stopping_best, self.stopping_stale = value, 0
+            else:
+                self.stopping_stale += 1
+            self.ended_early = self.stopping_stale >= stopping.patience
+        return improved
+
+    def state_dict(self, device: torch.device) -> dict[str, Any]:
+        """Plain values and one tensor: every part's sums, float64 [P, 2]. Call on every rank: it gathers.
+
+        device   that the ranks talk through
+        """
+        return {
+            "step": self.step,
+            "sums_P2": torch.tensor(gather_sums(self.sums, device), dtype=torch.float64),
+            "best": self.best,
+            "stopping_best": self.stopping_best,
+            "stopping_stale": self.stopping_stale,
+            "ended_early": self.ended_early,
+            "fitting": self.fitting,
+            "compiled": self.compiled,
+            "skipped_steps": self.skipped_steps,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], parts: range, num_parts: int) -> Progress:
+        """The saved progress on the rank with these parts. If batches had other parts then, part 0 takes all sums."""
+        values = dict(state)
+        saved_P2: Tensor = values.pop("sums_P2")
+        saved: Sums = saved_P2.tolist()
+        if len(saved) != num_parts:
+            saved = [saved_P2.sum(dim=0).tolist(), *zero_sums(num_parts - 1)]
+        return cls(sums=[row if part in parts else [0.0, 0.0] for part, row in enumerate(saved)], **values)

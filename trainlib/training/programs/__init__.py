@@ -1,0 +1,1 @@
+"""Programs that the launcher starts beside training: check, prepare, verify."""

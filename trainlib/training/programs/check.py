@@ -1,0 +1,28 @@
+"""Build everything on the meta device and print the config: `python -m trainlib.training.programs.check CONFIG...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from trainlib.config import dump_config, load_config
+from trainlib.errors import EXIT_OK, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check a configuration; the resolved one goes to standard output. Returns the exit code (see `errors`)."""
+    try:
+        config = load_config(sys.argv[1:] if arguments is None else arguments)
+        from trainlib.data import survey
+        from trainlib.training.build import check_build
+
+        check_build(config, *survey(config.data))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(dump_config(config), end="")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Prepare a run for a later job: `python -m trainlib.training.programs.prepare CONFIG... [--fresh] [--resume [NAME]]`.
+
+Whatever can be settled before a job waits in a queue is settled now: that all can be built, and that this configuration
+may go on in the run directory, whose config.yaml then is all that the job needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from trainlib.config import Config, load_config
+from trainlib.errors import EXIT_FAILURE, EXIT_OK, UserError
+from trainlib.runs.directory import RunDirectory
+from trainlib.training.programs.arguments import parse_arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare a run; returns the exit code (see `errors`)."""
+    options = parse_arguments(arguments, "trainlib.training.programs.prepare")
+    try:
+        config = load_config(options.config)
+        from trainlib.data import survey
+        from trainlib.training.build import check_build
+
+        check_build(config, *survey(config.data))
+        prepare(config, fresh=options.fresh, resume=options.resume)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:  # a disk that is full
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    return EXIT_OK
+
+
+def prepare(config: Config, *, fresh: bool, resume: str | None) -> None:
+    """Leave runs/<name> so that `CONFIG = runs/<name>/config.yaml` alone starts or continues the run as asked.
+
+    fresh, resume   as for `RunDirectory.open`; from a named checkpoint on, newer ones are set aside
+    """
+    run = RunDirectory.open(config, fresh=fresh, resume=resume)
+    try:
+        if resume:
+            from trainlib.training.checkpoints import checkpoint
+            from trainlib.training.session import choose_checkpoint
+
+            named = choose_checkpoint(run.checkpoints, resume)
+            assert named is not None, "a checkpoint that is named is found, or is an error"
+            checkpoint.rewind(run.checkpoints, named)
+        run.begin(config)
+        run.stop_file.unlink(missing_ok=True)  # asked of an attempt that is over
+    finally:
+        run.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Repeat steps of a run and record them: `python -m trainlib.training.programs.verify RUN OUTPUT --steps N`.
+
+Started by `launch verify` once for each number of ranks. Each rank writes OUTPUT/<world size>-<rank>.jsonl, in which
+`launch.runs.verify` looks for differences: a line on where it begins, then, for each step, the SHA-256 of the gradient
+of every parameter as the optimizer gets it, of every weight and buffer after it, and the rows that the step led to. The
+run itself is only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainlib.config import read_resolved
+from trainlib.data import load_data
+from trainlib.distributed import process_group
+from trainlib.distributed.allreduce.elastic import digests
+from trainlib.distributed.stop_consensus import Agreement
+from trainlib.errors import EXIT_OK, CheckpointError, TrainlaunchError, UserError
+from trainlib.models.weights import weights_sha256
+from trainlib.runs.directory import RunDirectory
+from trainlib.runs.files import append_line
+from trainlib.runs.stop_request import StopFlag
+from trainlib.training.build import build_plan
+from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.session import build_loop
+from trainlib.training.trainer import Loop, Outputs
+
+
+class Record:
+    """The lines of one rank; a tracker of the loop's rows as well."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._line: dict[str, Any] = {}
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        append_line(self._path, line)
+
+    def follow(self, loop: Loop) -> None:
+        """Note the state of every step around the optimizer's update; `end_step` writes it."""
+        engine = loop.engine
+        module, optimizer = engine.classifier.module, engine.optimizer.optimizer
+
+        def before(*_: object) -> None:
+            gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+            self._line["gradients"] = digests(gradients)
+
+        def after(*_: object) -> None:
+            self._line["weights"] = digests(module.state_dict())
+            self._line["weights_sha256"] = weights_sha256(module.state_dict())
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+    def end_step(self, step: int) -> None:
+        self.write({"step": step, "num_threads": torch.get_num_threads(), **self._line})
+        self._line = {}
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """A row, but for what the clock decides."""
+        kept = {key: value for key, value in row.items() if key not in ("time", "images_per_second")}
+        self._line.setdefault("rows", []).append(kept)
+
+    def flush(self) -> None:
+        """Every line is on disk as soon as it is written."""
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class Steps(Agreement):
+    """Stops the loop after so many steps, and records each of them."""
+
+    def __init__(self, loop: Loop, record: Record, num_steps: int):
+        super().__init__(StopFlag(), None)
+        self._loop, self._record = loop, record
+        self._last = loop.progress.step + num_steps
+
+    def reached(self) -> bool:
+        self._record.end_step(self._loop.progress.step)
+        return self._loop.progress.step >= self._last
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program, as one of the ranks; returns the exit code."""
+    options = _parse(arguments)
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    record = Record(Path(options.output) / f"{world_size}-{rank}.jsonl")
+    try:
+        rerun(RunDirectory(Path(options.run)), record, options.steps, options.checkpoint)
+    except TrainlaunchError as error:
+        record.write({"error": str(error)})
+        return error.exit_code
+    return EXIT_OK
+
+
+def rerun(run: RunDirectory, record: Record, num_steps: int, named: str | None) -> None:
+    """Train `num_steps` steps of a run, from a checkpoint, as one of the ranks. Nothing is written into the run.
+
+    named   the checkpoint, as a name; None = the newest that so many steps follow, or the beginning
+    """
+    config = read_resolved(run.config_file)
+    process_group.check_precision(config.train)
+    dataset = load_data(config.data)
+    with process_group.joined(config.train) as accelerator:
+        plan, _ = build_plan(config, len(dataset.train.labels_N))
+        start = _newest(run, plan.total_steps - num_steps) if named is None else _named(run, named)
+        loop = build_loop(config, dataset, accelerator, start)
+        left = plan.total_steps - loop.progress.step
+        if num_steps > left:
+            raise UserError(
+                f"--steps: got {num_steps}, must be at most {left}, which follow step {loop.progress.step} in this run"
+            )
+        record.write({"from_step": loop.progress.step, "world_size": accelerator.num_processes})
+        record.follow(loop)
+        loop.outputs = Outputs(trackers=[record])
+        if loop.run(Steps(loop, record, num_steps)):
+            record.end_step(loop.progress.step)  # at the end of the run, nobody asks whether to stop
+
+
+def _named(run: RunDirectory, name: str) -> Checkpoint:
+    if not (run.checkpoints / name).is_dir():
+        there = ", ".join(path.name for path in checkpoint.steps_in(run.checkpoints).values()) or "none"
+        raise CheckpointError(f"--checkpoint {name}: no such checkpoint of this run; there are: {there}")
+    return checkpoint.verify(run.checkpoints / name)
+
+
+def _newest(run: RunDirectory, last_step: int) -> Checkpoint | None:
+    """The newest checkpoint up to this step that is whole; None where there is none."""
+    for step, path in reversed(checkpoint.steps_in(run.checkpoints).items()):
+        if step <= last_step:
+            return checkpoint.verify(path)
+    return None
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m trainlib.training.programs.verify", allow_abbrev=False)
+    parser.add_argument("run")
+    parser.add_argument("output")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--checkpoint")
+    return parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What the run tells the world: metrics.jsonl is the truth, every other tracker shows the same rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainlib.config import TrackingConfig
+from trainlib.runs.rows import MetricsFile, Row, scalars
+from trainlib.training.tracking.tensorboard import TensorBoard
+from trainlib.training.tracking.wandb.process import Job, WandbProcess
+
+__all__ = [
+    "Forgiving",
+    "MetricsFile",
+    "Row",
+    "TensorBoard",
+    "Tracker",
+    "Trackers",
+    "log_all",
+    "open_trackers",
+    "scalars",
+]
+
+logger = logging.getLogger("trainlib.training.tracking")
+
+
+class Tracker(Protocol):
+    """Something that shows rows of metrics. `flush` makes all rows so far safe; `close` ends it."""
+
+    def log(self, row: Row) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """What shows the rows of metrics.jsonl, and what those of health.jsonl, if there are to be any."""
+
+    metrics: list[Tracker]
+    health: list[Tracker]
+
+
+def open_trackers(config: TrackingConfig, run: Path, from_step: int, values: Mapping[str, Any]) -> Trackers:
+    """The trackers that the configuration asks for; metrics.jsonl is always one of them.
+
+    values   the configuration and the environment, for W&B
+    """
+    trackers = Trackers([MetricsFile(run / "metrics.jsonl", from_step)], [])
+    if config.health is not None:
+        trackers.health.append(Forgiving("health.jsonl", lambda: MetricsFile(run / "health.jsonl", from_step)))
+    if config.tensorboard:
+        board = Forgiving("TensorBoard", lambda: TensorBoard(run))
+        trackers.metrics.append(board)
+        trackers.health.append(board)
+    job = Job.of(run, config.wandb, values)
+    if job.mode != "disabled":
+        trackers.metrics.append(Forgiving("W&B", lambda: WandbProcess(job)))
+    return trackers
+
+
+class Forgiving:
+    """A tracker whose failure harms nothing but itself: it warns once, and shows nothing from then on."""
+
+    def __init__(self, name: str, opened: Callable[[], Tracker]):
+        self._name = name
+        self._tracker: Tracker | None = None
+        with self._forgiving():
+            self._tracker = opened()
+
+    def log(self, row: Row) -> None:
+        with self._forgiving():
+            if self._tracker is not None:
+                self._tracker.log(row)
+
+    def flush(self) -> None:
+        with self._forgiving():
+            if self._tracker is not None:
+                self._tracker.flush()
+
+    def close(self) -> None:
+        with self._forgiving():
+            if self._tracker is not None:
+                self._tracker.close()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever a foreign library raises
+            self._tracker = None
+            logger.warning("%s stopped working (%s); training goes on without it", self._name, error)
+
+
+def log_all(trackers: Sequence[Tracker], row: Row) -> None:
+    for tracker in trackers:
+        tracker.log(row)

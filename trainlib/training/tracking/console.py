@@ -1,0 +1,119 @@
+"""Rank 0's progress for a person: a live bar in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+logger = logging.getLogger("trainlib.training.metrics.progress")
+
+BAR_INTERVAL = 0.5  # seconds between redraws of the bar: one takes a millisecond or two
+BAR_WIDTH = 10  # characters, at least
+LINE_INTERVAL = 5.0  # seconds between plain lines inside an epoch
+
+
+class Console:
+    """Shows the rows that the trackers get; and, between them, how far the run has come.
+
+    Lines are log records, so that rank 0's log has them too; a quiet console logs them below what a console shows.
+    """
+
+    def __init__(self, total_steps: int, steps_per_epoch: int, step: int, *, quiet: bool = False):
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._epochs = -(-total_steps // steps_per_epoch)
+        self._quiet = quiet
+        self._level = logging.DEBUG if quiet else logging.INFO
+        self._numbers = ""
+        self._first_step = step
+        self._began = time.monotonic()
+        self._next_sign = 0.0
+        self._bar: Any = None
+        if not quiet and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            self._bar, self._task = _open_bar(total_steps, step, self._epoch(step))
+            self._bar_room = len(f"epoch {self._epoch(step)}  {total_steps}/{total_steps}  0:00:00 left  ") + BAR_WIDTH
+
+    def step(self, step: int) -> None:
+        """Called after every step; costs one look at the clock, except when it is time for a sign of life."""
+        if self._quiet or (now := time.monotonic()) < self._next_sign:
+            return
+        if self._bar is not None:
+            self._next_sign = now + BAR_INTERVAL
+            note = fitting(self._numbers, self._bar.console.width - self._bar_room)
+            self._bar.update(self._task, completed=step, epoch=self._epoch(step), note=note, refresh=True)
+        else:
+            if self._next_sign:
+                place = f"epoch {self._epoch(step)}  step {step:>{len(str(self._total_steps))}}/{self._total_steps}"
+                parts = [place, self._numbers, self._left(step, now)]
+                logger.log(self._level, "  ".join(filter(None, parts)))
+            self._next_sign = now + LINE_INTERVAL
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        if row.get("scope") == "step":
+            self._numbers = _train_numbers(row)
+            return
+        numbers = _train_numbers(row) if row["split"] == "train" else _numbers(row)
+        logger.log(self._level, f"epoch {self._of_epochs(row['epoch'])}  {row['split']:<5}  {numbers}")
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _epoch(self, step: int) -> str:
+        return self._of_epochs(max(1, -(-step // self._steps_per_epoch)))
+
+    def _of_epochs(self, epoch: int) -> str:
+        return f"{epoch:>{len(str(self._epochs))}}/{self._epochs}"
+
+    def _left(self, step: int, now: float) -> str:
+        """How long the rest takes, if it goes on as in this attempt so far, evaluations and checkpoints included."""
+        done = step - self._first_step
+        seconds = (now - self._began) / done * (self._total_steps - step) if done else 0.0
+        return f"{timedelta(seconds=round(seconds))} left" if seconds else ""
+
+
+def _train_numbers(row: Mapping[str, Any]) -> str:
+    return f"{_numbers(row)}  lr {row['lr']:.4g}  {row['images_per_second']:,.0f} images/s"
+
+
+def _numbers(row: Mapping[str, Any]) -> str:
+    return f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}"
+
+
+def fitting(numbers: str, width: int) -> str:
+    """As many of the numbers, from the first one on, as there is room for."""
+    while numbers and len(numbers) > width:
+        numbers, _, _ = numbers.rpartition("  ")
+    return numbers
+
+
+def _open_bar(total_steps: int, step: int, epoch: str) -> tuple[Any, Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def text(field: str) -> TextColumn:
+        return TextColumn(field, table_column=Column(no_wrap=True, overflow="ellipsis"))
+
+    bar = Progress(
+        text("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        text("left"),
+        text("{task.fields[note]}"),
+        auto_refresh=False,
+        transient=True,
+        expand=True,
+    )
+    task = bar.add_task("training", total=total_steps, completed=step, epoch=epoch, note="")
+    bar.start()
+    return bar, task

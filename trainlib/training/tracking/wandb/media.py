@@ -1,0 +1,52 @@
+"""Histograms, the confusion matrix and sample mistakes, as W&B shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from trainlib.runs.rows import Row, health_scalars
+
+
+def health_values(row: Row) -> dict[str, Any]:
+    """The numbers and the histograms of a row of health.jsonl."""
+    import wandb
+
+    histograms = {
+        name: wandb.Histogram(np_histogram=(histogram["counts"], histogram["edges"]))
+        for name, histogram in row["histograms"].items()
+    }
+    return health_scalars(row) | histograms
+
+
+def evaluation_media(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The confusion matrix and the sample mistakes of an evaluation file."""
+    import wandb
+    from PIL import Image
+
+    names, split = evaluation["classes"], evaluation["split"]
+    columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
+    cells = [
+        [names[true], names[predicted], count]
+        for true, counts in enumerate(evaluation["confusion"])
+        for predicted, count in enumerate(counts)
+    ]
+    matrix = wandb.plot_table(
+        "wandb/confusion_matrix/v1",
+        wandb.Table(columns=columns, data=cells),
+        {str(column): str(column) for column in columns},
+        {"title": f"Confusion matrix, {split}"},
+    )
+    mistakes = [
+        [
+            wandb.Image(Image.open(io.BytesIO(base64.b64decode(mistake["png"])))),
+            names[mistake["label"]],
+            names[mistake["predicted"]],
+            mistake["probability"],
+        ]
+        for mistake in evaluation["mistakes"]
+    ]
+    table = wandb.Table(columns=["picture", "true", "predicted", "probability"], data=mistakes)
+    return {f"{split}/confusion_matrix": matrix, f"{split}/mistakes": table}

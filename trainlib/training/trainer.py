@@ -1,0 +1,269 @@
+"""The training loop.
+
+It knows only steps: durations were turned into steps before it starts. At each step boundary, in this order: the row of
+the step, the end of an epoch (its row, evaluation, schedule, early stopping), a checkpoint, and whether to stop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainlib.config import Best, EarlyStopping
+from trainlib.data.loader import Batches, Piece, Samples
+from trainlib.data.plan import Plan
+from trainlib.distributed.allreduce.elastic import require_same_state
+from trainlib.distributed.process_group import from_main
+from trainlib.distributed.stop_consensus import Agreement
+from trainlib.errors import TrainlaunchError
+from trainlib.models.optimizers.schedule import Schedule
+from trainlib.runs.files import timestamp
+from trainlib.training.checkpoints.manager import Keeper
+from trainlib.training.metrics.clock import Clock
+from trainlib.training.metrics.progress import Progress
+from trainlib.training.metrics.sums import Metrics, gather_sums, metrics_of, zero_sums
+from trainlib.training.step.accumulator import Tally
+from trainlib.training.step.evaluate import OnBatch, evaluate
+from trainlib.training.step.state import Engine
+from trainlib.training.step.train_step import StepResult, train_step
+from trainlib.training.tracking import Tracker, log_all
+from trainlib.training.tracking.console import Console
+from trainlib.training.tuning import micro_batches
+
+logger = logging.getLogger("trainlib")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When things happen, in steps, and what counts as better."""
+
+    log_every: int
+    log_grad_norm: bool
+    checkpoint_every: int
+    best: Best | None
+    early_stopping: EarlyStopping | None
+    on_nonfinite: str
+    max_nonfinite_steps: int
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the results go; on ranks other than 0, nowhere but to the watchdog."""
+
+    trackers: Sequence[Tracker] = ()
+    console: Console | None = None
+    keeper: Keeper | None = None
+    beat: Callable[[], None] = lambda: None  # tells the watchdog that something was achieved
+
+
+class Loop:
+    """Trains from where `progress` stands to the end of the plan, or until asked to stop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        schedule: Schedule,
+        samples: Samples,
+        policy: Policy,
+        outputs: Outputs,
+        progress: Progress,
+    ):
+        self.engine = engine
+        self.plan = plan
+        self.schedule = schedule
+        self.samples = samples
+        self.policy = policy
+        self.outputs = outputs
+        self.progress = progress
+        self._saved_step = progress.step if progress.step else None
+        self.tally = Tally(engine, progress, policy.on_nonfinite, policy.max_nonfinite_steps)
+        self.clock = Clock(progress.seconds)
+
+    def run(self, agreement: Agreement) -> bool:
+        """Train. True at the end, False when the ranks agreed to stop before it; a checkpoint is safe either way."""
+        self.clock.start()
+        asked_to_stop = False
+        while not (self.finished or asked_to_stop):
+            asked_to_stop = self._run_epoch(self.plan.epoch_of(self.progress.step), agreement)
+        agreement.drain()
+        return not asked_to_stop
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.progress.step // self.plan.steps_per_epoch
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.engine.accelerator.device
+        return device
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.step >= self.plan.total_steps or self.progress.ended_early
+
+    def _run_epoch(self, epoch: int, agreement: Agreement) -> bool:
+        """Train the rest of this epoch. True when the ranks agreed to stop inside it."""
+        plan, progress, policy = self.plan, self.progress, self.policy
+        first = progress.step % plan.steps_per_epoch
+        batches = plan.batches(epoch)[first : first + plan.total_steps - progress.step]
+        denominators = map(self.engine.objective.denominator, self.samples.train.labels_of(batches))
+        prepared = self.samples.train.train(batches, epoch, self.samples.augmentation)
+        for ids_N, denominator, pieces in zip(batches, denominators, prepared, strict=True):
+            lr = self.schedule.lr
+            result = self._train_step(pieces, denominator)
+            self.tally.take(progress.step, result)
+            progress.step += 1
+            if result.applied is not False:
+                self.schedule.after_step()
+                if self.engine.average is not None:
+                    self.engine.average.after_step()
+            self.clock.count(len(ids_N))
+            self.outputs.beat()
+
+            if progress.step % policy.log_every == 0:
+                self._log_step(epoch, lr, denominator, len(ids_N), result.grad_norm)
+            is_best = False
+            if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
+                is_best = self._end_epoch(epoch, lr)
+            if is_best or self.finished or progress.step % policy.checkpoint_every == 0:
+                self._save(must=self.finished)
+            if self.outputs.console is not None:
+                self.outputs.console.step(progress.step)
+            if self.finished:
+                return False
+            if agreement.reached():
+                self._save(must=True)
+                return True
+        return False
+
+    def _train_step(self, pieces: Sequence[Piece], denominator: float) -> StepResult:
+        """The step, in pieces as small as the device's memory asks for; so are those of all steps after it."""
+        progress = self.progress
+        while True:
+            with suppress(torch.OutOfMemoryError):
+                return train_step(self.engine, progress.step, micro_batches.cut(pieces, progress.fitting), denominator)
+            progress.fitting = micro_batches.smaller(pieces, progress.fitting, self.engine)
+
+    def _end_epoch(self, epoch: int, lr: float) -> bool:
+        """Report the epoch, evaluate, advance the schedule; returns whether this evaluation is the best so far.
+
+        A run of `train.steps` may end inside an epoch: then the row tells of the part that was trained.
+        """
+        self.tally.read()
+        plan, progress, samples = self.plan, self.progress, self.samples
+        whole = plan.ends_epoch(progress.step - 1)
+        first = epoch * plan.steps_per_epoch
+        counted = [
+            ids_N
+            for step, ids_N in enumerate(plan.batches(epoch), first)
+            if step < progress.step and step not in progress.skipped_steps
+        ]
+        labels_N = samples.train.labels_N[torch.cat([torch.empty(0, dtype=torch.int64), *counted])]
+        denominator = self.engine.objective.denominator(labels_N)
+        train = metrics_of(gather_sums(progress.sums, self.device), denominator, len(labels_N))
+        self._log("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
+        self.clock.new_window()
+        metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
+        if len(samples.val_ids):
+            val, speed = self._evaluate(samples.train, samples.val_ids)
+            self._log("val", epoch, lr, val, images_per_second=speed)
+            metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
+        if whole:
+            progress.sums = zero_sums(len(progress.sums))
+            self.schedule.after_epoch(metrics)
+        return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
+
+    def test(self, on_batch: OnBatch = lambda piece, logits_NC: None) -> Metrics:
+        """Evaluate the test split, and report it; `on_batch` sees each piece's logits."""
+        test = self.samples.test
+        self.engine = self.engine.with_whole_model()
+        metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch)
+        epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
+        self._log("test", epoch, self.schedule.lr, metrics, images_per_second=speed)
+        return metrics
+
+    def _evaluate(
+        self, batches: Batches, ids_N: Tensor, on_batch: OnBatch = lambda piece, logits_NC: None
+    ) -> tuple[Metrics, float]:
+        """The metrics of these samples, by the averaged weights where there are any, and how many it were a second."""
+
+        def beat_and_pass_on(piece: Piece, logits_NC: Tensor) -> None:
+            self.outputs.beat()
+            on_batch(piece, logits_NC)
+
+        with self.clock.paused() as pause, self.engine.averaged():
+            metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size, beat_and_pass_on)
+        return metrics, len(ids_N) / pause.seconds
+
+    def _log_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:
+        metrics = metrics_of(gather_sums(self.tally.read(), self.device), denominator, count)
+        speed = self.clock.images_per_second
+        more = {"grad_norm": grad_norm.item()} if self.policy.log_grad_norm else {}
+        self._log("train", epoch, lr, metrics, scope="step", images_per_second=speed, **more)
+
+    def _log(
+        self, split: str, epoch: int, lr: float, metrics: Metrics, *, scope: str | None = None, **numbers: float
+    ) -> None:
+        row: dict[str, Any] = {"time": timestamp(), "step": self.progress.step, "epoch": epoch + 1, "split": split}
+        row |= {"scope": scope} if scope else {}
+        row |= {"loss": metrics.loss, "accuracy": metrics.accuracy, "count": metrics.count}
+        log_all(self.outputs.trackers, row | {"lr": lr} | numbers)
+
+    def _save(self, *, must: bool = False) -> None:
+        """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes.
+
+        must    it has to be safe on return, also where checkpoints are written in the background
+        Raises TrainlaunchError, on every rank, when such a one, or too many in a row, could not be written.
+        """
+        progress, keeper = self.progress, self.outputs.keeper
+        problem = None
+        with self.clock.paused() as pause:
+            if self._saved_step != progress.step:
+                self.tally.read()
+                self._require_same_state()
+                progress.seconds = self.clock.seconds
+                gathered = progress.state_dict(self.device)
+                if keeper is not None:
+                    best_step = progress.best["step"] if progress.best else None
+                    with self.engine.averaged():
+                        model, trainer = self.engine.classifier.module.state_dict(), self._trainer_state(gathered)
+                        keeper.save(progress.step, model, trainer, best_step, self.flush_rows)
+                self._saved_step = progress.step
+            if keeper is not None:
+                problem = keeper.problem(must_have=progress.step if must else None)
+            problem = from_main(problem)
+        self.clock.saved(pause)
+        if problem is not None:
+            raise TrainlaunchError(problem)
+
+    def _require_same_state(self) -> None:
+        """In elastic mode: of the weights, and of their average."""
+        module = self.engine.classifier.module
+        if self.engine.elastic is not None:
+            require_same_state(module)
+            if self.engine.average is not None:
+                with self.engine.averaged():
+                    require_same_state(module)
+
+    def _trainer_state(self, progress: dict[str, Any]) -> dict[str, Any]:
+        average = self.engine.average
+        return {
+            "progress": progress,
+            "optimizer": self.engine.optimizer.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.engine.scaler_state(),
+            **(average.state_dict() if average is not None else {}),
+        }
+
+    def flush_rows(self) -> None:
+        """Make the rows so far safe; OSError where they cannot be written."""
+        for tracker in self.outputs.trackers:
+            tracker.flush()

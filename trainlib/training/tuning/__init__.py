@@ -1,0 +1,1 @@
+"""What is measured on the machine before training: micro-batch size, compilation, frozen features."""
