@@ -22,6 +22,7 @@ from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import Agreement
 from trainlib.errors import EXIT_STOPPED
 from trainlib.models.ema import Average
+from trainlib.models.weights import weights_sha256
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.session import build_loop
@@ -250,10 +251,10 @@ def test_what_is_kept_hashed_and_tested_is_the_average(tmp_path: Path, images: P
     assert ranks.train(training(images, first), cwd=averaged) == [0], ranks.console(averaged)
     assert ranks.train(tiny.arguments(images, 3, 3, first), cwd=plain) == [0], ranks.console(plain)
     last = final(averaged)
-    assert checkpoint.weights_sha256(last.model_state()) == tiny.summary(averaged)["weights_sha256"]
+    assert weights_sha256(last.model_state()) == tiny.summary(averaged)["weights_sha256"]
     assert tiny.summary(averaged)["weights_sha256"] != tiny.summary(plain)["weights_sha256"]
     weights = last.trainer_state()["raw_weights"]
-    assert checkpoint.weights_sha256(weights) == tiny.summary(plain)["weights_sha256"]
+    assert weights_sha256(weights) == tiny.summary(plain)["weights_sha256"]
     assert "raw_weights" not in final(plain).trainer_state()
 
     best = tiny.summary(averaged)["best"]["step"]
@@ -282,4 +283,4 @@ def test_a_failed_run_tells_of_the_average_that_it_kept(tmp_path: Path) -> None:
     faults = {4: (0, float("nan"))}
     assert ranks.run(test_failures.train_with_faults, arguments, faults, world_size=1, cwd=tmp_path) == [1]
     assert tiny.summary(tmp_path)["status"] == "failed"
-    assert tiny.summary(tmp_path)["weights_sha256"] == checkpoint.weights_sha256(final(tmp_path).model_state())
+    assert tiny.summary(tmp_path)["weights_sha256"] == weights_sha256(final(tmp_path).model_state())

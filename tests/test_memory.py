@@ -20,7 +20,7 @@ from trainlib.runs.stop_request import StopFlag
 from trainlib.training.session import build_loop
 from trainlib.training.step.train_step import train_step
 from trainlib.training.trainer import Loop, Outputs
-from trainlib.training.tuning import micro_batches
+from trainlib.training.tuning import memory
 
 TRAINING = {
     "data": {"name": "synthetic", "val_fraction": 0.0, "augment": {}},
@@ -134,8 +134,8 @@ def test_the_trial_before_training_finds_what_fits_and_changes_nothing(norm_loop
     engine = norm_loop.engine
     before = {name: value.clone() for name, value in engine.classifier.module.state_dict().items()}
     stand_in = norm_loop.samples.train.stand_in()
-    assert micro_batches.fitting(engine, stand_in, 16) == 8
-    assert micro_batches.fitting(engine, stand_in, 8) is None
+    assert memory.fitting(engine, stand_in, 16) == 8
+    assert memory.fitting(engine, stand_in, 8) is None
     assert all(torch.equal(value, before[name]) for name, value in engine.classifier.module.state_dict().items())
     assert all(parameter.grad is None for parameter in engine.parameters)
 
@@ -148,9 +148,9 @@ def _find_what_fits(room_of_rank: list[int]) -> int:
         small = Small(10, room=10)
         loop = build_loop(config, make_dataset(40), accelerator, None, CustomParts(model=small))
         small.room = room_of_rank[rank]
-        found = micro_batches.fitting(loop.engine, loop.samples.train.stand_in(), 10)
+        found = memory.fitting(loop.engine, loop.samples.train.stand_in(), 10)
         [pieces] = loop.samples.train.train(loop.plan.batches(0)[:1], 0, loop.samples.augmentation)
-        applied = train_step(loop.engine, 0, micro_batches.cut(pieces, found), 20.0).applied
+        applied = train_step(loop.engine, 0, memory.cut(pieces, found), 20.0).applied
     return 0 if (found, applied) == (3, True) else 1
 
 

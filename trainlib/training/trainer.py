@@ -34,7 +34,7 @@ from trainlib.training.step.state import Engine
 from trainlib.training.step.train_step import StepResult, train_step
 from trainlib.training.tracking import Tracker, log_all
 from trainlib.training.tracking.console import Console
-from trainlib.training.tuning import micro_batches
+from trainlib.training.tuning import memory
 
 logger = logging.getLogger("trainlib")
 
@@ -149,8 +149,8 @@ class Loop:
         progress = self.progress
         while True:
             with suppress(torch.OutOfMemoryError):
-                return train_step(self.engine, progress.step, micro_batches.cut(pieces, progress.fitting), denominator)
-            progress.fitting = micro_batches.smaller(pieces, progress.fitting, self.engine)
+                return train_step(self.engine, progress.step, memory.cut(pieces, progress.fitting), denominator)
+            progress.fitting = memory.smaller(pieces, progress.fitting, self.engine)
 
     def _end_epoch(self, epoch: int, lr: float) -> bool:
         """Report the epoch, evaluate, advance the schedule; returns whether this evaluation is the best so far.

@@ -20,7 +20,7 @@ from trainlib.errors import UserError
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.state import Engine
 from trainlib.training.step.train_step import trial
-from trainlib.training.tuning import micro_batches
+from trainlib.training.tuning import memory
 
 logger = logging.getLogger("trainlib")
 
@@ -32,7 +32,7 @@ def suit_machine(config: TrainConfig, engine: Engine, samples: Samples, progress
     stand_in, size = samples.train.stand_in(), samples.train_piece_size
     if engine.accelerator.device.type == "cuda" and engine.elastic is None:  # elsewhere memory is not known to end
         most = min(size, progress.fitting or size)
-        progress.fitting = micro_batches.fitting(engine, stand_in, most) or progress.fitting
+        progress.fitting = memory.fitting(engine, stand_in, most) or progress.fitting
     size = min(size, progress.fitting or size)
     images_NCHW = stand_in.expand(size, *stand_in.shape[1:]).contiguous()
     choice = config.compile if progress.compiled is None else progress.compiled
