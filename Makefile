@@ -16,10 +16,10 @@ test: $(VENV)/installed-dev
 
 # The tests of faults, which are short in `make test`, at their full length: kills, damage, full disks, signals.
 soak: $(VENV)/installed-dev
-	SOAK=1 $(BIN)/python -m pytest tests/test_kills.py tests/test_damage.py tests/test_disk.py tests/test_signals.py \
-		tests/test_malicious.py tests/test_resume.py tests/test_failures.py tests/test_launch_deaths.py \
-		tests/test_elastic.py tests/test_elastic_faults.py tests/test_slurm_faults.py \
-		tests/test_slurm_elastic.py $(PYTEST_ARGS)
+	SOAK=1 $(BIN)/python -m pytest tests/faults/test_kills.py tests/faults/test_damage.py tests/faults/test_disk.py tests/faults/test_signals.py \
+		tests/faults/test_malicious.py tests/training/test_resume.py tests/faults/test_failures.py tests/faults/test_launch_deaths.py \
+		tests/training/test_elastic.py tests/faults/test_elastic_faults.py tests/slurm/test_slurm_faults.py \
+		tests/slurm/test_slurm_elastic.py $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

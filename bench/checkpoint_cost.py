@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from trainlib.config import ModelConfig
 from trainlib.models import build_model
-from trainlib.training.checkpoints.manager import Keeper
+from trainlib.training.checkpoints.manager import CheckpointManager
 
 
 def trained_for_a_step(name: str, device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -63,19 +63,23 @@ def measure(name: str, directory: Path, saves: int, device: str, pause: float) -
     def plain(step: int) -> None:
         torch.save({"model": model_state, **trainer_state()}, directory / "plain.pt")
 
-    keepers = {
-        "checkpoint": Keeper(directory / "foreground", keep=2, facts={}),
-        "checkpoint, writer": Keeper(directory / "background", keep=2, facts={}, background=True),
+    managers = {
+        "checkpoint": CheckpointManager(directory / "foreground", keep=2, facts={}),
+        "checkpoint, writer": CheckpointManager(directory / "background", keep=2, facts={}, background=True),
     }
     seconds = {"torch.save": blocked_seconds(plain, saves, pause)}
     megabytes = (directory / "plain.pt").stat().st_size / 1e6
     (directory / "plain.pt").unlink()
-    for way, keeper in keepers.items():
+    for way, manager in managers.items():
         folder = directory / ("background" if "writer" in way else "foreground")
         folder.mkdir()
-        seconds[way] = blocked_seconds(lambda step: keeper.save(step, model_state, trainer_state(), None), saves, pause)  # noqa: B023
-        assert keeper.problem(must_have=saves) is None
-        keeper.close()
+        seconds[way] = blocked_seconds(
+            lambda step: manager.save(step, model_state, trainer_state(), None),  # noqa: B023
+            saves,
+            pause,
+        )
+        assert manager.problem(must_have=saves) is None
+        manager.close()
         shutil.rmtree(folder)
     for way, value in seconds.items():
         print(f"{name:<12} {megabytes:8.1f} MB   {way:<20} {value * 1e3:9.1f} ms", flush=True)

@@ -48,17 +48,17 @@ def step_function(mode: str, options: argparse.Namespace, accelerator: Any) -> t
     """A function that makes one step, always of the same batch, and the bytes of the model's gradient."""
     from trainlib.config import load_config
     from trainlib.data import load_data
-    from trainlib.training.session import build_loop
+    from trainlib.training.session import build_trainer
     from trainlib.training.step.train_step import train_step
 
     overrides = [f"train.reproducibility={mode}", f"train.virtual_shards={options.shards}", f"model={options.model}"]
     config = load_config(["quickstart", *overrides, f"train.batch_size={options.batch_size}", "data.limit=2000"])
-    loop = build_loop(config, load_data(config.data), accelerator, None)
-    batch = loop.plan.batches(0)[0]
-    (pieces,) = loop.samples.train.train([batch], 0, loop.samples.augmentation)
-    denominator = loop.engine.objective.denominator(loop.samples.train.labels_N[batch])
-    size = sum(p.numel() * p.element_size() for p in loop.engine.classifier.module.parameters() if p.requires_grad)
-    return lambda: train_step(loop.engine, 0, pieces, denominator) and None, size
+    trainer = build_trainer(config, load_data(config.data), accelerator, None)
+    batch = trainer.plan.batches(0)[0]
+    (micro_batches,) = trainer.samples.train.train([batch], 0, trainer.samples.augmentation)
+    denominator = trainer.state.objective.denominator(trainer.samples.train.labels_N[batch])
+    size = sum(p.numel() * p.element_size() for p in trainer.state.classifier.module.parameters() if p.requires_grad)
+    return lambda: train_step(trainer.state, 0, micro_batches, denominator) and None, size
 
 
 def measure_time(options: argparse.Namespace, accelerator: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def all_reduce(size: float, gpus: int) -> float:
     return min(ring, tree)
 
 
-def agreement(gpus: int) -> float:
+def consensus(gpus: int) -> float:
     """Seconds until all ranks know whether one of them was asked to stop."""
     return 2 * (gpus - 1) * AGREEMENT_HOP
 
@@ -74,7 +74,7 @@ def step_seconds(model: Model, gpus: int, *, every_step: bool = False) -> float:
     exposed = max(0.0, all_reduce(size - last, gpus) - OVERLAP * model.seconds) if size > last else 0.0
     seconds = model.seconds + exposed + (all_reduce(last, gpus) if gpus > 1 else 0.0)
     steps = 1 if every_step else max(1, gpus // RANKS_AT_EVERY_STEP)  # from one agreement to the next
-    return max(seconds, agreement(gpus) / steps)
+    return max(seconds, consensus(gpus) / steps)
 
 
 def efficiency(model: Model, gpus: int, *, every_step: bool = False) -> float:

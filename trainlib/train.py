@@ -90,7 +90,7 @@ def train(
             draw_curves(run.path)  # last: all that matters is safe by now
             return done
     except StoppedError:
-        flag.honoured()
+        flag.acknowledge()
         raise
     finally:
         run.close()

@@ -10,14 +10,14 @@ from bench.rounds import Rounds
 from bench.workload import Workload, one_layer
 from trainlib.distributed import process_group
 from trainlib.distributed.channel import control_channel
-from trainlib.distributed.stop_consensus import Agreement
+from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.models.parts import CustomParts
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.outputs import open_outputs
-from trainlib.training.session import build_loop
+from trainlib.training.session import build_trainer
 from trainlib.training.step.train_step import StepResult
-from trainlib.training.trainer import Loop, Outputs
+from trainlib.training.trainer import Outputs, Trainer
 
 
 def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact") -> None:
@@ -34,30 +34,30 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
         run.attempt(world_size=world_size, from_step=0) if run else nullcontext() as attempt,
         process_group.joined(config.train) as accelerator,
     ):
-        loop = build_loop(config, dataset, accelerator, None, custom)
-        module, optimizer = loop.engine.classifier.module, loop.engine.optimizer.optimizer
+        trainer = build_trainer(config, dataset, accelerator, None, custom)
+        module, optimizer = trainer.state.classifier.module, trainer.state.optimizer.optimizer
         initial = workload.network(channels_last=True).state_dict()
         module.load_state_dict(dict(zip(module.state_dict(), initial.values(), strict=True)))
         with (
-            open_outputs(config, run, loop, dataset, attempt, None)
+            open_outputs(config, run, trainer, dataset, attempt, None)
             if run and attempt
             else nullcontext(Outputs()) as outputs
         ):
-            loop.outputs = outputs
-            loop.tally.take = Losses(loop, rounds).take  # type: ignore[method-assign]
+            trainer.outputs = outputs
+            trainer.accumulator.add = Losses(trainer, rounds).take  # type: ignore[method-assign]
             if run:
                 run.begin(config)
             channel = control_channel(config.train)
             rounds.begin(module, optimizer)
-            loop.run(Agreement(StopFlag(), channel))
+            trainer.run(StopConsensus(StopFlag(), channel))
 
 
 class Losses:
     """Takes this rank's part of the loss of every step on its way to the tally; nothing waits for a GPU."""
 
-    def __init__(self, loop: Loop, rounds: Rounds):
-        self._take = loop.tally.take
-        self._batch_size = loop.plan.global_batch_size
+    def __init__(self, trainer: Trainer, rounds: Rounds):
+        self._take = trainer.accumulator.add
+        self._batch_size = trainer.plan.global_batch_size
         self._rounds = rounds
 
     def take(self, step: int, result: StepResult) -> None:

@@ -14,9 +14,9 @@ import torch
 
 from bench.workload import Workload
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import Agreement
+from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.runs.stop_request import StopFlag
-from trainlib.training.session import build_loop
+from trainlib.training.session import build_trainer
 from trainlib.training.trainer import Outputs
 
 WAIT = "synchronizing CUDA operation"  # in what torch warns of
@@ -39,14 +39,14 @@ def count_waits(workload: Workload, skip: int, set_mode: Callable[[str], None] |
     tracking = workload.config.tracking.model_copy(update={"log_every": 10 * workload.total_steps})
     config = workload.config.model_copy(update={"tracking": tracking})
     with process_group.joined(config.train) as accelerator, _recorded(stacks):
-        loop = build_loop(config, workload.dataset, accelerator, None)
+        trainer = build_trainer(config, workload.dataset, accelerator, None)
 
-        def beat() -> None:
-            if loop.progress.step in (skip, last):
-                set_mode("warn" if loop.progress.step == skip else "default")
+        def heartbeat() -> None:
+            if trainer.progress.step in (skip, last):
+                set_mode("warn" if trainer.progress.step == skip else "default")
 
-        loop.outputs = Outputs(beat=beat)
-        loop.run(Agreement(StopFlag(), None))
+        trainer.outputs = Outputs(heartbeat=heartbeat)
+        trainer.run(StopConsensus(StopFlag(), None))
     return stacks, last - skip
 
 

@@ -22,7 +22,7 @@ def is_dead(pid: int) -> bool:
         return True
 
 
-def end_unheard(job: JobStart, decision: Decision) -> None:
+def report_orphaned_job(job: JobStart, decision: Decision) -> None:
     """Tell the queue that this job is over. Without its slurmstepd it would hold its nodes until its time is over.
 
     One that is complete goes through the queue once more, and ends at once: others may depend on its success.

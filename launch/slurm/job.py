@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.slurm import ledger, queue
-from launch.slurm.closing import closing_words, end_record, end_unheard, is_dead, requeue
+from launch.slurm.closing import closing_words, end_record, is_dead, report_orphaned_job, requeue
 from launch.slurm.evidence import gather
 from launch.slurm.head import free_ports, node_names
 from launch.slurm.ledger import JobStart
@@ -105,7 +105,7 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     except OSError as error:
         print(f"warning: {directory / ledger.JOBS_FILE} does not tell so: {error}", file=sys.stderr)
     if not requeued and is_dead(options.slurmstepd):
-        end_unheard(job, decision)
+        report_orphaned_job(job, decision)
     return decision.exit_code
 
 

@@ -15,11 +15,11 @@ class FeatureBatches(Batches):
     """Batches of features in the place of images; of the same samples, in the same pieces."""
 
     def __init__(self, batches: Batches, features: FeatureImages):
-        super().__init__(ImageSet(features, batches.labels_N), batches.preprocess, batches.shard, batches.device)
+        super().__init__(ImageSet(features, batches.labels_N), batches.preprocess, batches.rank_slice, batches.device)
         self._of_images = batches
         self._features = features
 
-    def stand_in(self) -> Tensor:
+    def dummy_input(self) -> Tensor:
         return torch.zeros_like(self._features.rows[:1], device=self.device)
 
     def stored(self, ids_N: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainlib.data.augmentation import augment, normalise
 from trainlib.data.images import ImageSet
-from trainlib.data.plan import micro_batches, parts_of, share
+from trainlib.data.plan import parts_of, split_micro_batches, split_range
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Shard:
+class RankSlice:
     """Which parts of every batch this process computes, and in pieces of what size.
 
     A batch has a part for each rank or, in elastic mode, for each virtual shard: then a rank has several.
@@ -64,21 +64,25 @@ class Shard:
         Pieces have at most `micro_batch_size` samples. A part without samples is one empty piece.
         """
         return [
-            (part, piece)
+            (part, micro_batch)
             for part in self.parts
-            for piece in micro_batches(batch_ids_N[share(len(batch_ids_N), self.num_parts, part)], micro_batch_size)
+            for micro_batch in split_micro_batches(
+                batch_ids_N[split_range(len(batch_ids_N), self.num_parts, part)], micro_batch_size
+            )
         ]
 
-    def pieces(self, batch_ids_N: Tensor) -> list[Tensor]:
+    def micro_batches(self, batch_ids_N: Tensor) -> list[Tensor]:
         """This rank's sample indices of a batch of training, a piece for each micro-batch."""
-        return [piece for _, piece in self.cut(batch_ids_N, self.micro_batch_size)]
+        return [micro_batch for _, micro_batch in self.cut(batch_ids_N, self.micro_batch_size)]
 
 
-class Piece(NamedTuple):
+class MicroBatch(NamedTuple):
     """A micro-batch. An empty one carries a single stand-in image and no labels, so that the rank can take part."""
 
     ids_N: Tensor  # the samples' indices in their image set, on the CPU
-    images_NCHW: Tensor  # what `Engine.model` takes: of a frozen backbone, its features of the images (see `features`)
+    images_NCHW: (
+        Tensor  # what `TrainState.model` takes: of a frozen backbone, its features of the images (see `features`)
+    )
     labels_N: Tensor  # on the images' device
     cpu_labels_N: Tensor
     part: int  # of the batch
@@ -91,38 +95,42 @@ class Piece(NamedTuple):
 class Batches:
     """Prepared batches of one set of images for one rank."""
 
-    def __init__(self, image_set: ImageSet, preprocess: Preprocess, shard: Shard, device: torch.device):
+    def __init__(self, image_set: ImageSet, preprocess: Preprocess, rank_slice: RankSlice, device: torch.device):
         self.labels_N = image_set.labels_N
         self.images = image_set.images
         self.preprocess = preprocess
-        self.shard = shard
+        self.rank_slice = rank_slice
         self.device = device
 
     def labels_of(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
         """The labels of each of these batches (sample indices, int64 [B]), on the CPU."""
         return _split(self.labels_N, batches)
 
-    def train(self, batches: Sequence[Tensor], epoch: int, augmentation: Augmentation) -> Iterator[list[Piece]]:
+    def train(self, batches: Sequence[Tensor], epoch: int, augmentation: Augmentation) -> Iterator[list[MicroBatch]]:
         """This rank's pieces of each of these global batches (sample indices, int64 [B]), augmented."""
-        cuts = [self.shard.cut(batch, self.shard.micro_batch_size) for batch in batches]
+        cuts = [self.rank_slice.cut(batch, self.rank_slice.micro_batch_size) for batch in batches]
         loads = [
-            piece if len(piece) else batch[:1] for batch, cut in zip(batches, cuts, strict=True) for _, piece in cut
+            micro_batch if len(micro_batch) else batch[:1]
+            for batch, cut in zip(batches, cuts, strict=True)
+            for _, micro_batch in cut
         ]
-        prepared = self._prepared([piece for cut in cuts for piece in cut], loads, epoch, augmentation)
+        prepared = self._prepared([micro_batch for cut in cuts for micro_batch in cut], loads, epoch, augmentation)
         for cut in cuts:
             yield [next(prepared) for _ in cut]
 
-    def evaluation(self, ids_N: Tensor, batch_size: int) -> Iterator[Piece]:
+    def evaluation(self, ids_N: Tensor, batch_size: int) -> Iterator[MicroBatch]:
         """This rank's share of these samples, each exactly once, in pieces of at most `batch_size`."""
-        pieces = [(part, piece) for part, piece in self.shard.cut(ids_N, batch_size) if len(piece)]
-        return self._prepared(pieces, [piece for _, piece in pieces], 0, None)
+        micro_batches = [
+            (part, micro_batch) for part, micro_batch in self.rank_slice.cut(ids_N, batch_size) if len(micro_batch)
+        ]
+        return self._prepared(micro_batches, [micro_batch for _, micro_batch in micro_batches], 0, None)
 
     def prepared(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
         """The model's input for each of these tensors of sample indices, as they are: neither cut nor augmented."""
         for images_NCHW in self.images.batches(ids):
             yield self._prepare(images_NCHW.to(self.device, non_blocking=True))
 
-    def stand_in(self) -> Tensor:
+    def dummy_input(self) -> Tensor:
         """One input of the model that stands for no sample."""
         size = self.preprocess.image_size
         return torch.zeros(1, 3, size, size, device=self.device)
@@ -136,13 +144,13 @@ class Batches:
 
     def _prepared(
         self,
-        pieces: Sequence[tuple[int, Tensor]],
+        micro_batches: Sequence[tuple[int, Tensor]],
         loads: Sequence[Tensor],
         epoch: int,
         augmentation: Augmentation | None,
-    ) -> Iterator[Piece]:
+    ) -> Iterator[MicroBatch]:
         """These pieces, [(part, sample indices)], with the images `loads`: the same samples, or a stand-in."""
-        ids = [ids_N for _, ids_N in pieces]
+        ids = [ids_N for _, ids_N in micro_batches]
         # One transfer for all labels and indices: one for each piece would cost each step some microseconds.
         labels = labels_there = _split(self.labels_N, ids)
         ids_there: Sequence[Tensor] = ids
@@ -150,7 +158,7 @@ class Batches:
             labels_there = _split(self.labels_N, ids, self.device)
             ids_there = _split(torch.arange(len(self.labels_N)), ids, self.device)
         images = self.images.batches(loads)
-        for index, ((part, ids_N), images_NCHW) in enumerate(zip(pieces, images, strict=True)):
+        for index, ((part, ids_N), images_NCHW) in enumerate(zip(micro_batches, images, strict=True)):
             images_NCHW = images_NCHW.to(self.device, non_blocking=True)
             if augmentation and len(ids_N):
                 images_NCHW = augment(
@@ -162,7 +170,7 @@ class Batches:
                     crop_padding=augmentation.crop_padding,
                     fill=augmentation.fill,
                 )
-            yield Piece(ids_N, self._prepare(images_NCHW), labels_there[index], labels[index], part)
+            yield MicroBatch(ids_N, self._prepare(images_NCHW), labels_there[index], labels[index], part)
 
 
 @dataclass(frozen=True)

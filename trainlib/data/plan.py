@@ -16,7 +16,7 @@ from torch import Tensor
 from trainlib.randomness import key, permutation
 
 
-def share(n: int, parts: int, index: int) -> slice:
+def split_range(n: int, parts: int, index: int) -> slice:
     """The `index`-th of `parts` contiguous, almost equal pieces of range(n).
 
     Pieces of pieces agree: piece i of W is pieces i*V/W ... (i+1)*V/W of V, for every W that divides V. The first
@@ -27,7 +27,7 @@ def share(n: int, parts: int, index: int) -> slice:
 
 def parts_of(num_parts: int, world_size: int, rank: int) -> range:
     """Which of a batch's parts a rank computes."""
-    mine = share(num_parts, world_size, rank)
+    mine = split_range(num_parts, world_size, rank)
     return range(mine.start, mine.stop)
 
 
@@ -100,7 +100,7 @@ def to_steps(duration: str, epoch_steps: int) -> int:
     return count * epoch_steps if duration.endswith("ep") else count
 
 
-def micro_batches(batch: Tensor, micro_batch_size: int | None) -> list[Tensor]:
+def split_micro_batches(batch: Tensor, micro_batch_size: int | None) -> list[Tensor]:
     """A rank's share of a batch cut into pieces of at most `micro_batch_size`; an empty share is one empty piece."""
     if micro_batch_size is None or len(batch) <= micro_batch_size:
         return [batch]

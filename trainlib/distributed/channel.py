@@ -16,7 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from trainlib.config import TrainConfig
-from trainlib.distributed.process_group import GlooChannel, from_all, from_main
+from trainlib.distributed.process_group import GlooChannel, broadcast_object, gather_objects
 from trainlib.distributed.stop_consensus import Channel
 
 MOST_RANKS = 8  # each talks to all others
@@ -35,10 +35,10 @@ def control_channel(config: TrainConfig) -> Channel | None:
     """On which all ranks agree, beside the gradients; None for one process. A collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    return (Peers.open() if are_near() else None) or GlooChannel(config)
+    return (UnixSocketChannel.open() if are_near() else None) or GlooChannel(config)
 
 
-class Peers:
+class UnixSocketChannel:
     """One rank's connections to all others."""
 
     def __init__(self, connections: list[socket.socket]):
@@ -46,10 +46,10 @@ class Peers:
         self._handed_in = False
 
     @classmethod
-    def open(cls) -> Peers | None:
+    def open(cls) -> UnixSocketChannel | None:
         """None, on every rank, where one of them cannot be reached. A collective."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        folder = from_main(make_folder() if rank == 0 else None)
+        folder = broadcast_object(make_socket_folder() if rank == 0 else None)
         if folder is None:
             return None
         connections: list[socket.socket] | None = None
@@ -60,10 +60,10 @@ class Peers:
                 door.listen(world_size)
                 door.settimeout(PATIENCE)
                 is_open = True
-            if all(from_all(is_open)):
+            if all(gather_objects(is_open)):
                 with suppress(OSError):
                     connections = _connections(folder, door, rank, world_size)
-            all_met = all(from_all(connections is not None))
+            all_met = all(gather_objects(connections is not None))
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # connections stay
         return cls(connections) if all_met and connections is not None else None
@@ -72,12 +72,12 @@ class Peers:
         """How many ranks there are."""
         return len(self._connections) + 1
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Come back when all are here."""
-        self.hand_in(asked=False)
-        self.take()
+        self.send_flag(asked=False)
+        self.any_flag()
 
-    def hand_in(self, *, asked: bool) -> None:
+    def send_flag(self, *, asked: bool) -> None:
         """Send a flag to all others."""
         self._handed_in = asked
         try:
@@ -86,7 +86,7 @@ class Peers:
         except OSError as error:
             raise RuntimeError(f"{LOST}: {error}") from error
 
-    def take(self) -> bool:
+    def any_flag(self) -> bool:
         """Whether anybody's flag was up, of those that were handed in together."""
         try:
             flags = [self._handed_in, *(peer.recv(1) for peer in self._connections)]
@@ -97,7 +97,7 @@ class Peers:
         return True in flags or b"\1" in flags
 
 
-def make_folder() -> Path | None:
+def make_socket_folder() -> Path | None:
     """In memory, where that is possible."""
     with suppress(OSError):
         return Path(tempfile.mkdtemp(prefix="trainlaunch-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))

@@ -93,7 +93,7 @@ def measure(size: int, device: torch.device) -> Measurement:
 
     reduce_rounds(2)  # connections are made at the first
     rounds = int(_SECONDS / max(reduce_rounds(2), 1e-9))
-    seconds = reduce_rounds(max(1, min(process_group.from_main(rounds), _MAX_ROUNDS)))
+    seconds = reduce_rounds(max(1, min(process_group.broadcast_object(rounds), _MAX_ROUNDS)))
     values_N.fill_(float(dist.get_rank() + 1))
     dist.all_reduce(values_N)
     correct = bool((values_N == world_size * (world_size + 1) / 2).all())

@@ -130,7 +130,7 @@ def collective_timeout(config: TrainConfig) -> timedelta:
     return timedelta(seconds=config.hang_seconds + 600) if config.hang_seconds is not None else timedelta(days=7)
 
 
-def from_main(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """Rank 0's value, on every rank. A synchronisation point."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
@@ -139,7 +139,7 @@ def from_main(value: T) -> T:
     return values[0]  # type: ignore[no-any-return]
 
 
-def from_all(value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """Every rank's value, on every rank, in rank order. A synchronisation point."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
@@ -148,7 +148,7 @@ def from_all(value: T) -> list[T]:
     return values
 
 
-def share_buffers(module: nn.Module) -> None:
+def broadcast_buffers(module: nn.Module) -> None:
     """Give every rank rank 0's buffers. A synchronisation point."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in module.buffers():
@@ -166,13 +166,13 @@ class GlooChannel:
     def size(self) -> int:
         return self._group.size()
 
-    def hand_in(self, *, asked: bool) -> None:
+    def send_flag(self, *, asked: bool) -> None:
         flag = torch.tensor([int(asked)])
         work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         assert work is not None
         self._pending = (flag, work)
 
-    def take(self) -> bool:
+    def any_flag(self) -> bool:
         assert self._pending is not None, "handed in before"
         flag, work = self._pending
         work.wait()

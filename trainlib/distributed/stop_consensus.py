@@ -14,12 +14,12 @@ class Channel(Protocol):
 
     def size(self) -> int: ...
 
-    def hand_in(self, *, asked: bool) -> None: ...
+    def send_flag(self, *, asked: bool) -> None: ...
 
-    def take(self) -> bool: ...
+    def any_flag(self) -> bool: ...
 
 
-class Agreement:
+class StopConsensus:
     """Whether any rank was asked to stop, told to all ranks at the same step without making them wait.
 
     At a step boundary a rank hands in its own flag, which travels beside the steps that follow, and takes what was
@@ -36,21 +36,21 @@ class Agreement:
         self._boundaries = 0
         self._is_under_way = False
 
-    def reached(self) -> bool:
+    def agreed(self) -> bool:
         """Call once at every step boundary, on every rank."""
         if self._channel is None:
             return self._flag.requested()
         self._boundaries += 1
         if self._boundaries % self._every:
             return False
-        agreed = self.drain()
-        self._channel.hand_in(asked=self._flag.requested())
+        is_agreed = self.drain()
+        self._channel.send_flag(asked=self._flag.requested())
         self._is_under_way = True
-        return agreed
+        return is_agreed
 
     def drain(self) -> bool:
         """The answer under way, if there is one; leaves none."""
         if self._channel is None or not self._is_under_way:
             return False
         self._is_under_way = False
-        return self._channel.take()
+        return self._channel.any_flag()

@@ -18,7 +18,7 @@ ORPHAN_SECONDS = 7.0  # to write a checkpoint and end, once the launcher is gone
 
 
 class Watchdog:
-    """A thread that looks at the clock. Call `beat` whenever something was achieved.
+    """A thread that looks at the clock. Call `heartbeat` whenever something was achieved.
 
     Without a beat for `hang_seconds` the stacks of all threads go to `log` and the process ends with 1. A rank that
     torch's elastic agent started is asked to stop when that agent is gone, and ended when it does not.
@@ -35,11 +35,11 @@ class Watchdog:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         self._idle_seconds = 0.0
 
     def __enter__(self) -> Watchdog:
-        self.beat()
+        self.heartbeat()
         self._thread.start()
         return self
 

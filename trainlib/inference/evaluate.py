@@ -20,16 +20,16 @@ from accelerate import Accelerator
 
 from trainlib.config import Config, is_custom, not_here
 from trainlib.data import ImageSet, load_class_folder, load_data
-from trainlib.data.loader import Batches, Shard
+from trainlib.data.loader import Batches, RankSlice
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.evaluation_text import evaluation_text
 from trainlib.inference.trained_model import Trained, build_module, find_trained
 from trainlib.models.losses import Objective
-from trainlib.models.tta import with_views
+from trainlib.models.tta import with_tta
 from trainlib.runs.files import to_json
 from trainlib.training.build import build_plan
-from trainlib.training.metrics.predictions import Recorder, describe, write_evaluation
+from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.metrics.sums import gather_sums, metrics_of
 from trainlib.training.step.evaluate import evaluation_sums
 
@@ -68,7 +68,9 @@ def evaluate(trained: Trained, split: str, folder: str | None, batch_size: int |
     image_set, ids_N = _samples(trained, split, folder)
     size = batch_size or min(config.train.micro_batch_size or config.train.batch_size, BATCH_SIZE)
     with process_group.joined(_possible_here(config).train) as accelerator, torch.no_grad():
-        trained = process_group.from_main(trained)  # a run that goes on may have a new best by the time rank 1 looks
+        trained = process_group.broadcast_object(
+            trained
+        )  # a run that goes on may have a new best by the time rank 1 looks
         return _evaluate(trained, accelerator, image_set, ids_N, size, folder or split)
 
 
@@ -78,17 +80,17 @@ def _evaluate(
     config, device = trained.config, accelerator.device
     model = accelerator.prepare_model(build_module(trained, device), evaluation_mode=True)
     num_pieces = -(-len(ids_N) // size)
-    shard = Shard(accelerator.process_index, accelerator.num_processes, None, virtual_shards=num_pieces)
+    rank_slice = RankSlice(accelerator.process_index, accelerator.num_processes, None, virtual_shards=num_pieces)
     images = replace(image_set, images=image_set.images.to(device))
-    batches = Batches(images, trained.preprocess, shard, device)
+    batches = Batches(images, trained.preprocess, rank_slice, device)
     objective = Objective(config.loss, len(trained.classes), device)
-    recorder = Recorder(config.loss, device)
-    pieces = batches.evaluation(ids_N, size)
-    network = with_views(model, config.evaluation.test_time)
-    sums = gather_sums(evaluation_sums(network, objective, pieces, recorder.add, num_pieces), device)
+    collector = PredictionCollector(config.loss, device)
+    micro_batches = batches.evaluation(ids_N, size)
+    network = with_tta(model, config.evaluation.test_time)
+    sums = gather_sums(evaluation_sums(network, objective, micro_batches, collector.add, num_pieces), device)
     metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
     source = {"split": name, "step": trained.checkpoint.step, "weights": trained.weights}
-    return describe(recorder.gathered(), batches, ids_N, trained.classes, metrics, source)
+    return describe(collector.gathered(), batches, ids_N, trained.classes, metrics, source)
 
 
 def _samples(trained: Trained, split: str, folder: str | None) -> tuple[ImageSet, torch.Tensor]:

@@ -77,8 +77,8 @@ def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer
 
 
 def _line(path: str, top: Sequence[tuple[str, float]], path_width: int, name_width: int) -> str:
-    answers = "   ".join(f"{name:<{name_width}}  {probability:.4f}" for name, probability in top)
-    return f"{_printable(path):<{path_width}}  {answers}"
+    predictions = "   ".join(f"{name:<{name_width}}  {probability:.4f}" for name, probability in top)
+    return f"{_printable(path):<{path_width}}  {predictions}"
 
 
 def _json_line(path: str, top: Sequence[tuple[str, float]]) -> str:

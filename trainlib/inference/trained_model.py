@@ -23,7 +23,7 @@ from trainlib.data.loader import Preprocess
 from trainlib.errors import CheckpointError, UserError
 from trainlib.models import build_model
 from trainlib.models.parts import ModelSource, build_custom
-from trainlib.models.tta import with_views
+from trainlib.models.tta import with_tta
 from trainlib.runs.directory import RUNS
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
@@ -182,7 +182,7 @@ class TrainedModel:
 
         Of the logits' mean over the views of `evaluation.test_time`, as in the evaluations in training.
         """
-        network = with_views(self.module, self.config.evaluation.test_time)
+        network = with_tta(self.module, self.config.evaluation.test_time)
         return class_probabilities(network(self.prepare(images_NCHW)), self.config.loss).cpu()
 
     def predict(self, pictures: Picture | Tensor | Sequence[Picture], batch_size: int = BATCH_SIZE) -> list[Prediction]:

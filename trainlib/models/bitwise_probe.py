@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Heard:
+class ForwardTrace:
     """Of a pass of the whole model.
 
     results   its logits, and where it learns the gradients too
@@ -37,7 +37,7 @@ class Heard:
 
 
 @dataclass
-class Outcome:
+class ProbeResult:
     """Of a comparison, by the submodule's name.
 
     differing   sizes of batches in which its input has other bits than that which is kept
@@ -48,7 +48,7 @@ class Outcome:
     unfit: dict[str, str] = field(default_factory=dict)
 
 
-class Trials:
+class BitwiseProbe:
     """paths: the submodules that hold all parameters that learn, the smallest first; not the model itself."""
 
     def __init__(self, classifier: Classifier, accelerator: Accelerator, seed: int):
@@ -63,9 +63,9 @@ class Trials:
             features: Tensor = front(images_NCHW)
         return features.contiguous()
 
-    def whole(self, images_NCHW: Tensor, *, learns: bool) -> Heard:
+    def whole(self, images_NCHW: Tensor, *, learns: bool) -> ForwardTrace:
         """A pass of the whole model, of a step where it `learns`, else of an evaluation."""
-        heard = Heard()
+        heard = ForwardTrace()
         before = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         with self._listening(heard):
             heard.results = self._pass(self.module, images_NCHW, learns=learns)
@@ -86,14 +86,14 @@ class Trials:
         return results
 
     def compare(
-        self, probes: Iterable[tuple[Tensor, bool]], kept: Mapping[str, Tensor], beat: Callable[[], None]
-    ) -> Outcome:
+        self, probes: Iterable[tuple[Tensor, bool]], kept: Mapping[str, Tensor], heartbeat: Callable[[], None]
+    ) -> ProbeResult:
         """Send batches through the whole model and through each submodule.
 
         probes   images as the model gets them in a step (True) or in an evaluation (False)
         kept     each submodule's input for all of these images, as it would be kept
         """
-        outcome = Outcome({path: set() for path in self.paths})
+        outcome = ProbeResult({path: set() for path in self.paths})
         start = 0
         for images_NCHW, learns in probes:
             heard = self.whole(images_NCHW, learns=learns)
@@ -108,7 +108,7 @@ class Trials:
                 elif path not in kept or not same(features, kept[path][start:end]):
                     outcome.differing[path].add(len(images_NCHW))
             start = end
-            beat()
+            heartbeat()
         return outcome
 
     def _pass(self, network: nn.Module, inputs: Tensor, *, learns: bool) -> list[Tensor]:
@@ -129,7 +129,7 @@ class Trials:
         return results
 
     @contextmanager
-    def _listening(self, heard: Heard) -> Iterator[None]:
+    def _listening(self, heard: ForwardTrace) -> Iterator[None]:
         """Note what the submodules get, and whether what they give is all that the model gives."""
         outputs: dict[str, Any] = {}
         hooks = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class ExponentialMovingAverage:
     """The exponential moving average of a module's trained parameters and floating-point buffers.
 
     It begins as a copy of the module. At every `every`-th applied step it becomes d · average + (1 - d) · module, where

@@ -78,7 +78,7 @@ class Objective:
         return float(self._shares_C[labels_N].sum())
 
 
-def correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+def count_correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     """How many samples have their largest logit at their label: an int64 scalar, on the logits' device."""
     return (logits_NC.argmax(dim=1) == labels_N).sum()
 

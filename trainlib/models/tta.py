@@ -10,7 +10,7 @@ from torch import Tensor
 Network = Callable[[Tensor], Tensor]  # images float32 [N, 3, S, S], normalised, to logits [N, C]
 
 
-def with_views(network: Network, test_time: str) -> Network:
+def with_tta(network: Network, test_time: str) -> Network:
     """A function that answers as this network, in eval mode, does on average (`evaluation.test_time`).
 
     none            the network itself

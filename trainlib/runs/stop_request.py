@@ -56,7 +56,7 @@ class StopFlag:
             self.reason = _first_line(self._stop_file) or "STOP file"
         return self.reason is not None
 
-    def honoured(self) -> None:
+    def acknowledge(self) -> None:
         """The checkpoint is safe: the STOP file has done its work and must not stop the next start."""
         if self._stop_file is None:
             return

@@ -11,20 +11,20 @@ from torch.optim import Optimizer
 
 from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_custom
 from trainlib.data.images import Dataset, ImageSet
-from trainlib.data.loader import Augmentation, Batches, Preprocess, Samples, Shard
+from trainlib.data.loader import Augmentation, Batches, Preprocess, RankSlice, Samples
 from trainlib.data.plan import Plan, limit_samples, split_validation, steps_per_epoch, to_steps
-from trainlib.distributed.allreduce.elastic import Elastic
-from trainlib.distributed.allreduce.shared_memory import share_memory
+from trainlib.distributed.allreduce.elastic import ElasticReducer
+from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
 from trainlib.errors import DataError, UserError
 from trainlib.models import Classifier, build_model, check_forward, weights_normalization
-from trainlib.models.ema import Average
+from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.losses import CustomLoss, Objective
-from trainlib.models.optimizers.build import build_optimizer, heeds_flag
+from trainlib.models.optimizers.build import build_optimizer, skips_on_found_inf
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.models.parts import ModelSource, build_custom, check_custom_loss, check_custom_model
 from trainlib.randomness import key, seed_generators
-from trainlib.training.step.state import Engine
-from trainlib.training.trainer import Policy
+from trainlib.training.step.state import TrainState
+from trainlib.training.trainer import LoopConfig
 
 
 def build_classifier(
@@ -53,21 +53,21 @@ def build_classifier(
     return classifier
 
 
-def build_engine(
+def build_train_state(
     config: Config,
     num_classes: int,
     accelerator: Accelerator,
     classifier: Classifier,
     custom_loss: CustomLoss | None = None,
     trained: nn.Module | None = None,
-) -> Engine:
+) -> TrainState:
     """trained   the part of the model that the engine is for, where it is fed with features (see `features`)."""
     is_elastic = config.train.reproducibility == "elastic"
     # `evaluation_mode` leaves out DistributedDataParallel, and nothing else. The module is on its device already; to
     # find that out, Accelerate would import torch's sharded tensors: half a second.
     module = classifier.module if trained is None else trained
     model: nn.Module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=is_elastic)
-    share_memory(model, accelerator.device)
+    enable_local_allreduce(model, accelerator.device)
     world_size = accelerator.num_processes
     # Accelerate takes a step with a loss scaler for skipped if it was not made: kernels that skip would deceive it.
     kernels = accelerator.device if accelerator.scaler is None else None
@@ -76,7 +76,7 @@ def build_engine(
     average = config.train.average
     if custom_loss is not None:
         check_custom_loss(objective, num_classes, accelerator.device)
-    return Engine(
+    return TrainState(
         accelerator=accelerator,
         classifier=classifier,
         model=model,
@@ -88,8 +88,10 @@ def build_engine(
         clip_grad_norm=config.train.clip_grad_norm,
         step_key=key("step", config.seed),
         skips_unseen=_skips_unseen(config, accelerator, optimizer),
-        elastic=Elastic(classifier.module, config.train.virtual_shards, world_size) if is_elastic else None,
-        average=Average(classifier.module, average.decay, average.every) if average is not None else None,
+        elastic=ElasticReducer(classifier.module, config.train.virtual_shards, world_size) if is_elastic else None,
+        average=ExponentialMovingAverage(classifier.module, average.decay, average.every)
+        if average is not None
+        else None,
         test_time=config.evaluation.test_time,
     )
 
@@ -100,7 +102,7 @@ def _skips_unseen(config: Config, accelerator: Accelerator, optimizer: Optimizer
     Not where training goes on after a step that was not, as the schedule waits then.
     """
     goes_on = config.train.on_nonfinite == "skip" or accelerator.scaler is not None
-    return accelerator.device.type == "cuda" and heeds_flag(optimizer) and not goes_on
+    return accelerator.device.type == "cuda" and skips_on_found_inf(optimizer) and not goes_on
 
 
 def check_build(config: Config, num_samples: int, num_classes: int) -> None:
@@ -122,18 +124,27 @@ def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes
     size = config.data.image_size
     check = check_custom_model if is_custom(config.model.name) else check_forward
     check(classifier, size, num_classes)
-    shards = [build_shard(config.train, rank, world_size) for rank in range(world_size)]
+    rank_slices = [build_rank_slice(config.train, rank, world_size) for rank in range(world_size)]
     batch_sizes = {len(batch) for batch in plan.batches(0)}
-    pieces = [len(piece) for n in batch_sizes for shard in shards for piece in shard.pieces(torch.arange(n))]
-    if 1 in pieces:
-        getters = f"{shards[0].num_parts} virtual shards" if shards[0].virtual_shards else f"{world_size} process(es)"
+    micro_batches = [
+        len(micro_batch)
+        for n in batch_sizes
+        for rank_slice in rank_slices
+        for micro_batch in rank_slice.micro_batches(torch.arange(n))
+    ]
+    if 1 in micro_batches:
+        getters = (
+            f"{rank_slices[0].num_parts} virtual shards"
+            if rank_slices[0].virtual_shards
+            else f"{world_size} process(es)"
+        )
         try:
             check(classifier, size, num_classes, num_images=1)
         except UserError as error:
             raise UserError(
                 f"train.batch_size: of {sorted(batch_sizes)} images in a batch, {getters} get pieces of "
-                f"{sorted({*pieces} - {0})}, and {config.model.name} cannot learn from 1 image (BatchNorm): choose "
-                "another train.batch_size or train.micro_batch_size, or data.drop_last=true"
+                f"{sorted({*micro_batches} - {0})}, and {config.model.name} cannot learn from 1 image "
+                "(BatchNorm): choose another train.batch_size or train.micro_batch_size, or data.drop_last=true"
             ) from error
 
 
@@ -159,21 +170,21 @@ def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
     return plan, val_ids
 
 
-def build_shard(train: TrainConfig, rank: int, world_size: int) -> Shard:
+def build_rank_slice(train: TrainConfig, rank: int, world_size: int) -> RankSlice:
     """This rank's share of every batch."""
     virtual_shards = train.virtual_shards if train.reproducibility == "elastic" else None
-    return Shard(rank, world_size, train.micro_batch_size, virtual_shards)
+    return RankSlice(rank, world_size, train.micro_batch_size, virtual_shards)
 
 
 def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> Samples:
     train, augment = config.train, config.data.augment
-    shard = build_shard(train, accelerator.process_index, accelerator.num_processes)
+    rank_slice = build_rank_slice(train, accelerator.process_index, accelerator.num_processes)
     preprocess = build_preprocess(config, dataset)
     device = accelerator.device
-    piece_size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // shard.num_parts))
+    piece_size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // rank_slice.num_parts))
 
     def batches(images: ImageSet) -> Batches:
-        return Batches(replace(images, images=images.images.to(device)), preprocess, shard, device)
+        return Batches(replace(images, images=images.images.to(device)), preprocess, rank_slice, device)
 
     return Samples(
         train=batches(dataset.train),
@@ -190,8 +201,8 @@ def build_preprocess(config: Config, dataset: Dataset) -> Preprocess:
     return Preprocess(mean, std, config.data.image_size)
 
 
-def build_policy(config: Config, epoch_steps: int) -> Policy:
-    return Policy(
+def build_loop_config(config: Config, epoch_steps: int) -> LoopConfig:
+    return LoopConfig(
         log_every=config.tracking.log_every,
         log_grad_norm=config.tracking.health is not None,
         checkpoint_every=to_steps(config.checkpoint.every, epoch_steps),

@@ -21,7 +21,7 @@ from trainlib.data.images import Dataset
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce import elastic
 from trainlib.distributed.channel import control_channel
-from trainlib.distributed.stop_consensus import Agreement
+from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.distributed.watchdog import Watchdog
 from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError, UserError
 from trainlib.models.architectures.whitening import whiten
@@ -32,23 +32,23 @@ from trainlib.runs.logs import attempt_header, redirect_output
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.build import (
     build_classifier,
-    build_engine,
+    build_loop_config,
     build_plan,
-    build_policy,
     build_preprocess,
     build_samples,
+    build_train_state,
     check_images,
 )
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.clock import Clock
-from trainlib.training.metrics.predictions import Answers, Recorder, describe, write_evaluation
+from trainlib.training.metrics.predictions import PredictionCollector, Predictions, describe, write_evaluation
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.metrics.sums import Metrics
 from trainlib.training.outputs import open_outputs, summary_of
 from trainlib.training.step.train_step import warm_up
-from trainlib.training.trainer import Loop, Outputs
-from trainlib.training.tuning.autotune import suit_machine
+from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.tuning.autotune import autotune
 from trainlib.training.tuning.feature_cache import Features, Parts, cache_features
 
 logger = logging.getLogger("trainlib")
@@ -76,7 +76,7 @@ def run_session(
     dataset = custom.dataset or load_data(config.data, stop_requested=flag.requested, is_main=attempt is not None)
     with process_group.joined(config.train) as accelerator:
         header = attempt_header(attempt.number, os.environ) if attempt else ""
-        start, header = process_group.from_main((start, header))
+        start, header = process_group.broadcast_object((start, header))
         if attempt is None:
             _require_shared(run)
             redirect_output(run.logs / f"rank-{accelerator.process_index}.log", header)
@@ -85,47 +85,49 @@ def run_session(
 
         def caching(parts: Parts) -> Features | None:
             with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
-                return cache_features(parts, start.step if start else 0, flag.requested, watchdog.beat)
+                return cache_features(parts, start.step if start else 0, flag.requested, watchdog.heartbeat)
 
-        loop = build_loop(config, dataset, accelerator, start, custom, caching)
+        trainer = build_trainer(config, dataset, accelerator, start, custom, caching)
         with (
             Watchdog(config.train.hang_seconds, flag, log) as watchdog,
-            open_outputs(config, run, loop, dataset, attempt, start) if attempt else nullcontext(Outputs()) as outputs,
+            open_outputs(config, run, trainer, dataset, attempt, start)
+            if attempt
+            else nullcontext(Outputs()) as outputs,
         ):
-            beat = _stopping_in_time(loop.clock, flag, watchdog.beat) if attempt else watchdog.beat
-            loop.outputs = replace(outputs, beat=beat)
+            heartbeat = _stopping_in_time(trainer.clock, flag, watchdog.heartbeat) if attempt else watchdog.heartbeat
+            trainer.outputs = replace(outputs, heartbeat=heartbeat)
             if attempt:
                 if start is not None:
-                    checkpoint.rewind(run.checkpoints, start)
+                    checkpoint.set_aside_newer(run.checkpoints, start)
                 run.begin(config)
-            completed = loop.run(Agreement(flag, control_channel(config.train)))
-            summary = summary_of(loop) if attempt else {}
-            test = _test(loop, run, config) if completed else None
+            completed = trainer.run(StopConsensus(flag, control_channel(config.train)))
+            summary = summary_of(trainer) if attempt else {}
+            test = _test(trainer, run, config) if completed else None
             if attempt:
-                attempt.status, attempt.step = "completed" if completed else "stopped", loop.progress.step
+                attempt.status, attempt.step = "completed" if completed else "stopped", trainer.progress.step
                 attempt.reason = None if completed else flag.reason or "another rank was asked to stop"
-                loop.flush_rows()  # before the summary, which says that this run is complete
+                trainer.flush_rows()  # before the summary, which says that this run is complete
                 tested = {"test": test.metrics.asdict() if test else None}
                 run.write_summary({"status": attempt.status} | summary | tested)
-                flag.honoured()
+                flag.acknowledge()
                 if test is None:
                     logger.info("stopped at step %d (%s); run it again to continue", attempt.step, attempt.reason)
                 else:
                     metrics = test.metrics
                     logger.info("test accuracy %.4f on %d images (%s)", metrics.accuracy, metrics.count, test.remark)
-                    _write_evaluation(run, loop, dataset, test)
+                    _write_evaluation(run, trainer, dataset, test)
                 logger.info("results in %s", run.path)
     return completed
 
 
-def _stopping_in_time(clock: Clock, flag: StopFlag, beat: Callable[[], None]) -> Callable[[], None]:
+def _stopping_in_time(clock: Clock, flag: StopFlag, heartbeat: Callable[[], None]) -> Callable[[], None]:
     """The same beat, which also asks the run to stop while its checkpoint still fits before the end of its job."""
     end_time = os.environ.get("TRAINLAUNCH_END_TIME")  # unix seconds; set by the batch script
     if not end_time:
-        return beat
+        return heartbeat
 
     def beat_until_the_end() -> None:
-        beat()
+        heartbeat()
         if clock.time_is_up(float(end_time) - time.time()):
             flag.ask("end time")
 
@@ -146,7 +148,7 @@ def _require_shared(run: RunDirectory) -> None:
 
 def _require_same_data(config: Config) -> None:
     """Raise UserError on a rank whose data set, which the user's own code made, is not rank 0's. A collective."""
-    expected = process_group.from_main(config.data.name)
+    expected = process_group.broadcast_object(config.data.name)
     if config.data.name != expected:
         raise UserError(
             f"dataset: this rank made {config.data.name} and rank 0 made {expected}, must be the same on all ranks: "
@@ -159,7 +161,7 @@ def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
 
     Raises CheckpointError when a named one is missing, damaged, or not of this run.
     """
-    checkpoint.sweep(directory)
+    checkpoint.remove_partial(directory)
     if named is None:
         return checkpoint.newest(directory)
     path = Path(named) if Path(named).is_dir() else directory / named
@@ -169,14 +171,14 @@ def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
     return checkpoint.verify(path)
 
 
-def build_loop(
+def build_trainer(
     config: Config,
     dataset: Dataset,
     accelerator: Accelerator,
     start: Checkpoint | None,
     custom: CustomParts = NOTHING_CUSTOM,
     caching: Callable[[Parts], Features | None] = lambda parts: None,
-) -> Loop:
+) -> Trainer:
     """All parts of the run, in the state that `start` holds. Its outputs are still to be set.
 
     caching   how what frozen layers give is computed once; not, where a few steps are only looked at
@@ -208,29 +210,29 @@ def build_loop(
     if features is not None:
         samples = replace(samples, train=features.batches)
     trained = features.trained if features is not None else None
-    engine = build_engine(config, num_classes, accelerator, classifier, custom.loss, trained)
-    warm_up(engine, samples.train.stand_in())
+    state = build_train_state(config, num_classes, accelerator, classifier, custom.loss, trained)
+    warm_up(state, samples.train.dummy_input())
     schedule = Schedule(
         config.scheduler,
-        engine.stepping,
+        state.stepping,
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
     )
-    shard = samples.train.shard
-    progress = Progress.at_start(shard.num_parts)
+    rank_slice = samples.train.rank_slice
+    progress = Progress.at_start(rank_slice.num_parts)
     if start is not None:
-        state = start.trainer_state()
-        engine.load_state(state["optimizer"], state["scaler"])
-        if engine.average is not None:
-            engine.average.load_state_dict(state)
-        schedule.load_state_dict(state["schedule"])
-        progress = Progress.from_state(state["progress"], shard.parts, shard.num_parts)
-    suit_machine(config.train, engine, samples, progress, plan.total_steps)
-    return Loop(engine, plan, schedule, samples, build_policy(config, plan.steps_per_epoch), Outputs(), progress)
+        saved = start.trainer_state()
+        state.load_state(saved["optimizer"], saved["scaler"])
+        if state.average is not None:
+            state.average.load_state_dict(saved)
+        schedule.load_state_dict(saved["schedule"])
+        progress = Progress.from_state(saved["progress"], rank_slice.parts, rank_slice.num_parts)
+    autotune(config.train, state, samples, progress, plan.total_steps)
+    return Trainer(state, plan, schedule, samples, build_loop_config(config, plan.steps_per_epoch), Outputs(), progress)
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestResult:
     """How the test went, and with which weights.
 
     weights   "best" or "last"; those of `step`
@@ -238,42 +240,42 @@ class Tested:
     """
 
     metrics: Metrics
-    answers: Answers
+    predictions: Predictions
     step: int
     weights: str
     remark: str
 
 
-def _test(loop: Loop, run: RunDirectory, config: Config) -> Tested:
+def _test(trainer: Trainer, run: RunDirectory, config: Config) -> TestResult:
     """The test split, once, with the best weights where there are some, else with the last."""
-    progress, accelerator = loop.progress, loop.engine.accelerator
-    if loop.engine.average is not None:
-        loop.engine.average.stay_in_place()  # training is over: the average is what it leaves
+    progress, accelerator = trainer.progress, trainer.state.accelerator
+    if trainer.state.average is not None:
+        trainer.state.average.stay_in_place()  # training is over: the average is what it leaves
     best = progress.best
     if best is not None and best["step"] != progress.step:
-        chosen = process_group.from_main(_find_best(run, best["step"]) if accelerator.is_main_process else None)
+        chosen = process_group.broadcast_object(_find_best(run, best["step"]) if accelerator.is_main_process else None)
         if chosen is not None:
-            loop.engine.classifier.module.load_state_dict(chosen.model_state())
+            trainer.state.classifier.module.load_state_dict(chosen.model_state())
         else:
             best = None
-    recorder = Recorder(config.loss, accelerator.device)
-    metrics = loop.test(recorder.add)
-    return Tested(
+    collector = PredictionCollector(config.loss, accelerator.device)
+    metrics = trainer.test(collector.add)
+    return TestResult(
         metrics=metrics,
-        answers=recorder.gathered(),
+        predictions=collector.gathered(),
         step=best["step"] if best else progress.step,
         weights="best" if best else "last",
         remark=(f"best weights, epoch {best['epoch']}" if best else "last weights")
-        + (f"; stopped early after epoch {loop.epoch}" if progress.ended_early else ""),
+        + (f"; stopped early after epoch {trainer.epoch}" if progress.ended_early else ""),
     )
 
 
-def _write_evaluation(run: RunDirectory, loop: Loop, dataset: Dataset, test: Tested) -> None:
+def _write_evaluation(run: RunDirectory, trainer: Trainer, dataset: Dataset, test: TestResult) -> None:
     """evaluation-test.json; the run is complete without it, so a failure only warns."""
     source = {"split": "test", "step": test.step, "weights": test.weights}
     ids_N = torch.arange(len(dataset.test.labels_N))
     try:
-        evaluation = describe(test.answers, loop.samples.test, ids_N, dataset.class_names, test.metrics, source)
+        evaluation = describe(test.predictions, trainer.samples.test, ids_N, dataset.class_names, test.metrics, source)
         write_evaluation(run.path, evaluation)
     except (OSError, TrainlaunchError) as error:
         logger.warning("the evaluation was not written (%s); `launch eval %s` makes it again", error, run.path.name)

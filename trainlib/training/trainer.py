@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from trainlib.config import Best, EarlyStopping
-from trainlib.data.loader import Batches, Piece, Samples
+from trainlib.data.loader import Batches, MicroBatch, Samples
 from trainlib.data.plan import Plan
 from trainlib.distributed.allreduce.elastic import require_same_state
-from trainlib.distributed.process_group import from_main
-from trainlib.distributed.stop_consensus import Agreement
+from trainlib.distributed.process_group import broadcast_object
+from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import TrainlaunchError
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.files import timestamp
-from trainlib.training.checkpoints.manager import Keeper
+from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.metrics.clock import Clock
 from trainlib.training.metrics.progress import Progress
-from trainlib.training.metrics.sums import Metrics, gather_sums, metrics_of, zero_sums
-from trainlib.training.step.accumulator import Tally
+from trainlib.training.metrics.sums import Metrics, empty_sums, gather_sums, metrics_of
+from trainlib.training.step.accumulator import MetricAccumulator
 from trainlib.training.step.evaluate import OnBatch, evaluate
-from trainlib.training.step.state import Engine
+from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import StepResult, train_step
 from trainlib.training.tracking import Tracker, log_all
 from trainlib.training.tracking.console import Console
@@ -40,7 +40,7 @@ logger = logging.getLogger("trainlib")
 
 
 @dataclass(frozen=True)
-class Policy:
+class LoopConfig:
     """When things happen, in steps, and what counts as better."""
 
     log_every: int
@@ -58,41 +58,41 @@ class Outputs:
 
     trackers: Sequence[Tracker] = ()
     console: Console | None = None
-    keeper: Keeper | None = None
-    beat: Callable[[], None] = lambda: None  # tells the watchdog that something was achieved
+    checkpoint_manager: CheckpointManager | None = None
+    heartbeat: Callable[[], None] = lambda: None  # tells the watchdog that something was achieved
 
 
-class Loop:
+class Trainer:
     """Trains from where `progress` stands to the end of the plan, or until asked to stop."""
 
     def __init__(
         self,
-        engine: Engine,
+        state: TrainState,
         plan: Plan,
         schedule: Schedule,
         samples: Samples,
-        policy: Policy,
+        loop_config: LoopConfig,
         outputs: Outputs,
         progress: Progress,
     ):
-        self.engine = engine
+        self.state = state
         self.plan = plan
         self.schedule = schedule
         self.samples = samples
-        self.policy = policy
+        self.loop_config = loop_config
         self.outputs = outputs
         self.progress = progress
         self._saved_step = progress.step if progress.step else None
-        self.tally = Tally(engine, progress, policy.on_nonfinite, policy.max_nonfinite_steps)
+        self.accumulator = MetricAccumulator(state, progress, loop_config.on_nonfinite, loop_config.max_nonfinite_steps)
         self.clock = Clock(progress.seconds)
 
-    def run(self, agreement: Agreement) -> bool:
+    def run(self, consensus: StopConsensus) -> bool:
         """Train. True at the end, False when the ranks agreed to stop before it; a checkpoint is safe either way."""
         self.clock.start()
         asked_to_stop = False
         while not (self.finished or asked_to_stop):
-            asked_to_stop = self._run_epoch(self.plan.epoch_of(self.progress.step), agreement)
-        agreement.drain()
+            asked_to_stop = self._run_epoch(self.plan.epoch_of(self.progress.step), consensus)
+        consensus.drain()
         return not asked_to_stop
 
     @property
@@ -102,62 +102,62 @@ class Loop:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.engine.accelerator.device
+        device: torch.device = self.state.accelerator.device
         return device
 
     @property
     def finished(self) -> bool:
         return self.progress.step >= self.plan.total_steps or self.progress.ended_early
 
-    def _run_epoch(self, epoch: int, agreement: Agreement) -> bool:
+    def _run_epoch(self, epoch: int, consensus: StopConsensus) -> bool:
         """Train the rest of this epoch. True when the ranks agreed to stop inside it."""
-        plan, progress, policy = self.plan, self.progress, self.policy
+        plan, progress, loop_config = self.plan, self.progress, self.loop_config
         first = progress.step % plan.steps_per_epoch
         batches = plan.batches(epoch)[first : first + plan.total_steps - progress.step]
-        denominators = map(self.engine.objective.denominator, self.samples.train.labels_of(batches))
+        denominators = map(self.state.objective.denominator, self.samples.train.labels_of(batches))
         prepared = self.samples.train.train(batches, epoch, self.samples.augmentation)
-        for ids_N, denominator, pieces in zip(batches, denominators, prepared, strict=True):
+        for ids_N, denominator, micro_batches in zip(batches, denominators, prepared, strict=True):
             lr = self.schedule.lr
-            result = self._train_step(pieces, denominator)
-            self.tally.take(progress.step, result)
+            result = self._train_step(micro_batches, denominator)
+            self.accumulator.add(progress.step, result)
             progress.step += 1
             if result.applied is not False:
                 self.schedule.after_step()
-                if self.engine.average is not None:
-                    self.engine.average.after_step()
+                if self.state.average is not None:
+                    self.state.average.after_step()
             self.clock.count(len(ids_N))
-            self.outputs.beat()
+            self.outputs.heartbeat()
 
-            if progress.step % policy.log_every == 0:
+            if progress.step % loop_config.log_every == 0:
                 self._log_step(epoch, lr, denominator, len(ids_N), result.grad_norm)
             is_best = False
             if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
                 is_best = self._end_epoch(epoch, lr)
-            if is_best or self.finished or progress.step % policy.checkpoint_every == 0:
+            if is_best or self.finished or progress.step % loop_config.checkpoint_every == 0:
                 self._save(must=self.finished)
             if self.outputs.console is not None:
                 self.outputs.console.step(progress.step)
             if self.finished:
                 return False
-            if agreement.reached():
+            if consensus.agreed():
                 self._save(must=True)
                 return True
         return False
 
-    def _train_step(self, pieces: Sequence[Piece], denominator: float) -> StepResult:
+    def _train_step(self, micro_batches: Sequence[MicroBatch], denominator: float) -> StepResult:
         """The step, in pieces as small as the device's memory asks for; so are those of all steps after it."""
         progress = self.progress
         while True:
             with suppress(torch.OutOfMemoryError):
-                return train_step(self.engine, progress.step, memory.cut(pieces, progress.fitting), denominator)
-            progress.fitting = memory.smaller(pieces, progress.fitting, self.engine)
+                return train_step(self.state, progress.step, memory.cut(micro_batches, progress.fitting), denominator)
+            progress.fitting = memory.smaller(micro_batches, progress.fitting, self.state)
 
     def _end_epoch(self, epoch: int, lr: float) -> bool:
         """Report the epoch, evaluate, advance the schedule; returns whether this evaluation is the best so far.
 
         A run of `train.steps` may end inside an epoch: then the row tells of the part that was trained.
         """
-        self.tally.read()
+        self.accumulator.read()
         plan, progress, samples = self.plan, self.progress, self.samples
         whole = plan.ends_epoch(progress.step - 1)
         first = epoch * plan.steps_per_epoch
@@ -167,7 +167,7 @@ class Loop:
             if step < progress.step and step not in progress.skipped_steps
         ]
         labels_N = samples.train.labels_N[torch.cat([torch.empty(0, dtype=torch.int64), *counted])]
-        denominator = self.engine.objective.denominator(labels_N)
+        denominator = self.state.objective.denominator(labels_N)
         train = metrics_of(gather_sums(progress.sums, self.device), denominator, len(labels_N))
         self._log("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
         self.clock.new_window()
@@ -177,36 +177,36 @@ class Loop:
             self._log("val", epoch, lr, val, images_per_second=speed)
             metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
         if whole:
-            progress.sums = zero_sums(len(progress.sums))
+            progress.sums = empty_sums(len(progress.sums))
             self.schedule.after_epoch(metrics)
-        return progress.note(metrics, epoch + 1, self.policy.best, self.policy.early_stopping)
+        return progress.record_metrics(metrics, epoch + 1, self.loop_config.best, self.loop_config.early_stopping)
 
-    def test(self, on_batch: OnBatch = lambda piece, logits_NC: None) -> Metrics:
+    def test(self, on_batch: OnBatch = lambda micro_batch, logits_NC: None) -> Metrics:
         """Evaluate the test split, and report it; `on_batch` sees each piece's logits."""
         test = self.samples.test
-        self.engine = self.engine.with_whole_model()
+        self.state = self.state.with_whole_model()
         metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch)
         epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
         self._log("test", epoch, self.schedule.lr, metrics, images_per_second=speed)
         return metrics
 
     def _evaluate(
-        self, batches: Batches, ids_N: Tensor, on_batch: OnBatch = lambda piece, logits_NC: None
+        self, batches: Batches, ids_N: Tensor, on_batch: OnBatch = lambda micro_batch, logits_NC: None
     ) -> tuple[Metrics, float]:
         """The metrics of these samples, by the averaged weights where there are any, and how many it were a second."""
 
-        def beat_and_pass_on(piece: Piece, logits_NC: Tensor) -> None:
-            self.outputs.beat()
-            on_batch(piece, logits_NC)
+        def beat_and_pass_on(micro_batch: MicroBatch, logits_NC: Tensor) -> None:
+            self.outputs.heartbeat()
+            on_batch(micro_batch, logits_NC)
 
-        with self.clock.paused() as pause, self.engine.averaged():
-            metrics = evaluate(self.engine, batches, ids_N, self.samples.evaluation_batch_size, beat_and_pass_on)
+        with self.clock.paused() as pause, self.state.ema_weights():
+            metrics = evaluate(self.state, batches, ids_N, self.samples.evaluation_batch_size, beat_and_pass_on)
         return metrics, len(ids_N) / pause.seconds
 
     def _log_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:
-        metrics = metrics_of(gather_sums(self.tally.read(), self.device), denominator, count)
+        metrics = metrics_of(gather_sums(self.accumulator.read(), self.device), denominator, count)
         speed = self.clock.images_per_second
-        more = {"grad_norm": grad_norm.item()} if self.policy.log_grad_norm else {}
+        more = {"grad_norm": grad_norm.item()} if self.loop_config.log_grad_norm else {}
         self._log("train", epoch, lr, metrics, scope="step", images_per_second=speed, **more)
 
     def _log(
@@ -223,43 +223,43 @@ class Loop:
         must    it has to be safe on return, also where checkpoints are written in the background
         Raises TrainlaunchError, on every rank, when such a one, or too many in a row, could not be written.
         """
-        progress, keeper = self.progress, self.outputs.keeper
+        progress, checkpoint_manager = self.progress, self.outputs.checkpoint_manager
         problem = None
         with self.clock.paused() as pause:
             if self._saved_step != progress.step:
-                self.tally.read()
+                self.accumulator.read()
                 self._require_same_state()
                 progress.seconds = self.clock.seconds
                 gathered = progress.state_dict(self.device)
-                if keeper is not None:
+                if checkpoint_manager is not None:
                     best_step = progress.best["step"] if progress.best else None
-                    with self.engine.averaged():
-                        model, trainer = self.engine.classifier.module.state_dict(), self._trainer_state(gathered)
-                        keeper.save(progress.step, model, trainer, best_step, self.flush_rows)
+                    with self.state.ema_weights():
+                        model, trainer = self.state.classifier.module.state_dict(), self._trainer_state(gathered)
+                        checkpoint_manager.save(progress.step, model, trainer, best_step, self.flush_rows)
                 self._saved_step = progress.step
-            if keeper is not None:
-                problem = keeper.problem(must_have=progress.step if must else None)
-            problem = from_main(problem)
+            if checkpoint_manager is not None:
+                problem = checkpoint_manager.problem(must_have=progress.step if must else None)
+            problem = broadcast_object(problem)
         self.clock.saved(pause)
         if problem is not None:
             raise TrainlaunchError(problem)
 
     def _require_same_state(self) -> None:
         """In elastic mode: of the weights, and of their average."""
-        module = self.engine.classifier.module
-        if self.engine.elastic is not None:
+        module = self.state.classifier.module
+        if self.state.elastic is not None:
             require_same_state(module)
-            if self.engine.average is not None:
-                with self.engine.averaged():
+            if self.state.average is not None:
+                with self.state.ema_weights():
                     require_same_state(module)
 
     def _trainer_state(self, progress: dict[str, Any]) -> dict[str, Any]:
-        average = self.engine.average
+        average = self.state.average
         return {
             "progress": progress,
-            "optimizer": self.engine.optimizer.optimizer.state_dict(),
+            "optimizer": self.state.optimizer.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "scaler": self.engine.scaler_state(),
+            "scaler": self.state.scaler_state(),
             **(average.state_dict() if average is not None else {}),
         }
 

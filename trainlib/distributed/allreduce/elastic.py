@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from trainlib.data.plan import parts_of
 from trainlib.distributed import hardware
-from trainlib.distributed.process_group import NUM_THREADS, from_all
+from trainlib.distributed.process_group import NUM_THREADS, gather_objects
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.models.weights import weights_sha256
 
@@ -100,7 +100,7 @@ def require_alike(virtual_shards: int, accelerator: Accelerator, manifest: Mappi
             "it is part of the result, so set it to the most processes that the run may ever have"
         )
     facts = hardware.ingredients(accelerator.device, world_size) | {NUM_THREADS: os.environ.get(NUM_THREADS)}
-    every = from_all(facts)
+    every = gather_objects(facts)
     for rank, theirs in enumerate(every):
         for name in facts:
             if theirs[name] != every[0][name]:
@@ -127,7 +127,7 @@ def require_same_state(module: nn.Module) -> None:
 
     Nothing but a fault brings that about: in a device or its memory, or in what elastic mode believes of kernels.
     """
-    every = from_all(digests(module.state_dict()))
+    every = gather_objects(digests(module.state_dict()))
     for rank, theirs in enumerate(every):
         name = next((name for name, digest in theirs.items() if digest != every[0][name]), None)
         if name is not None:
@@ -137,7 +137,7 @@ def require_same_state(module: nn.Module) -> None:
             )
 
 
-class Elastic:
+class ElasticReducer:
     """One rank's share of the steps of a module: its shards, their vectors, and the exchange with the other ranks.
 
     A step is `start`; for each shard of this rank, in ascending order, the backward passes of its pieces inside

@@ -61,7 +61,7 @@ def _kernels(
     return {}
 
 
-def heeds_flag(optimizer: Optimizer) -> bool:
+def skips_on_found_inf(optimizer: Optimizer) -> bool:
     """Whether its steps change no weight where `found_inf`, a tensor on their device, is 1: fused ones, and ours."""
     return isinstance(optimizer, MuonSGD) or all(group.get("fused") for group in optimizer.param_groups)
 

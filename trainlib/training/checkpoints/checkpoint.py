@@ -160,7 +160,7 @@ def steps_in(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def sweep(directory: Path) -> None:
+def remove_partial(directory: Path) -> None:
     """Remove what a kill left half written or half removed; the caller holds the run's lock."""
     for path in [*directory.glob(f".tmp-{PREFIX}*"), *directory.glob(f".old-{PREFIX}*")]:
         shutil.rmtree(path, ignore_errors=True)
@@ -176,7 +176,7 @@ def newest(directory: Path) -> Checkpoint | None:
     return None
 
 
-def rewind(directory: Path, to: Checkpoint) -> None:
+def set_aside_newer(directory: Path, to: Checkpoint) -> None:
     """Set aside every checkpoint newer than this one: training goes on from here."""
     for step, path in steps_in(directory).items():
         if step > to.step:

@@ -18,7 +18,7 @@ MAX_FAILED_WRITES = 3  # in a row: training on would only lose more
 GOES_ON = "the run ends here, and goes on from the last good one when it is started again"
 
 
-class Keeper:
+class CheckpointManager:
     """Writes a run's checkpoints and keeps the newest `keep` of them beside the best. Used by rank 0 alone.
 
     In the background, `save` returns once the state is copied to host memory, and a second one waits for the first.

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainlib.config import LossConfig
-from trainlib.data.loader import Batches, Piece
+from trainlib.data.loader import Batches, MicroBatch
 from trainlib.runs.files import to_json, write_atomically
 from trainlib.training.metrics.sums import Metrics
 
@@ -38,7 +38,7 @@ def class_probabilities(logits_NC: Tensor, loss: LossConfig) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """The model's answers to a set of samples, ordered by their indices; all on the CPU.
 
     ids_N          int64: the samples' indices in their image set
@@ -53,31 +53,31 @@ class Answers:
     confidence_N: Tensor
 
 
-class Recorder:
+class PredictionCollector:
     """Keeps the answers to this rank's samples while an evaluation goes: `add` is its `on_batch`."""
 
     def __init__(self, loss: LossConfig, device: torch.device):
         self._loss = loss
         self._rows = [torch.empty(0, 4, dtype=torch.float64, device=device)]
 
-    def add(self, piece: Piece, logits_NC: Tensor) -> None:
+    def add(self, micro_batch: MicroBatch, logits_NC: Tensor) -> None:
         probabilities_NC = class_probabilities(logits_NC, self._loss)
         predicted_N1 = logits_NC.argmax(dim=1, keepdim=True)
         top = logits_NC.topk(min(TOP, logits_NC.shape[1]), dim=1).indices
         columns = (
-            piece.ids_N.to(logits_NC.device, non_blocking=True),
+            micro_batch.ids_N.to(logits_NC.device, non_blocking=True),
             predicted_N1[:, 0],
-            (top == piece.labels_N[:, None]).any(dim=1),
+            (top == micro_batch.labels_N[:, None]).any(dim=1),
             probabilities_NC.gather(1, predicted_N1)[:, 0],
         )
         self._rows.append(torch.stack([column.double() for column in columns], dim=1))  # float64 holds all of them
 
-    def gathered(self) -> Answers:
+    def gathered(self) -> Predictions:
         """All ranks' answers, on every rank. A synchronisation point."""
         rows_N4 = _gather(torch.cat(self._rows)).cpu()
         ids_N, order = rows_N4[:, 0].long().sort()
         _, predicted_N, in_top_N, confidence_N = rows_N4[order].unbind(dim=1)
-        return Answers(ids_N, predicted_N.long(), in_top_N.bool(), confidence_N)
+        return Predictions(ids_N, predicted_N.long(), in_top_N.bool(), confidence_N)
 
 
 def _gather(rows: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _gather(rows: Tensor) -> Tensor:
 
 
 def describe(
-    answers: Answers,
+    predictions: Predictions,
     batches: Batches,
     ids_N: Tensor,
     class_names: Sequence[str],
@@ -107,18 +107,18 @@ def describe(
     ids_N    their indices in the image set of `batches`, ascending
     source   what was evaluated: {"split", "step", "weights"}
     """
-    assert torch.equal(answers.ids_N, ids_N), "each sample is counted once"
+    assert torch.equal(predictions.ids_N, ids_N), "each sample is counted once"
     labels_N = batches.labels_N[ids_N]
-    confusion_CC = confusion_matrix(labels_N, answers.predicted_N, len(class_names))
+    confusion_CC = confusion_matrix(labels_N, predictions.predicted_N, len(class_names))
     return {
         **source,
         **metrics.asdict(),
-        "top5_accuracy": int(answers.in_top_N.sum()) / max(len(ids_N), 1),
-        "calibration_error": calibration_error(answers.confidence_N, answers.predicted_N == labels_N),
+        "top5_accuracy": int(predictions.in_top_N.sum()) / max(len(ids_N), 1),
+        "calibration_error": calibration_error(predictions.confidence_N, predictions.predicted_N == labels_N),
         "classes": list(class_names),
         "confusion": confusion_CC.tolist(),
         "per_class": per_class(confusion_CC, class_names),
-        "mistakes": _mistakes(answers, labels_N, batches),
+        "mistakes": _mistakes(predictions, labels_N, batches),
     }
 
 
@@ -140,11 +140,11 @@ def per_class(confusion_CC: Tensor, class_names: Sequence[str]) -> list[dict[str
         {
             "name": name,
             "count": count,
-            "precision": hits / max(predicted, 1),
-            "recall": hits / max(count, 1),
-            "f1": 2 * hits / max(count + predicted, 1),
+            "precision": num_correct / max(predicted, 1),
+            "recall": num_correct / max(count, 1),
+            "f1": 2 * num_correct / max(count + predicted, 1),
         }
-        for name, hits, count, predicted in zip(
+        for name, num_correct, count, predicted in zip(
             class_names, hits_C.tolist(), true_C.tolist(), predicted_C.tolist(), strict=True
         )
     ]
@@ -161,10 +161,10 @@ def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
     return float(gaps_B.abs().sum()) / max(len(confidence_N), 1)
 
 
-def _mistakes(answers: Answers, labels_N: Tensor, batches: Batches) -> list[dict[str, Any]]:
+def _mistakes(predictions: Predictions, labels_N: Tensor, batches: Batches) -> list[dict[str, Any]]:
     """The wrong answers that the model was surest of, with their pictures; `index` counts within the split."""
-    wrong = (answers.predicted_N != labels_N).nonzero()[:, 0]
-    surest_first = answers.confidence_N[wrong].sort(descending=True, stable=True).indices
+    wrong = (predictions.predicted_N != labels_N).nonzero()[:, 0]
+    surest_first = predictions.confidence_N[wrong].sort(descending=True, stable=True).indices
     chosen = wrong[surest_first[:NUM_MISTAKES]]
     if not len(chosen):
         return []
@@ -172,11 +172,11 @@ def _mistakes(answers: Answers, labels_N: Tensor, batches: Batches) -> list[dict
         {
             "index": index,
             "label": int(labels_N[index]),
-            "predicted": int(answers.predicted_N[index]),
-            "probability": float(answers.confidence_N[index]),
+            "predicted": int(predictions.predicted_N[index]),
+            "probability": float(predictions.confidence_N[index]),
             "png": _png(image_CHW),
         }
-        for index, image_CHW in zip(chosen.tolist(), batches.stored(answers.ids_N[chosen]), strict=True)
+        for index, image_CHW in zip(chosen.tolist(), batches.stored(predictions.ids_N[chosen]), strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainlib.config import Best, EarlyStopping
-from trainlib.training.metrics.sums import Sums, better, gather_sums, zero_sums
+from trainlib.training.metrics.sums import Sums, better, empty_sums, gather_sums
 
 
 @dataclass
@@ -38,9 +38,11 @@ class Progress:
 
     @classmethod
     def at_start(cls, num_parts: int) -> Progress:
-        return cls(sums=zero_sums(num_parts))
+        return cls(sums=empty_sums(num_parts))
 
-    def note(self, metrics: dict[str, float], epoch: int, best: Best | None, stopping: EarlyStopping | None) -> bool:
+    def record_metrics(
+        self, metrics: dict[str, float], epoch: int, best: Best | None, stopping: EarlyStopping | None
+    ) -> bool:
         """Take in an evaluation; returns whether it is the best so far."""
         improved = False
         if best is not None and best.metric in metrics:
@@ -84,5 +86,5 @@ class Progress:
         saved_P2: Tensor = values.pop("sums_P2")
         saved: Sums = saved_P2.tolist()
         if len(saved) != num_parts:
-            saved = [saved_P2.sum(dim=0).tolist(), *zero_sums(num_parts - 1)]
+            saved = [saved_P2.sum(dim=0).tolist(), *empty_sums(num_parts - 1)]
         return cls(sums=[row if part in parts else [0.0, 0.0] for part, row in enumerate(saved)], **values)

@@ -1,6 +1,6 @@
 """Loss and accuracy over a set of samples, exact however the set was cut into ranks and micro-batches.
 
-A part of a set (see `batches.Shard`) has two numbers: its loss times its denominator (see `losses.Objective`) and how
+A part of a set (see `RankSlice`) has two numbers: its loss times its denominator (see `losses.Objective`) and how
 many it got right. What a micro-batch came to stays on the device until it is read, many of them at once; then it is
 added up in float64 on the host, in the order in which it was computed. Every rank has rows for all parts, and fills its
 own; they are brought together where they are reported.
@@ -32,7 +32,7 @@ class Metrics:
 Sums: TypeAlias = list[list[float]]  # of each part: loss times denominator, and samples that are right
 
 
-class Measured(NamedTuple):
+class MicroBatchResult(NamedTuple):
     """What a micro-batch came to, still on the device.
 
     part          of the set
@@ -44,15 +44,15 @@ class Measured(NamedTuple):
     part: int
     denominator: float
     loss: Tensor
-    hits: Tensor
+    num_correct: Tensor
 
 
-def zero_sums(num_parts: int) -> Sums:
+def empty_sums(num_parts: int) -> Sums:
     """Of no samples."""
     return [[0.0, 0.0] for _ in range(num_parts)]
 
 
-def on_host(tensors: Sequence[Tensor]) -> list[float]:
+def to_host(tensors: Sequence[Tensor]) -> list[float]:
     """The values of scalars, in one transfer. A synchronisation point on a GPU."""
     if not tensors or tensors[0].device.type == "cpu":
         return [tensor.item() for tensor in tensors]
@@ -60,19 +60,19 @@ def on_host(tensors: Sequence[Tensor]) -> list[float]:
     return values
 
 
-def add_up(sums: Sums, measured: Iterable[tuple[Measured, float, float]]) -> Sums:
+def accumulate(sums: Sums, measured: Iterable[tuple[MicroBatchResult, float, float]]) -> Sums:
     """Add micro-batches to the sums, each with the values of its loss and hits; returns the sums."""
-    for (part, denominator, _, _), loss, hits in measured:
+    for (part, denominator, _, _), loss, num_correct in measured:
         if denominator:  # of zero it adds no loss, whatever the loss is
             sums[part][0] += loss * denominator
-        sums[part][1] += hits
+        sums[part][1] += num_correct
     return sums
 
 
-def sums_of(measured: Sequence[Measured], num_parts: int) -> Sums:
+def sums_of(measured: Sequence[MicroBatchResult], num_parts: int) -> Sums:
     """The sums of these micro-batches. A synchronisation point on a GPU."""
-    losses, hits = on_host([m.loss for m in measured]), on_host([m.hits for m in measured])
-    return add_up(zero_sums(num_parts), zip(measured, losses, hits, strict=True))
+    losses, num_correct = to_host([m.loss for m in measured]), to_host([m.num_correct for m in measured])
+    return accumulate(empty_sums(num_parts), zip(measured, losses, num_correct, strict=True))
 
 
 def gather_sums(sums: Sums, device: torch.device) -> Sums:

@@ -21,7 +21,7 @@ from trainlib.config import read_resolved
 from trainlib.data import load_data
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce.elastic import digests
-from trainlib.distributed.stop_consensus import Agreement
+from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_OK, CheckpointError, TrainlaunchError, UserError
 from trainlib.models.weights import weights_sha256
 from trainlib.runs.directory import RunDirectory
@@ -30,8 +30,8 @@ from trainlib.runs.stop_request import StopFlag
 from trainlib.training.build import build_plan
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
-from trainlib.training.session import build_loop
-from trainlib.training.trainer import Loop, Outputs
+from trainlib.training.session import build_trainer
+from trainlib.training.trainer import Outputs, Trainer
 
 
 class Record:
@@ -44,10 +44,10 @@ class Record:
     def write(self, line: Mapping[str, Any]) -> None:
         append_line(self._path, line)
 
-    def follow(self, loop: Loop) -> None:
+    def follow(self, trainer: Trainer) -> None:
         """Note the state of every step around the optimizer's update; `end_step` writes it."""
-        engine = loop.engine
-        module, optimizer = engine.classifier.module, engine.optimizer.optimizer
+        state = trainer.state
+        module, optimizer = state.classifier.module, state.optimizer.optimizer
 
         def before(*_: object) -> None:
             gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -76,15 +76,15 @@ class Record:
         """Nothing stays open."""
 
 
-class Steps(Agreement):
+class Steps(StopConsensus):
     """Stops the loop after so many steps, and records each of them."""
 
-    def __init__(self, loop: Loop, record: Record, num_steps: int):
+    def __init__(self, trainer: Trainer, record: Record, num_steps: int):
         super().__init__(StopFlag(), None)
-        self._loop, self._record = loop, record
-        self._last = loop.progress.step + num_steps
+        self._loop, self._record = trainer, record
+        self._last = trainer.progress.step + num_steps
 
-    def reached(self) -> bool:
+    def agreed(self) -> bool:
         self._record.end_step(self._loop.progress.step)
         return self._loop.progress.step >= self._last
 
@@ -113,17 +113,18 @@ def rerun(run: RunDirectory, record: Record, num_steps: int, named: str | None) 
     with process_group.joined(config.train) as accelerator:
         plan, _ = build_plan(config, len(dataset.train.labels_N))
         start = _newest(run, plan.total_steps - num_steps) if named is None else _named(run, named)
-        loop = build_loop(config, dataset, accelerator, start)
-        left = plan.total_steps - loop.progress.step
+        trainer = build_trainer(config, dataset, accelerator, start)
+        left = plan.total_steps - trainer.progress.step
         if num_steps > left:
             raise UserError(
-                f"--steps: got {num_steps}, must be at most {left}, which follow step {loop.progress.step} in this run"
+                f"--steps: got {num_steps}, must be at most {left}, which follow step "
+                f"{trainer.progress.step} in this run"
             )
-        record.write({"from_step": loop.progress.step, "world_size": accelerator.num_processes})
-        record.follow(loop)
-        loop.outputs = Outputs(trackers=[record])
-        if loop.run(Steps(loop, record, num_steps)):
-            record.end_step(loop.progress.step)  # at the end of the run, nobody asks whether to stop
+        record.write({"from_step": trainer.progress.step, "world_size": accelerator.num_processes})
+        record.follow(trainer)
+        trainer.outputs = Outputs(trackers=[record])
+        if trainer.run(Steps(trainer, record, num_steps)):
+            record.end_step(trainer.progress.step)  # at the end of the run, nobody asks whether to stop
 
 
 def _named(run: RunDirectory, name: str) -> Checkpoint:

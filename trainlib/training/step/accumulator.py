@@ -8,8 +8,8 @@ from itertools import islice
 
 from trainlib.errors import NonFiniteError
 from trainlib.training.metrics.progress import Progress
-from trainlib.training.metrics.sums import Sums, add_up, gather_sums, on_host, zero_sums
-from trainlib.training.step.state import Engine
+from trainlib.training.metrics.sums import Sums, accumulate, empty_sums, gather_sums, to_host
+from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import StepResult
 
 logger = logging.getLogger("trainlib")
@@ -17,18 +17,18 @@ logger = logging.getLogger("trainlib")
 MAX_UNREAD = 1000  # steps whose numbers wait on a GPU; rows and checkpoints read them before
 
 
-class Tally:
+class MetricAccumulator:
     """Adds steps to the sums of `progress`. All ranks take the same steps, and read them at the same ones."""
 
-    def __init__(self, engine: Engine, progress: Progress, on_nonfinite: str, max_nonfinite_steps: int):
-        self._engine = engine
+    def __init__(self, state: TrainState, progress: Progress, on_nonfinite: str, max_nonfinite_steps: int):
+        self._engine = state
         self._progress = progress
         self._on_nonfinite = on_nonfinite
         self._max_nonfinite_steps = max_nonfinite_steps
         self._unread: list[tuple[int, StepResult]] = []
-        self._last = zero_sums(len(progress.sums))
+        self._last = empty_sums(len(progress.sums))
 
-    def take(self, step: int, result: StepResult) -> None:
+    def add(self, step: int, result: StepResult) -> None:
         """What step `step`, from 0, came to. It is read at once where the host knows already whether it was applied.
 
         Raises NonFiniteError as `read` does.
@@ -44,12 +44,12 @@ class Tally:
         """
         taken, self._unread = self._unread, []
         unknown = [result for _, result in taken if not result.norm_and_losses]
-        norms_and_losses = iter(on_host([t for r in unknown for t in (r.grad_norm, *(m.loss for m in r.measured))]))
-        hits = iter(on_host([m.hits for _, result in taken for m in result.measured]))
+        norms_and_losses = iter(to_host([t for r in unknown for t in (r.grad_norm, *(m.loss for m in r.measured))]))
+        num_correct = iter(to_host([m.num_correct for _, result in taken for m in result.measured]))
         for step, result in taken:
             norm, *losses = result.norm_and_losses or islice(norms_and_losses, 1 + len(result.measured))
-            values = [(m, loss, next(hits)) for m, loss in zip(result.measured, losses, strict=True)]
-            self._last = add_up(zero_sums(len(self._progress.sums)), values)
+            values = [(m, loss, next(num_correct)) for m, loss in zip(result.measured, losses, strict=True)]
+            self._last = accumulate(empty_sums(len(self._progress.sums)), values)
             applied = result.applied
             if applied is None:
                 applied = all(map(math.isfinite, (norm, *(loss for _, loss, _ in values))))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from trainlib.distributed.allreduce.elastic import Elastic
+from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.models import Classifier
-from trainlib.models.ema import Average
+from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.losses import Objective
 from trainlib.models.optimizers.schedule import KERNEL_OPTIONS
 
@@ -23,7 +23,7 @@ MIN_LOSS_SCALE = 1.0  # below it, a gradient that still overflows fp16 is no mat
 
 
 @dataclass(frozen=True)
-class Engine:
+class TrainState:
     """What turns a batch into an update.
 
     model            the classifier's module or, with a cache of features, the part of it that is trained; wrapped for
@@ -46,13 +46,13 @@ class Engine:
     clip_grad_norm: float | None
     step_key: int
     skips_unseen: bool = False
-    elastic: Elastic | None = None  # None = DistributedDataParallel adds up the gradients
-    average: Average | None = None
+    elastic: ElasticReducer | None = None  # None = DistributedDataParallel adds up the gradients
+    average: ExponentialMovingAverage | None = None
     test_time: str = "none"  # which views of an image an evaluation averages
 
     @property
     def num_parts(self) -> int:
-        """How many parts a batch has (see `batches.Shard`)."""
+        """How many parts a batch has (see `batches.RankSlice`)."""
         return self.accelerator.num_processes if self.elastic is None else self.elastic.num_shards
 
     @property
@@ -70,7 +70,7 @@ class Engine:
         stepping: Optimizer = self.optimizer.optimizer if self.accelerator.scaler is None else self.optimizer
         return stepping
 
-    def with_whole_model(self) -> Engine:
+    def with_whole_model(self) -> TrainState:
         """The same engine for images, where this one is for their features."""
         module = self.classifier.module
         if self.local_model is module:
@@ -88,7 +88,7 @@ class Engine:
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         """Inside, the weights are their average, where there is one: for evaluation, and for what is kept."""
         return nullcontext() if self.average is None else self.average.in_place()
 

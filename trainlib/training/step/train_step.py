@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainlib.data.loader import Piece
-from trainlib.distributed.allreduce.elastic import Elastic
+from trainlib.data.loader import MicroBatch
+from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.models import buffers_kept
-from trainlib.models.losses import correct
+from trainlib.models.losses import count_correct
 from trainlib.randomness import key, seed_generators
-from trainlib.training.metrics.sums import Measured, on_host
-from trainlib.training.step.state import Engine
+from trainlib.training.metrics.sums import MicroBatchResult, to_host
+from trainlib.training.step.state import TrainState
 
 NOTHING_SPECIAL = nullcontext()
 
@@ -35,13 +35,13 @@ class StepResult:
     norm_and_losses   the values of these, where they have been read
     """
 
-    measured: Sequence[Measured]
+    measured: Sequence[MicroBatchResult]
     grad_norm: Tensor
     applied: bool | None
     norm_and_losses: Sequence[float] = ()
 
 
-def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: float) -> StepResult:
+def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch], denominator: float) -> StepResult:
     """Apply the gradient of the loss over one global batch.
 
     pieces       this rank's micro-batches
@@ -49,112 +49,118 @@ def train_step(engine: Engine, step: int, pieces: Sequence[Piece], denominator: 
 
     Raises torch.OutOfMemoryError with everything as it was before.
     """
-    measured: list[Measured] = []
-    if engine.buffers:
-        torch._foreach_copy_(engine.buffers_before, engine.buffers)
+    measured: list[MicroBatchResult] = []
+    if state.buffers:
+        torch._foreach_copy_(state.buffers_before, state.buffers)
     try:
-        if engine.elastic is None:
-            _backward_of_rank(engine, step, pieces, denominator, measured)
+        if state.elastic is None:
+            _backward_of_rank(state, step, micro_batches, denominator, measured)
         else:
-            _backward_of_shards(engine, engine.elastic, step, pieces, denominator, measured)
+            _backward_of_shards(state, state.elastic, step, micro_batches, denominator, measured)
     except torch.OutOfMemoryError:
-        forget_gradients(engine)
-        _restore_buffers(engine)
+        clear_gradients(state)
+        _restore_buffers(state)
         raise
-    result = _update(engine, measured)
+    result = _update(state, measured)
     if result.applied is False:
-        _restore_buffers(engine)
+        _restore_buffers(state)
     return result
 
 
-def _restore_buffers(engine: Engine) -> None:
+def _restore_buffers(state: TrainState) -> None:
     """BatchNorm took the batch into its statistics on the way forward."""
-    if engine.buffers:
-        torch._foreach_copy_(engine.buffers, engine.buffers_before)
+    if state.buffers:
+        torch._foreach_copy_(state.buffers, state.buffers_before)
 
 
 def _backward_of_rank(
-    engine: Engine, step: int, pieces: Sequence[Piece], denominator: float, measured: list[Measured]
+    state: TrainState,
+    step: int,
+    micro_batches: Sequence[MicroBatch],
+    denominator: float,
+    measured: list[MicroBatchResult],
 ) -> None:
     """Leave the gradient of the global batch on every rank; only the last backward pass talks to the other ranks.
 
     DistributedDataParallel averages over ranks, so each rank's part is multiplied by the world size.
     """
-    accelerator = engine.accelerator
-    seed_generators(key(step, accelerator.process_index, folded=engine.step_key), accelerator.device)
-    *earlier, last = pieces
-    for piece in earlier:
-        with accelerator.no_sync(engine.model):
-            _backward(engine, piece, denominator, measured, factor=accelerator.num_processes)
-    _backward(engine, last, denominator, measured, factor=accelerator.num_processes)
+    accelerator = state.accelerator
+    seed_generators(key(step, accelerator.process_index, folded=state.step_key), accelerator.device)
+    *earlier, last = micro_batches
+    for micro_batch in earlier:
+        with accelerator.no_sync(state.model):
+            _backward(state, micro_batch, denominator, measured, factor=accelerator.num_processes)
+    _backward(state, last, denominator, measured, factor=accelerator.num_processes)
 
 
 def _backward_of_shards(
-    engine: Engine,
-    elastic: Elastic,
+    state: TrainState,
+    elastic: ElasticReducer,
     step: int,
-    pieces: Sequence[Piece],
+    micro_batches: Sequence[MicroBatch],
     denominator: float,
-    measured: list[Measured],
+    measured: list[MicroBatchResult],
 ) -> None:
     """The same in elastic mode, with the same bits at every world size."""
     elastic.start()
-    for shard, cut in groupby(pieces, key=attrgetter("part")):
-        seed_generators(key(step, shard, folded=engine.step_key), engine.accelerator.device)
+    for shard, cut in groupby(micro_batches, key=attrgetter("part")):
+        seed_generators(key(step, shard, folded=state.step_key), state.accelerator.device)
         with elastic.shard(shard):
-            for piece in cut:
-                if not piece.is_empty:
-                    _backward(engine, piece, denominator, measured)
-                    elastic.learned(len(piece.cpu_labels_N))
+            for micro_batch in cut:
+                if not micro_batch.is_empty:
+                    _backward(state, micro_batch, denominator, measured)
+                    elastic.learned(len(micro_batch.cpu_labels_N))
     elastic.finish()
 
 
-def _backward(engine: Engine, piece: Piece, denominator: float, measured: list[Measured], factor: int = 1) -> None:
+def _backward(
+    state: TrainState, micro_batch: MicroBatch, denominator: float, measured: list[MicroBatchResult], factor: int = 1
+) -> None:
     """Measure a piece, and add its gradient, by its share of the global denominator, to the gradients."""
-    with standing_in(engine.classifier.module) if piece.is_empty else NOTHING_SPECIAL:
-        logits_NC = engine.model(piece.images_NCHW)
-    part = 0.0 if piece.is_empty else engine.objective.denominator(piece.cpu_labels_N)
+    with frozen_batchnorm(state.classifier.module) if micro_batch.is_empty else NOTHING_SPECIAL:
+        logits_NC = state.model(micro_batch.images_NCHW)
+    part = 0.0 if micro_batch.is_empty else state.objective.denominator(micro_batch.cpu_labels_N)
     # With weight 0 any loss will do: it takes part in the backward pass and adds nothing.
-    loss = engine.objective(logits_NC, piece.labels_N) if part else logits_NC.sum()
-    if not piece.is_empty:
-        measured.append(measure(piece, logits_NC, loss, part))
+    loss = state.objective(logits_NC, micro_batch.labels_N) if part else logits_NC.sum()
+    if not micro_batch.is_empty:
+        measured.append(measure(micro_batch, logits_NC, loss, part))
     weight = part / denominator * factor if part else 0.0
-    if weight != 1.0 or engine.accelerator.num_processes > 1:
+    if weight != 1.0 or state.accelerator.num_processes > 1:
         # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
         loss = loss * (weight + 0.0 * loss.detach())
-    if engine.accelerator.scaler is None:
+    if state.accelerator.scaler is None:
         loss.backward()  # Accelerate's `backward` would add a division by 1 to the graph
     else:
-        engine.accelerator.backward(loss)
+        state.accelerator.backward(loss)
 
 
-def warm_up(engine: Engine, stand_in: Tensor) -> None:
-    """One backward pass that changes nothing, before the first step. `stand_in` is an input of `engine.model`.
+def warm_up(state: TrainState, dummy_input: Tensor) -> None:
+    """One backward pass that changes nothing, before the first step. `dummy_input` is an input of `state.model`.
 
     DistributedDataParallel lays out its buckets anew after the first one, in the order in which gradients came, and the
     layout decides in which order the ranks' gradients are added: without this the first step after a resume would add
     three or more ranks in another order than the uninterrupted run did.
     """
-    if engine.accelerator.num_processes > 1 and engine.elastic is None:
-        with standing_in(engine.classifier.module):
-            engine.accelerator.backward(engine.model(stand_in).sum())
-        forget_gradients(engine)
+    if state.accelerator.num_processes > 1 and state.elastic is None:
+        with frozen_batchnorm(state.classifier.module):
+            state.accelerator.backward(state.model(dummy_input).sum())
+        clear_gradients(state)
 
 
-def trial(engine: Engine, images_NCHW: Tensor) -> None:
+def trial(state: TrainState, images_NCHW: Tensor) -> None:
     """A forward and a backward pass of images that stand for no samples; the ranks do not wait for each other.
 
     Nothing of it stays, also where it fails.
     """
     try:
-        with buffers_kept(engine.model), engine.accelerator.no_sync(engine.model):
-            engine.model(images_NCHW).sum().backward()
+        with buffers_kept(state.model), state.accelerator.no_sync(state.model):
+            state.model(images_NCHW).sum().backward()
     finally:
-        forget_gradients(engine)
+        clear_gradients(state)
 
 
 @contextmanager
-def standing_in(module: nn.Module) -> Iterator[None]:
+def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
     """For a forward pass of stand-in images: BatchNorm neither learns from them nor refuses that there are so few."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in norms:
@@ -166,28 +172,28 @@ def standing_in(module: nn.Module) -> Iterator[None]:
             norm.train()
 
 
-def _update(engine: Engine, measured: Sequence[Measured]) -> StepResult:
+def _update(state: TrainState, measured: Sequence[MicroBatchResult]) -> StepResult:
     """Clip, and let the optimizer step, unless the gradient is not finite. All ranks hold the same gradient."""
-    scaler, optimizer = engine.accelerator.scaler, engine.stepping
+    scaler, optimizer = state.accelerator.scaler, state.stepping
     if scaler is not None:
-        engine.accelerator.unscale_gradients(engine.optimizer)
-    if engine.clip_grad_norm is not None:
-        grad_norm = torch.nn.utils.clip_grad_norm_(engine.parameters, engine.clip_grad_norm)
+        state.accelerator.unscale_gradients(state.optimizer)
+    if state.clip_grad_norm is not None:
+        grad_norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip_grad_norm)
     else:
-        grad_norm = _norm([p.grad for p in engine.parameters if p.grad is not None])
+        grad_norm = _norm([p.grad for p in state.parameters if p.grad is not None])
     applied: bool | None = None
     values: Sequence[float] = ()
     if scaler is not None:
         optimizer.step()  # the loss scaler looks for itself, skips, and scales less the next time
-        applied = not engine.optimizer.step_was_skipped
-    elif engine.skips_unseen:
-        _step_unless_not_finite(engine.optimizer.optimizer, [grad_norm, *(m.loss for m in measured)])
+        applied = not state.optimizer.step_was_skipped
+    elif state.skips_unseen:
+        _step_unless_not_finite(state.optimizer.optimizer, [grad_norm, *(m.loss for m in measured)])
     else:
-        values = on_host([grad_norm, *(m.loss for m in measured)])
+        values = to_host([grad_norm, *(m.loss for m in measured)])
         applied = all(map(math.isfinite, values))
         if applied:
             optimizer.step()
-    forget_gradients(engine)
+    clear_gradients(state)
     return StepResult(measured, grad_norm, applied, values)
 
 
@@ -208,12 +214,14 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     return norm
 
 
-def forget_gradients(engine: Engine) -> None:
+def clear_gradients(state: TrainState) -> None:
     """As after a step."""
-    for parameter in engine.parameters:
+    for parameter in state.parameters:
         parameter.grad = None
 
 
-def measure(piece: Piece, logits_NC: Tensor, loss: Tensor, denominator: float) -> Measured:
+def measure(micro_batch: MicroBatch, logits_NC: Tensor, loss: Tensor, denominator: float) -> MicroBatchResult:
     """What a piece came to; nothing waits for it."""
-    return Measured(piece.part, denominator, loss.detach(), correct(logits_NC.detach(), piece.labels_N))
+    return MicroBatchResult(
+        micro_batch.part, denominator, loss.detach(), count_correct(logits_NC.detach(), micro_batch.labels_N)
+    )

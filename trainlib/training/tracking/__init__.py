@@ -15,7 +15,7 @@ from trainlib.training.tracking.tensorboard import TensorBoard
 from trainlib.training.tracking.wandb.process import Job, WandbProcess
 
 __all__ = [
-    "Forgiving",
+    "BestEffortTracker",
     "MetricsFile",
     "Row",
     "TensorBoard",
@@ -54,18 +54,18 @@ def open_trackers(config: TrackingConfig, run: Path, from_step: int, values: Map
     """
     trackers = Trackers([MetricsFile(run / "metrics.jsonl", from_step)], [])
     if config.health is not None:
-        trackers.health.append(Forgiving("health.jsonl", lambda: MetricsFile(run / "health.jsonl", from_step)))
+        trackers.health.append(BestEffortTracker("health.jsonl", lambda: MetricsFile(run / "health.jsonl", from_step)))
     if config.tensorboard:
-        board = Forgiving("TensorBoard", lambda: TensorBoard(run))
+        board = BestEffortTracker("TensorBoard", lambda: TensorBoard(run))
         trackers.metrics.append(board)
         trackers.health.append(board)
     job = Job.of(run, config.wandb, values)
     if job.mode != "disabled":
-        trackers.metrics.append(Forgiving("W&B", lambda: WandbProcess(job)))
+        trackers.metrics.append(BestEffortTracker("W&B", lambda: WandbProcess(job)))
     return trackers
 
 
-class Forgiving:
+class BestEffortTracker:
     """A tracker whose failure harms nothing but itself: it warns once, and shows nothing from then on."""
 
     def __init__(self, name: str, opened: Callable[[], Tracker]):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from trainlib.config import TrainConfig
 from trainlib.data.loader import Samples
-from trainlib.distributed.process_group import from_all, from_main
+from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import UserError
 from trainlib.training.metrics.progress import Progress
-from trainlib.training.step.state import Engine
+from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import trial
 from trainlib.training.tuning import memory
 
@@ -27,19 +27,19 @@ logger = logging.getLogger("trainlib")
 TRIALS = 5  # of a step, of which the fastest counts
 
 
-def suit_machine(config: TrainConfig, engine: Engine, samples: Samples, progress: Progress, total_steps: int) -> None:
+def autotune(config: TrainConfig, state: TrainState, samples: Samples, progress: Progress, total_steps: int) -> None:
     """Set the engine and `progress` up for the devices that there are. A collective."""
-    stand_in, size = samples.train.stand_in(), samples.train_piece_size
-    if engine.accelerator.device.type == "cuda" and engine.elastic is None:  # elsewhere memory is not known to end
+    dummy_input, size = samples.train.dummy_input(), samples.train_piece_size
+    if state.accelerator.device.type == "cuda" and state.elastic is None:  # elsewhere memory is not known to end
         most = min(size, progress.fitting or size)
-        progress.fitting = memory.fitting(engine, stand_in, most) or progress.fitting
+        progress.fitting = memory.fitting(state, dummy_input, most) or progress.fitting
     size = min(size, progress.fitting or size)
-    images_NCHW = stand_in.expand(size, *stand_in.shape[1:]).contiguous()
+    images_NCHW = dummy_input.expand(size, *dummy_input.shape[1:]).contiguous()
     choice = config.compile if progress.compiled is None else progress.compiled
-    progress.compiled = compile_model(engine, images_NCHW, choice, total_steps - progress.step)
+    progress.compiled = compile_model(state, images_NCHW, choice, total_steps - progress.step)
 
 
-def compile_model(engine: Engine, images_NCHW: Tensor, choice: bool | Literal["auto"], steps_left: int) -> bool:
+def compile_model(state: TrainState, images_NCHW: Tensor, choice: bool | Literal["auto"], steps_left: int) -> bool:
     """Have torch.compile make the kernels of the model; whether it did. Nothing is trained by it. A collective.
 
     images_NCHW   as many as in a step
@@ -48,24 +48,24 @@ def compile_model(engine: Engine, images_NCHW: Tensor, choice: bool | Literal["a
     """
     if choice is False:
         return False
-    model = engine.local_model
-    eager = _seconds(engine, images_NCHW)
+    model = state.local_model
+    eager = _seconds(state, images_NCHW)
     began = time.perf_counter()
     problem = None
     try:
         model.compile(dynamic=False)
-        trial(engine, images_NCHW)
+        trial(state, images_NCHW)
     except RuntimeError as error:  # all that torch's compiler raises
         problem = str(error).strip().split("\n")[0]
-    if found := [theirs for theirs in from_all(problem) if theirs is not None]:
+    if found := [theirs for theirs in gather_objects(problem) if theirs is not None]:
         if choice is True:
             raise UserError(f"train.compile: torch cannot compile this model here: {found[0]}")
-        if engine.accelerator.is_main_process:
+        if state.accelerator.is_main_process:
             logger.warning("the model is not compiled: %s", found[0])
         return _without(model)
-    needed, compiled = time.perf_counter() - began, _seconds(engine, images_NCHW)
-    pays = from_main(choice is True or (eager - compiled) * steps_left > needed)
-    if engine.accelerator.is_main_process:
+    needed, compiled = time.perf_counter() - began, _seconds(state, images_NCHW)
+    pays = broadcast_object(choice is True or (eager - compiled) * steps_left > needed)
+    if state.accelerator.is_main_process:
         logger.info(
             "compiling the model took %.1f s; forward and backward then take %.1f instead of %.1f ms: %s",
             needed,
@@ -81,12 +81,12 @@ def _without(model: torch.nn.Module) -> bool:
     return False
 
 
-def _seconds(engine: Engine, images_NCHW: Tensor) -> float:
+def _seconds(state: TrainState, images_NCHW: Tensor) -> float:
     """Of a forward and a backward pass."""
     best = float("inf")
     for _ in range(TRIALS):
         began = time.perf_counter()
-        trial(engine, images_NCHW)
+        trial(state, images_NCHW)
         if images_NCHW.is_cuda:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)

@@ -31,10 +31,10 @@ from trainlib.data.feature_loader import FeatureBatches, FeatureImages
 from trainlib.data.images import DEVICE_MEMORY_FRACTION, ResidentImages, StreamedImages
 from trainlib.data.loader import Samples
 from trainlib.data.plan import Plan
-from trainlib.distributed.process_group import from_all, from_main
+from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import StoppedError, UserError
 from trainlib.models import Classifier
-from trainlib.models.bitwise_probe import Trials, front_of, same, timed
+from trainlib.models.bitwise_probe import BitwiseProbe, front_of, same, timed
 from trainlib.models.weights import weights_sha256
 from trainlib.randomness import key, permutation
 
@@ -69,18 +69,18 @@ class Features:
 
 
 def cache_features(
-    parts: Parts, steps_done: int, stop_requested: Callable[[], bool], beat: Callable[[], None]
+    parts: Parts, steps_done: int, stop_requested: Callable[[], bool], heartbeat: Callable[[], None]
 ) -> Features | None:
     """The features of all samples that are trained or validated on; None where they change or it would not pay.
 
     Which of the two is told in the log; with `model.cache_features: true` it is a UserError. Raises StoppedError, on
-    every rank, when one of them is asked to stop. `beat` is called whenever something was achieved. A collective.
+    every rank, when one of them is asked to stop. `heartbeat` is called whenever something was achieved. A collective.
     """
     choice = parts.config.model.cache_features
     if choice is False or parts.config.model.freeze is None:
         return None
     try:
-        return _Cache(parts).fill(steps_done, stop_requested, beat)
+        return _Cache(parts).fill(steps_done, stop_requested, heartbeat)
     except _Without as why:
         if choice is True:
             raise UserError(f"model.cache_features: got true, but {why}: mend that, or leave it out") from None
@@ -98,24 +98,32 @@ class _Cache:
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.is_main = accelerator.is_main_process
         self.ids_N = torch.cat([parts.plan.ids_N, samples.val_ids])
-        shard = samples.train.shard
-        steps = [piece for batch in parts.plan.batches(0) for piece in shard.pieces(batch)]
-        evaluation = [piece for _, piece in shard.cut(samples.val_ids, samples.evaluation_batch_size)]
+        rank_slice = samples.train.rank_slice
+        steps = [micro_batch for batch in parts.plan.batches(0) for micro_batch in rank_slice.micro_batches(batch)]
+        evaluation = [micro_batch for _, micro_batch in rank_slice.cut(samples.val_ids, samples.evaluation_batch_size)]
         self.images_of_size: Counter[int] = Counter()
-        for piece in (*steps, *evaluation):
-            self.images_of_size[len(piece)] += len(piece)
-        pieces = [(piece, True) for piece in steps] + [(piece, False) for piece in evaluation]
-        self.probes = list({(len(piece), learns): (piece, learns) for piece, learns in pieces if len(piece)}.values())
-        self.chunk = max(from_all(max(map(len, steps))))
-        self.trials = Trials(parts.classifier, accelerator, config.seed)
+        for micro_batch in (*steps, *evaluation):
+            self.images_of_size[len(micro_batch)] += len(micro_batch)
+        micro_batches = [(micro_batch, True) for micro_batch in steps] + [
+            (micro_batch, False) for micro_batch in evaluation
+        ]
+        self.probes = list(
+            {
+                (len(micro_batch), learns): (micro_batch, learns)
+                for micro_batch, learns in micro_batches
+                if len(micro_batch)
+            }.values()
+        )
+        self.chunk = max(gather_objects(max(map(len, steps))))
+        self.trials = BitwiseProbe(parts.classifier, accelerator, config.seed)
 
-    def fill(self, steps_done: int, stop_requested: Callable[[], bool], beat: Callable[[], None]) -> Features:
+    def fill(self, steps_done: int, stop_requested: Callable[[], bool], heartbeat: Callable[[], None]) -> Features:
         """Raises _Without, on every rank, where it is no use."""
         started = time.perf_counter()
         self._require_same_images()
         epochs = (self.parts.plan.total_steps - steps_done) / self.parts.plan.steps_per_epoch
         self._require_epochs(epochs)
-        path, sizes, covered = self._choose(beat)
+        path, sizes, covered = self._choose(heartbeat)
         front = front_of(self.parts.classifier.module, path)
         compute = partial(self.trials.features, front)
         seconds, first = self._first_chunk(path, compute)
@@ -124,7 +132,7 @@ class _Cache:
         rows = torch.empty(len(self.ids_N), *first.shape[1:], dtype=first.dtype, device=self._place(first))
         if self.is_main:
             logger.info("computing what %s gets of %d images, once ...", path, len(rows))
-        self._compute(compute, chunks, rows, stop_requested, beat)
+        self._compute(compute, chunks, rows, stop_requested, heartbeat)
         if self.is_main:
             step_seconds = min(timed(lambda: self.trials.alone(path, first, learns=True))[0] for _ in range(3))
             self._tell(rows, time.perf_counter() - started, len(chunks) * seconds * covered, (step_seconds, seconds))
@@ -142,35 +150,35 @@ class _Cache:
 
     def _require_epochs(self, epochs: float) -> None:
         """Where nobody insists, it must save more images' passes than the trials and the cache itself take."""
-        trial = (2 * sum(len(piece) for piece, _ in self.probes) + 4 * self.chunk) * self.world_size
-        pays = from_main((epochs - 1) * len(self.ids_N) > trial)
+        trial = (2 * sum(len(micro_batch) for micro_batch, _ in self.probes) + 4 * self.chunk) * self.world_size
+        pays = broadcast_object((epochs - 1) * len(self.ids_N) > trial)
         if not pays and self.parts.config.model.cache_features == "auto":
             raise _Without(f"that takes longer than it saves in {epochs:.3g} epochs of {len(self.ids_N)} images")
 
-    def _choose(self, beat: Callable[[], None]) -> tuple[str, frozenset[int], float]:
+    def _choose(self, heartbeat: Callable[[], None]) -> tuple[str, frozenset[int], float]:
         """The submodule to train: of those that hold all that is trained, the smallest that will do.
 
         Also the sizes of this rank's batches that keep their bits, and the part of all images that are in such.
         """
         paths = self.trials.paths
-        kept = self._kept(torch.cat([self.ids_N[:0], *(piece for piece, _ in self.probes)]), beat)
-        images = self.images.prepared([piece for piece, _ in self.probes])
+        kept = self._kept(torch.cat([self.ids_N[:0], *(micro_batch for micro_batch, _ in self.probes)]), heartbeat)
+        images = self.images.prepared([micro_batch for micro_batch, _ in self.probes])
         probes = ((images_NCHW, learns) for images_NCHW, (_, learns) in zip(images, self.probes, strict=True))
-        outcome = self.trials.compare(probes, kept, beat)
+        outcome = self.trials.compare(probes, kept, heartbeat)
         sizes = {path: frozenset(self.images_of_size) - outcome.differing[path] for path in paths}
         covered = {path: sum(self.images_of_size[size] for size in sizes[path]) for path in paths}
-        every = from_all((covered, sum(self.images_of_size.values()), outcome))
+        every = gather_objects((covered, sum(self.images_of_size.values()), outcome))
         why = "layers all over the model are trained"
         for path in paths:
             unfit = next((theirs.unfit[path] for _, _, theirs in every if path in theirs.unfit), None)
-            share = sum(covered[path] for covered, _, _ in every) / sum(total for _, total, _ in every)
-            if unfit is None and share >= LEAST_COVERED:
-                return path, sizes[path], share
+            split_range = sum(covered[path] for covered, _, _ in every) / sum(total for _, total, _ in every)
+            if unfit is None and split_range >= LEAST_COVERED:
+                return path, sizes[path], split_range
             others = sorted(set().union(*(theirs.differing[path] for _, _, theirs in every)))
             why = unfit or f"what {path} gets has other bits in batches of {others} images than of {self.chunk}"
         raise _Without(why)
 
-    def _kept(self, ids_N: Tensor, beat: Callable[[], None]) -> dict[str, Tensor]:
+    def _kept(self, ids_N: Tensor, heartbeat: Callable[[], None]) -> dict[str, Tensor]:
         """What each submodule gets of these samples when they are in other batches than they would be in a step."""
         mixed = self._padded(torch.cat([ids_N, self.ids_N[: self.chunk]]))
         order = permutation(key("trials", self.parts.config.seed), len(mixed))
@@ -178,7 +186,7 @@ class _Cache:
         for images_NCHW in self.images.prepared(list(torch.split(mixed[order], self.chunk))):
             for path, features in self.trials.whole(images_NCHW, learns=False).inputs.items():
                 kept[path].append(features)
-            beat()
+            heartbeat()
         place_N = order.argsort()[: len(ids_N)]
         return {path: torch.cat(rows)[place_N.to(rows[0].device)] for path, rows in kept.items() if rows}
 
@@ -187,16 +195,16 @@ class _Cache:
         images_NCHW = next(self.images.prepared([self.ids_N[: self.chunk]]))
         expected = self.trials.whole(images_NCHW, learns=False).inputs[path]
         seconds, first = timed(lambda: compute(images_NCHW))
-        if not all(from_all(same(first, expected))):
+        if not all(gather_objects(same(first, expected))):
             raise _Without(f"what comes before {path} gives other bits alone than inside of the model")
-        if len({*from_all(weights_sha256({"features": first}))}) > 1:
+        if len({*gather_objects(weights_sha256({"features": first}))}) > 1:
             raise _Without("the ranks compute other bits than each other")
-        return from_main(seconds), first
+        return broadcast_object(seconds), first
 
     def _require_time(self, seconds: float) -> None:
         """A job that ends before its features are computed would begin with them again and again."""
         end_time = os.environ.get("TRAINLAUNCH_END_TIME")
-        left = from_main(float(end_time) - time.time() if end_time else math.inf)
+        left = broadcast_object(float(end_time) - time.time() if end_time else math.inf)
         if seconds > left * TIME_FRACTION:
             raise _Without(f"that takes about {seconds:.0f} s, and the job has {left:.0f} s left (slurm.time)")
 
@@ -208,7 +216,7 @@ class _Cache:
         else:
             available = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             place, fits = torch.device("cpu"), need <= available * MEMORY_FRACTION
-        if not all(from_all(fits)):
+        if not all(gather_objects(fits)):
             raise _Without(f"that is {need / 1e9:.1f} GB for each process, and there is too little memory")
         return place
 
@@ -227,7 +235,7 @@ class _Cache:
         chunks: Tensor,
         rows: Tensor,
         stop_requested: Callable[[], bool],
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
     ) -> None:
         """Fill in the rows: in each round every rank computes a chunk and gets all of them. All ranks stop at once."""
         done = 0
@@ -241,7 +249,7 @@ class _Cache:
             for theirs in every:
                 rows[done : done + self.chunk].copy_(theirs[: len(rows) - done])
                 done = min(done + self.chunk, len(rows))
-            beat()
+            heartbeat()
 
     def _tell(self, rows: Tensor, seconds: float, saved: float, step_seconds: tuple[float, float]) -> None:
         """What it took, and when that is made up for. `saved`: seconds an epoch."""

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainlib.data.loader import Piece
-from trainlib.distributed.process_group import from_all
+from trainlib.data.loader import MicroBatch
+from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError
-from trainlib.training.step.state import Engine
+from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import trial
 
 logger = logging.getLogger("trainlib")
@@ -24,34 +24,37 @@ ADVICE = "choose a smaller train.batch_size or data.image_size, train.precision=
 STATES_OF_OPTIMIZER = 2  # tensors of a parameter's size, at most, that an optimizer makes at its first step
 
 
-def cut(pieces: Sequence[Piece], limit: int | None) -> Sequence[Piece]:
+def cut(micro_batches: Sequence[MicroBatch], limit: int | None) -> Sequence[MicroBatch]:
     """The same samples in pieces of at most `limit`."""
-    if limit is None or all(len(piece.ids_N) <= limit for piece in pieces):
-        return pieces
-    return [part for piece in pieces for part in _split(piece, limit)]
+    if limit is None or all(len(micro_batch.ids_N) <= limit for micro_batch in micro_batches):
+        return micro_batches
+    return [part for micro_batch in micro_batches for part in _split(micro_batch, limit)]
 
 
-def _split(piece: Piece, limit: int) -> list[Piece]:
-    tensors = (piece.ids_N, piece.images_NCHW, piece.labels_N, piece.cpu_labels_N)
+def _split(micro_batch: MicroBatch, limit: int) -> list[MicroBatch]:
+    tensors = (micro_batch.ids_N, micro_batch.images_NCHW, micro_batch.labels_N, micro_batch.cpu_labels_N)
     parts = zip(*(torch.split(tensor, limit) for tensor in tensors), strict=True)
-    return [Piece(ids_N, images, labels_N, cpu_labels_N, piece.part) for ids_N, images, labels_N, cpu_labels_N in parts]
+    return [
+        MicroBatch(ids_N, images, labels_N, cpu_labels_N, micro_batch.part)
+        for ids_N, images, labels_N, cpu_labels_N in parts
+    ]
 
 
-def smaller(pieces: Sequence[Piece], limit: int | None, engine: Engine) -> int:
+def smaller(micro_batches: Sequence[MicroBatch], limit: int | None, state: TrainState) -> int:
     """The limit to try next, after a step with these pieces ran out of memory and left everything as it was.
 
     Raises UserError where there is no smaller one, or where other ranks wait for this one in the middle of the step.
     """
-    size = max(len(piece.ids_N) for piece in cut(pieces, limit))
-    if size == 1 or engine.accelerator.num_processes > 1 or engine.elastic is not None:
+    size = max(len(micro_batch.ids_N) for micro_batch in cut(micro_batches, limit))
+    if size == 1 or state.accelerator.num_processes > 1 or state.elastic is not None:
         raise UserError(
-            f"train.micro_batch_size: {size} images at a time do not fit into the memory of {engine.accelerator.device}"
+            f"train.micro_batch_size: {size} images at a time do not fit into the memory of {state.accelerator.device}"
             f": set it to {max(1, size // 2)}, or {ADVICE}"
         )
-    return _halved(size, engine)
+    return _halved(size, state)
 
 
-def fitting(engine: Engine, stand_in: Tensor, size: int) -> int | None:
+def fitting(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
     """The largest number of images, halving `size`, of which every rank's device can hold a step; None = `size`.
 
     A trial of each size before training, in which ranks do not wait for each other, and agree on the smallest. Nothing
@@ -59,33 +62,33 @@ def fitting(engine: Engine, stand_in: Tensor, size: int) -> int | None:
     Raises UserError, on every rank, where one of them cannot hold a single image.
     """
     found = size
-    while found and not _fits(engine, stand_in, found):
-        found = _halved(found, engine) if found > 1 else 0
-    every = from_all(found)
+    while found and not _fits(state, dummy_input, found):
+        found = _halved(found, state) if found > 1 else 0
+    every = gather_objects(found)
     if 0 in every:
         raise UserError(f"train.batch_size: rank {every.index(0)} cannot hold even one image in its memory: {ADVICE}")
     return min(every) if min(every) < size else None
 
 
-def _fits(engine: Engine, stand_in: Tensor, size: int) -> bool:
+def _fits(state: TrainState, dummy_input: Tensor, size: int) -> bool:
     try:
-        room = [torch.empty_like(p) for p in engine.parameters for _ in range(STATES_OF_OPTIMIZER)]
-        trial(engine, stand_in.expand(size, *stand_in.shape[1:]))
+        room = [torch.empty_like(p) for p in state.parameters for _ in range(STATES_OF_OPTIMIZER)]
+        trial(state, dummy_input.expand(size, *dummy_input.shape[1:]))
         del room
     except torch.OutOfMemoryError:
         return False
     return True
 
 
-def _halved(size: int, engine: Engine) -> int:
+def _halved(size: int, state: TrainState) -> int:
     """Call it outside of the handler of the error, which holds on to the tensors of the step."""
-    if engine.accelerator.device.type == "cuda":
+    if state.accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
     half = -(-size // 2)
     logger.warning(
         "%d images at a time do not fit into the memory of %s: %d from now on, with the same gradient",
         size,
-        engine.accelerator.device,
+        state.accelerator.device,
         half,
     )
     return half

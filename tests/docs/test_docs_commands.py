@@ -1,0 +1,308 @@
+"""Every command in the README and in docs/ does what it is shown to do, and every link leads somewhere.
+
+A command is a line of an indented or fenced block that begins with one of PROGRAMS. One that trains does so on a few
+drawings for two steps; one that looks at a run is given a finished one; what takes several processes, a cluster or a
+network is only parsed here, and run by the test that EXCEPTIONS or the rule names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ranks
+from paths import REPOSITORY
+from PIL import Image
+from trained import checkpoint_of
+
+from trainlib.config import load_config
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PROGRAMS = ("launch", "python", "torchrun", "accelerate", "make")
+
+# Begins of commands that are not run here: why, and the test that runs them, or what stands for it.
+EXCEPTIONS = {
+    "launch wandb-sync": ("needs a W&B server", "tests/training/test_wandb.py"),
+    "launch doctor": ("looks at the whole machine", "tests/unit/test_doctor.py"),
+    "launch verify": ("starts groups of processes", "tests/training/test_verify.py"),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """words: as a shell splits them, without variables set before them; yaml: the YAML block before it on its page."""
+
+    page: str
+    line: int
+    words: tuple[str, ...]
+    yaml: str
+    expected_error: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}: {shlex.join(self.words)}"
+
+
+def blocks(text: str) -> Iterator[tuple[str, int, list[str]]]:
+    """Language, number of the first line, and lines of each fenced block; an indented block has the language ''."""
+    language: str | None = None
+    first, lines = 0, list[str]()
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        if line.startswith("```"):
+            if language is None:
+                yield "", first, lines
+                language, first, lines = line[3:].strip(), number + 1, []
+            else:
+                yield language, first, lines
+                language, lines = None, []
+        elif language is not None:
+            lines.append(line)
+        elif line.startswith("    "):
+            first = first if lines else number
+            lines.append(line[4:])
+        else:
+            yield "", first, lines
+            lines = []
+
+
+def commands(page: Path) -> Iterator[Command]:
+    before = ""
+    for language, first, lines in blocks(page.read_text()):
+        if language in ("yaml", "python", "json"):
+            before = "\n".join(lines) if language == "yaml" else before
+            continue
+        numbered = iter(enumerate(lines, first))
+        for number, line in numbered:
+            while line.endswith("\\"):
+                line = line[:-1] + next(numbered)[1].strip()
+            shown = line.removeprefix("$ ")
+            if not re.match(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) ", shown):
+                continue
+            words = list(
+                itertools.dropwhile(lambda word: word.split("=")[0].isupper(), shlex.split(shown, comments=True))
+            )
+            after = lines[number - first + 1] if number - first + 1 < len(lines) else ""
+            error = after if after.startswith("error: ") else None
+            yield Command(str(page.relative_to(REPOSITORY)), number, tuple(words), before, error)
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
+
+
+def launch(words: list[str]) -> int:
+    """The `launch` program, inside a process that has imported torch."""
+    from launch.cli import main
+
+    return main(words)
+
+
+def succeeds(words: list[str], cwd: Path) -> None:
+    codes = ranks.run(launch, words, world_size=1, cwd=cwd)
+    assert codes == [0], ranks.console(cwd)
+
+
+# What makes a command ready to run, and runs it: `words` are those behind `launch NAME`.
+
+
+def trains(command: Command, words: list[str], cwd: Path) -> None:
+    """Two steps of it. Several processes are only printed: test_launchers.py and test_multinode.py start them."""
+    several = {"--processes", "--nodes"} & set(words)
+    if several or "--dry-run" in words:
+        succeeds(["run", *words, *([] if "--dry-run" in words else ["--dry-run"])], cwd)
+        return
+    succeeds(["run", *few_steps(words, cwd)], cwd)
+
+
+def few_steps(words: list[str], cwd: Path) -> list[str]:
+    """The same training over two small batches of few small pictures, with random weights."""
+    kept = [word for word in words if not word.startswith(("train.epochs=", "train.steps="))]
+    data = load_config(parsed("run", kept)["arguments"]).data
+    root = data.root if data.name == "image_folder" else "pictures"
+    make_pictures(cwd / root)
+    changes = ["data.name=image_folder", f"data.root={root}", "data.image_size=32", "data.limit=16"]
+    return [*kept, *changes, "train.steps=2", "train.batch_size=8", "model.weights=null", "tracking.tensorboard=false"]
+
+
+def parsed(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """What the command takes these words for; nothing is run."""
+    from launch.cli import cli
+
+    return cli.commands[name].make_context(name, list(words)).params
+
+
+def make_pictures(root: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, name, index in itertools.product(("train", "test"), ("cats", "dogs"), range(12)):
+        folder = root / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+
+
+def with_option(option: str) -> Callable[[Command, list[str], Path], None]:
+    """Run it with one more option, which makes it say what it would do."""
+    return lambda command, words, cwd: succeeds([command.words[1], *words, *({option} - set(words))], cwd)
+
+
+def as_it_is(command: Command, words: list[str], cwd: Path) -> None:
+    succeeds([command.words[1], *words], cwd)
+
+
+def predicts(command: Command, words: list[str], cwd: Path) -> None:
+    """The pictures that it names are made: a file where the name has a suffix, else a folder."""
+    for word in words[1:]:
+        if Path(word).suffix.lower() in (".jpg", ".jpeg", ".png"):
+            (cwd / word).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (50, 40)).save(cwd / word)
+        elif not word.startswith("-") and not word.isdigit():
+            make_pictures(cwd / word)
+    succeeds(["predict", *words], cwd)
+
+
+def ends_a_run(command: Command, words: list[str], cwd: Path) -> None:
+    """The run that it gets is over, and it says so; tests/unit/test_launch_cli.py ends runs that are under way."""
+    codes = ranks.run(launch, [command.words[1], *words], world_size=1, cwd=cwd)
+    assert codes == [2]
+    assert f"{words[0]} is not running" in ranks.console(cwd)
+
+
+RULES: dict[str, Callable[[Command, list[str], Path], None]] = {
+    "run": trains,
+    "check": as_it_is,
+    "submit": with_option("--dry-run"),
+    "sweep": with_option("--dry-run"),
+    "list": as_it_is,
+    "status": as_it_is,
+    "logs": as_it_is,
+    "report": as_it_is,
+    "eval": as_it_is,
+    "export": as_it_is,
+    "predict": predicts,
+    "stop": ends_a_run,
+    "cancel": ends_a_run,
+}
+OF_A_RUN = ("status", "logs", "report", "eval", "export", "predict", "stop", "cancel")
+
+
+@pytest.fixture
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A working directory that has what the command names: finished runs, and files with the YAML shown before it."""
+    command: Command = request.getfixturevalue("command")
+    if command.words[0] == "launch" and command.words[1] in OF_A_RUN:
+        trained: Path = request.getfixturevalue("trained")
+        for word in command.words[2:]:
+            name = word.removeprefix("runs/").split("/")[0]
+            if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) and not (tmp_path / "runs" / name).exists():
+                shutil.copytree(trained / "runs/run", tmp_path / "runs" / name)
+    for option, word in itertools.pairwise(command.words):
+        file = tmp_path / word.removeprefix("~/")
+        if word.endswith((".yaml", ".yml")) and not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            site = (REPOSITORY / "slurm/sites/plain.yaml").read_text()  # docs/slurm.md: a site's file is a copy of it
+            ours = REPOSITORY / word
+            shown = ours.read_text() if ours.is_file() else command.yaml or "seed: 1\n"
+            file.write_text(site if option == "--site" else shown)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "launch"], ids=str)
+def test_a_command_of_launch(command: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    exception = next((e for begin, e in EXCEPTIONS.items() if shlex.join(command.words).startswith(begin)), None)
+    if exception is not None:
+        parsed(command.words[1], command.words[2:])
+        assert f'"{command.words[1]}"' in (REPOSITORY / exception[1]).read_text(), f"{exception[1]} does not run it"
+        return
+    newest = checkpoint_of(place).name
+    words = [re.sub(r"step-(\d+|…)", newest, word.replace("~/", f"{place}/")) for word in command.words[2:]]
+    if command.expected_error is not None:
+        assert ranks.run(launch, [command.words[1], *words], world_size=1, cwd=place) == [2]
+        assert ranks.console(place) == f"{command.expected_error}\n"
+        return
+    rule = RULES.get(command.words[1])
+    assert rule is not None, f"{command}\nhas no rule: add to RULES in {Path(__file__).name} how it is run"
+    rule(command, words, place)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] != "launch"], ids=str)
+def test_a_command_of_another_program(command: Command, tmp_path: Path) -> None:
+    """Taken by the program's own parser; what it names is there. tests/training/test_launchers.py and CI run them."""
+    program, *words = command.words
+    match program:
+        case "make":
+            subprocess.run(["make", "-n", *words], cwd=REPOSITORY, check=True, capture_output=True)
+        case "torchrun":
+            from torch.distributed.run import get_args_parser
+
+            options = get_args_parser().parse_args(words)
+            assert_script(options.training_script, options.training_script_args, options.module)
+        case "accelerate":
+            from accelerate.commands.launch import launch_command_parser
+
+            assert words[0] == "launch"
+            options = launch_command_parser().parse_args(words[1:])
+            assert_script(options.training_script, options.training_script_args, options.module)
+        case "python":
+            is_module = words[0] == "-m"
+            assert_script(words[is_module], words[1 + is_module :], is_module)
+
+
+def assert_script(script: str, arguments: list[str], is_module: bool) -> None:
+    """A program of this repository with arguments that it takes, or the script of docs/python.md."""
+    if script == "trainlib.train":
+        load_config(arguments)
+    elif is_module:
+        assert script == "pytest"
+        files = [word for word in arguments if word.startswith("tests/")]
+        assert files
+        assert all((REPOSITORY / file.split("::")[0]).is_file() for file in files), arguments
+    else:
+        assert script == "train.py" or (REPOSITORY / script).is_file(), f"there is no {script}"
+
+
+def test_commands_are_found() -> None:
+    """Indented, fenced, with a prompt, with variables, continued, with a comment; and what is no command is not."""
+    found = [shlex.join(command.words) for command in COMMANDS]
+    assert "launch list" in found
+    assert "make run" in found
+    assert [c.expected_error is not None for c in COMMANDS if "optimizer.lrr=3" in c.words] == [True]
+    page = REPOSITORY / "docs" / "reliability.md"
+    text = "```\n$ SOAK=1 python -m pytest \\\n  tests/x.py   # long\nlaunched\n```\n\n    launch stop a\nlaunch no\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda path: text)
+        words = [(command.line, command.words) for command in commands(page)]
+    assert words == [(2, ("python", "-m", "pytest", "tests/x.py")), (7, ("launch", "stop", "a"))]
+
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|<(?:img|a)[^>]* (?:src|href)=\"([^\"]+)\"")
+LINKS = [(page, next(filter(None, match))) for page in PAGES for match in LINK.findall(page.read_text())]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS, ids=[f"{page.name}-{target}" for page, target in LINKS])
+def test_a_link_leads_somewhere(page: Path, target: str) -> None:
+    if target.startswith(("http://", "https://")):
+        return
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    assert file.is_relative_to(REPOSITORY)
+    assert file.exists(), f"{page.name} links to {target}"
+    assert not anchor or anchor in anchors(file), f"{file.name} has no heading #{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_files_of_the_repository_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:tests|bench|configs|slurm|docs|trainlib|launch)/[\w./-]+\.\w+)", page.read_text())
+    assert [file for file in named if not (REPOSITORY / file).exists()] == []

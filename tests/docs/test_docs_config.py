@@ -1,0 +1,134 @@
+"""docs/config.md is complete, up to date and right: its tables are held against the program."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from paths import REPOSITORY
+
+from trainlib.config import Config, dump_config, load_config, shipped_configs
+from trainlib.config.checking import rules
+from trainlib.config.checking.suggest import shown
+from trainlib.config.docs.descriptions import DESCRIPTIONS
+from trainlib.config.docs.reference import MISTAKES, filled, mistakes_of
+from trainlib.config.reading.yaml_source import parse_value
+from trainlib.errors import ConfigError
+
+PAGE = REPOSITORY / "docs/config.md"
+ROW = re.compile(r"^\| `([\w.]+)` \| (.*?) \| (.*?) \| (.*?) \| `(.*)` \|$", re.MULTILINE)
+ROWS = {match[1]: match.groups()[1:] for match in ROW.finditer(PAGE.read_text())}
+DEFAULTS = Config(name="x").model_dump()
+
+
+def dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        yield prefix + name, value
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert filled(PAGE.read_text()) == PAGE.read_text(), "`make docs` brings it up to date"
+
+
+def test_a_key_that_changes_shows_in_the_page() -> None:
+    """The comparison above can fail: a page without a row, or with another default, is brought back."""
+    page = PAGE.read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| `train.batch_size`"))
+    assert filled(page.replace(row + "\n", "")) == page
+    assert filled(page.replace(row, row.replace("64", "65"))) == page
+
+
+def test_every_key_is_on_the_page_and_described() -> None:
+    shipped = [load_config([name]) for name in shipped_configs()]
+    checked = [yaml.safe_load(dump_config(config)) for config in shipped]  # what `launch check` prints
+    known = {key for values in [DEFAULTS, *checked] for key, _ in dotted(values)}
+    arguments = {
+        f"{section}.{argument}"
+        for config in shipped
+        for section in ("model", "loss", "optimizer", "scheduler")
+        for argument in getattr(getattr(config, section), "args", ())
+    }
+    arguments |= {key for key, _ in dotted(DEFAULTS) if key in ("optimizer.lr", "optimizer.momentum")}
+    assert known - arguments <= set(ROWS)
+    assert set(ROWS) == set(DESCRIPTIONS)
+    assert all(re.fullmatch(r"\S.*\.", meaning) for _, _, meaning, _ in ROWS.values())
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_an_example_sets_its_key_and_is_right(key: str) -> None:
+    example = ROWS[key][3]
+    words = shlex.split(example)
+    if key.startswith("model.weights") or "IMAGENET" in example:
+        assert load_config(["quickstart", *words]).model.weights == "IMAGENET1K_V1"
+    load_config(["quickstart", *words])
+    (word,) = words
+    name, _, text = word.partition("=")
+    assert key == name or key.startswith(f"{name}.")
+    value = parse_value(text, name)
+    for part in key.removeprefix(name).lstrip(".").split(".") if key != name else ():
+        value = value[0] if isinstance(value, list) else value
+        assert part in value, f"{example} says nothing of {key}"
+        value = value[part]
+
+
+@pytest.mark.parametrize("key", [key for key, value in dotted(DEFAULTS) if key in ROWS and not isinstance(value, dict)])
+def test_defaults_are_those_of_a_configuration_that_says_nothing(key: str) -> None:
+    value = dict(dotted(DEFAULTS))[key]
+    if key == "checkpoint.best.mode":
+        value = None  # of the section where it is given; the default section has its mode
+    if key == "name":
+        assert ROWS[key][1] == "no default"
+    else:
+        assert ROWS[key][1] == f"`{value if isinstance(value, str) else shown(value)}`"
+
+
+BOUNDS = [
+    (key, sign, float(limit))
+    for key, (kind, *_) in ROWS.items()
+    if not kind.startswith("list")
+    for sign, limit in re.findall(r"(>=|>|<=|<) ([\d.]+)(?![\d^])", kind)
+]
+
+
+@pytest.mark.parametrize(("key", "sign", "limit"), BOUNDS)
+def test_a_value_beyond_a_limit_is_refused_and_the_limit_told(key: str, sign: str, limit: float) -> None:
+    beyond = limit if sign in (">", "<") else limit - 1 if sign == ">=" else limit + 1
+    whole = ROWS[key][0].startswith("whole")
+    with pytest.raises(ConfigError) as raised:
+        load_config(["quickstart", f"{key}={int(beyond) if whole else beyond}"])
+    assert any(m.key == key and f"must be {sign} {limit:g}" in m.rule for m in raised.value.mistakes)
+
+
+def test_every_rule_that_joins_keys_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a rule, at least one of the examples is told otherwise: so the page has one for each."""
+    told = {words: mistakes_of(words) for words in MISTAKES}
+    assert all(told.values())
+    everything = rules._RULES
+    for rule in everything:
+        with monkeypatch.context() as patch:
+            patch.setattr(rules, "_RULES", tuple(other for other in everything if other is not rule))
+            changed = [words for words in MISTAKES if mistakes_of(words) != told[words]]
+        assert changed, (
+            f"add what breaks {rule[1].__name__} to MISTAKES in trainlib/config/docs/reference.py; `make docs`"
+        )
+
+
+def test_the_harmless_keys_are_listed() -> None:
+    (region,) = re.findall(r"<!-- harmless -->\n(.*?)<!-- end -->", PAGE.read_text(), re.DOTALL)
+    assert re.findall("`(.*)`", region) == list(Config.HARMLESS)
+
+
+def test_the_configurations_in_the_prose_load(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"example-{number}.yaml"
+        path.write_text(block)
+        assert load_config([str(path)]).name == f"example-{number}"

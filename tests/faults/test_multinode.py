@@ -1,0 +1,150 @@
+"""Several machines without SLURM: two network namespaces, each a host with an address of its own and a shared disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import ranks
+from needs import need
+from paths import REPOSITORY
+
+from launch.local.network import interface_to, parse_head
+from trainlib.errors import UserError
+from trainlib.runs.directory import RunDirectory
+from trainlib.runs.files import read_lines
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+TRAINING = [
+    "quickstart",
+    "name=run",
+    "data={name: synthetic, limit: 640, val_fraction: 0.01, augment: {flip: true}}",
+    "optimizer={name: AdamW, lr: 1e-3}",
+    "train={epochs: 4, batch_size: 32}",
+    "checkpoint={every: 5st}",
+    "tracking={log_every: 1, tensorboard: false}",
+]
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces joined by a cable; their names."""
+    need("ip", root=True)
+    names = (f"tl{os.getpid()}a", f"tl{os.getpid()}b")
+    try:
+        for name in names:
+            _ip("netns", "add", name)
+            _ip("-n", name, "link", "set", "lo", "up")
+        _ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for name, address in zip(names, ADDRESSES, strict=True):
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
+            _ip("-n", name, "link", "set", "cable", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def launch(hosts: Sequence[str], cwd: Path, *more: str) -> list[subprocess.Popen[bytes]]:
+    """`launch run` on each of the two hosts, one rank each."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    started = []
+    for rank, host in enumerate(hosts):
+        words = [sys.executable, "-m", "launch", "run", *TRAINING, *more, "--nodes", "2", "--node-rank", str(rank)]
+        words += ["--head", f"{ADDRESSES[0]}:29555", "--processes", "1"]
+        with (cwd / f"host-{rank}.txt").open("w") as output:
+            started.append(
+                subprocess.Popen(
+                    ["ip", "netns", "exec", host, *words], cwd=cwd, env=environment, stdout=output, stderr=output
+                )
+            )
+    return started
+
+
+def wait_for_step(run: RunDirectory, step: int, started: Sequence[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= step for row in read_lines(run.metrics_file)):
+        assert all(process.poll() is None for process in started)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_hosts_train_what_two_processes_train(tmp_path: Path, hosts: tuple[str, str]) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    assert ranks.train(TRAINING, world_size=2, cwd=alone) == [0, 0], ranks.console(alone)
+    started = launch(hosts, together)
+    assert [process.wait(180) for process in started] == [0, 0], (together / "host-0.txt").read_text()
+    digests = {RunDirectory(cwd / "runs/run").summary()["weights_sha256"] for cwd in (alone, together)}
+    assert len(digests) == 1
+    assert (together / "runs/run/logs/rank-1.log").exists()
+
+
+def test_a_host_that_goes_away_ends_the_other_and_loses_nothing(tmp_path: Path, hosts: tuple[str, str]) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    longer = ["train.hang_seconds=4", "train.epochs=15"]  # of 20 steps each
+    assert ranks.train([*TRAINING, *longer], world_size=2, cwd=whole) == [0, 0]
+    run = RunDirectory(broken / "runs/run")
+
+    started = launch(hosts, broken, *longer)  # the cable is pulled
+    wait_for_step(run, 7, started)
+    _ip("-n", hosts[1], "link", "set", "cable", "down")
+    assert all(process.wait(60) not in (0, 2, 75) for process in started)
+    _ip("-n", hosts[1], "link", "set", "cable", "up")
+
+    started = launch(hosts, broken, *longer)  # the power is cut
+    wait_for_step(run, 60, started)
+    for process in [psutil.Process(started[1].pid), *psutil.Process(started[1].pid).children(recursive=True)]:
+        process.send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    assert started[0].wait(60) not in (0, 2, 75)
+    assert time.monotonic() - began < 30
+    started[1].wait(10)
+
+    started = launch(hosts, broken, *longer)
+    assert [process.wait(180) for process in started] == [0, 0], (broken / "host-0.txt").read_text()
+    assert run.summary()["weights_sha256"] == RunDirectory(whole / "runs/run").summary()["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("node0", ("node0", 29500)),
+        ("node0:1234", ("node0", 1234)),
+        ("10.0.0.1:29501", ("10.0.0.1", 29501)),
+        ("[::1]:29501", ("::1", 29501)),
+        ("[::1]", ("::1", 29500)),
+    ],
+)
+def test_heads(text: str, parsed: tuple[str, int]) -> None:
+    assert parse_head(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["", ":1234", "node0:", "node0:x", "node0:0", "node0:65536", "::1", "2001:db8::5"])
+def test_heads_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="--head: got"):
+        parse_head(text)
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "expected"),
+    [({"lo": ["127.0.0.1"], "eth0": ["192.0.2.7"]}, "lo"), ({"eth0": ["192.0.2.7"]}, None)],
+)
+def test_the_interface_that_leads_to_the_head(interfaces: Mapping[str, Sequence[str]], expected: str | None) -> None:
+    assert interface_to("127.0.0.1", interfaces) == expected
+    with pytest.raises(UserError, match="cannot be reached"):
+        interface_to("no-such-host.invalid", interfaces)

@@ -1,0 +1,371 @@
+"""Features of frozen layers, computed once: the same bits as without, no frozen pass in a step, and why not else."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from accelerate import Accelerator
+from parts import make_dataset, resolved
+from test_signals import stop_within
+from torch import Tensor, nn
+
+from trainlib.config import load_config
+from trainlib.data.feature_loader import FeatureBatches
+from trainlib.data.images import Dataset, ImageSet
+from trainlib.distributed import process_group
+from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.errors import EXIT_STOPPED, ConfigError, UserError
+from trainlib.models.bitwise_probe import BitwiseProbe
+from trainlib.models.parts import CustomParts
+from trainlib.runs.directory import RunDirectory
+from trainlib.runs.files import read_lines
+from trainlib.runs.stop_request import StopFlag
+from trainlib.train import main
+from trainlib.training.session import build_trainer
+from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.tuning import feature_cache
+
+VGG = {"name": "vgg16", "width": 0.0625, "freeze": "features"}  # dropout is on
+RESNET = {"name": "resnet18", "freeze": "backbone"}
+TRAIN = {"epochs": 3, "batch_size": 12}
+
+# The same for the program. 40 samples to train on: batches of 12, 12, 12 and 4.
+TRAINING = [
+    "quickstart",
+    "name=run",
+    "data={name: synthetic, limit: 40, val_fraction: 0.003, augment: {}}",
+    "optimizer={name: AdamW, lr: 1e-3}",
+    "scheduler={name: CosineAnnealingLR, interval: step}",
+    "train={epochs: 3, batch_size: 12}",
+    "checkpoint={every: 5st, keep: 2}",
+    "tracking={log_every: 1, tensorboard: false}",
+]
+VGG_ON = "model={name: vgg16, width: 0.0625, freeze: features, cache_features: true}"
+
+
+class Rows(list[dict[str, Any]]):
+    """A tracker."""
+
+    def log(self, row: Any) -> None:
+        self.append({key: row[key] for key in row if key not in ("time", "images_per_second")})
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def never() -> bool:
+    return False
+
+
+def build(
+    accelerator: Accelerator,
+    model: dict[str, Any],
+    train: dict[str, Any] = TRAIN,
+    *,
+    choice: str | bool = True,
+    dataset: Dataset | None = None,
+    stop_requested: Callable[[], bool] = never,
+    heartbeat: Callable[[], None] = lambda: None,
+    **more: Any,
+) -> Trainer:
+    """A run over 44 samples of noise, of which 4 validate."""
+    config = resolved(
+        {
+            "data": {"name": "synthetic", "val_fraction": 0.1},
+            "model": model | {"cache_features": choice},
+            "optimizer": {"name": "AdamW", "lr": 1e-3},
+            "train": train,
+            "tracking": {"log_every": 1},
+        }
+        | more
+    )
+    caching = partial(feature_cache.cache_features, steps_done=0, stop_requested=stop_requested, heartbeat=heartbeat)
+    return build_trainer(config, dataset or make_dataset(44), accelerator, None, CustomParts(), caching)
+
+
+def trained(trainer: Trainer) -> tuple[Rows, dict[str, Tensor]]:
+    """Train and test; the rows and the final state."""
+    rows = Rows()
+    trainer.outputs = Outputs(trackers=[rows])
+    assert trainer.run(StopConsensus(StopFlag(), None))
+    trainer.test()
+    return rows, trainer.state.classifier.module.state_dict()
+
+
+def is_cached(trainer: Trainer) -> bool:
+    return isinstance(trainer.samples.train, FeatureBatches)
+
+
+@pytest.fixture
+def accelerator(request: pytest.FixtureRequest) -> Iterator[Accelerator]:
+    with process_group.joined(resolved({"train": {**TRAIN, **getattr(request, "param", {})}}).train) as joined:
+        yield joined
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "more"),
+    [
+        (VGG, {}, {}),
+        (VGG | {"freeze": "backbone"}, {"micro_batch_size": 5}, {}),
+        (VGG | {"freeze": "backbone", "head": "append"}, {}, {}),
+        (RESNET, {"micro_batch_size": 5}, {"loss": {"weight": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}}),
+        (RESNET | {"head": "append"}, {"clip_grad_norm": 0.1}, {"tracking": {"health": {"every": "2st"}}}),
+        (VGG, {"reproducibility": "elastic", "virtual_shards": 4}, {}),
+    ],
+)
+def test_the_same_bits(
+    accelerator: Accelerator, model: dict[str, Any], train: dict[str, Any], more: dict[str, Any]
+) -> None:
+    cached, plain = (build(accelerator, model, TRAIN | train, choice=choice, **more) for choice in (True, False))
+    assert is_cached(cached)
+    assert not is_cached(plain)
+    (rows, state), (expected_rows, expected) = trained(cached), trained(plain)
+    assert rows == expected_rows
+    assert [row["split"] for row in rows if row.get("scope") != "step"] == ["train", "val"] * 3 + ["test"]
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        (VGG, {"classifier"}),
+        (VGG | {"freeze": "backbone"}, {"classifier.6", "classifier"}),  # the CPU's kernels decide
+        (RESNET, {"fc"}),
+        (RESNET | {"head": "append"}, {"fc.1", "fc"}),
+        ({"name": "convnext_tiny", "freeze": "backbone"}, {"classifier.2", "classifier"}),
+        ({"name": "cifar10_cnn", "freeze": "features"}, {"classifier"}),
+    ],
+)
+def test_what_is_left_to_train(accelerator: Accelerator, model: dict[str, Any], parts: set[str]) -> None:
+    trainer = build(accelerator, model)
+    submodule = accelerator.unwrap_model(trainer.state.model)
+    assert {name for name, module in trainer.state.classifier.module.named_modules() if module is submodule} <= parts
+
+
+@pytest.mark.parametrize("accelerator", [{"precision": "bf16"}], indirect=True)
+def test_the_same_bits_in_bf16(accelerator: Accelerator) -> None:
+    train = TRAIN | {"precision": "bf16"}
+    cached, plain = (build(accelerator, VGG, train, choice=choice) for choice in (True, False))
+    assert is_cached(cached)
+    assert next(cached.samples.train.images.batches([torch.arange(12)])).dtype == torch.bfloat16
+    (rows, state), (expected_rows, expected) = trained(cached), trained(plain)
+    assert rows == expected_rows
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_the_bits_of_a_plain_loop_and_what_is_frozen_stays(accelerator: Accelerator) -> None:
+    """BatchNorm of the backbone neither learns nor uses its batch."""
+    dataset = make_dataset(44)
+    train = {"epochs": 2, "batch_size": 12}
+    trainer = build(accelerator, RESNET, train, dataset=dataset, optimizer={"name": "SGD", "lr": 0.1}, scheduler=None)
+    assert is_cached(trainer)
+    plain = copy.deepcopy(trainer.state.classifier.module)
+    initial = copy.deepcopy(plain.state_dict())
+    _, state = trained(trainer)
+
+    plain.eval()
+    optimizer = torch.optim.SGD(plain.fc.parameters(), lr=0.1)
+    for epoch in range(2):
+        for ids_N in trainer.plan.batches(epoch):
+            images_NCHW = (dataset.train.images.images_NCHW[ids_N].float() / 255 - 0.5) / 0.25
+            loss = nn.functional.cross_entropy(plain(images_NCHW), dataset.train.labels_N[ids_N])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-6)
+        assert torch.equal(state[name], initial[name]) != name.startswith("fc.")
+
+
+def test_frozen_layers_are_not_called_in_steps(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, bool]] = []
+    beats: list[int] = []
+
+    def counted(trainer: Trainer) -> list[tuple[int, bool]]:
+        layer = trainer.state.classifier.module.get_submodule("features.0")
+        hook = layer.register_forward_hook(lambda module, given, _: calls.append((len(given[0]), module.training)))
+        calls.clear()
+        assert trainer.run(StopConsensus(StopFlag(), None))
+        hook.remove()
+        return list(calls)
+
+    trainer = build(accelerator, VGG, heartbeat=lambda: beats.append(1))
+    assert beats
+    assert counted(trainer) == []
+    layer = trainer.state.classifier.module.get_submodule("features.0")
+    layer.register_forward_hook(lambda module, given, _: calls.append((len(given[0]), module.training)))
+    trainer.test()
+    assert calls == [(20, False)]
+    assert counted(build(accelerator, VGG, choice=False)) == ([(12, False)] * 3 + [(4, False)] * 2) * 3
+
+    # Where the last batch, of 4 like the validation's, had other bits, it would be computed each time.
+    compare = BitwiseProbe.compare
+
+    def differing(self: BitwiseProbe, *args: Any) -> Any:
+        outcome = compare(self, *args)
+        outcome.differing["classifier"].add(4)
+        return outcome
+
+    monkeypatch.setattr(BitwiseProbe, "compare", differing)
+    trainer = build(accelerator, VGG)
+    assert counted(trainer) == [(4, False)] * 2 * 3
+    state, expected = trainer.state.classifier.module.state_dict(), trained(build(accelerator, VGG, choice=False))[1]
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def train_both(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """In each rank: train with and without a cache. Raises where a bit differs."""
+    with process_group.joined(resolved({"train": TRAIN}).train) as accelerator:
+        for model, train in runs:
+            cached, plain = (
+                build(accelerator, model, {"epochs": 2} | train, choice=choice) for choice in (True, False)
+            )
+            assert is_cached(cached)
+            (rows, state), (expected_rows, expected) = trained(cached), trained(plain)
+            assert rows == expected_rows
+            assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "runs"),
+    [
+        # 40 samples: the last batch of 13 is of a single one, and leaves the other ranks none.
+        (2, [(VGG, {"batch_size": 13}), (RESNET, {"batch_size": 12, "micro_batch_size": 3})]),
+        (3, [(VGG, {"batch_size": 13, "reproducibility": "elastic", "virtual_shards": 4}), (VGG, {"batch_size": 2})]),
+    ],
+)
+def test_several_ranks(tmp_path: Path, world_size: int, runs: list[Any]) -> None:
+    assert ranks.run(train_both, runs, world_size=world_size, cwd=tmp_path) == [0] * world_size, ranks.console(tmp_path)
+
+
+def test_one_rank_is_asked_to_stop_while_features_are_computed(tmp_path: Path) -> None:
+    signalled = (stop_within, [*TRAINING, VGG_ON], "trainlib.training.tuning.feature_cache", "_gather", 1, 1)
+    assert ranks.run(*signalled, world_size=2, cwd=tmp_path) == [EXIT_STOPPED] * 2, ranks.console(tmp_path)
+    assert "before training began" in ranks.console(tmp_path)
+
+
+def test_stopped_and_resumed_with_and_without(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cache is harmless: it may come and go."""
+
+    def program(*words: str) -> tuple[int, str]:
+        code = main([*TRAINING, VGG_ON, *words])
+        return code, capsys.readouterr().out
+
+    assert program("name=whole", "model.cache_features=false")[0] == 0
+    code, said = 0, ""
+    for boundary, choice in ((2, "true"), (3, "false"), (3, "auto"), (None, "true")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StopConsensus, "agreed", stopping_at(boundary))
+            code, said = program(f"model.cache_features={choice}", "--resume")
+        assert code == (EXIT_STOPPED if boundary else 0)
+        assert ("features of 64 images cached in " in said) == (choice == "true")
+    assert digest(workdir) == digest(workdir, "whole")
+    assert rows_of(workdir) == rows_of(workdir, "whole")
+
+
+def stopping_at(boundary: int | None) -> Callable[[StopConsensus], bool]:
+    """An `StopConsensus.agreed` that says yes at this attempt's `boundary`-th step boundary."""
+    calls = itertools.count(1)
+    return lambda self: next(calls) == boundary
+
+
+def digest(cwd: Path, name: str = "run") -> str:
+    return str(RunDirectory(cwd / "runs" / name).summary()["weights_sha256"])
+
+
+def rows_of(cwd: Path, name: str = "run") -> list[dict[str, Any]]:
+    """The rows but for what the clock decides."""
+    lines = read_lines(cwd / "runs" / name / "metrics.jsonl")
+    return [{key: line[key] for key in line if key not in ("time", "images_per_second")} for line in lines]
+
+
+def reason(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, **arguments: Any) -> str:
+    """Why there is no cache, as the log has it; `true` says the same as an error."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "trainlib"):
+        assert not is_cached(
+            build(accelerator, choice="auto", **{"train": {"epochs": 9, "batch_size": 12}} | arguments)
+        )
+    (message,) = caplog.messages
+    return message.removeprefix("what the frozen layers give is not kept: ")
+
+
+def test_why_not(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = partial(reason, accelerator, caplog)
+    augmented = {"name": "synthetic", "augment": {"flip": True}}
+    assert why(model=VGG, data=augmented) == "data.augment makes other images in every epoch"
+    assert why(model=VGG, train={"epochs": 1, "batch_size": 12}).endswith("than it saves in 1 epochs of 44 images")
+    squeezenet = {"name": "squeezenet1_1", "freeze": "backbone"}
+    assert why(model=squeezenet) == "the model goes on behind classifier"
+    with pytest.raises(UserError, match=r"model.cache_features: got true, but the model goes on behind classifier"):
+        build(accelerator, squeezenet)
+
+    class Fetched:
+        """Images of one's own: perhaps others each time."""
+
+        def __init__(self) -> None:
+            self.batches = make_dataset(44).train.images.batches
+
+        def __len__(self) -> int:
+            return 44
+
+        def to(self, device: torch.device) -> Fetched:
+            return self
+
+    dataset = make_dataset(44)
+    fetched = replace(dataset, train=ImageSet(Fetched(), dataset.train.labels_N))
+    assert "a data set given in Python" in why(model=VGG, dataset=fetched)
+
+    with monkeypatch.context() as patch:
+        patch.setenv("TRAINLAUNCH_END_TIME", str(time.time()))
+        assert "the job has" in why(model=VGG)
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_cache, "MEMORY_FRACTION", 0.0)
+        assert "there is too little memory" in why(model=VGG)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x: x.mean((2, 3)) + x.mean())
+        assert why(model=RESNET) == "what fc gets has other bits in batches of [4, 12] images than of 12"
+        patch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x: x.mean((2, 3)) + torch.rand(()))
+        assert why(model=RESNET) == "what comes before fc gives other bits alone than inside of the model"
+    with monkeypatch.context() as patch:
+        patch.setattr("trainlib.models.build._freeze", _freeze_all_but_first_and_last)
+        assert why(model=RESNET) == "layers all over the model are trained"
+
+    with caplog.at_level(logging.INFO, "trainlib"):
+        caplog.clear()
+        assert not is_cached(build(accelerator, {"name": "cifar10_cnn"}, choice="auto"))
+    assert caplog.messages == []
+
+
+def _freeze_all_but_first_and_last(module: nn.Module, head: str, freeze: str | None) -> frozenset[str]:
+    module.requires_grad_(False)
+    module.get_submodule("conv1").requires_grad_(True)
+    module.get_submodule(head).requires_grad_(True)
+    return frozenset()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.cache_features=true", "data.augment={}"], "model.freeze is null"),
+        (["model={name: resnet18, freeze: backbone, cache_features: true}"], "data.augment makes other images"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model.cache_features: got true, but {said}"):
+        load_config(["quickstart", *words])

@@ -1,0 +1,165 @@
+"""When memory runs out: smaller pieces of the same batch. The error is torch's own, raised by a model here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from parts import make_dataset, resolved
+from torch import Tensor, nn
+
+from trainlib.distributed import process_group
+from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.errors import UserError
+from trainlib.models.parts import CustomParts
+from trainlib.runs.stop_request import StopFlag
+from trainlib.training.session import build_trainer
+from trainlib.training.step.train_step import train_step
+from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.tuning import memory
+
+TRAINING = {
+    "data": {"name": "synthetic", "val_fraction": 0.0, "augment": {}},
+    "scheduler": None,
+    "train": {"epochs": 2, "batch_size": 20},
+    "tracking": {"log_every": 1},
+}
+
+
+class Small(nn.Module):
+    """Holds so many images with their gradients, any number without."""
+
+    def __init__(self, num_classes: int, room: int):
+        super().__init__()
+        self.room = room
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.Tanh(), nn.Linear(8, num_classes))
+        self.seen: list[int] = []
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self.seen.append(len(images_NCHW))
+            if len(images_NCHW) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return self.body(images_NCHW)
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, object]] = []
+
+    def log(self, row: dict[str, object]) -> None:
+        self.rows.append(row)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def trained(room: int, **train: object) -> tuple[Trainer, Small, list[float]]:
+    config = resolved(TRAINING | {"train": TRAINING["train"] | train})  # type: ignore[operator]
+    rows = Rows()
+    with process_group.joined(config.train) as accelerator:
+        made: list[Small] = []
+
+        def model(num_classes: int) -> nn.Module:
+            made.append(Small(num_classes, room))
+            return made[0]
+
+        trainer = build_trainer(config, make_dataset(70), accelerator, None, CustomParts(model=model))
+        made[0].seen.clear()
+        trainer.outputs = Outputs(trackers=[rows])
+        assert trainer.run(StopConsensus(StopFlag(), None))
+    return trainer, made[0], [row["loss"] for row in rows.rows if row.get("scope") == "step"]  # type: ignore[misc]
+
+
+def test_too_large_pieces_are_halved_and_the_gradient_stays(caplog: pytest.LogCaptureFixture) -> None:
+    whole, _, expected = trained(room=20)
+    with caplog.at_level(logging.WARNING, "trainlib"):
+        halved, model, losses = trained(room=6)
+    # 20, 10, then pieces of 5: the first step is tried again, none of the others is, and the last batch is of 10.
+    assert model.seen == [20, 10] + [5, 5, 5, 5] * 3 + [5, 5] + ([5, 5, 5, 5] * 3 + [5, 5])
+    assert [record.message.split(" images")[0] for record in caplog.records] == ["20", "10"]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    pairs = zip(whole.state.parameters, halved.state.parameters, strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
+
+
+def test_it_is_what_the_same_micro_batches_give() -> None:
+    asked, _, _ = trained(room=20, micro_batch_size=5)
+    found, _, _ = trained(room=5)
+    pairs = zip(asked.state.parameters, found.state.parameters, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_resumed_run_begins_with_what_was_found() -> None:
+    trainer, _, _ = trained(room=5)
+    state = trainer.progress.state_dict(torch.device("cpu"))
+    assert state["fitting"] == 5
+
+
+def test_one_image_that_does_not_fit_is_the_users_to_mend() -> None:
+    with pytest.raises(UserError, match=r"train\.micro_batch_size: 1 images at a time do not fit"):
+        trained(room=0)
+
+
+@pytest.fixture
+def norm_loop() -> Iterator[Trainer]:
+    """With a BatchNorm, a batch of 16."""
+    config = resolved(TRAINING | {"train": {"epochs": 1, "batch_size": 16}})
+
+    def model(num_classes: int) -> nn.Module:
+        body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), Small(num_classes, 8))
+        body[-1].body = nn.Linear(4 * 30 * 30, num_classes)
+        return body
+
+    with process_group.joined(config.train) as accelerator:
+        yield build_trainer(config, make_dataset(32), accelerator, None, CustomParts(model=model))
+
+
+def test_a_step_that_ran_out_of_memory_left_nothing_behind(norm_loop: Trainer) -> None:
+    state = norm_loop.state
+    before = {name: value.clone() for name, value in state.classifier.module.state_dict().items()}
+    [micro_batches] = norm_loop.samples.train.train(norm_loop.plan.batches(0)[:1], 0, norm_loop.samples.augmentation)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_step(state, 0, micro_batches, 16.0)
+    assert all(torch.equal(value, before[name]) for name, value in state.classifier.module.state_dict().items())
+    assert all(parameter.grad is None for parameter in state.parameters)
+
+
+def test_the_trial_before_training_finds_what_fits_and_changes_nothing(norm_loop: Trainer) -> None:
+    state = norm_loop.state
+    before = {name: value.clone() for name, value in state.classifier.module.state_dict().items()}
+    dummy_input = norm_loop.samples.train.dummy_input()
+    assert memory.fitting(state, dummy_input, 16) == 8
+    assert memory.fitting(state, dummy_input, 8) is None
+    assert all(torch.equal(value, before[name]) for name, value in state.classifier.module.state_dict().items())
+    assert all(parameter.grad is None for parameter in state.parameters)
+
+
+def _find_what_fits(room_of_rank: list[int]) -> int:
+    """In each rank: what the trial finds; then a step, as the trial must leave DistributedDataParallel fit for one."""
+    config = resolved(TRAINING)
+    with process_group.joined(config.train) as accelerator:
+        rank = accelerator.process_index
+        small = Small(10, room=10)
+        trainer = build_trainer(config, make_dataset(40), accelerator, None, CustomParts(model=small))
+        small.room = room_of_rank[rank]
+        found = memory.fitting(trainer.state, trainer.samples.train.dummy_input(), 10)
+        [micro_batches] = trainer.samples.train.train(trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation)
+        applied = train_step(trainer.state, 0, memory.cut(micro_batches, found), 20.0).applied
+    return 0 if (found, applied) == (3, True) else 1
+
+
+def test_ranks_agree_on_the_smallest(tmp_path: Path) -> None:
+    assert ranks.run(_find_what_fits, [10, 3], world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
+
+
+def test_a_rank_that_cannot_hold_one_image_is_told_by_all(tmp_path: Path) -> None:
+    """None of them waits for one that has given up."""
+    assert ranks.run(_find_what_fits, [10, 0], world_size=2, cwd=tmp_path) == [1, 1]
+    for rank in (0, 1):
+        assert "train.batch_size: rank 1 cannot hold even one image" in ranks.console(tmp_path, rank)

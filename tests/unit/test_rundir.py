@@ -1,0 +1,170 @@
+"""The run directory: one writer, one configuration, an account of every attempt; small files that survive crashes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from parts import resolved
+from paths import REPOSITORY
+
+from trainlib.errors import RunDirectoryError, StoppedError
+from trainlib.runs.directory import RunDirectory
+from trainlib.runs.files import append_line, read_lines, write_atomically
+
+
+def test_a_second_opener_is_refused_until_the_first_closes(tmp_path: Path) -> None:
+    config = resolved({"name": "run"})
+    first = RunDirectory.open(config, runs=tmp_path)
+    with pytest.raises(RunDirectoryError, match="in use"):
+        RunDirectory.open(config, runs=tmp_path)
+    first.close()
+    RunDirectory.open(config, runs=tmp_path).close()
+
+
+def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
+    program = (
+        "import os, signal; from pathlib import Path; from trainlib.config import load_config;"
+        "from trainlib.runs.directory import RunDirectory;"
+        f"RunDirectory.open(load_config(['quickstart', 'name=run']), runs=Path({str(tmp_path)!r}));"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False)
+    assert done.returncode == -9
+    RunDirectory.open(resolved({"name": "run"}), runs=tmp_path).close()
+
+
+def test_the_saved_configuration_opens_the_same_run(tmp_path: Path) -> None:
+    from trainlib.config import read_resolved
+
+    config = resolved({"name": "run", "optimizer": {"name": "AdamW", "lr": 1e-5}})
+    run = RunDirectory.open(config, runs=tmp_path)
+    run.begin(config)
+    run.close()
+    assert read_resolved(run.config_file) == config
+
+
+def test_fresh_keeps_the_old_run_aside(tmp_path: Path) -> None:
+    config = resolved({"name": "run"})
+    for number in (1, 2):
+        run = RunDirectory.open(config, fresh=True, runs=tmp_path)
+        run.begin(config)
+        (run.path / "mark").write_text(str(number))
+        run.close()
+    RunDirectory.open(config, fresh=True, runs=tmp_path).close()
+    assert [(tmp_path / f"run.old-{n}/mark").read_text() for n in (1, 2)] == ["1", "2"]
+    assert not (tmp_path / "run/mark").exists()
+
+
+def begun(tmp_path: Path) -> None:
+    config = resolved({"name": "run"})
+    run = RunDirectory.open(config, runs=tmp_path)
+    run.begin(config)
+    run.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "resume", "refused"),
+    [
+        ({"tracking": {"log_every": 7}}, None, True),
+        ({"tracking": {"log_every": 7}}, "", False),
+        ({"train": {"epochs": 99}}, "", False),
+        ({"checkpoint": {"every": "9st"}}, "", False),
+        ({"checkpoint": {"best": {"metric": "val/loss"}}}, "", True),
+        ({"optimizer": {"name": "SGD", "lr": 0.5}}, "", True),
+        ({"seed": 1}, "", True),
+    ],
+)
+def test_changes_of_configuration(
+    tmp_path: Path, changes: dict[str, object], resume: str | None, refused: bool
+) -> None:
+    begun(tmp_path)
+    changed = resolved({"name": "run", **changes})
+    if refused:
+        with pytest.raises(RunDirectoryError, match="different configuration"):
+            RunDirectory.open(changed, resume=resume, runs=tmp_path)
+    else:
+        RunDirectory.open(changed, resume=resume, runs=tmp_path).close()
+
+
+def test_a_mistake_found_before_training_does_not_bind_the_name(tmp_path: Path) -> None:
+    RunDirectory.open(resolved({"name": "run", "train": {"batch_size": 100_000}}), runs=tmp_path).close()
+    RunDirectory.open(resolved({"name": "run"}), runs=tmp_path).close()
+
+
+def test_only_more_training_or_a_named_checkpoint_continues_a_finished_run(tmp_path: Path) -> None:
+    begun(tmp_path)
+    RunDirectory(tmp_path / "run").write_summary({"status": "completed"})
+    for changes, resume in (({}, None), ({}, ""), ({"tracking": {"log_every": 7}}, "")):
+        with pytest.raises(RunDirectoryError, match="is finished"):
+            RunDirectory.open(resolved({"name": "run", **changes}), resume=resume, runs=tmp_path)
+    RunDirectory.open(resolved({"name": "run"}), resume="step-00000001", runs=tmp_path).close()
+    longer = resolved({"name": "run", "train": {"epochs": 99}})
+    run = RunDirectory.open(longer, resume="", runs=tmp_path)
+    run.begin(longer)
+    run.close()  # and killed here: the same command goes on, as the run is not finished any more
+    RunDirectory.open(longer, runs=tmp_path).close()
+
+
+def test_a_run_that_is_moved_aside_takes_its_lock_with_it(tmp_path: Path) -> None:
+    """Who waits for the lock of a run that `--fresh` renames meanwhile must not train beside the new one."""
+    config = resolved({"name": "run"})
+    begun(tmp_path)
+    first = RunDirectory.open(config, runs=tmp_path)
+    waited: list[object] = []
+
+    def wait() -> None:
+        try:
+            RunDirectory.open(config, runs=tmp_path).close()
+        except RunDirectoryError as error:
+            waited.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.2)
+    first._move_aside()
+    (tmp_path / "run/logs").mkdir(parents=True)
+    first._acquire_lock()
+    waiting.join()
+    assert len(waited) == 1
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "completed"), (ValueError("broken"), "failed"), (StoppedError("asked"), "stopped")]
+)
+def test_every_attempt_is_accounted_for(tmp_path: Path, error: Exception | None, status: str) -> None:
+    run = RunDirectory(tmp_path)
+    try:
+        with run.attempt(world_size=2, from_step=5) as attempt:
+            attempt.step, attempt.status = 9, "completed"
+            if error is not None:
+                attempt.status = "failed"
+                raise error
+    except (ValueError, StoppedError):
+        pass
+    start, end = read_lines(run.attempts_file)
+    assert (start["event"], start["attempt"], start["world_size"], start["from_step"]) == ("start", 1, 2, 5)
+    assert (end["event"], end["attempt"], end["status"], end["step"]) == ("end", 1, status, 9)
+    assert (end["reason"] is None) == (error is None)
+
+
+def test_a_torn_line_is_passed_over_and_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": 2, "b')
+    append_line(path, {"a": 3})
+    assert [line["a"] for line in read_lines(path)] == [1, 3]
+
+
+def test_atomic_writes_leave_only_the_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "x.json", json.dumps({"a": 1}))
+    write_atomically(tmp_path / "x.json", json.dumps({"a": 2}))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 2}

@@ -1,0 +1,112 @@
+"""Signals and the STOP file set a flag; a second Ctrl-C ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_sets_the_flag(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    flag = StopFlag()
+    flag.install()
+    try:
+        assert not flag.requested()
+        os.kill(os.getpid(), number)
+        assert flag.requested()
+        assert flag.reason == number.name
+    finally:
+        flag.uninstall()
+    assert signal.getsignal(number) is before
+
+
+def test_the_stop_file_asks_until_it_is_honoured(tmp_path: Path) -> None:
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP")
+    assert not flag.requested()
+    (tmp_path / "STOP").touch()
+    assert flag.requested()
+    flag.acknowledge()
+    assert not (tmp_path / "STOP").exists()
+
+
+def test_one_process_agrees_with_itself_at_once(tmp_path: Path) -> None:
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP")
+    consensus = StopConsensus(flag, channel=None)
+    assert not consensus.agreed()
+    (tmp_path / "STOP").touch()
+    assert consensus.agreed()
+
+
+@pytest.mark.parametrize(("ranks", "every"), [(2, 1), (16, 1), (31, 1), (32, 2), (64, 4), (4096, 256)])
+def test_many_ranks_ask_each_other_less_often(ranks: int, every: int) -> None:
+    """At the same boundaries on every rank; `agreed` is true at the next one after somebody was asked."""
+
+    handed_in: list[tuple[int, bool]] = []
+
+    class Channel:
+        def size(self) -> int:
+            return ranks
+
+        def send_flag(self, *, asked: bool) -> None:
+            handed_in.append((boundary, asked))
+
+        def any_flag(self) -> bool:
+            return handed_in[-1][1]
+
+    flag = StopFlag()
+    consensus = StopConsensus(flag, Channel())
+    agreed = []
+    for boundary in range(1, 3 * every + 1):
+        if boundary == every + 1:
+            flag.ask("test")
+        agreed.append(consensus.agreed())
+    assert handed_in == [(every, False), (2 * every, True), (3 * every, True)]
+    assert agreed == [False] * (3 * every - 1) + [True]
+
+
+def test_a_second_ctrl_c_ends_the_process_with_130() -> None:
+    program = (
+        "import os, signal; from trainlib.runs.stop_request import StopFlag; flag = StopFlag(); flag.install();"
+        "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT); print(flag.reason, flush=True);"
+        "os.kill(os.getpid(), signal.SIGINT); print('still here')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stdout == "SIGINT\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("", "STOP file"), ("SIGUSR2\n", "SIGUSR2"), ("launch stop\nmore\n", "launch stop")]
+)
+def test_the_stop_file_says_who_asked(tmp_path: Path, text: str, reason: str) -> None:
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP")
+    (tmp_path / "STOP").write_text(text)
+    assert flag.requested()
+    assert flag.reason == reason
+
+
+def test_of_ignored_signals_only_a_terminals_stay_so() -> None:
+    """The launcher has its agent ignore them, which the ranks inherit; nohup ignores SIGHUP, and means it."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGHUP)}
+    flag = StopFlag()
+    flag.install()
+    try:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert flag.reason == "SIGTERM"
+    finally:
+        flag.uninstall()
+        for number, handler in before.items():
+            signal.signal(number, handler)
