@@ -51,7 +51,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with the finished run of tests/support/trained.py, trained by two ranks; not to be changed."""
+    """Return a working directory with the finished run of tests/support/trained.py, not to be changed."""
     cwd = tmp_path_factory.mktemp("trained")
     assert ranks.train(TRAINING, world_size=2, cwd=cwd) == [0, 0]
     return cwd

@@ -54,7 +54,7 @@ with watchdog.Watchdog(1.0, StopFlag(), open(sys.argv[1], "a", buffering=1), {})
     print("up", flush=True)
     for _ in range(150):
         time.sleep(0.01)
-        dog.beat()
+        dog.heartbeat()
     print("hangs", flush=True)
     time.sleep(60)
 """
