@@ -1,4 +1,4 @@
-"""Every command in the README and in docs/ does what it is shown to do, and every link leads somewhere.
+"""Every command in the README and in docs/ does what it is shown to do.
 
 A command is a line of an indented or fenced block that begins with one of PROGRAMS. One that trains does so on a few
 drawings for two steps; one that looks at a run is given a finished one; what takes several processes, a cluster or a
@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 import ranks
-from paths import REPOSITORY
+from paths import PAGES, REPOSITORY
 from PIL import Image
 from trained import checkpoint_of
 
 from trainlib.config import load_config
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PROGRAMS = ("launch", "python", "torchrun", "accelerate", "make")
 
 # Begins of commands that are not run here: why, and the test that runs them, or what stands for it.
@@ -279,30 +278,3 @@ def test_commands_are_found() -> None:
         patch.setattr(Path, "read_text", lambda path: text)
         words = [(command.line, command.words) for command in commands(page)]
     assert words == [(2, ("python", "-m", "pytest", "tests/x.py")), (7, ("launch", "stop", "a"))]
-
-
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|<(?:img|a)[^>]* (?:src|href)=\"([^\"]+)\"")
-LINKS = [(page, next(filter(None, match))) for page in PAGES for match in LINK.findall(page.read_text())]
-
-
-def anchors(page: Path) -> set[str]:
-    """What GitHub calls the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize(("page", "target"), LINKS, ids=[f"{page.name}-{target}" for page, target in LINKS])
-def test_a_link_leads_somewhere(page: Path, target: str) -> None:
-    if target.startswith(("http://", "https://")):
-        return
-    path, _, anchor = target.partition("#")
-    file = (page.parent / path).resolve() if path else page
-    assert file.is_relative_to(REPOSITORY)
-    assert file.exists(), f"{page.name} links to {target}"
-    assert not anchor or anchor in anchors(file), f"{file.name} has no heading #{anchor}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_files_of_the_repository_that_a_page_names_are_there(page: Path) -> None:
-    named = re.findall(r"`((?:tests|bench|configs|slurm|docs|trainlib|launch)/[\w./-]+\.\w+)", page.read_text())
-    assert [file for file in named if not (REPOSITORY / file).exists()] == []

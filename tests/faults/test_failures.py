@@ -8,46 +8,11 @@ from pathlib import Path
 
 import pytest
 import ranks
+from bad_losses import TRAINING, train_with_faults
 
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import read_lines
 from trainlib.training.checkpoints import checkpoint
-
-TRAINING = [
-    "quickstart",
-    "name=run",
-    "data={name: synthetic, limit: 60, val_fraction: 0.002, augment: {flip: true}}",
-    "model={name: cifar10_cnn}",
-    "optimizer={name: AdamW, lr: 1e-3}",
-    "scheduler={name: ExponentialLR, gamma: 0.9, interval: step}",
-    "train={epochs: 3, batch_size: 20}",
-    "checkpoint={every: 2st}",
-    "tracking={log_every: 1, tensorboard: false}",
-]
-
-
-def train_with_faults(arguments: list[str], faults: dict[int, tuple[int, float]]) -> int:
-    """In each rank: train; `faults` says at which step which rank's loss becomes what."""
-    import os
-
-    from trainlib.train import main
-    from trainlib.training import trainer
-    from trainlib.training.step.state import TrainState
-    from trainlib.training.step.train_step import StepResult, train_step
-
-    def faulty(state: TrainState, step: int, micro_batches: list[object], denominator: float) -> StepResult:
-        rank, value = faults.get(step, (None, 0.0))
-        if rank == int(os.environ.get("RANK", "0")):
-            objective = state.objective.module
-            hook = objective.register_forward_hook(lambda module, inputs, loss: loss * value)
-            try:
-                return train_step(state, step, micro_batches, denominator)  # type: ignore[arg-type]
-            finally:
-                hook.remove()
-        return train_step(state, step, micro_batches, denominator)  # type: ignore[arg-type]
-
-    trainer.train_step = faulty  # type: ignore[assignment]
-    return main(arguments)
 
 
 def test_batchnorm_forgets_a_batch_that_was_not_applied(tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ranks
-import test_resume
+import stopping
 import tiny
 from soak import only_in_soak, rounds
 
@@ -58,27 +57,6 @@ def test_signalled_at_random_all_ranks_stop_at_the_same_step(tmp_path: Path, ima
     tiny.assert_same_result(stopped, whole)
 
 
-def stop_within(arguments: list[str], module: str, name: str, rank: int, call: int) -> int:
-    """In each rank: train; one gets SIGTERM at the `call`-th call of this function, while it is inside."""
-    import importlib
-
-    owner: Any = importlib.import_module(module)
-    *classes, last = name.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    original, calls = getattr(owner, last), 0
-
-    def signalled(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call and int(os.environ.get("RANK", "0")) == rank:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args, **kwargs)
-
-    setattr(owner, last, signalled)
-    return ranks.main(arguments)
-
-
 BUSY = [
     ("trainlib.training.session", "load_data", 1),
     ("trainlib.distributed.process_group", "start", 1),
@@ -104,7 +82,7 @@ def test_signalled_while_busy_with_something_else(
     tmp_path: Path, images: Path, rank: int, module: str, name: str, call: int
 ) -> None:
     training = tiny.arguments(images, 4, EVERY)
-    codes = ranks.run(stop_within, training, module, name, rank, call, world_size=2, cwd=tmp_path)
+    codes = ranks.run(stopping.stop_within, training, module, name, rank, call, world_size=2, cwd=tmp_path)
     assert codes == [EXIT_STOPPED] * 2, ranks.console(tmp_path)
     assert_stopped_well(tmp_path, 1)
 
@@ -112,7 +90,7 @@ def test_signalled_while_busy_with_something_else(
 def stop_while_decoding(arguments: list[str], cache: str, module: str, name: str, rank: int) -> int:
     """As `stop_within`, with nothing decoded yet."""
     os.environ["TRAINLAUNCH_CACHE"] = cache
-    return stop_within(arguments, module, name, rank, 1)
+    return stopping.stop_within(arguments, module, name, rank, 1)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +112,9 @@ def test_signalled_while_images_are_decoded(tmp_path: Path, images: Path, rank: 
 
 def test_signalled_when_all_is_done_a_run_is_complete(tmp_path: Path, images: Path) -> None:
     training = tiny.arguments(images, 2, EVERY)
-    codes = ranks.run(stop_within, training, "trainlib.training.trainer", "Loop.test", 1, 1, world_size=2, cwd=tmp_path)
+    codes = ranks.run(
+        stopping.stop_within, training, "trainlib.training.trainer", "Trainer.test", 1, 1, world_size=2, cwd=tmp_path
+    )
     assert codes == [0, 0]
     assert tiny.summary(tmp_path)["status"] == "completed"
 
@@ -164,11 +144,11 @@ def test_the_real_launcher_signalled_at_random(tmp_path: Path, images: Path) -> 
 @only_in_soak
 def test_three_ranks_resume_bitwise_at_every_batch_of_three_epochs(tmp_path: Path) -> None:
     whole = tiny.in_folder(tmp_path, "whole")
-    assert ranks.train(test_resume.VGG, world_size=3, cwd=whole) == [0] * 3, ranks.console(whole)
-    for step in range(1, test_resume.STEPS - 1):
+    assert ranks.train(stopping.VGG, world_size=3, cwd=whole) == [0] * 3, ranks.console(whole)
+    for step in range(1, stopping.STEPS - 1):
         cwd = tiny.in_folder(tmp_path, f"stopped-at-{step}")
-        codes = ranks.run(test_resume.train_until, test_resume.VGG, step, world_size=3, cwd=cwd)
+        codes = ranks.run(stopping.train_until, stopping.VGG, step, world_size=3, cwd=cwd)
         assert codes == [EXIT_STOPPED] * 3, ranks.console(cwd)
-        assert ranks.train(test_resume.VGG, world_size=3, cwd=cwd) == [0] * 3, ranks.console(cwd)
-        assert test_resume.digest(cwd) == test_resume.digest(whole)
-        assert test_resume.rows_of(cwd) == test_resume.rows_of(whole)
+        assert ranks.train(stopping.VGG, world_size=3, cwd=cwd) == [0] * 3, ranks.console(cwd)
+        assert tiny.digest(cwd) == tiny.digest(whole)
+        assert tiny.rows(cwd) == tiny.rows(whole)

@@ -1,6 +1,7 @@
-"""Where the repository and the golden texts of the tests are."""
+"""The repository, the golden texts of the tests, and the pages of the documentation."""
 
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests" / "golden"
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

@@ -64,6 +64,11 @@ def summary(cwd: Path) -> dict[str, Any]:
     return RunDirectory(cwd / "runs/run").summary()
 
 
+def digest(cwd: Path) -> str:
+    """The SHA-256 of the weights that the run ended with."""
+    return str(summary(cwd)["weights_sha256"])
+
+
 def assert_same_result(cwd: Path, whole: Path, *, best_is_lost: bool = False) -> None:
     """The run in `cwd` is complete, and the same in every bit as the one in `whole`, which nothing disturbed.
 

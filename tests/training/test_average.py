@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import ranks
-import test_failures
-import test_resume
+import stopping
 import tiny
 import torch
 from accelerate import Accelerator
+from bad_losses import TRAINING, train_with_faults
 from parts import make_dataset, resolved
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -235,7 +235,7 @@ def test_stopping_changes_no_bit(
     whole, stopped = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "stopped")
     assert ranks.train(arguments, world_size=world_size, cwd=whole) == [0] * world_size, ranks.console(whole)
     for boundary in boundaries:
-        codes = ranks.run(test_resume.train_until, arguments, boundary, world_size=world_size, cwd=stopped)
+        codes = ranks.run(stopping.train_until, arguments, boundary, world_size=world_size, cwd=stopped)
         assert codes == [EXIT_STOPPED] * world_size, ranks.console(stopped)
     assert ranks.train(arguments, world_size=world_size, cwd=stopped) == [0] * world_size, ranks.console(stopped)
     tiny.assert_same_result(stopped, whole)
@@ -279,8 +279,8 @@ def test_elastic_runs_have_the_same_average_on_any_number_of_ranks(tmp_path: Pat
 
 
 def test_a_failed_run_tells_of_the_average_that_it_kept(tmp_path: Path) -> None:
-    arguments = [*test_failures.TRAINING, AVERAGE]
+    arguments = [*TRAINING, AVERAGE]
     faults = {4: (0, float("nan"))}
-    assert ranks.run(test_failures.train_with_faults, arguments, faults, world_size=1, cwd=tmp_path) == [1]
+    assert ranks.run(train_with_faults, arguments, faults, world_size=1, cwd=tmp_path) == [1]
     assert tiny.summary(tmp_path)["status"] == "failed"
     assert tiny.summary(tmp_path)["weights_sha256"] == weights_sha256(final(tmp_path).model_state())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -17,21 +16,16 @@ import ranks
 import torch
 from accelerate import Accelerator
 from parts import make_dataset, resolved
-from test_signals import stop_within
 from torch import Tensor, nn
 
-from trainlib.config import load_config
 from trainlib.data.feature_loader import FeatureBatches
 from trainlib.data.images import Dataset, ImageSet
 from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import StopConsensus
-from trainlib.errors import EXIT_STOPPED, ConfigError, UserError
+from trainlib.errors import UserError
 from trainlib.models.bitwise_probe import BitwiseProbe
 from trainlib.models.parts import CustomParts
-from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import read_lines
 from trainlib.runs.stop_request import StopFlag
-from trainlib.train import main
 from trainlib.training.session import build_trainer
 from trainlib.training.trainer import Outputs, Trainer
 from trainlib.training.tuning import feature_cache
@@ -39,19 +33,6 @@ from trainlib.training.tuning import feature_cache
 VGG = {"name": "vgg16", "width": 0.0625, "freeze": "features"}  # dropout is on
 RESNET = {"name": "resnet18", "freeze": "backbone"}
 TRAIN = {"epochs": 3, "batch_size": 12}
-
-# The same for the program. 40 samples to train on: batches of 12, 12, 12 and 4.
-TRAINING = [
-    "quickstart",
-    "name=run",
-    "data={name: synthetic, limit: 40, val_fraction: 0.003, augment: {}}",
-    "optimizer={name: AdamW, lr: 1e-3}",
-    "scheduler={name: CosineAnnealingLR, interval: step}",
-    "train={epochs: 3, batch_size: 12}",
-    "checkpoint={every: 5st, keep: 2}",
-    "tracking={log_every: 1, tensorboard: false}",
-]
-VGG_ON = "model={name: vgg16, width: 0.0625, freeze: features, cache_features: true}"
 
 
 class Rows(list[dict[str, Any]]):
@@ -253,47 +234,6 @@ def test_several_ranks(tmp_path: Path, world_size: int, runs: list[Any]) -> None
     assert ranks.run(train_both, runs, world_size=world_size, cwd=tmp_path) == [0] * world_size, ranks.console(tmp_path)
 
 
-def test_one_rank_is_asked_to_stop_while_features_are_computed(tmp_path: Path) -> None:
-    signalled = (stop_within, [*TRAINING, VGG_ON], "trainlib.training.tuning.feature_cache", "_gather", 1, 1)
-    assert ranks.run(*signalled, world_size=2, cwd=tmp_path) == [EXIT_STOPPED] * 2, ranks.console(tmp_path)
-    assert "before training began" in ranks.console(tmp_path)
-
-
-def test_stopped_and_resumed_with_and_without(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A cache is harmless: it may come and go."""
-
-    def program(*words: str) -> tuple[int, str]:
-        code = main([*TRAINING, VGG_ON, *words])
-        return code, capsys.readouterr().out
-
-    assert program("name=whole", "model.cache_features=false")[0] == 0
-    code, said = 0, ""
-    for boundary, choice in ((2, "true"), (3, "false"), (3, "auto"), (None, "true")):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(StopConsensus, "agreed", stopping_at(boundary))
-            code, said = program(f"model.cache_features={choice}", "--resume")
-        assert code == (EXIT_STOPPED if boundary else 0)
-        assert ("features of 64 images cached in " in said) == (choice == "true")
-    assert digest(workdir) == digest(workdir, "whole")
-    assert rows_of(workdir) == rows_of(workdir, "whole")
-
-
-def stopping_at(boundary: int | None) -> Callable[[StopConsensus], bool]:
-    """An `StopConsensus.agreed` that says yes at this attempt's `boundary`-th step boundary."""
-    calls = itertools.count(1)
-    return lambda self: next(calls) == boundary
-
-
-def digest(cwd: Path, name: str = "run") -> str:
-    return str(RunDirectory(cwd / "runs" / name).summary()["weights_sha256"])
-
-
-def rows_of(cwd: Path, name: str = "run") -> list[dict[str, Any]]:
-    """The rows but for what the clock decides."""
-    lines = read_lines(cwd / "runs" / name / "metrics.jsonl")
-    return [{key: line[key] for key in line if key not in ("time", "images_per_second")} for line in lines]
-
-
 def reason(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, **arguments: Any) -> str:
     """Why there is no cache, as the log has it; `true` says the same as an error."""
     caplog.clear()
@@ -357,15 +297,3 @@ def _freeze_all_but_first_and_last(module: nn.Module, head: str, freeze: str | N
     module.get_submodule("conv1").requires_grad_(True)
     module.get_submodule(head).requires_grad_(True)
     return frozenset()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["model.cache_features=true", "data.augment={}"], "model.freeze is null"),
-        (["model={name: resnet18, freeze: backbone, cache_features: true}"], "data.augment makes other images"),
-    ],
-)
-def test_mistakes_are_told_before_anything_starts(words: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"model.cache_features: got true, but {said}"):
-        load_config(["quickstart", *words])

@@ -1,4 +1,4 @@
-"""`trainlib.fit`: what docs/python.md says is true, and the parts that it takes keep every promise."""
+"""`trainlib.fit`: the model, data and loss that it is given keep every promise of those that a file names."""
 
 from __future__ import annotations
 
@@ -6,129 +6,25 @@ import functools
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ranks
 import torch
+from fit_parts import CONFIG, Net, OtherNet, arrays, dataset, fit, squared_mean
 from parts import tutorial_cnn
-from paths import REPOSITORY
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import trainlib
 from trainlib.config import load_config, read_resolved
-from trainlib.data import Dataset, ImageSet
+from trainlib.data import ImageSet
 from trainlib.data.sources.synthetic import make_synthetic
-from trainlib.errors import EXIT_STOPPED, CheckpointError, ConfigError, RunDirectoryError, UserError
-from trainlib.models.parts import build_custom, check_custom_model
+from trainlib.errors import EXIT_STOPPED, CheckpointError, ConfigError, RunDirectoryError
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import read_lines
-
-PAGE = (REPOSITORY / "docs/python.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
-SCRIPTS = {match[1]: block for block in BLOCKS if (match := re.search(r'"name": "([\w-]+)"', block))}
-AFTER = {"small-net": next(block for block in BLOCKS if "load_model" in block)}  # goes on where that script ends
-
-
-def execute(script: str) -> None:
-    """A script, as `python script.py` would run it; a tenth of the drawings is enough to see that it does."""
-    import trainlib.data
-
-    trainlib.data.make_synthetic = functools.partial(make_synthetic, 800, 200)  # type: ignore[assignment]
-    exec(compile(script, "script.py", "exec"), {"__name__": "__main__"})
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_of_the_page_trains(name: str, tmp_path: Path) -> None:
-    """As it stands, alone; and where it has a class or function of its own, the run says so."""
-    assert len(SCRIPTS[name].splitlines()) < 35, "about 20 lines each, and the run"
-    assert ranks.run(execute, SCRIPTS[name] + AFTER.get(name, ""), world_size=1, cwd=tmp_path) == [0]
-    run = RunDirectory(tmp_path / "runs" / name)
-    assert run.summary()["status"] == "completed"
-    config = read_resolved(run.config_file)
-    custom = {"small-net": ("model", "custom:SmallNet"), "focal": ("loss", "custom:focal")}
-    if name in custom:
-        section, expected = custom[name]
-        assert getattr(config, section).name == expected
-    if name in ("stripes", "rings"):
-        assert re.fullmatch("custom:[0-9a-f]{12}", config.data.name)
-        assert run.summary()["test"]["accuracy"] > 0.9, "these are easy"
-
-
-def test_all_blocks_of_the_page_are_run() -> None:
-    assert set(SCRIPTS) == {"from-python", "small-net", "stripes", "rings", "focal"}
-    assert len(BLOCKS) == len(SCRIPTS) + len(AFTER)
-
-
-def test_torchrun_starts_a_script(tmp_path: Path) -> None:
-    """The page's own script under the real launcher, as two ranks."""
-    (tmp_path / "train.py").write_text(SCRIPTS["stripes"])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy") == 1
-    assert RunDirectory(tmp_path / "runs/stripes").summary()["world_size"] == 2
-
-
-# What the tests below train: parts of our own in place of all three.
-
-
-class Net(nn.Module):
-    """Dropout in it, so that a resumed run is the same only where its generators are."""
-
-    def __init__(self, num_classes: int, width: int = 8, dropout: float = 0.5):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout))
-        self.head = nn.Linear(width * 49, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(images))
-        return logits
-
-
-class OtherNet(Net):
-    """The same weights under another name."""
-
-
-def squared(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each sample."""
-    return (logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1])).square().sum(1)
-
-
-def squared_mean(logits: Tensor, labels: Tensor) -> Tensor:
-    return squared(logits, labels).mean()
-
-
-def arrays(seed: int = 0, count: int = 100) -> Any:
-    generator = np.random.default_rng(seed)
-    images = generator.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-    return images, generator.integers(0, 3, count)
-
-
-def dataset(seed: int = 0) -> Dataset:
-    return trainlib.image_dataset(arrays(seed), arrays(100, 30), classes=["a", "b", "c"])
-
-
-CONFIG = {
-    "name": "own",
-    "data": {"augment": {"flip": True, "crop_padding": 2}},
-    "optimizer": {"name": "AdamW", "lr": 1e-3},
-    "train": {"epochs": 2, "batch_size": 16},
-    "checkpoint": {"every": "3st"},
-    "tracking": {"wandb": {"mode": "disabled"}, "tensorboard": False, "progress": False, "log_every": 1},
-}
-
-
-def fit(*config: Any, **parts: Any) -> RunDirectory:
-    """A run `own` of 12 steps whose model, data set and loss are given."""
-    return trainlib.fit(CONFIG, *config, **({"model": Net, "dataset": dataset(), "loss": squared} | parts))
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
@@ -320,80 +216,3 @@ def test_no_file_brings_a_given_part(whole: RunDirectory) -> None:
         load_config([str(whole.config_file)])
     assert [mistake.key for mistake in raised.value.mistakes] == ["data.name", "model.name", "loss.name"]
     assert "got custom:Net, which was given in Python and is in no file: run the script" in str(raised.value)
-
-
-def summed(logits: Tensor, labels: Tensor) -> Tensor:
-    return squared(logits, labels).sum()
-
-
-def no_head(num_classes: int) -> nn.Module:
-    return nn.Flatten()
-
-
-def tied(num_classes: int) -> nn.Module:
-    net = Net(num_classes)
-    net.again = net.head
-    return net
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a sum": ({"loss": summed}, "loss: gives .* for six samples and .* on average .* return the loss of each sample"),
-    "a sum of all": ({"loss": lambda logits, labels: logits.sum()}, "loss: gives"),
-    "class weights": ({"loss": nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))}, "loss: gives"),
-    "dense targets": ({"loss": nn.MSELoss()}, "loss: "),
-    "no logits": (
-        {"model": no_head},
-        r"Flatten gives \[2, 768\] for 2 images and 3 classes, must give logits \[2, 3\]",
-    ),
-    "another size": ({"model": nn.Sequential(nn.Flatten(), nn.Linear(5, 3))}, "cannot take images .2, 3, 16, 16.: "),
-    "no module": ({"model": lambda num_classes: None}, "model: got a NoneType, must be a torch.nn.Module"),
-    "shared memory": ({"model": tied}, "model: head.weight and again.weight share their memory"),
-    "frozen": ({"model": Net(3).requires_grad_(False)}, "the model has no parameter that can be trained"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Using a target size")
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_exact_is_refused_before_training(case: str, workdir: Path) -> None:
-    parts, message = REFUSED[case]
-    with pytest.raises(UserError, match=message):
-        fit(**parts)
-    assert not (workdir / "runs/own/metrics.jsonl").exists()
-
-
-def test_one_image_and_batchnorm_is_refused(workdir: Path) -> None:
-    norm = nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.BatchNorm1d(3))
-    with pytest.raises(UserError, match="cannot learn from 1 image"):
-        fit("data.limit=17", model=norm)
-
-
-def test_the_check_leaves_the_model_as_it_was(workdir: Path) -> None:
-    """A forward pass of black images must not reach BatchNorm's statistics: those of a plain loop's first step."""
-    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768), nn.Linear(768, 3))
-    classifier = build_custom(norm, 3)
-    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
-    check_custom_model(classifier, 16, 3)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
-
-
-def test_configuration_mistakes_are_told_in_the_same_words(workdir: Path) -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.lrr: unknown key; did you mean optimizer.lr\?"):
-        trainlib.fit("quickstart", "optimizer.lrr=3")
-    with pytest.raises(ConfigError, match="must hold plain values, as a YAML file does"):
-        trainlib.fit({"name": "x", "seed": Net})
-    with pytest.raises(ConfigError, match="name: is missing"):
-        trainlib.fit({"seed": 1})
-    assert load_config([{"name": "x", "optimizer": {"name": "AdamW", "lr": np.float64(0.1), "betas": (0.9, 0.99)}}])
-    assert not list(workdir.iterdir())
-
-
-def test_the_public_names_and_no_torch_before_they_are_used() -> None:
-    program = """
-import sys, trainlib
-assert "torch" not in sys.modules
-print(*[getattr(trainlib, name).__name__ for name in trainlib.__all__])
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == trainlib.__all__
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        trainlib.trian  # noqa: B018

@@ -2,66 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ranks
+import tiny
+from stopping import STEPS, VGG, train_until
 
 from trainlib.errors import EXIT_STOPPED
-from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import read_lines
-
-STEPS = 12
-VGG = [
-    "vgg16_scratch32",
-    "name=run",
-    "data={name: synthetic, limit: 40, val_fraction: 0.002, augment: {flip: true, crop_padding: 4}}",
-    "model={name: vgg16, width: 0.03, dropout: 0.5}",
-    "optimizer={name: AdamW, lr: 1e-3}",
-    "scheduler=[{name: LinearLR, interval: step, total_iters: 3, duration: 3st},"
-    " {name: CosineAnnealingLR, interval: step}]",
-    "train={epochs: 3, batch_size: 12, clip_grad_norm: 1.0}",  # batches of 12, 12, 12 and 4
-    "checkpoint={every: 5st, keep: 2}",
-    "tracking={log_every: 1, tensorboard: false}",
-]
-
-
-def train_until(arguments: list[str], boundary: int) -> int:
-    """In each rank: train, with the last rank alone asked to stop at this attempt's `boundary`-th step boundary."""
-    import os
-
-    from trainlib.config import load_config
-    from trainlib.distributed.stop_consensus import StopConsensus
-    from trainlib.runs.stop_request import StopFlag
-    from trainlib.train import train
-
-    rank = int(os.environ.get("RANK", "0"))
-    is_last = rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
-    boundaries = 0
-    reached = StopConsensus.agreed
-
-    def counting(self: StopConsensus) -> bool:
-        nonlocal boundaries
-        boundaries += 1
-        if is_last and boundaries == boundary:
-            flag.reason = "test"
-        return reached(self)
-
-    StopConsensus.agreed = counting  # type: ignore[method-assign]
-    flag = StopFlag()
-    return 0 if train(load_config(arguments), flag, rank=rank) else EXIT_STOPPED
-
-
-def rows_of(cwd: Path) -> list[dict[str, Any]]:
-    """The rows but for what the clock decides."""
-    rows = [json.loads(line) for line in (cwd / "runs/run/metrics.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if key not in ("time", "images_per_second")} for row in rows]
-
-
-def digest(cwd: Path) -> str:
-    return str(RunDirectory(cwd / "runs/run").summary()["weights_sha256"])
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -69,7 +18,7 @@ def test_stopping_at_any_step_changes_no_bit(tmp_path: Path, world_size: int) ->
     whole = tmp_path / "whole"
     whole.mkdir()
     assert ranks.train(VGG, world_size=world_size, cwd=whole) == [0] * world_size, ranks.console(whole)
-    assert len([row for row in rows_of(whole) if row.get("scope") == "step"]) == STEPS
+    assert len([row for row in tiny.rows(whole) if row.get("scope") == "step"]) == STEPS
 
     for step in range(1, STEPS):
         cwd = tmp_path / f"stopped-at-{step}"
@@ -83,8 +32,8 @@ def test_stopping_at_any_step_changes_no_bit(tmp_path: Path, world_size: int) ->
             ends = [line for line in read_lines(cwd / "runs/run/attempts.jsonl") if line["event"] == "end"]
             assert [end["status"] for end in ends] == ["stopped", "completed"]
             assert ends[0]["step"] == step + (world_size - 1)  # several ranks learn of it one step later
-        assert digest(cwd) == digest(whole)
-        assert rows_of(cwd) == rows_of(whole)
+        assert tiny.digest(cwd) == tiny.digest(whole)
+        assert tiny.rows(cwd) == tiny.rows(whole)
 
 
 def test_three_ranks_add_their_gradients_in_the_same_order_after_a_resume(tmp_path: Path) -> None:
@@ -95,8 +44,8 @@ def test_three_ranks_add_their_gradients_in_the_same_order_after_a_resume(tmp_pa
     assert ranks.train(VGG, world_size=3, cwd=whole) == [0, 0, 0], ranks.console(whole)
     assert ranks.run(train_until, VGG, 4, world_size=3, cwd=stopped) == [EXIT_STOPPED] * 3, ranks.console(stopped)
     assert ranks.train(VGG, world_size=3, cwd=stopped) == [0, 0, 0]
-    assert digest(stopped) == digest(whole)
-    assert rows_of(stopped) == rows_of(whole)
+    assert tiny.digest(stopped) == tiny.digest(whole)
+    assert tiny.rows(stopped) == tiny.rows(whole)
 
 
 def test_stopping_at_every_step_in_turn_changes_no_bit(tmp_path: Path) -> None:
@@ -107,8 +56,8 @@ def test_stopping_at_every_step_in_turn_changes_no_bit(tmp_path: Path) -> None:
     for _ in range(STEPS - 1):
         assert ranks.run(train_until, VGG, 1, world_size=1, cwd=stopped) == [EXIT_STOPPED], ranks.console(stopped)
     assert ranks.train(VGG, cwd=stopped) == [0]
-    assert digest(stopped) == digest(whole)
-    assert rows_of(stopped) == rows_of(whole)
+    assert tiny.digest(stopped) == tiny.digest(whole)
+    assert tiny.rows(stopped) == tiny.rows(whole)
 
 
 def test_another_world_size_goes_on_with_the_same_samples_and_schedule(tmp_path: Path) -> None:
@@ -119,6 +68,6 @@ def test_another_world_size_goes_on_with_the_same_samples_and_schedule(tmp_path:
     assert ranks.train(still, cwd=whole) == [0]
     assert ranks.run(train_until, still, 6, world_size=1, cwd=changed) == [EXIT_STOPPED]
     assert ranks.train(still, world_size=2, cwd=changed) == [0, 0], ranks.console(changed)
-    for ours, expected in zip(rows_of(changed), rows_of(whole), strict=True):
+    for ours, expected in zip(tiny.rows(changed), tiny.rows(whole), strict=True):
         assert (ours["step"], ours["count"], ours["lr"]) == (expected["step"], expected["count"], expected["lr"])
         assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-3)

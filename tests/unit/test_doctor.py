@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import http.server
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 import ranks
-from needs import need
+from doctor_checks import CANARY, verdicts
 from paths import REPOSITORY
-from slurm_cluster import Cluster
 
-from launch.doctor import cluster as cluster_checks
 from launch.doctor import ranks as rank_checks
-from launch.doctor import software, storage, system, wandb_service
-from launch.doctor.finding import Finding, Verdict, closing, note, ok, problem, row
+from launch.doctor import software, system
+from launch.doctor.finding import Verdict, closing, note, ok, problem, row
 from launch.doctor.ranks import Outcome
-
-CANARY = "canary-0123456789abcdef0123456789abcdef0123"
 
 FACTS = {
     "torch": "2.15.0",
@@ -46,10 +35,6 @@ FACTS = {
 H100 = {"name": "NVIDIA H100 80GB HBM3", "memory": 80 << 30, "capability": "9.0"}
 ON_GPUS = FACTS | {"cuda": "13.0", "nccl": "2.28.9", "device": "cuda", "gpus": [H100, H100], "bf16": True}
 REDUCED = {"bytes": 1 << 20, "seconds": 0.002, "bus_bandwidth": 0.5e9, "correct": True, "backend": "gloo"}
-
-
-def verdicts(findings: Iterator[Finding]) -> list[tuple[str, str]]:
-    return [(finding.topic, str(finding.verdict)) for finding in findings]
 
 
 def test_rows_fit_a_terminal_and_can_be_copied_from() -> None:
@@ -121,234 +106,6 @@ def test_shared_memory_as_docker_gives_it() -> None:
         "                        --ipc=host)"
     )
     assert system.shared_memory(8 << 30).verdict is Verdict.OK
-
-
-def test_a_good_folder(tmp_path: Path) -> None:
-    """It need not be there yet, and nothing is left in it or beside it. Its file system is what findmnt calls it."""
-    need("findmnt")
-    (finding,) = storage.check_storage("runs", tmp_path / "runs")
-    words = ["findmnt", "-n", "-o", "FSTYPE", "-T", str(tmp_path)]
-    kind = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    assert finding.verdict is not Verdict.PROBLEM
-    assert f"{tmp_path}/runs on {kind}" in finding.text
-    assert "MB/s" in finding.text
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a disk in memory with these options, until the test ends."""
-    need("mount", "umount", root=True)
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def mount(options: str) -> Path:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
-        return disk
-
-    yield mount
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"), [("size=1m", "No space left on device"), ("ro", "Read-only file system")], ids=["full", "ro"]
-)
-def test_a_folder_that_cannot_be_written(mounted: Callable[[str], Path], options: str, said: str) -> None:
-    disk = mounted(options)
-    (finding,) = storage.check_storage("runs", disk / "runs")
-    assert finding.verdict is Verdict.PROBLEM
-    assert finding.text == f"{disk}/runs cannot be written: {said}"
-    assert list(disk.iterdir()) == []
-
-
-def test_little_room_and_a_disk_in_memory(mounted: Callable[[str], Path]) -> None:
-    disk = mounted("size=200m")
-    (finding,) = storage.check_storage("runs", disk)
-    assert (finding.verdict, finding.advice) == (Verdict.PROBLEM, "make room: a checkpoint of a VGG16 takes 1.1 GB")
-    assert f"{disk} on tmpfs: 0.2 GiB free" in finding.text
-
-
-def test_the_file_system_of_a_path() -> None:
-    mountinfo = (
-        "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
-        "23 22 0:5 / /home rw shared:2 master:3 - nfs4 server:/home rw\n"
-        "24 23 0:6 / /home/a\\040b rw - lustre mds:/x rw\n"
-    )
-    assert storage.file_system(Path("/home/u/runs"), mountinfo) == "nfs4"
-    assert storage.file_system(Path("/home/a b/runs"), mountinfo) == "lustre"
-    assert storage.file_system(Path("/homes"), mountinfo) == "ext4"
-    assert storage.file_system(Path("/x"), "") == "unknown file system"
-
-
-def test_a_file_system_without_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renames that are not atomic, and locks that are refused, or given twice, are each seen."""
-    assert storage.renames_are_atomic(tmp_path)
-    assert storage.lock_fault(tmp_path / "lock") is None
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", _replace_in_two_steps)
-        assert not storage.renames_are_atomic(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", lambda file, how: None)
-        assert storage.lock_fault(tmp_path / "lock") == "a second lock was given"
-    monkeypatch.setattr(fcntl, "flock", _refuse_locks)
-    assert storage.lock_fault(tmp_path / "lock") == os.strerror(errno.ENOLCK)
-    assert verdicts(storage.check_storage("runs", tmp_path))[1:] == [("runs", "problem")]
-
-
-def _replace_in_two_steps(self: Path, target: Path) -> None:
-    target.unlink()
-    time.sleep(0.001)
-    os.rename(self, target)
-
-
-def _refuse_locks(file: object, how: int) -> None:
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-
-@pytest.fixture
-def server() -> Iterator[Callable[[float], str]]:
-    """Starts a server whose clock is off by so many seconds, and gives its address."""
-    started: list[http.server.HTTPServer] = []
-
-    def start(skew: float) -> str:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self.send_response_only(404)
-                self.send_header("Date", formatdate(time.time() + skew, usegmt=True))
-                self.end_headers()
-
-            def log_message(self, *arguments: object) -> None: ...
-
-        started.append(http.server.HTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=started[0].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{started[0].server_port}"
-
-    yield start
-    for each in started:
-        each.shutdown()
-        each.server_close()
-
-
-def test_wandb_login_and_server(
-    server: Callable[[float], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", server(0.0))
-    assert verdicts(wandb_service.check_wandb()) == [("W&B", "note"), ("W&B server", "ok")]
-    (tmp_path / "netrc").write_text(f"machine 127.0.0.1\n  login user\n  password {CANARY}\n")
-    (tmp_path / "netrc").chmod(0o600)
-    found = list(wandb_service.check_wandb())
-    assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.OK]
-    assert f"key in {tmp_path}/netrc" in found[0].text
-    monkeypatch.setenv("WANDB_API_KEY", CANARY)
-    found += wandb_service.check_wandb()
-    assert "key in WANDB_API_KEY" in found[2].text
-    assert CANARY not in repr(found)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{ranks.free_port()}")
-    dead = list(wandb_service.check_wandb())[1]
-    assert dead.verdict is Verdict.NOTE
-    assert "Connection refused" in dead.text
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert verdicts(wandb_service.check_wandb()) == [("W&B", "ok")]
-
-
-def test_a_clock_that_is_an_hour_off(server: Callable[[float], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_BASE_URL", server(3600.0))
-    finding = list(wandb_service.check_wandb())[1]
-    assert finding.verdict is Verdict.NOTE
-    seconds = re.search(r"this machine's clock is (-\d+) s off", finding.text)
-    assert seconds is not None
-    assert abs(int(seconds[1]) + 3600) <= 30  # whole seconds, and however long the answer took
-
-
-def fake_commands(folder: Path, names: tuple[str, ...], sinfo: str) -> None:
-    for name in names:
-        (folder / name).write_text(f"#!/bin/sh\n{sinfo}\n")
-        (folder / name).chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("names", "sinfo", "verdict", "said"),
-    [
-        ((), "", "note", "not found; launch run works without it, launch submit needs sbatch"),
-        (("sinfo", "sbatch"), "", "problem", "srun, squeue, scontrol, scancel not found, but others of its commands"),
-        (cluster_checks._COMMANDS, "echo slurm_load: down >&2; exit 1", "problem", "sinfo -h failed: slurm_load: down"),
-        (
-            cluster_checks._COMMANDS,
-            "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1",
-            "note",
-            "its commands are here, but no cluster is configured: no slurm.conf, SLURM_CONF unset",
-        ),
-        (cluster_checks._COMMANDS, "", "problem", "no partition is up (there are none)"),
-        (
-            cluster_checks._COMMANDS,
-            "printf '%s\\n' 'cpu*|up|3|idle|(null)|1' 'cpu*|up|1|down*|(null)|1' 'h100|up|2|mixed|gpu:h100:8(S:0)|1'",
-            "ok",
-            "cpu (default): 3 of 4 nodes usable; h100: 2 of 2 nodes usable, 8 GPUs each",
-        ),
-    ],
-    ids=["none", "half", "down", "unconfigured", "no partition", "two partitions"],
-)
-def test_slurm_as_its_commands_tell(
-    names: tuple[str, ...],
-    sinfo: str,
-    verdict: str,
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("SLURM_CONF", raising=False)
-    fake_commands(tmp_path, names, sinfo)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (finding,) = cluster_checks.check_cluster()
-    assert (finding.verdict, finding.text) == (verdict, said)
-
-
-def test_a_configuration_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_commands(tmp_path, cluster_checks._COMMANDS, "sleep 60")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
-    assert verdicts(cluster_checks.check_cluster()) == [("SLURM", "problem")]
-
-
-def test_a_real_cluster_and_an_allocation_of_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    """Inside an allocation, both nodes see the file that is made, the lock on it keeps them out, and one rank of each
-    adds up what it has with the other's."""
-    program = """
-from launch.doctor import cluster, ranks
-for finding in [*cluster.check_cluster(), *ranks.check_ranks(None)]:
-    print(finding.topic, finding.verdict, finding.text)
-"""
-    environment = os.environ | cluster.environment | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    words = ["salloc", "--quiet", "--nodes=2", sys.executable, "-c", program]
-    done = subprocess.run(
-        words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    slurm, shared, *_, all_reduce, _ = done.stdout.splitlines()
-    assert slurm == "SLURM ok main (default): 2 of 2 nodes usable, 4 GPUs each"
-    assert shared == f"shared ok {tmp_path} is the same on 2 nodes, and locks hold between them"
-    assert all_reduce.startswith("all-reduce ok 2 ranks on 2 nodes through gloo: 4 KiB in ")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("answers", "verdict", "said"),
-    [
-        ("n0 shared w\nn1 shared w\n", "ok", "/x is the same on 2 nodes, and locks hold between them"),
-        ("n0 shared w\nn1 missing No such file or directory\n", "problem", "n1 cannot see a file made here"),
-        ("n0 shared w\nn1 shared \n", "problem", "n1 cannot see a file made here"),
-        ("n0 shared w\n", "problem", "1 of 2 nodes cannot see a file made here"),
-        ("n0 shared w\nn1 unlocked w\n", "note", "locks do not hold between them"),
-    ],
-)
-def test_a_folder_that_the_nodes_do_not_share(answers: str, verdict: str, said: str) -> None:
-    finding = cluster_checks.judge_shared(answers, Path("/x"), 2, "w")
-    assert finding.verdict == verdict
-    assert said in finding.text
 
 
 @pytest.mark.parametrize(

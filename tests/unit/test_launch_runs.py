@@ -3,17 +3,14 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from locks import holding_lock
 
 from launch.runs.control import ask_to_stop, kill_run, log_chunks
 from launch.runs.show import run_details, runs_table
@@ -21,14 +18,6 @@ from trainlib.errors import UserError
 from trainlib.runs.status import all_runs, find_run, is_running, read_run
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-HOLD_LOCK = """
-import fcntl, sys, time
-lock = open(sys.argv[1], "a+")
-fcntl.flock(lock, fcntl.LOCK_EX)
-print("held", flush=True)
-time.sleep(60)
-"""
 
 
 def start(attempt: int, moment: datetime, **more: Any) -> dict[str, Any]:
@@ -56,21 +45,6 @@ def make_run(directory: Path, attempts: list[Any], lines: list[Any] = (), log: s
     (directory / "logs" / "rank-0.log").write_text(log)
     (directory / "lock").touch()
     return directory
-
-
-@contextmanager
-def holding_lock(directory: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the run's lock, with `words` on its command line."""
-    command = [sys.executable, "-c", HOLD_LOCK, str(directory / "lock"), *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ LAZY = {"wandb", "tensorboard", "torch.utils.tensorboard", "matplotlib", "torchv
 NEVER_IN_THE_LAUNCHER = {"torch", "torchvision", "accelerate", "numpy"}
 
 FILES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -116,6 +117,15 @@ def test_files_and_functions_are_short(path: Path) -> None:
         and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
     ]
     assert [function for function in long if function not in LONG_FUNCTIONS] == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_test_modules_are_short_and_do_not_import_each_other(path: Path) -> None:
+    """What several of them use is in tests/support."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    modules = {name.split(".")[0] for name in imported(ast.parse(text))}
+    assert [name for name in modules if name.startswith("test_") or name in ("conftest", "tests")] == []
 
 
 def test_the_launcher_and_the_config_load_without_torch() -> None:

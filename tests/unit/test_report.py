@@ -1,5 +1,4 @@
-"""`launch report`: the facts, the arithmetic of the charts, and the page as text. What it looks like is tested in
-test_report_browser."""
+"""`launch report`: the page as text. Its look is tested in tests/docs/test_report_browser.py."""
 
 from __future__ import annotations
 
@@ -10,22 +9,15 @@ import webbrowser
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from report_runs import START, end, evaluation, moment, resumed_run, start, training_rows, write_run
-from test_launch_runs import holding_lock
+from locks import holding_lock
+from report_runs import START, end, evaluation, resumed_run, start, training_rows, write_run
 
 from launch.cli import main
-from launch.report.chart import Chart, Line, figure
-from launch.report.compare import config_differences, ranking
-from launch.report.curves import charts_of
 from launch.report.facts import read_facts
-from launch.report.history import attempts_of, events_of, jobs_of
 from launch.report.markup import element, json_data
 from launch.report.page import page
-from launch.report.series import linear_ticks, log_ticks, smoothed, thinned, tick_label
 
 NOW = START + timedelta(hours=1)
 NASTY = "<script>alert(1)</script>"
@@ -56,206 +48,6 @@ class Reader(HTMLParser):
 
 def report_of(*directories: Path) -> str:
     return page([read_facts(directory) for directory in directories], NOW)
-
-
-# Series and axes
-
-
-def test_thinning_keeps_the_ends_and_every_extreme() -> None:
-    """The oracle looks at each bucket by itself, with numpy."""
-    values = np.random.default_rng(1).normal(size=20_000)
-    values[12_345] = 50.0
-    steps = np.arange(1, 20_001)
-    kept = thinned(list(zip(steps.tolist(), values.tolist(), strict=True)), 300)
-    buckets = ((steps - 1) * (300 / 19_999)).astype(int)
-    expected = {0, 19_999}
-    for bucket in np.unique(buckets):
-        within = np.flatnonzero(buckets == bucket)
-        expected |= {int(within[values[within].argmin()]), int(within[values[within].argmax()])}
-    assert kept == [(int(steps[index]), values[index]) for index in sorted(expected)]
-    assert thinned(kept[:600], 300) == kept[:600]
-
-
-def test_smoothing_is_the_mean_of_the_neighbours() -> None:
-    values = np.random.default_rng(2).normal(size=101)
-    ours = smoothed(list(enumerate(values.tolist())), 9)
-    theirs = [values[max(0, index - 4) : index + 5].mean() for index in range(101)]
-    np.testing.assert_allclose([value for _, value in ours], theirs, rtol=1e-12, atol=1e-12)
-    assert [step for step, _ in ours] == list(range(101))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (0.13, 2.4, [0, 0.5, 1, 1.5, 2, 2.5]),
-        (0, 939, [0, 200, 400, 600, 800, 1000]),
-        (0.5, 0.5, [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
-        (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (-3e-5, 2e-5, [-3e-5, -2e-5, -1e-5, 0, 1e-5, 2e-5]),
-    ],
-)
-def test_linear_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert linear_ticks(low, high) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.03, 2.4, [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]),
-        (1e-6, 0.1, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]),
-        (0.5, 0.6, [0.5, 1]),
-        (1, 1, [1, 2]),
-    ],
-)
-def test_log_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert log_ticks(low, high) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("power", range(-12, 12))
-def test_ticks_span_any_range(power: int) -> None:
-    for mantissa in (1, 1.7, 2.5, 9.99):
-        low, high = 10.0**power, mantissa * 1.5 * 10.0 ** (power + 2)
-        for ticks in (linear_ticks(low, high), log_ticks(low, high)):
-            assert ticks == sorted(set(ticks))
-            assert ticks[0] <= low * 1.001
-            assert ticks[-1] >= high * 0.999
-            assert 2 <= len(ticks) <= 9
-
-
-def test_tick_labels() -> None:
-    values = [0, 0.25, 1000, 12_500, 2_500_000, 1e-5, -2.5e-7, 0.001]
-    assert [tick_label(value) for value in values] == ["0", "0.25", "1000", "12.5k", "2.5M", "1e-5", "-2.5e-7", "0.001"]
-
-
-def test_a_line_is_drawn_where_its_values_are() -> None:
-    """Corners of the path against positions that are computed here from the axis: 0 to 4, and 1 to 5 (powers)."""
-    line = Line("x", [(0, 1), (50, 3), (100, 4)], "smooth", 0, ("key",))
-    text = figure(Chart("Loss", [line], from_zero=True))
-    linear, log = re.findall(r'<path d="M([^"]*)" class="smooth c0" data-keys="key">', text)
-    assert linear == "0 750L1000 250L2000 0"
-    top = np.log(5)
-    assert log == f"0 1000L1000 {1000 * (1 - np.log(3) / top):.0f}L2000 {1000 * (1 - np.log(4) / top):.0f}"
-
-
-def test_a_logarithmic_axis_is_one_down_to_its_lowest_tick() -> None:
-    """Equal ratios are equal distances, below the lowest value too; what has no logarithm lies on the edge."""
-    text = figure(Chart("Loss", [Line("x", [(0, 0.3), (1, 0.0), (2, 4.0)], "smooth", 0, ())]))
-    ticks = re.findall(r'class="y log" style="bottom:([\d.]*)%">([^<]*)<', text)
-    values, places = np.array([float(label) for _, label in ticks]), np.array([float(place) for place, _ in ticks])
-    assert values.tolist() == [0.2, 0.5, 1, 2, 5]
-    np.testing.assert_allclose(places, 100 * np.log(values / 0.2) / np.log(25), atol=0.01)
-    log = re.findall(r'<path d="M([^"]*)" class="smooth c0"', text)[1]
-    heights = [1000 * (1 - np.log(value / 0.2) / np.log(25)) for value in (0.3, 0.2, 4.0)]
-    assert log == "L".join(f"{across} {height:.0f}" for across, height in zip((0, 1000, 2000), heights, strict=True))
-
-
-def test_a_chart_of_one_point_or_equal_values_is_drawn() -> None:
-    for points in ([(5, 0.0)], [(1, 2.0), (2, 2.0)], [(0, -1.0), (1, 0.0)]):
-        assert "nan" not in figure(Chart("Loss", [Line("x", points, "line", 0, ())]))
-
-
-def test_a_short_run_has_curves(tmp_path: Path) -> None:
-    """Of three epochs, with one row between: speed and learning rate go by the epochs, and the one row is a dot."""
-    rows = [row for row in training_rows(60) if row.get("scope") != "step" or row["step"] == 50]
-    charts = {chart.title: chart for chart in charts_of([read_facts(write_run(tmp_path / "short", rows=rows))])}
-    assert [step for step, _ in charts["Learning rate"].lines[0].points] == [20, 40, 60]
-    assert [step for step, _ in charts["Throughput, images per second"].lines[0].points] == [20, 40, 60]
-    one = charts["Loss"].lines[0]
-    assert (one.label, one.points[0][0], one.style) == ("train, steps", 50, "line")
-
-
-# Attempts, jobs, events
-
-
-def test_how_attempts_ended_and_why() -> None:
-    """SLURM's causes reach the attempt that was the last in the job; a number of a job is not needed to find it."""
-    job = {"job_id": "7", "array_task": 2, "nodes": ["n0", "n1"]}
-    jobs = [
-        {"event": "submitted", "time": moment(0), "job_id": "7"},
-        {"event": "begin", "time": moment(1), "restart": 0, **job},
-        {
-            "event": "end",
-            "time": moment(30),
-            "restart": 0,
-            **job,
-            "cause": "node_failure",
-            "step": 40,
-            "requeued": True,
-        },
-        {"event": "begin", "time": moment(40), "restart": 1, **job},
-    ]
-    lines = [
-        start(1, 2, slurm_job_id="9"),
-        end(1, 10, "failed", 20, "NonFiniteError: loss is nan"),
-        start(2, 12, slurm_job_id="9", from_step=15),
-        start(3, 41, slurm_job_id="9", from_step=30),
-    ]
-    attempts = attempts_of(lines, jobs_of(jobs), running=True)
-    assert [(each.number, each.outcome, each.reason, each.end_step) for each in attempts] == [
-        (1, "failed", "NonFiniteError: loss is nan", 20),
-        (2, "interrupted", "node failure, requeued", 40),
-        (3, "running", "", None),
-    ]
-    assert [each.job.name for each in attempts if each.job] == ["7_2", "7_2", "7_2, restart 1"]
-    assert [(event.step, event.sign, event.text) for event in events_of(attempts, 35)] == [
-        (
-            15,
-            "↻2",
-            "attempt 2 goes on from step 15; attempt 1 failed: NonFiniteError: loss is nan; 5 steps were done again",
-        ),
-        (
-            30,
-            "↻3",
-            "attempt 3 goes on from step 30; attempt 2 was interrupted: node failure, requeued; 10 steps "
-            "were done again",
-        ),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("last", "expected"),
-    [
-        (end(1, 9, "completed", 50), []),
-        (end(1, 9, "stopped", 50, "SIGTERM"), [(50, "■", "attempt 1 was stopped: SIGTERM")]),
-        (end(1, 9, "failed", 50, "MemoryError"), [(50, "✕", "attempt 1 failed: MemoryError")]),
-        (None, [(48, "✕", "attempt 1 was interrupted: killed, or its machine was lost")]),
-    ],
-)
-def test_how_the_last_attempt_ended_is_marked(last: dict[str, Any] | None, expected: list[Any]) -> None:
-    attempts = attempts_of([start(1, 0), *([last] if last else [])], [], running=False)
-    assert [(event.step, event.sign, event.text) for event in events_of(attempts, 48)] == expected
-
-
-# Several runs
-
-
-def test_the_best_run_comes_first(tmp_path: Path) -> None:
-    """By the test where all have one; by the best validation where one has none; those without either at the end."""
-    worse = write_run(tmp_path / "worse", rows=training_rows(100, level=1.5))
-    better = write_run(tmp_path / "better", rows=training_rows(60, level=0.5))
-    untested = write_run(tmp_path / "untested", rows=training_rows(60, level=0.1, tested=False))
-    empty = write_run(tmp_path / "empty")
-    facts = {each.name: each for each in map(read_facts, (worse, better, untested, empty))}
-    both = ranking([facts["worse"], facts["better"]])
-    assert ([run.name for run in both.runs], both.by) == (["better", "worse"], "accuracy on the test split")
-    all_four = ranking(list(facts.values()))
-    assert [run.name for run in all_four.runs] == ["untested", "better", "worse", "empty"]
-    assert all_four.by == "best accuracy on the validation split"
-
-
-def test_config_differences(tmp_path: Path) -> None:
-    schedules: list[Any] = [None, [{"name": "StepLR", "step_size": 5}], {"name": "StepLR", "step_size": 5}]
-    facts = [
-        read_facts(write_run(tmp_path / name, config={"optimizer": {"lr": lr, "fused": None}, "scheduler": scheduler}))
-        for name, lr, scheduler in zip("abc", (0.1, 1e-5, 0.1), schedules, strict=True)
-    ]
-    assert config_differences(facts) == [
-        ("optimizer.lr", ["0.1", "1e-05", "0.1"]),
-        ("scheduler", ["null", "[{name: StepLR, step_size: 5}]", "—"]),
-        ("scheduler.name", ["—", "—", "StepLR"]),
-        ("scheduler.step_size", ["—", "—", "5"]),
-    ]
 
 
 # The page
@@ -347,16 +139,6 @@ def test_a_run_without_an_evaluation_says_how_to_get_one(tmp_path: Path) -> None
     assert "launch eval x" in Reader(report_of(run)).text
     (run / "evaluation-test.json").write_text('{"split": "test"')
     assert "evaluation-test.json cannot be read" in Reader(report_of(run)).text
-
-
-@pytest.mark.parametrize(
-    "damage", [{"confusion": [[1]]}, {"classes": []}, {"mistakes": [{"label": 9}]}, {"per_class": None}, {"loss": "x"}]
-)
-def test_a_damaged_evaluation_is_named(damage: dict[str, Any], tmp_path: Path) -> None:
-    whole = evaluation([[1, 2], [3, 4]], ["a", "b"])
-    run = write_run(tmp_path / "x", evaluations=[whole | damage])
-    facts = read_facts(run)
-    assert (facts.evaluations, facts.damaged_evaluations) == ([], ["evaluation-test.json"])
 
 
 def test_what_is_there_of_an_unfinished_run_is_shown(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""Sweep files for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+GRID = """\
+name: s
+configs: [quickstart]
+overrides: {train.epochs: 5, data: {name: synthetic, image_size: 16}}
+grid:
+  optimizer.lr: [0.01, 1e-5]
+  seed: [0, 1]
+runs:
+  - {model: {name: resnet18}}
+  - {model: {name: vgg16, width: 0.25}, train.precision: "no"}
+throttle: 2
+"""
+
+
+def written(text: str) -> Path:
+    path = Path("s.yaml")
+    path.write_text(text)
+    return path

@@ -1,0 +1,97 @@
+"""`trainlib.fit` refuses what cannot be exact, and tells mistakes in the words of the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fit_parts import Net, fit, squared
+from paths import REPOSITORY
+from torch import Tensor, nn
+
+import trainlib
+from trainlib.config import load_config
+from trainlib.errors import ConfigError, UserError
+from trainlib.models.parts import build_custom, check_custom_model
+
+
+def summed(logits: Tensor, labels: Tensor) -> Tensor:
+    return squared(logits, labels).sum()
+
+
+def no_head(num_classes: int) -> nn.Module:
+    return nn.Flatten()
+
+
+def tied(num_classes: int) -> nn.Module:
+    net = Net(num_classes)
+    net.again = net.head
+    return net
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a sum": ({"loss": summed}, "loss: gives .* for six samples and .* on average .* return the loss of each sample"),
+    "a sum of all": ({"loss": lambda logits, labels: logits.sum()}, "loss: gives"),
+    "class weights": ({"loss": nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))}, "loss: gives"),
+    "dense targets": ({"loss": nn.MSELoss()}, "loss: "),
+    "no logits": (
+        {"model": no_head},
+        r"Flatten gives \[2, 768\] for 2 images and 3 classes, must give logits \[2, 3\]",
+    ),
+    "another size": ({"model": nn.Sequential(nn.Flatten(), nn.Linear(5, 3))}, "cannot take images .2, 3, 16, 16.: "),
+    "no module": ({"model": lambda num_classes: None}, "model: got a NoneType, must be a torch.nn.Module"),
+    "shared memory": ({"model": tied}, "model: head.weight and again.weight share their memory"),
+    "frozen": ({"model": Net(3).requires_grad_(False)}, "the model has no parameter that can be trained"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_exact_is_refused_before_training(case: str, workdir: Path) -> None:
+    parts, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        fit(**parts)
+    assert not (workdir / "runs/own/metrics.jsonl").exists()
+
+
+def test_one_image_and_batchnorm_is_refused(workdir: Path) -> None:
+    norm = nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.BatchNorm1d(3))
+    with pytest.raises(UserError, match="cannot learn from 1 image"):
+        fit("data.limit=17", model=norm)
+
+
+def test_the_check_leaves_the_model_as_it_was(workdir: Path) -> None:
+    """A forward pass of black images must not reach BatchNorm's statistics: those of a plain loop's first step."""
+    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768), nn.Linear(768, 3))
+    classifier = build_custom(norm, 3)
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    check_custom_model(classifier, 16, 3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+
+
+def test_configuration_mistakes_are_told_in_the_same_words(workdir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer.lrr: unknown key; did you mean optimizer.lr\?"):
+        trainlib.fit("quickstart", "optimizer.lrr=3")
+    with pytest.raises(ConfigError, match="must hold plain values, as a YAML file does"):
+        trainlib.fit({"name": "x", "seed": Net})
+    with pytest.raises(ConfigError, match="name: is missing"):
+        trainlib.fit({"seed": 1})
+    assert load_config([{"name": "x", "optimizer": {"name": "AdamW", "lr": np.float64(0.1), "betas": (0.9, 0.99)}}])
+    assert not list(workdir.iterdir())
+
+
+def test_the_public_names_and_no_torch_before_they_are_used() -> None:
+    program = """
+import sys, trainlib
+assert "torch" not in sys.modules
+print(*[getattr(trainlib, name).__name__ for name in trainlib.__all__])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == trainlib.__all__
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        trainlib.trian  # noqa: B018

@@ -1,0 +1,152 @@
+"""Weights that do not fit, are damaged or are not there: one message each; and a file never runs code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from weight_files import (
+    as_old_format,
+    as_pth,
+    as_safetensors,
+    build,
+    stock,
+)
+
+from trainlib.errors import WeightsError
+
+
+@pytest.mark.parametrize("on_meta", [False, True])
+def test_weights_of_another_architecture(on_meta: bool, tmp_path: Path) -> None:
+    path = as_pth(stock("squeezenet1_1"), tmp_path / "squeeze")
+    with torch.device("meta" if on_meta else "cpu"), pytest.raises(WeightsError) as caught:
+        build(weights=str(path))
+    message = str(caught.value)
+    assert message.startswith(f"model.weights: {path} does not fit shufflenet_v2_x0_5 at data.image_size 32")
+    num_missing = sum("num_batches" not in name for name in stock())
+    assert f": {num_missing} missing: conv1.0.weight, conv1.1.weight, conv1.1.bias, ..." in message
+    assert message.count("missing") == 1  # the head makes no difference
+    assert "52 unexpected: features.0.weight, features.0.bias, features.3.squeeze.weight, ..." in message
+
+
+def test_weights_for_another_number_of_classes(tmp_path: Path) -> None:
+    path = as_pth(build(12).module.state_dict(), tmp_path / "twelve")
+    with pytest.raises(WeightsError) as caught:
+        build(10, weights=str(path))
+    assert "fc.weight (file 12x1024, model 1000x1024), fc.bias (file 12, model 1000)" in str(caught.value)
+    assert "; nor with a head for 10 classes: 2 of another shape: fc.weight (file 12x1024, model 10x1024)" in str(
+        caught.value
+    )
+
+
+class Malicious:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+class Settings:
+    """What a training script may leave in its checkpoint."""
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "pickle", "pickle 0", "settings", "module"])
+def test_a_pickle_that_would_run_code_does_not(form: str, tmp_path: Path) -> None:
+    path, folder = tmp_path / "weights.pth", tmp_path / "pwned"
+    content = {"state_dict": stock("squeezenet1_1"), "extra": Malicious(folder)}
+    if form == "zip":
+        torch.save(content, path)
+    elif form == "old":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    elif form == "settings":
+        torch.save({"state_dict": {}, "settings": Settings()}, path)
+    elif form == "module":
+        torch.save(nn.Linear(2, 2), path)
+    else:
+        path.write_bytes(pickle.dumps({"extra": Malicious(folder)}, protocol=0 if form == "pickle 0" else None))
+    with pytest.raises(
+        WeightsError, match=r"holds more than tensors; reading that can run code, so it was not read"
+    ) as e:
+        build(weights=str(path))
+    assert not folder.exists()
+    assert "torch.load('weights.pth', weights_only=False) and torch.save its state_dict alone" in str(e.value)
+
+
+def garbage(size: int) -> bytes:
+    return torch.randint(256, (size,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello\n", b"<html><body>404</body></html>", garbage(1000), b"\x80\x02" + garbage(100), None, 100, 5000],
+    ids=["empty", "text", "html", "garbage", "pickle garbage", "half", "first 100 bytes", "first 5000 bytes"],
+)
+def test_damaged_files_are_told(content: bytes | int | None, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"w{suffix}"
+    if not isinstance(content, bytes):
+        whole = (as_pth if suffix == ".pth" else as_safetensors)(stock("squeezenet1_1"), path).read_bytes()
+        content = whole[: content or len(whole) // 2]
+    path.write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"is damaged or no weights file \(.*\): copy or download it again"
+    ) as caught:
+        build(weights=str(path))
+    assert "\n" not in str(caught.value)
+    assert f"{path} ({len(content)} bytes)" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", range(0, 40_000, 1013))
+def test_an_old_file_cut_anywhere_is_told(size: int, tmp_path: Path) -> None:
+    path = as_old_format({"a": torch.zeros(100, 100)}, tmp_path / "w")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(WeightsError, match=r"w\.pt"):
+        build(weights=str(path))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("missing.pth", r"model.weights: got 'missing.pth', must be an existing file: /.*/missing.pth is none"),
+        ("./missing", r"model.weights: got './missing', must be an existing file: /.*/missing is none"),
+        ("~/missing.pth", r"model.weights: got '~/missing.pth', must be an existing file: /.*/missing.pth is none"),
+        ("~nobody-of-this-name/w.pth", "must be an existing file: /.*/~nobody-of-this-name/w.pth is none"),
+        (".", "got '.', must be one of"),
+        ("../", "got '../', must be an existing file: /.* is none"),
+        ("IMAGENET1K_V9", r"got 'IMAGENET1K_V9', must be one of IMAGENET1K_V1, DEFAULT, or the path of a file"),
+    ],
+)
+def test_weights_that_do_not_exist(weights: str, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        build(weights=weights)
+
+
+def test_our_own_models_have_no_published_weights() -> None:
+    with pytest.raises(
+        WeightsError, match=r"got 'IMAGENET1K_V1', must be the path of a file \(.pt, .pth, .safetensors\)"
+    ):
+        build(name="cifar10_cnn", weights="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"epoch": 3, "weights": {"a": torch.zeros(1)}}, "a mapping of 'epoch', 'weights'"),
+        ([torch.zeros(1)], "<class 'list'>"),
+        ({"state_dict": {"a": 1}}, "a mapping of 'a'"),
+    ],
+    ids=["other keys", "list", "numbers"],
+)
+def test_files_without_a_state_dict(content: Any, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=f"must hold a state_dict .* it holds {found}"):
+        build(weights=str(path))
