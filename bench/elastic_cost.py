@@ -55,7 +55,7 @@ def step_function(mode: str, options: argparse.Namespace, accelerator: Any) -> t
     config = load_config(["quickstart", *overrides, f"train.batch_size={options.batch_size}", "data.limit=2000"])
     trainer = build_trainer(config, load_data(config.data), accelerator, None)
     batch = trainer.plan.batches(0)[0]
-    (micro_batches,) = trainer.samples.train.train([batch], 0, trainer.samples.augmentation)
+    (micro_batches,) = trainer.samples.train.train_batches([batch], 0, trainer.samples.augmentation)
     denominator = trainer.state.objective.denominator(trainer.samples.train.labels_N[batch])
     size = sum(p.numel() * p.element_size() for p in trainer.state.classifier.module.parameters() if p.requires_grad)
     return lambda: train_step(trainer.state, 0, micro_batches, denominator) and None, size

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from trainlib.config import Config, load_config
 from trainlib.data import load_data
-from trainlib.data.images import Dataset, ImageSet, ResidentImages
-from trainlib.data.plan import Plan
+from trainlib.data.batches.plan import Plan
+from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.images import InMemoryImages
 from trainlib.training.build import build_classifier, build_plan, build_preprocess
 
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
@@ -82,7 +83,7 @@ class Workload:
     @cached_property
     def dataset(self) -> Dataset:
         facts = torch.load(self.copy, mmap=True)
-        train, test = (ImageSet(ResidentImages(facts[s]["images"]), facts[s]["labels"]) for s in ("train", "test"))
+        train, test = (ImageSet(InMemoryImages(facts[s]["images"]), facts[s]["labels"]) for s in ("train", "test"))
         return Dataset(train, test, facts["class_names"], facts["mean"], facts["std"])
 
     @cached_property
@@ -130,7 +131,7 @@ def _noise(count: int, size: int) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     labels_N = torch.arange(count) % 10
-    train, test = (ImageSet(ResidentImages(images[:n]), labels_N[:n]) for n in (count, 10))
+    train, test = (ImageSet(InMemoryImages(images[:n]), labels_N[:n]) for n in (count, 10))
     return Dataset(train, test, tuple("0123456789"), (0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
 
 

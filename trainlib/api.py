@@ -11,11 +11,11 @@ from torch import nn
 
 from trainlib.config import Config, differences, load_config, read_resolved
 from trainlib.data import Dataset
-from trainlib.data.images import ResidentImages
+from trainlib.data.images import InMemoryImages
 from trainlib.errors import EXIT_STOPPED
 from trainlib.inference.trained_model import find_trained
+from trainlib.models.custom_parts import CustomParts, ModelSource
 from trainlib.models.losses import CustomLoss
-from trainlib.models.parts import CustomParts, ModelSource
 from trainlib.runs.directory import RUNS, RunDirectory
 from trainlib.runs.logs import logging_to_console
 from trainlib.runs.stop_request import StopFlag
@@ -69,7 +69,7 @@ def fit(
 
 def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
     """The lowest layer of the configuration: the size that the images have."""
-    if dataset is None or not isinstance(dataset.train.images, ResidentImages):
+    if dataset is None or not isinstance(dataset.train.images, InMemoryImages):
         return []
     height, width = dataset.train.images.images_NCHW.shape[2:]
     return [{"data": {"image_size": height}}] if height == width else []

@@ -23,7 +23,7 @@ from trainlib.training.programs.arguments import parse_arguments
 from trainlib.training.tracking.curves import draw_curves
 
 if TYPE_CHECKING:
-    from trainlib.models.parts import CustomParts
+    from trainlib.models.custom_parts import CustomParts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.workload import Workload
 from trainlib.distributed.process_group import keep_freed_memory
-from trainlib.training.build import build_samples
+from trainlib.training.build import build_data_module
 
 Batch = tuple[Tensor, Tensor]
 
@@ -44,8 +44,8 @@ class Tensors:
 
     def __iter__(self) -> Iterator[Batch]:
         workload = self.workload
-        samples = build_samples(workload.config, workload.dataset, torch.empty(0), one_process(workload))
-        for [piece] in samples.train.train(list(workload.batches()), 0, samples.augmentation):
+        samples = build_data_module(workload.config, workload.dataset, torch.empty(0), one_process(workload))
+        for [piece] in samples.train.train_batches(list(workload.batches()), 0, samples.augmentation):
             yield piece.images_NCHW, piece.labels_N
 
 

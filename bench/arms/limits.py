@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from bench.arms.feeds import tune
 from bench.rounds import Rounds
 from bench.workload import Workload, sgd
-from trainlib.data import normalise
+from trainlib.data import normalize
 
 
 def bare(workload: Workload, rounds: Rounds, *, repeat: bool = False) -> None:
@@ -20,7 +20,7 @@ def bare(workload: Workload, rounds: Rounds, *, repeat: bool = False) -> None:
     size = workload.config.data.image_size
 
     def prepare(ids_N: Tensor) -> Tensor:
-        return normalise(pixels.index_select(0, ids_N), mean_3, std_3, size)  # indexing takes 0.4 ms more
+        return normalize(pixels.index_select(0, ids_N), mean_3, std_3, size)  # indexing takes 0.4 ms more
 
     batches = [ids_N.to(workload.device) for ids_N in workload.batches()]
     prepared = prepare(batches[0]), labels_N[batches[0]]

@@ -11,7 +11,7 @@ from bench.workload import Workload, one_layer
 from trainlib.distributed import process_group
 from trainlib.distributed.channel import control_channel
 from trainlib.distributed.stop_consensus import StopConsensus
-from trainlib.models.parts import CustomParts
+from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.outputs import open_outputs

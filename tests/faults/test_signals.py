@@ -62,8 +62,8 @@ BUSY = [
     ("trainlib.distributed.process_group", "start", 1),
     ("trainlib.training.session", "build_trainer", 1),
     ("trainlib.training.session", "warm_up", 1),
-    ("trainlib.data.loader", "Batches.train", 2),
-    ("trainlib.data.loader", "Batches.evaluation", 2),
+    ("trainlib.data.batches.loader", "BatchLoader.train_batches", 2),
+    ("trainlib.data.batches.loader", "BatchLoader.eval_batches", 2),
     ("trainlib.training.checkpoints.checkpoint", "_write_files", 2),
     ("trainlib.training.checkpoints.checkpoint", "prune", 2),
 ]
@@ -95,7 +95,7 @@ def stop_while_decoding(arguments: list[str], cache: str, module: str, name: str
 
 @pytest.mark.parametrize(
     ("rank", "module", "name"),
-    [(0, "trainlib.data.cache", "_decode"), (1, "trainlib.data.sources.image_folder", "decoded")],
+    [(0, "trainlib.data.cache", "_decode"), (1, "trainlib.data.sources.image_folder", "load_decoded")],
 )
 def test_signalled_while_images_are_decoded(tmp_path: Path, images: Path, rank: int, module: str, name: str) -> None:
     """Before the ranks know each other: the one asked ends with 75, and a launcher ends those that wait for it."""

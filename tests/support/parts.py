@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from trainlib.config import Config
-from trainlib.data.images import Dataset, ImageSet, ResidentImages
+from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.images import InMemoryImages
 
 
 def make_dataset(num_train: int, num_test: int = 20, *, num_classes: int = 10, size: int = 32) -> Dataset:
@@ -18,7 +19,7 @@ def make_dataset(num_train: int, num_test: int = 20, *, num_classes: int = 10, s
 
     def images(n: int) -> ImageSet:
         pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
-        return ImageSet(ResidentImages(pixels), torch.randint(0, num_classes, (n,), generator=generator))
+        return ImageSet(InMemoryImages(pixels), torch.randint(0, num_classes, (n,), generator=generator))
 
     names = tuple(f"class {index}" for index in range(num_classes))
     return Dataset(images(num_train), images(num_test), names, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

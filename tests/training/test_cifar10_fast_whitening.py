@@ -14,8 +14,8 @@ from plain_cifar10_fast import random_images
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from trainlib.data.images import Images, ResidentImages, StreamedImages
-from trainlib.data.loader import Preprocess
+from trainlib.data.augmentation import Preprocess
+from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.distributed import process_group
 from trainlib.models.architectures.whitening import whitening_weights
 from trainlib.training.session import build_trainer
@@ -46,7 +46,7 @@ def natural_images(n: int, size: int = 32) -> Tensor:
 
 def test_whitening_is_what_numpy_finds() -> None:
     images_NCHW = natural_images(60)
-    weights = whitening_weights(ResidentImages(images_NCHW), torch.arange(10, 60), PREPROCESS)
+    weights = whitening_weights(InMemoryImages(images_NCHW), torch.arange(10, 60), PREPROCESS)
     assert (weights.shape, weights.dtype) == ((24, 3, 2, 2), torch.float32)
     expected = expected_whitening(images_NCHW[10:])
     assert expected[:, :].std(axis=0).min() > 0.05
@@ -55,7 +55,7 @@ def test_whitening_is_what_numpy_finds() -> None:
 
 def test_whitened_patches_are_uncorrelated_with_variance_one() -> None:
     images_NCHW = natural_images(200)
-    weights = whitening_weights(ResidentImages(images_NCHW), torch.arange(200), PREPROCESS).double()
+    weights = whitening_weights(InMemoryImages(images_NCHW), torch.arange(200), PREPROCESS).double()
     mean, std = (
         torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (PREPROCESS.mean, PREPROCESS.std)
     )
@@ -74,8 +74,8 @@ def test_whitening_has_the_same_bits_with_any_number_of_threads_and_from_files(t
     found = []
     before = torch.get_num_threads()
     sources: list[tuple[Images, Tensor]] = [
-        (ResidentImages(images_NCHW), torch.arange(150)),
-        (ResidentImages(images_NCHW), order),
+        (InMemoryImages(images_NCHW), torch.arange(150)),
+        (InMemoryImages(images_NCHW), order),
         (StreamedImages(paths, 32), torch.arange(150)),
     ]
     for threads, (images, ids_N) in enumerate(sources, 1):
@@ -92,7 +92,7 @@ def test_whitening_looks_at_five_thousand_images_of_all_classes() -> None:
     ids_N = torch.arange(10_001)
     chosen = torch.tensor([i * 10_001 // 5_000 for i in range(5_000)])
     small = Preprocess(PREPROCESS.mean, PREPROCESS.std, 9)
-    weights = whitening_weights(ResidentImages(images_NCHW), ids_N, small)
+    weights = whitening_weights(InMemoryImages(images_NCHW), ids_N, small)
     np.testing.assert_allclose(weights.flatten(1), expected_whitening(images_NCHW[chosen]), rtol=1e-4, atol=1e-5)
 
 
@@ -100,9 +100,9 @@ def test_whitening_of_resized_images_and_of_a_single_colour() -> None:
     images_NCHW = natural_images(20, 32)
     resized = torch.stack([_by_pil(image, 24) for image in images_NCHW])
     large = Preprocess(PREPROCESS.mean, PREPROCESS.std, 24)
-    weights = whitening_weights(ResidentImages(images_NCHW), torch.arange(20), large)
+    weights = whitening_weights(InMemoryImages(images_NCHW), torch.arange(20), large)
     np.testing.assert_allclose(weights.flatten(1), expected_whitening(resized), rtol=5e-3, atol=5e-3)
-    grey = whitening_weights(ResidentImages(torch.full((3, 3, 32, 32), 77, dtype=torch.uint8)), torch.arange(3), large)
+    grey = whitening_weights(InMemoryImages(torch.full((3, 3, 32, 32), 77, dtype=torch.uint8)), torch.arange(3), large)
     assert bool(grey.isfinite().all())
 
 

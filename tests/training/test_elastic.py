@@ -16,7 +16,7 @@ from parts import make_dataset, resolved, tutorial_cnn
 from soak import SOAK
 from torch import Tensor
 
-from trainlib.data.plan import parts_of, split_range
+from trainlib.data.batches.rank_slice import shards_of_rank, split_range
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce.elastic import ElasticReducer, Node, TreeSum, cover
 from trainlib.errors import EXIT_USER_ERROR, TrainlaunchError, UserError
@@ -60,7 +60,7 @@ def test_the_tree_is_the_same_whoever_adds_up_its_nodes(num_shards: int) -> None
     for world_size in range(1, num_shards + 1):
         whole = TreeSum()
         for rank in range(world_size):
-            shards = parts_of(num_shards, world_size, rank)
+            shards = shards_of_rank(num_shards, world_size, rank)
             own, held = TreeSum(), 0
             for shard in shards:
                 own.add(Node(0, shard), values[shard].clone())

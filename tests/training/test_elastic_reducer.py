@@ -13,7 +13,7 @@ import torch
 from parts import resolved
 from paths import REPOSITORY
 
-from trainlib.data.plan import parts_of
+from trainlib.data.batches.rank_slice import shards_of_rank
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce.elastic import ElasticReducer, cover
 
@@ -21,8 +21,8 @@ from trainlib.distributed.allreduce.elastic import ElasticReducer, cover
 def test_a_divisor_of_a_power_of_two_gives_each_rank_one_node() -> None:
     """Then the traffic is that of a ring all-reduce."""
     for world_size in (1, 2, 4, 8, 16):
-        assert all(len(cover(parts_of(16, world_size, rank))) == 1 for rank in range(world_size))
-    assert [len(cover(parts_of(8, 3, rank))) for rank in range(3)] == [2, 2, 1]
+        assert all(len(cover(shards_of_rank(16, world_size, rank))) == 1 for rank in range(world_size))
+    assert [len(cover(shards_of_rank(8, 3, rank))) for rank in range(3)] == [2, 2, 1]
 
 
 def test_batch_norm_makes_one_update_a_step_from_the_mean_of_its_shards() -> None:
@@ -62,7 +62,7 @@ def count_traffic(virtual_shards: int) -> None:
 
         def step() -> None:
             elastic.start()
-            for shard in parts_of(virtual_shards, world_size, rank):
+            for shard in shards_of_rank(virtual_shards, world_size, rank):
                 with elastic.shard(shard):
                     module(torch.ones(1, 1000)).sum().backward()
             elastic.finish()

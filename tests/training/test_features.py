@@ -18,13 +18,13 @@ from accelerate import Accelerator
 from parts import make_dataset, resolved
 from torch import Tensor, nn
 
-from trainlib.data.feature_loader import FeatureBatches
-from trainlib.data.images import Dataset, ImageSet
+from trainlib.data.batches.feature_loader import FeatureLoader
+from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import UserError
 from trainlib.models.bitwise_probe import BitwiseProbe
-from trainlib.models.parts import CustomParts
+from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.session import build_trainer
 from trainlib.training.trainer import Outputs, Trainer
@@ -88,7 +88,7 @@ def trained(trainer: Trainer) -> tuple[Rows, dict[str, Tensor]]:
 
 
 def is_cached(trainer: Trainer) -> bool:
-    return isinstance(trainer.samples.train, FeatureBatches)
+    return isinstance(trainer.samples.train, FeatureLoader)
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_why_not(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, mon
         patch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x: x.mean((2, 3)) + torch.rand(()))
         assert why(model=RESNET) == "what comes before fc gives other bits alone than inside of the model"
     with monkeypatch.context() as patch:
-        patch.setattr("trainlib.models.build._freeze", _freeze_all_but_first_and_last)
+        patch.setattr("trainlib.models.classifier._freeze", _freeze_all_but_first_and_last)
         assert why(model=RESNET) == "layers all over the model are trained"
 
     with caplog.at_level(logging.INFO, "trainlib"):

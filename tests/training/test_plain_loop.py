@@ -92,7 +92,7 @@ def plain(
     optimizer = make_optimizer(model.parameters())
     losses = []
     for epoch in range(3):
-        for [micro_batch] in trainer.samples.train.train(
+        for [micro_batch] in trainer.samples.train.train_batches(
             trainer.plan.batches(epoch), epoch, trainer.samples.augmentation
         ):
             loss = criterion(model(micro_batch.images_NCHW), micro_batch.labels_N)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from trainlib.config import Normalize, load_config, shipped_configs
 from trainlib.config.libraries.catalog import weights_file
-from trainlib.data import survey
+from trainlib.data import dataset_info
 from trainlib.training.build import check_build
 
 SHIPPED = shipped_configs()
@@ -61,4 +61,4 @@ def test_everything_that_it_names_can_be_built(name: str, workdir: Path) -> None
             for index in range(40):
                 Image.new("RGB", (8, 8)).save(workdir / "data" / split / label / f"{index}.png")
     config = load_config([name])
-    check_build(config, *survey(config.data))
+    check_build(config, *dataset_info(config.data))

@@ -13,7 +13,7 @@ from parts import make_dataset, resolved
 from torch import nn
 
 from trainlib.distributed import process_group
-from trainlib.models.parts import CustomParts
+from trainlib.models.custom_parts import CustomParts
 from trainlib.training.build import build_classifier
 from trainlib.training.session import build_trainer
 from trainlib.training.step.train_step import train_step
@@ -55,7 +55,9 @@ def test_a_given_model_keeps_its_layout() -> None:
     config = resolved(CNN | {"train": {"steps": 1, "batch_size": 8}})
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(16), accelerator, None, CustomParts(model=Viewing()))
-        [micro_batches] = trainer.samples.train.train(trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation)
+        [micro_batches] = trainer.samples.train.train_batches(
+            trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
+        )
         assert train_step(trainer.state, 0, micro_batches, 8.0).applied
 
 
@@ -66,7 +68,7 @@ def test_a_step_looks_for_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     config = resolved(CNN | {"train": {"steps": 2, "batch_size": 8}})
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(16), accelerator, None)
-        steps = list(trainer.samples.train.train(trainer.plan.batches(0), 0, trainer.samples.augmentation))
+        steps = list(trainer.samples.train.train_batches(trainer.plan.batches(0), 0, trainer.samples.augmentation))
         assert train_step(trainer.state, 0, steps[0], 8.0).applied  # the first one may import what it needs
         monkeypatch.setattr(importlib.util, "find_spec", lambda *name: asked.append(name) or find_spec(*name))
         assert train_step(trainer.state, 1, steps[1], 8.0).applied
@@ -85,7 +87,9 @@ def test_a_loss_that_is_not_finite_is_noticed_where_its_gradient_is() -> None:
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(16), accelerator, None, CustomParts(loss=infinite_but_flat))
         before = [parameter.clone() for parameter in trainer.state.classifier.module.parameters()]
-        [micro_batches] = trainer.samples.train.train(trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation)
+        [micro_batches] = trainer.samples.train.train_batches(
+            trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
+        )
         assert not train_step(trainer.state, 0, micro_batches, 8.0).applied
         after = list(trainer.state.classifier.module.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

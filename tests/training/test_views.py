@@ -19,7 +19,7 @@ from trained import IN_PLAIN_NETWORK, manifest_of
 
 from launch.cli import main as launch
 from trainlib.config import is_harmless, load_config
-from trainlib.data.plan import split_validation
+from trainlib.data.splits import split_validation
 from trainlib.inference import export
 from trainlib.inference.trained_model import find_trained, load_model
 from trainlib.models.tta import with_tta

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import NonFiniteError
-from trainlib.models.parts import CustomParts
+from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.session import build_trainer
 from trainlib.training.step.accumulator import MetricAccumulator
@@ -77,7 +77,7 @@ def test_a_step_asks_for_no_value(optimizer: dict[str, Any], clip: float | None)
     for unseen in (True, False):
         with made(optimizer, unseen=unseen) as trainer:
             state = replace(trainer.state, clip_grad_norm=clip)
-            prepared = trainer.samples.train.train(trainer.plan.batches(0)[:3], 0, trainer.samples.augmentation)
+            prepared = trainer.samples.train.train_batches(trainer.plan.batches(0)[:3], 0, trainer.samples.augmentation)
             with Waits() as waits:
                 for step in range(3):
                     trainer.accumulator.add(step, train_step(state, step, next(prepared), 20.0))
@@ -126,7 +126,7 @@ def test_a_bad_step_that_is_noticed_later_has_changed_nothing(optimizer: dict[st
                 assert losses.calls >= 3
                 assert trainer.progress.step == 1
             else:
-                [micro_batches] = trainer.samples.train.train(
+                [micro_batches] = trainer.samples.train.train_batches(
                     trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
                 )
                 train_step(trainer.state, 0, micro_batches, 20.0)

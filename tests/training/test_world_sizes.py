@@ -11,8 +11,10 @@ import ranks
 import torch
 from parts import make_dataset
 
-from trainlib.data.loader import Augmentation, Batches, Preprocess, RankSlice
-from trainlib.data.plan import Plan
+from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.batches.loader import BatchLoader
+from trainlib.data.batches.plan import Plan
+from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.runs.directory import RunDirectory
 
 PREPROCESS = Preprocess((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 32)
@@ -43,8 +45,8 @@ def test_ranks_together_see_what_one_process_sees(micro_batch_size: int | None) 
 
     def seen(rank: int, world_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         rank_slice = RankSlice(rank, world_size, micro_batch_size)
-        batches = Batches(dataset.train, PREPROCESS, rank_slice, torch.device("cpu"))
-        steps = batches.train(plan.batches(1), 1, augmentation)
+        batches = BatchLoader(dataset.train, PREPROCESS, rank_slice, torch.device("cpu"))
+        steps = batches.train_batches(plan.batches(1), 1, augmentation)
         return [
             (
                 torch.cat([micro_batch.images_NCHW[: len(micro_batch.cpu_labels_N)] for micro_batch in micro_batches]),
@@ -105,8 +107,8 @@ def test_several_ranks_evaluate_the_model_that_the_checkpoint_holds(tmp_path: Pa
     from safetensors.torch import load_file
     from torchvision.models import shufflenet_v2_x0_5
 
-    from trainlib.data.plan import split_validation
     from trainlib.data.sources.synthetic import make_synthetic
+    from trainlib.data.splits import split_validation
 
     training = [word for word in TRAINING if not word.startswith(("train", "data.val"))]
     training += ["model={name: shufflenet_v2_x0_5}", "train={epochs: 1, batch_size: 30}", "data.val_fraction=0.01"]

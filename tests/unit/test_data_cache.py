@@ -15,7 +15,7 @@ from trainlib.config.schema import DataConfig
 from trainlib.data import Dataset, cache, load_data
 from trainlib.data.cache import cache_folder
 from trainlib.data.decoding import pool
-from trainlib.data.images import ResidentImages, StreamedImages
+from trainlib.data.images import InMemoryImages, StreamedImages
 from trainlib.errors import DataError, StoppedError
 
 
@@ -78,7 +78,7 @@ def test_images_are_decoded_once(root: Path, folder: Path, decodings: list[int])
 def test_writing_to_the_images_does_not_reach_the_file(root: Path) -> None:
     first = load(root)
     before = everything(first)
-    assert isinstance(first.train.images, ResidentImages)
+    assert isinstance(first.train.images, InMemoryImages)
     first.train.images.images_NCHW.zero_()
     assert torch.equal(everything(load(root)), before)
 

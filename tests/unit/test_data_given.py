@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainlib.data import Dataset, ImageSet, fingerprint, image_dataset
-from trainlib.data.images import ResidentImages
+from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)  # [N, H, W, 3]
@@ -25,7 +25,7 @@ class Listed(list[tuple[Any, Any]]):
 
 def images_of(dataset: Dataset) -> Tensor:
     images = dataset.train.images
-    assert isinstance(images, ResidentImages)
+    assert isinstance(images, InMemoryImages)
     return images.images_NCHW
 
 
@@ -38,7 +38,7 @@ FORMS: dict[str, Any] = {
     "RGBA images": Listed(zip([Image.fromarray(pixels).convert("RGBA") for pixels in PIXELS], LABELS, strict=True)),
     "single arrays": Listed(zip(PIXELS, LABELS, strict=True)),
     "single tensors": Listed(zip(torch.from_numpy(PIXELS).permute(0, 3, 1, 2), torch.tensor(LABELS), strict=True)),
-    "ImageSet": ImageSet(ResidentImages(torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy())), torch.tensor(LABELS)),
+    "ImageSet": ImageSet(InMemoryImages(torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy())), torch.tensor(LABELS)),
 }
 
 

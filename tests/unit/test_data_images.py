@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainlib.data.images import ResidentImages, StreamedImages, channel_statistics
+from trainlib.data.dataset import channel_statistics
+from trainlib.data.images import InMemoryImages, StreamedImages
 from trainlib.errors import DataError
 
 NUM_IMAGES, SIZE = 23, 12
@@ -35,7 +36,7 @@ def batch_ids() -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
 def test_batches_are_the_images_of_these_indices_in_order(kind: str, array: np.ndarray, paths: list[str]) -> None:
-    images = ResidentImages(torch.from_numpy(array)) if kind == "resident" else StreamedImages(paths, SIZE)
+    images = InMemoryImages(torch.from_numpy(array)) if kind == "resident" else StreamedImages(paths, SIZE)
     images = images.to(torch.device("cpu"))
     assert len(images) == NUM_IMAGES
     batches = list(images.batches(batch_ids()))
@@ -47,7 +48,7 @@ def test_batches_are_the_images_of_these_indices_in_order(kind: str, array: np.n
 
 
 def test_a_batch_is_a_copy(array: np.ndarray) -> None:
-    images = ResidentImages(torch.from_numpy(array.copy()))
+    images = InMemoryImages(torch.from_numpy(array.copy()))
     next(images.batches([torch.arange(5)])).zero_()
     np.testing.assert_array_equal(images.images_NCHW.numpy(), array)
 
@@ -68,18 +69,18 @@ def test_a_damaged_image_in_the_stream_is_named_without_a_traceback(tmp_path: Pa
 
 
 def test_statistics_are_those_of_the_pixels(array: np.ndarray, paths: list[str]) -> None:
-    mean, std = channel_statistics(ResidentImages(torch.from_numpy(array)))
+    mean, std = channel_statistics(InMemoryImages(torch.from_numpy(array)))
     np.testing.assert_allclose(mean, (array / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, (array / 255).std(axis=(0, 2, 3)), rtol=1e-12)
     assert channel_statistics(StreamedImages(paths, SIZE)) == (mean, std)
 
 
 def test_statistics_are_taken_over_evenly_spaced_images(monkeypatch: pytest.MonkeyPatch, array: np.ndarray) -> None:
-    monkeypatch.setattr("trainlib.data.images.STATISTICS_SAMPLES", 4)
-    mean, _ = channel_statistics(ResidentImages(torch.from_numpy(array)))
+    monkeypatch.setattr("trainlib.data.dataset.STATISTICS_SAMPLES", 4)
+    mean, _ = channel_statistics(InMemoryImages(torch.from_numpy(array)))
     np.testing.assert_allclose(mean, (array[[0, 5, 11, 17]] / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
 
 
 def test_images_of_one_colour_can_be_normalised() -> None:
-    grey = ResidentImages(torch.full((3, 3, 4, 4), 51, dtype=torch.uint8))
+    grey = InMemoryImages(torch.full((3, 3, 4, 4), 51, dtype=torch.uint8))
     assert channel_statistics(grey) == ((0.2, 0.2, 0.2), (1 / 255, 1 / 255, 1 / 255))

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainlib.config.schema import DataConfig
 from trainlib.data import load_data
-from trainlib.data.images import Dataset, ImageSet
+from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.sources.synthetic import make_synthetic
 
 

@@ -19,8 +19,11 @@ from torch import Tensor
 from trained import CLASSES, TRAINING, checkpoint_of, drawings, pixels, plain_logits
 
 from trainlib.config import LossConfig
-from trainlib.data.images import ImageSet, ResidentImages
-from trainlib.data.loader import Batches, MicroBatch, Preprocess, RankSlice
+from trainlib.data.augmentation import Preprocess
+from trainlib.data.batches.loader import BatchLoader, MicroBatch
+from trainlib.data.batches.rank_slice import RankSlice
+from trainlib.data.dataset import ImageSet
+from trainlib.data.images import InMemoryImages
 from trainlib.training.metrics.predictions import (
     PredictionCollector,
     Predictions,
@@ -47,7 +50,7 @@ def random_case(num_samples: int, num_classes: int, seed: int = 0) -> tuple[Tens
 
 def micro_batch(ids: list[int], labels_N: Tensor) -> MicroBatch:
     ids_N = torch.tensor(ids, dtype=torch.int64)
-    return MicroBatch(ids_N, torch.empty(len(ids), 3, 1, 1), labels_N[ids_N], labels_N[ids_N], part=0)
+    return MicroBatch(ids_N, torch.empty(len(ids), 3, 1, 1), labels_N[ids_N], labels_N[ids_N], shard=0)
 
 
 def answers_to(logits_NC: Tensor, labels_N: Tensor, micro_batches: list[list[int]]) -> Predictions:
@@ -122,7 +125,7 @@ def test_the_surest_mistakes_come_first_with_their_pictures() -> None:
     confidence_N = torch.tensor([0.5, 0.9, 0.9, *[0.1] * 27, *[1.0] * 20], dtype=torch.float64)
     predictions = Predictions(ids_N, predicted_N, torch.ones(50, dtype=torch.bool), confidence_N)
     preprocess = Preprocess((0.0,) * 3, (1.0,) * 3, 32)
-    batches = Batches(ImageSet(ResidentImages(images_NCHW), labels_N), preprocess, RankSlice(0, 1, None), CPU)
+    batches = BatchLoader(ImageSet(InMemoryImages(images_NCHW), labels_N), preprocess, RankSlice(0, 1, None), CPU)
     evaluation = describe(predictions, batches, ids_N, ["a", "b"], Metrics(1.0, 0.4, 50), {"split": "val"})
     mistakes = evaluation["mistakes"]
     assert [m["index"] for m in mistakes] == [1, 2, 0, *range(3, 25)]
@@ -131,7 +134,9 @@ def test_the_surest_mistakes_come_first_with_their_pictures() -> None:
     first = Image.open(io.BytesIO(base64.b64decode(mistakes[0]["png"])))
     assert (first.format, first.size) == ("PNG", (128, 17))
 
-    small = Batches(ImageSet(ResidentImages(images_NCHW[..., :32]), labels_N), preprocess, RankSlice(0, 1, None), CPU)
+    small = BatchLoader(
+        ImageSet(InMemoryImages(images_NCHW[..., :32]), labels_N), preprocess, RankSlice(0, 1, None), CPU
+    )
     evaluation = describe(predictions, small, ids_N, ["a", "b"], Metrics(1.0, 0.4, 50), {"split": "val"})
     first = Image.open(io.BytesIO(base64.b64decode(evaluation["mistakes"][0]["png"])))
     assert np.array_equal(np.asarray(first).transpose(2, 0, 1), images_NCHW[11, :, :, :32].numpy())

@@ -197,7 +197,7 @@ def test_waits_are_counted_with_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_in_a_step: int
 ) -> None:
     """Torch's warnings while they are on, as the real mode gives them; another warning is none of them."""
-    from trainlib.data.plan import Plan
+    from trainlib.data.batches.plan import Plan
     from trainlib.models.losses import Objective
 
     state = {"mode": "default"}

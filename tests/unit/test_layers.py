@@ -76,14 +76,26 @@ def test_imports_go_downwards() -> None:
     ("file", "line", "message"),
     [
         (
-            "trainlib/data/plan.py",
+            "trainlib/data/batches/plan.py",
             "import trainlib.training.session",
-            "trainlib.data.plan -> trainlib.training.session",
+            "trainlib.data.batches.plan -> trainlib.training.session",
         ),
-        ("trainlib/data/plan.py", "def f():\n    from trainlib import models", "trainlib.data.plan -> trainlib.models"),
-        ("trainlib/data/plan.py", "import launch.cli", "trainlib.data.plan -> launch.cli"),
-        ("launch/local/ranks.py", "from trainlib.data import plan", "launch.local.ranks -> trainlib.data.plan"),
-        ("trainlib/data/plan.py", "import trainlib.data.loader", "No cycles are allowed in trainlib.data"),
+        (
+            "trainlib/data/batches/plan.py",
+            "def f():\n    from trainlib import models",
+            "trainlib.data.batches.plan -> trainlib.models",
+        ),
+        ("trainlib/data/batches/plan.py", "import launch.cli", "trainlib.data.batches.plan -> launch.cli"),
+        (
+            "launch/local/ranks.py",
+            "from trainlib.data.batches import plan",
+            "launch.local.ranks -> trainlib.data.batches.plan",
+        ),
+        (
+            "trainlib/data/batches/rank_slice.py",
+            "import trainlib.data.batches.loader",
+            "No cycles are allowed in trainlib.data.batches",
+        ),
         ("trainlib/shed.py", "", "trainlib.shed"),
     ],
 )

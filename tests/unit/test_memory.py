@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import UserError
-from trainlib.models.parts import CustomParts
+from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.session import build_trainer
 from trainlib.training.step.train_step import train_step
@@ -123,7 +123,9 @@ def norm_loop() -> Iterator[Trainer]:
 def test_a_step_that_ran_out_of_memory_left_nothing_behind(norm_loop: Trainer) -> None:
     state = norm_loop.state
     before = {name: value.clone() for name, value in state.classifier.module.state_dict().items()}
-    [micro_batches] = norm_loop.samples.train.train(norm_loop.plan.batches(0)[:1], 0, norm_loop.samples.augmentation)
+    [micro_batches] = norm_loop.samples.train.train_batches(
+        norm_loop.plan.batches(0)[:1], 0, norm_loop.samples.augmentation
+    )
     with pytest.raises(torch.OutOfMemoryError):
         train_step(state, 0, micro_batches, 16.0)
     assert all(torch.equal(value, before[name]) for name, value in state.classifier.module.state_dict().items())
@@ -149,7 +151,9 @@ def _find_what_fits(room_of_rank: list[int]) -> int:
         trainer = build_trainer(config, make_dataset(40), accelerator, None, CustomParts(model=small))
         small.room = room_of_rank[rank]
         found = memory.fitting(trainer.state, trainer.samples.train.dummy_input(), 10)
-        [micro_batches] = trainer.samples.train.train(trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation)
+        [micro_batches] = trainer.samples.train.train_batches(
+            trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
+        )
         applied = train_step(trainer.state, 0, memory.cut(micro_batches, found), 20.0).applied
     return 0 if (found, applied) == (3, True) else 1
 

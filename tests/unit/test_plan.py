@@ -7,15 +7,9 @@ import itertools
 import pytest
 import torch
 
-from trainlib.data.plan import (
-    Plan,
-    limit_samples,
-    split_micro_batches,
-    split_range,
-    split_validation,
-    steps_per_epoch,
-    to_steps,
-)
+from trainlib.data.batches.plan import Plan, steps_per_epoch, to_steps
+from trainlib.data.batches.rank_slice import split_micro_batches, split_range
+from trainlib.data.splits import limit_samples, split_validation
 
 
 def make_plan(

@@ -58,7 +58,9 @@ def _one_step(through_memory: bool) -> int:
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(24), accelerator, None)
         assert bool(trainer.state.model._comm_hooks) is through_memory  # type: ignore[union-attr,arg-type]
-        [micro_batches] = trainer.samples.train.train(trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation)
+        [micro_batches] = trainer.samples.train.train_batches(
+            trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
+        )
         assert train_step(trainer.state, 0, micro_batches, 12.0).applied
         weights = [parameter.detach() for parameter in trainer.state.parameters]
         torch.save(weights, f"weights-{through_memory}-{accelerator.process_index}.pt")

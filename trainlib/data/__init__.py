@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainlib.config import DataConfig, not_here
-from trainlib.data.augmentation import augment, normalise
-from trainlib.data.images import Dataset, Images, ImageSet
+from trainlib.data.augmentation import augment, normalize
+from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.images import Images
 from trainlib.data.sources.cifar10 import load_cifar10
-from trainlib.data.sources.image_folder import images_below, list_images, load_class_folder, load_image_folder
+from trainlib.data.sources.image_folder import find_images, list_images, load_class_folder, load_image_folder
 from trainlib.data.sources.in_memory import fingerprint, image_dataset
 from trainlib.data.sources.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 from trainlib.errors import UserError
@@ -19,13 +20,13 @@ __all__ = [
     "ImageSet",
     "Images",
     "augment",
+    "dataset_info",
+    "find_images",
     "fingerprint",
     "image_dataset",
-    "images_below",
     "load_class_folder",
     "load_data",
-    "normalise",
-    "survey",
+    "normalize",
 ]
 
 
@@ -51,7 +52,7 @@ def load_data(
     raise UserError(f"data.name: {not_here(config.name)}")
 
 
-def survey(config: DataConfig) -> tuple[int, int]:
+def dataset_info(config: DataConfig) -> tuple[int, int]:
     """How many training images and how many classes there will be; nothing is decoded or downloaded.
 
     Raises DataError for folders that are missing or of the wrong form.

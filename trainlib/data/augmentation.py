@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -10,6 +11,48 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from trainlib.randomness import draw, key
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random flips and crops of training images, as a function of (seed, epoch, sample index); see `augment`."""
+
+    seed: int
+    flip: bool | str
+    crop_padding: int
+    fill: str = "black"
+
+    def __bool__(self) -> bool:
+        return bool(self.flip) or self.crop_padding > 0
+
+    def __call__(self, images_NCHW: Tensor, ids_N: Tensor, epoch: int) -> Tensor:
+        """Augment images, uint8 [N, 3, H, W], whose sample indices are `ids_N`, int64 [N] on the same device."""
+        return augment(
+            images_NCHW,
+            ids_N,
+            seed=self.seed,
+            epoch=epoch,
+            flip=self.flip,
+            crop_padding=self.crop_padding,
+            fill=self.fill,
+        )
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The conversion of uint8 images to the model's input: resizing, and normalization by channel (see `normalize`).
+
+    mean, std   of each channel of images scaled to 0..1
+    image_size  height and width of the result, in pixels
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+
+    def __call__(self, images_NCHW: Tensor) -> Tensor:
+        """Return images, uint8 [N, 3, H, W], as float32 [N, 3, image_size, image_size]."""
+        return normalize(images_NCHW, self.mean, self.std, self.image_size)
 
 
 def augment(
@@ -66,7 +109,7 @@ def _reflected(images_NCHW: Tensor, padding: int) -> Tensor:
     return padded
 
 
-def normalise(images_NCHW: Tensor, mean_3: Sequence[float], std_3: Sequence[float], image_size: int) -> Tensor:
+def normalize(images_NCHW: Tensor, mean_3: Sequence[float], std_3: Sequence[float], image_size: int) -> Tensor:
     """uint8 [N, 3, H, W] to float32 [N, 3, image_size, image_size], on the images' device.
 
     Scaled to 0..1, minus mean, over std, computed as `x * a - b`, where a = 1 / (255 * std) and b = mean / std are

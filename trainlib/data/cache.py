@@ -23,8 +23,9 @@ import PIL
 import psutil
 import torch
 
+from trainlib.data.dataset import PerChannel, channel_statistics
 from trainlib.data.decoding.pool import available_cores, damaged_images, decode_files
-from trainlib.data.images import Images, ResidentImages, Rgb, StreamedImages, channel_statistics
+from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.errors import DataError
 from trainlib.runs.locks import exclusive_lock
 
@@ -44,23 +45,23 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class DecodedFiles:
+class DecodedImages:
     """Training and test images, and the channel statistics of the training images."""
 
     train: Images
     test: Images
-    mean: Rgb
-    std: Rgb
+    mean: PerChannel
+    std: PerChannel
 
 
-def decoded(
+def load_decoded(
     train: Sequence[ImageFile],
     test: Sequence[ImageFile],
     image_size: int,
     *,
     stop_requested: Callable[[], bool],
     is_main: bool,
-) -> DecodedFiles:
+) -> DecodedImages:
     """The files as images of `image_size`: from the cache, or decoded into it by the first process that comes.
 
     Where they would take too much memory or disk they are streamed instead.
@@ -87,7 +88,7 @@ def decoded(
                 _write_statistics(statistics_path, statistics)
     else:
         train_images, test_images = _images(images_NCHW, paths, len(train), image_size)
-    return DecodedFiles(train_images, test_images, *statistics)
+    return DecodedImages(train_images, test_images, *statistics)
 
 
 def cache_folder() -> Path:
@@ -122,7 +123,7 @@ def _images(images_NCHW: np.ndarray | None, paths: list[str], num_train: int, im
     if images_NCHW is None:
         return StreamedImages(paths[:num_train], image_size), StreamedImages(paths[num_train:], image_size)
     tensor = torch.from_numpy(images_NCHW)
-    return ResidentImages(tensor[:num_train]), ResidentImages(tensor[num_train:])
+    return InMemoryImages(tensor[:num_train]), InMemoryImages(tensor[num_train:])
 
 
 def _fits(shape: tuple[int, ...], folder: Path, is_main: bool) -> bool:
@@ -192,7 +193,7 @@ def _progress(total: int, show_bar: bool) -> Iterator[Callable[[int], None]]:
     logger.info("Decoded %d images in %.1f s.", total, time.monotonic() - start)
 
 
-def _read_statistics(path: Path) -> tuple[Rgb, Rgb] | None:
+def _read_statistics(path: Path) -> tuple[PerChannel, PerChannel] | None:
     try:
         entry = json.loads(path.read_bytes())
         (r, g, b), (std_r, std_g, std_b) = entry["mean"], entry["std"]
@@ -201,7 +202,7 @@ def _read_statistics(path: Path) -> tuple[Rgb, Rgb] | None:
     return (r, g, b), (std_r, std_g, std_b)
 
 
-def _write_statistics(path: Path, statistics: tuple[Rgb, Rgb]) -> None:
+def _write_statistics(path: Path, statistics: tuple[PerChannel, PerChannel]) -> None:
     mean, std = statistics
     partial = path.with_suffix(".json-partial")
     partial.write_text(json.dumps({"mean": mean, "std": std}))

@@ -1,11 +1,10 @@
-"""What a data set is to the trainer: decoded images that are fetched by index, and their labels."""
+"""Decoded images, fetched by index: held in memory, or decoded from their files for each batch."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +16,6 @@ from torch.utils.data import Dataset as TorchDataset
 from trainlib.data.decoding.decode import Failure, decode_rows
 from trainlib.data.decoding.pool import available_cores, damaged_images
 
-Rgb = tuple[float, float, float]
-
-STATISTICS_SAMPLES = 2_000
 DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
 
 
@@ -40,7 +36,7 @@ class Images(Protocol):
         ...
 
 
-class ResidentImages:
+class InMemoryImages:
     """Images in memory, uint8 [N, 3, H, W] (perhaps a memory-mapped file): a batch is one gather."""
 
     def __init__(self, images_NCHW: Tensor, device: torch.device | None = None):
@@ -50,13 +46,13 @@ class ResidentImages:
     def __len__(self) -> int:
         return len(self.images_NCHW)
 
-    def to(self, device: torch.device) -> ResidentImages:
+    def to(self, device: torch.device) -> InMemoryImages:
         """Moves the images to the device; where they would take too much of its memory, only each batch is moved."""
         if device.type == "cuda" and self.images_NCHW.device != device:
             free, _ = torch.cuda.mem_get_info(device)
             if self.images_NCHW.nbytes > free * DEVICE_MEMORY_FRACTION:
-                return ResidentImages(self.images_NCHW, device)
-        return ResidentImages(self.images_NCHW.to(device))
+                return InMemoryImages(self.images_NCHW, device)
+        return InMemoryImages(self.images_NCHW.to(device))
 
     def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
         if not ids:
@@ -121,49 +117,3 @@ def _leave_signals_to_parent(_worker: int) -> None:
     """SLURM signals every process of a job; a worker that died of it would take the checkpoint with it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """images, and labels_N int64 [N] on the CPU."""
-
-    images: Images
-    labels_N: Tensor
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training and test images; mean and std of each channel are those of training images scaled to 0..1."""
-
-    train: ImageSet
-    test: ImageSet
-    class_names: tuple[str, ...]
-    mean: Rgb
-    std: Rgb
-
-
-def channel_statistics(images: Images) -> tuple[Rgb, Rgb]:
-    """Mean and standard deviation of each channel of images scaled to 0..1, over at most 2,000, evenly spaced.
-
-    Summed in integers, so that it is the same in every bit whether the images are resident or streamed. A standard
-    deviation is at least 1/255, so that images of one colour can be normalised by it.
-    """
-    num_chosen = min(len(images), STATISTICS_SAMPLES)
-    chosen = torch.arange(num_chosen) * len(images) // num_chosen
-    total_3, squares_3, count = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0
-    for batch in images.batches(torch.split(chosen, 50)):
-        values = batch.cpu().long()
-        total_3 += values.sum(dim=(0, 2, 3))
-        squares_3 += values.square().sum(dim=(0, 2, 3))
-        count += values[:, 0].numel()
-    means = [total / count / 255 for total in total_3.tolist()]
-    stds = []
-    for total, squares in zip(total_3.tolist(), squares_3.tolist(), strict=True):
-        variance = (squares * count - total * total) / count**2
-        stds.append(max(variance**0.5, 1.0) / 255)
-    return _rgb(means), _rgb(stds)
-
-
-def _rgb(values: list[float]) -> Rgb:
-    red, green, blue = values
-    return red, green, blue

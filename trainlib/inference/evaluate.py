@@ -20,7 +20,8 @@ from accelerate import Accelerator
 
 from trainlib.config import Config, is_custom, not_here
 from trainlib.data import ImageSet, load_class_folder, load_data
-from trainlib.data.loader import Batches, RankSlice
+from trainlib.data.batches.loader import BatchLoader
+from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.evaluation_text import evaluation_text
@@ -82,10 +83,10 @@ def _evaluate(
     num_pieces = -(-len(ids_N) // size)
     rank_slice = RankSlice(accelerator.process_index, accelerator.num_processes, None, virtual_shards=num_pieces)
     images = replace(image_set, images=image_set.images.to(device))
-    batches = Batches(images, trained.preprocess, rank_slice, device)
+    batches = BatchLoader(images, trained.preprocess, rank_slice, device)
     objective = Objective(config.loss, len(trained.classes), device)
     collector = PredictionCollector(config.loss, device)
-    micro_batches = batches.evaluation(ids_N, size)
+    micro_batches = batches.eval_batches(ids_N, size)
     network = with_tta(model, config.evaluation.test_time)
     sums = gather_sums(evaluation_sums(network, objective, micro_batches, collector.add, num_pieces), device)
     metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from trainlib.data.loader import Preprocess
+from trainlib.data.augmentation import Preprocess
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.inference.trained_model import Trained, TrainedModel, find_trained, use
 from trainlib.models.weights import weights_sha256

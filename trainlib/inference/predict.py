@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from trainlib.data import images_below
+from trainlib.data import find_images
 from trainlib.data.decoding.decode import decode_rows
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
@@ -51,7 +51,7 @@ def _expand(words: Sequence[str]) -> Iterator[str]:
     """The image files that the words mean: a folder stands for all that are in it, at any depth, sorted."""
     for word in words:
         if os.path.isdir(word):
-            found = images_below(word)
+            found = find_images(word)
             if not found:
                 print(f"{_printable(word)}: no images in this folder, nor in those below it", file=sys.stderr)
             yield from found

@@ -16,13 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainlib.config import Config, is_custom, load_config, not_here
-from trainlib.data import normalise
+from trainlib.data.augmentation import Preprocess
 from trainlib.data.decoding.decode import Failure, decode_rows, square
 from trainlib.data.decoding.pool import damaged_images
-from trainlib.data.loader import Preprocess
 from trainlib.errors import CheckpointError, UserError
 from trainlib.models import build_model
-from trainlib.models.parts import ModelSource, build_custom
+from trainlib.models.custom_parts import ModelSource, build_custom
 from trainlib.models.tta import with_tta
 from trainlib.runs.directory import RUNS
 from trainlib.training.checkpoints import checkpoint
@@ -173,8 +172,7 @@ class TrainedModel:
 
     def prepare(self, images_NCHW: Tensor) -> Tensor:
         """uint8 RGB [N, 3, H, W] as the network takes it, on its device; exactly what training's evaluation does."""
-        mean, std = self.preprocess.mean, self.preprocess.std
-        return normalise(images_NCHW.to(self.device), mean, std, self.preprocess.image_size)
+        return self.preprocess(images_NCHW.to(self.device))
 
     @torch.inference_mode()
     def probabilities(self, images_NCHW: Tensor) -> Tensor:

@@ -10,18 +10,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_custom
-from trainlib.data.images import Dataset, ImageSet
-from trainlib.data.loader import Augmentation, Batches, Preprocess, RankSlice, Samples
-from trainlib.data.plan import Plan, limit_samples, split_validation, steps_per_epoch, to_steps
+from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.batches.loader import BatchLoader, DataModule
+from trainlib.data.batches.plan import Plan, steps_per_epoch, to_steps
+from trainlib.data.batches.rank_slice import RankSlice
+from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.splits import limit_samples, split_validation
 from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
 from trainlib.errors import DataError, UserError
 from trainlib.models import Classifier, build_model, check_forward, weights_normalization
+from trainlib.models.custom_parts import ModelSource, build_custom, check_custom_loss, check_custom_model
 from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.losses import CustomLoss, Objective
 from trainlib.models.optimizers.build import build_optimizer, skips_on_found_inf
 from trainlib.models.optimizers.schedule import Schedule
-from trainlib.models.parts import ModelSource, build_custom, check_custom_loss, check_custom_model
 from trainlib.randomness import key, seed_generators
 from trainlib.training.step.state import TrainState
 from trainlib.training.trainer import LoopConfig
@@ -134,7 +137,7 @@ def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes
     ]
     if 1 in micro_batches:
         getters = (
-            f"{rank_slices[0].num_parts} virtual shards"
+            f"{rank_slices[0].num_shards} virtual shards"
             if rank_slices[0].virtual_shards
             else f"{world_size} process(es)"
         )
@@ -176,23 +179,23 @@ def build_rank_slice(train: TrainConfig, rank: int, world_size: int) -> RankSlic
     return RankSlice(rank, world_size, train.micro_batch_size, virtual_shards)
 
 
-def build_samples(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> Samples:
+def build_data_module(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> DataModule:
     train, augment = config.train, config.data.augment
     rank_slice = build_rank_slice(train, accelerator.process_index, accelerator.num_processes)
     preprocess = build_preprocess(config, dataset)
     device = accelerator.device
-    piece_size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // rank_slice.num_parts))
+    piece_size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // rank_slice.num_shards))
 
-    def batches(images: ImageSet) -> Batches:
-        return Batches(replace(images, images=images.images.to(device)), preprocess, rank_slice, device)
+    def batches(images: ImageSet) -> BatchLoader:
+        return BatchLoader(replace(images, images=images.images.to(device)), preprocess, rank_slice, device)
 
-    return Samples(
+    return DataModule(
         train=batches(dataset.train),
         test=batches(dataset.test),
         augmentation=Augmentation(config.seed, augment.flip, augment.crop_padding, augment.fill),
         val_ids=val_ids,
-        train_piece_size=piece_size,
-        evaluation_batch_size=2 * piece_size,  # no gradients to store
+        micro_batch_size=piece_size,
+        eval_batch_size=2 * piece_size,  # no gradients to store
     )
 
 

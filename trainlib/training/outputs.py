@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from trainlib.config import Config, dump_config
-from trainlib.data.images import Dataset
-from trainlib.data.plan import to_steps
+from trainlib.data.batches.plan import to_steps
+from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
 from trainlib.models.weights import weights_sha256
 from trainlib.runs import environment

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from trainlib.config import Config
 from trainlib.data import load_data
-from trainlib.data.images import Dataset
+from trainlib.data.dataset import Dataset
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce import elastic
 from trainlib.distributed.channel import control_channel
@@ -25,17 +25,17 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.distributed.watchdog import Watchdog
 from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError, UserError
 from trainlib.models.architectures.whitening import whiten
+from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.models.optimizers.schedule import Schedule
-from trainlib.models.parts import NOTHING_CUSTOM, CustomParts
 from trainlib.runs.directory import Attempt, RunDirectory
 from trainlib.runs.logs import attempt_header, redirect_output
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.build import (
     build_classifier,
+    build_data_module,
     build_loop_config,
     build_plan,
     build_preprocess,
-    build_samples,
     build_train_state,
     check_images,
 )
@@ -63,7 +63,7 @@ def run_session(
     start: Checkpoint | None,
     attempt: Attempt | None,
     log: TextIO,
-    custom: CustomParts = NOTHING_CUSTOM,
+    custom: CustomParts = NO_CUSTOM_PARTS,
 ) -> bool:
     """Train until the end, or until asked to stop; True at the end.
 
@@ -176,7 +176,7 @@ def build_trainer(
     dataset: Dataset,
     accelerator: Accelerator,
     start: Checkpoint | None,
-    custom: CustomParts = NOTHING_CUSTOM,
+    custom: CustomParts = NO_CUSTOM_PARTS,
     caching: Callable[[Parts], Features | None] = lambda parts: None,
 ) -> Trainer:
     """All parts of the run, in the state that `start` holds. Its outputs are still to be set.
@@ -205,7 +205,7 @@ def build_trainer(
             raise CheckpointError(f"{start.path} does not fit the model: {error}") from error
     elif config.model.weights is None:  # a file of weights brings the whitening that they were trained with
         whiten(classifier.module, dataset.train.images, plan.ids_N, build_preprocess(config, dataset))
-    samples = build_samples(config, dataset, val_ids, accelerator)
+    samples = build_data_module(config, dataset, val_ids, accelerator)
     features = caching(Parts(config, classifier, plan, samples, accelerator))
     if features is not None:
         samples = replace(samples, train=features.batches)
@@ -219,14 +219,14 @@ def build_trainer(
         steps_per_epoch=plan.steps_per_epoch,
     )
     rank_slice = samples.train.rank_slice
-    progress = Progress.at_start(rank_slice.num_parts)
+    progress = Progress.at_start(rank_slice.num_shards)
     if start is not None:
         saved = start.trainer_state()
         state.load_state(saved["optimizer"], saved["scaler"])
         if state.average is not None:
             state.average.load_state_dict(saved)
         schedule.load_state_dict(saved["schedule"])
-        progress = Progress.from_state(saved["progress"], rank_slice.parts, rank_slice.num_parts)
+        progress = Progress.from_state(saved["progress"], rank_slice.shards, rank_slice.num_shards)
     autotune(config.train, state, samples, progress, plan.total_steps)
     return Trainer(state, plan, schedule, samples, build_loop_config(config, plan.steps_per_epoch), Outputs(), progress)
 

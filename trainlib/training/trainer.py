@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trainlib.config import Best, EarlyStopping
-from trainlib.data.loader import Batches, MicroBatch, Samples
-from trainlib.data.plan import Plan
+from trainlib.data.batches.loader import BatchLoader, DataModule, MicroBatch
+from trainlib.data.batches.plan import Plan
 from trainlib.distributed.allreduce.elastic import require_same_state
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.distributed.stop_consensus import StopConsensus
@@ -70,7 +70,7 @@ class Trainer:
         state: TrainState,
         plan: Plan,
         schedule: Schedule,
-        samples: Samples,
+        samples: DataModule,
         loop_config: LoopConfig,
         outputs: Outputs,
         progress: Progress,
@@ -115,7 +115,7 @@ class Trainer:
         first = progress.step % plan.steps_per_epoch
         batches = plan.batches(epoch)[first : first + plan.total_steps - progress.step]
         denominators = map(self.state.objective.denominator, self.samples.train.labels_of(batches))
-        prepared = self.samples.train.train(batches, epoch, self.samples.augmentation)
+        prepared = self.samples.train.train_batches(batches, epoch, self.samples.augmentation)
         for ids_N, denominator, micro_batches in zip(batches, denominators, prepared, strict=True):
             lr = self.schedule.lr
             result = self._train_step(micro_batches, denominator)
@@ -191,7 +191,7 @@ class Trainer:
         return metrics
 
     def _evaluate(
-        self, batches: Batches, ids_N: Tensor, on_batch: OnBatch = lambda micro_batch, logits_NC: None
+        self, batches: BatchLoader, ids_N: Tensor, on_batch: OnBatch = lambda micro_batch, logits_NC: None
     ) -> tuple[Metrics, float]:
         """The metrics of these samples, by the averaged weights where there are any, and how many it were a second."""
 
@@ -200,7 +200,7 @@ class Trainer:
             on_batch(micro_batch, logits_NC)
 
         with self.clock.paused() as pause, self.state.ema_weights():
-            metrics = evaluate(self.state, batches, ids_N, self.samples.evaluation_batch_size, beat_and_pass_on)
+            metrics = evaluate(self.state, batches, ids_N, self.samples.eval_batch_size, beat_and_pass_on)
         return metrics, len(ids_N) / pause.seconds
 
     def _log_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:

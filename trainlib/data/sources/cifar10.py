@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from trainlib.data.images import Dataset, ImageSet, ResidentImages
+from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 from trainlib.runs.locks import exclusive_lock
 
@@ -54,7 +55,7 @@ def _read(cifar10: Any, root: Path) -> Dataset:
 
 def _image_set(split: Any) -> ImageSet:
     images_NCHW = torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(ResidentImages(images_NCHW), torch.tensor(split.targets))
+    return ImageSet(InMemoryImages(images_NCHW), torch.tensor(split.targets))
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainlib.data.cache import ImageFile, decoded
-from trainlib.data.images import Dataset, ImageSet
+from trainlib.data.cache import ImageFile, load_decoded
+from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.errors import DataError
 
 EXTENSIONS = frozenset(
@@ -31,7 +31,7 @@ def load_image_folder(root: Path, image_size: int, *, stop_requested: Callable[[
     """The images under `root`, of `image_size`, sorted by class name, then by path."""
     train, test = list_images(root, warn=is_main)
     class_names = tuple(train.classes)
-    files = decoded(
+    files = load_decoded(
         [file for name in class_names for file in train.classes[name]],
         [file for name in class_names for file in test.classes[name]],
         image_size,
@@ -71,11 +71,11 @@ def load_class_folder(folder: Path, class_names: Sequence[str], image_size: int)
     if mistakes:
         raise DataError("\n".join([f"{folder} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]))
     files = [split.classes.get(name, []) for name in class_names]
-    images = decoded([*itertools.chain(*files)], [], image_size, stop_requested=lambda: False, is_main=False).train
+    images = load_decoded([*itertools.chain(*files)], [], image_size, stop_requested=lambda: False, is_main=False).train
     return ImageSet(images, _labels([len(of) for of in files]))
 
 
-def images_below(folder: str) -> list[str]:
+def find_images(folder: str) -> list[str]:
     """The paths of all image files in the folder and in those below it, sorted; hidden ones are left out."""
     return sorted(file.path for file in _walk(folder, ancestors=()) if _is_image(file.name))
 

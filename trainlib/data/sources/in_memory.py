@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
 from trainlib.data.decoding.decode import to_rgb
-from trainlib.data.images import Dataset, ImageSet, ResidentImages, channel_statistics
+from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 
 
@@ -56,7 +57,7 @@ def fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256("\0".join(dataset.class_names).encode())
     for image_set in (dataset.train, dataset.test):
         digest.update(image_set.labels_N.contiguous().numpy().data)
-        if isinstance(image_set.images, ResidentImages):
+        if isinstance(image_set.images, InMemoryImages):
             images_NCHW = image_set.images.images_NCHW
             digest.update(str(tuple(images_NCHW.shape)).encode())
             digest.update(images_NCHW.cpu().contiguous().numpy().data)
@@ -121,7 +122,7 @@ def _checked(images_NCHW: Tensor, labels: Any, name: str) -> ImageSet:
         )
     if len(labels_N) != len(images_NCHW):
         raise DataError(f"{name}: got {len(images_NCHW)} images and {len(labels_N)} labels, must be as many")
-    return ImageSet(ResidentImages(images_NCHW), labels_N.long())
+    return ImageSet(InMemoryImages(images_NCHW), labels_N.long())
 
 
 def _check_labels(name: str, labels_N: Tensor, num_classes: int) -> None:

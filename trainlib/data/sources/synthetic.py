@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainlib.data.images import Dataset, ImageSet, ResidentImages, channel_statistics
+from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
+from trainlib.data.images import InMemoryImages
 from trainlib.randomness import draw, key
 
 SIZE = 32
@@ -42,7 +43,7 @@ def _make_split(stream: int, num_images: int) -> ImageSet:
     images_NCHW = torch.empty((num_images, 3, SIZE, SIZE), dtype=torch.uint8)
     for label, shape in enumerate(SHAPES.values()):
         images_NCHW[labels == label] = _draw_images(shape, stream, ids[labels == label])
-    return ImageSet(ResidentImages(images_NCHW), labels)
+    return ImageSet(InMemoryImages(images_NCHW), labels)
 
 
 def _draw_images(shape: Callable[[Tensor, Tensor], Tensor], stream: int, ids_N: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from trainlib.data.plan import parts_of
+from trainlib.data.batches.rank_slice import shards_of_rank
 from trainlib.distributed import hardware
 from trainlib.distributed.process_group import NUM_THREADS, gather_objects
 from trainlib.errors import TrainlaunchError, UserError
@@ -156,7 +156,7 @@ class ElasticReducer:
         self._buffers = [buffer for buffer in module.buffers() if buffer.dtype != torch.bool]
         self._before = [buffer.clone() for buffer in self._buffers]
         self.num_shards = virtual_shards
-        self._covers = [cover(parts_of(virtual_shards, world_size, r)) for r in range(world_size)]
+        self._covers = [cover(shards_of_rank(virtual_shards, world_size, r)) for r in range(world_size)]
         sizes = [tensor.numel() for tensor in (*self._parameters, *self._buffers)]
         self._offsets = list(accumulate(sizes, initial=0))
         self._chunk = -(-(sum(sizes) + 1) // world_size)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from trainlib.data import normalise
+from trainlib.data import normalize
+from trainlib.data.augmentation import Preprocess
 from trainlib.data.images import Images
-from trainlib.data.loader import Preprocess
 from trainlib.models.architectures.cifar10_fast import PATCH_NUMBERS, PATCH_SIDE, Cifar10Fast
 
 NUM_IMAGES = 5_000
@@ -60,7 +60,7 @@ def _patch_covariance(images: Images, ids_N: Tensor, preprocess: Preprocess) -> 
     sum_P = torch.zeros(PATCH_NUMBERS, dtype=torch.float64)
     products_PP, count = torch.zeros(PATCH_NUMBERS, PATCH_NUMBERS, dtype=torch.float64), 0
     for images_NCHW in images.batches(torch.split(ids_N, BATCH_SIZE)):
-        pixels_NCHW = normalise(images_NCHW.cpu(), (0.0, 0.0, 0.0), unscaled, preprocess.image_size).round()
+        pixels_NCHW = normalize(images_NCHW.cpu(), (0.0, 0.0, 0.0), unscaled, preprocess.image_size).round()
         patches_NPL = F.unfold(pixels_NCHW.double(), PATCH_SIDE)
         sum_P += patches_NPL.sum(dim=(0, 2))
         products_PP += (patches_NPL @ patches_NPL.mT).sum(dim=0)

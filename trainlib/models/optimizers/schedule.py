@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 
 from trainlib.config import SchedulerConfig
-from trainlib.data.plan import to_steps
+from trainlib.data.batches.plan import to_steps
 from trainlib.errors import UserError
 
 # What a scheduler that is as long as the schedule itself calls its length.

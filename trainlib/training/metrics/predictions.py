@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainlib.config import LossConfig
-from trainlib.data.loader import Batches, MicroBatch
+from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.runs.files import to_json, write_atomically
 from trainlib.training.metrics.sums import Metrics
 
@@ -96,7 +96,7 @@ def _gather(rows: Tensor) -> Tensor:
 
 def describe(
     predictions: Predictions,
-    batches: Batches,
+    batches: BatchLoader,
     ids_N: Tensor,
     class_names: Sequence[str],
     metrics: Metrics,
@@ -161,7 +161,7 @@ def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
     return float(gaps_B.abs().sum()) / max(len(confidence_N), 1)
 
 
-def _mistakes(predictions: Predictions, labels_N: Tensor, batches: Batches) -> list[dict[str, Any]]:
+def _mistakes(predictions: Predictions, labels_N: Tensor, batches: BatchLoader) -> list[dict[str, Any]]:
     """The wrong answers that the model was surest of, with their pictures; `index` counts within the split."""
     wrong = (predictions.predicted_N != labels_N).nonzero()[:, 0]
     surest_first = predictions.confidence_N[wrong].sort(descending=True, stable=True).indices
@@ -176,7 +176,7 @@ def _mistakes(predictions: Predictions, labels_N: Tensor, batches: Batches) -> l
             "probability": float(predictions.confidence_N[index]),
             "png": _png(image_CHW),
         }
-        for index, image_CHW in zip(chosen.tolist(), batches.stored(predictions.ids_N[chosen]), strict=True)
+        for index, image_CHW in zip(chosen.tolist(), batches.raw_images(predictions.ids_N[chosen]), strict=True)
     ]
 
 

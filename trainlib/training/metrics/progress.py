@@ -37,8 +37,8 @@ class Progress:
     seconds: float = 0.0
 
     @classmethod
-    def at_start(cls, num_parts: int) -> Progress:
-        return cls(sums=empty_sums(num_parts))
+    def at_start(cls, num_shards: int) -> Progress:
+        return cls(sums=empty_sums(num_shards))
 
     def record_metrics(
         self, metrics: dict[str, float], epoch: int, best: Best | None, stopping: EarlyStopping | None
@@ -62,7 +62,7 @@ class Progress:
         return improved
 
     def state_dict(self, device: torch.device) -> dict[str, Any]:
-        """Plain values and one tensor: every part's sums, float64 [P, 2]. Call on every rank: it gathers.
+        """Plain values and one tensor: every shard's sums, float64 [P, 2]. Call on every rank: it gathers.
 
         device   that the ranks talk through
         """
@@ -80,11 +80,11 @@ class Progress:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], parts: range, num_parts: int) -> Progress:
-        """The saved progress on the rank with these parts. If batches had other parts then, part 0 takes all sums."""
+    def from_state(cls, state: dict[str, Any], shards: range, num_shards: int) -> Progress:
+        """The saved progress on the rank with these shards. If their number has changed, shard 0 takes all sums."""
         values = dict(state)
         saved_P2: Tensor = values.pop("sums_P2")
         saved: Sums = saved_P2.tolist()
-        if len(saved) != num_parts:
-            saved = [saved_P2.sum(dim=0).tolist(), *empty_sums(num_parts - 1)]
-        return cls(sums=[row if part in parts else [0.0, 0.0] for part, row in enumerate(saved)], **values)
+        if len(saved) != num_shards:
+            saved = [saved_P2.sum(dim=0).tolist(), *empty_sums(num_shards - 1)]
+        return cls(sums=[row if shard in shards else [0.0, 0.0] for shard, row in enumerate(saved)], **values)

@@ -1,9 +1,9 @@
 """Loss and accuracy over a set of samples, exact however the set was cut into ranks and micro-batches.
 
-A part of a set (see `RankSlice`) has two numbers: its loss times its denominator (see `losses.Objective`) and how
+A shard of a set (see `RankSlice`) has two numbers: its loss times its denominator (see `losses.Objective`) and how
 many it got right. What a micro-batch came to stays on the device until it is read, many of them at once; then it is
-added up in float64 on the host, in the order in which it was computed. Every rank has rows for all parts, and fills its
-own; they are brought together where they are reported.
+added up in float64 on the host, in the order in which it was computed. Every rank has rows for all shards, fills its
+own, and gathers the others' where they are reported.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ class Metrics:
         return asdict(self)
 
 
-Sums: TypeAlias = list[list[float]]  # of each part: loss times denominator, and samples that are right
+Sums: TypeAlias = list[list[float]]  # of each shard: loss times denominator, and samples that are right
 
 
 class MicroBatchResult(NamedTuple):
     """What a micro-batch came to, still on the device.
 
-    part          of the set
+    shard         of the set
     denominator   its own
     loss          of its samples, a scalar
     hits          how many it got right, an int64 scalar
     """
 
-    part: int
+    shard: int
     denominator: float
     loss: Tensor
     num_correct: Tensor
 
 
-def empty_sums(num_parts: int) -> Sums:
+def empty_sums(num_shards: int) -> Sums:
     """Of no samples."""
-    return [[0.0, 0.0] for _ in range(num_parts)]
+    return [[0.0, 0.0] for _ in range(num_shards)]
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[float]:
@@ -62,21 +62,21 @@ def to_host(tensors: Sequence[Tensor]) -> list[float]:
 
 def accumulate(sums: Sums, measured: Iterable[tuple[MicroBatchResult, float, float]]) -> Sums:
     """Add micro-batches to the sums, each with the values of its loss and hits; returns the sums."""
-    for (part, denominator, _, _), loss, num_correct in measured:
+    for (shard, denominator, _, _), loss, num_correct in measured:
         if denominator:  # of zero it adds no loss, whatever the loss is
-            sums[part][0] += loss * denominator
-        sums[part][1] += num_correct
+            sums[shard][0] += loss * denominator
+        sums[shard][1] += num_correct
     return sums
 
 
-def sums_of(measured: Sequence[MicroBatchResult], num_parts: int) -> Sums:
+def sums_of(measured: Sequence[MicroBatchResult], num_shards: int) -> Sums:
     """The sums of these micro-batches. A synchronisation point on a GPU."""
     losses, num_correct = to_host([m.loss for m in measured]), to_host([m.num_correct for m in measured])
-    return accumulate(empty_sums(num_parts), zip(measured, losses, num_correct, strict=True))
+    return accumulate(empty_sums(num_shards), zip(measured, losses, num_correct, strict=True))
 
 
 def gather_sums(sums: Sums, device: torch.device) -> Sums:
-    """Every part's sums, the same on every rank. A synchronisation point.
+    """Every shard's sums, the same on every rank. A synchronisation point.
 
     device   that the ranks talk through
     No rank but one has anything but zeros in a row, so that adding the ranks up changes no bit.
@@ -90,14 +90,14 @@ def gather_sums(sums: Sums, device: torch.device) -> Sums:
 
 
 def metrics_of(sums: Sums, denominator: float, count: int) -> Metrics:
-    """The metrics of all parts together. `denominator` and `count` are those of the whole set.
+    """The metrics of all shards together. `denominator` and `count` are those of the whole set.
 
     Parts are added in their order, so that every rank computes the same bits and takes the same decisions from them.
     """
     loss_sum, correct = 0.0, 0.0
-    for part_loss, part_correct in sums:
-        loss_sum += part_loss
-        correct += part_correct
+    for shard_loss, shard_correct in sums:
+        loss_sum += shard_loss
+        correct += shard_correct
     return Metrics(
         loss=loss_sum / denominator if denominator else float("nan"),
         accuracy=correct / count if count else float("nan"),

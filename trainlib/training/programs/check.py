@@ -13,10 +13,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check a configuration; the resolved one goes to standard output. Returns the exit code (see `errors`)."""
     try:
         config = load_config(sys.argv[1:] if arguments is None else arguments)
-        from trainlib.data import survey
+        from trainlib.data import dataset_info
         from trainlib.training.build import check_build
 
-        check_build(config, *survey(config.data))
+        check_build(config, *dataset_info(config.data))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -20,10 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments, "trainlib.training.programs.prepare")
     try:
         config = load_config(options.config)
-        from trainlib.data import survey
+        from trainlib.data import dataset_info
         from trainlib.training.build import check_build
 
-        check_build(config, *survey(config.data))
+        check_build(config, *dataset_info(config.data))
         prepare(config, fresh=options.fresh, resume=options.resume)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -66,7 +66,7 @@ class MetricAccumulator:
         return self._engine.overflow_is_expected() and all(map(math.isfinite, self._losses()))
 
     def _losses(self) -> list[float]:
-        """Of every part of the last step. A synchronisation point."""
+        """Of every shard of the last step. A synchronisation point."""
         return [loss for loss, _ in gather_sums(self._last, self._engine.accelerator.device)]
 
     def _pass_over(self, step: int, norm: float) -> None:
@@ -74,7 +74,7 @@ class MetricAccumulator:
         progress, skipped = self._progress, self._progress.skipped_steps
         place = "on rank" if self._engine.elastic is None else "in virtual shard"
         losses = enumerate(self._losses())
-        where = [f"the loss is {loss} {place} {part}" for part, loss in losses if not math.isfinite(loss)]
+        where = [f"the loss is {loss} {place} {shard}" for shard, loss in losses if not math.isfinite(loss)]
         found = "; ".join(where) or f"every loss is finite, but the gradient's norm is {norm}"
         message = f"step {step + 1} was not applied: {found}"
         skipped.append(step)

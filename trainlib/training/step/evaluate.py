@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from trainlib.data.loader import Batches, MicroBatch
+from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.distributed.process_group import broadcast_buffers
 from trainlib.models import set_train_mode
 from trainlib.models.losses import Objective
@@ -22,7 +22,7 @@ OnBatch = Callable[[MicroBatch, Tensor], None]  # a piece of an evaluation and i
 @torch.no_grad()
 def evaluate(
     state: TrainState,
-    batches: Batches,
+    batches: BatchLoader,
     ids_N: Tensor,
     batch_size: int,
     on_batch: OnBatch = lambda micro_batch, logits_NC: None,
@@ -31,17 +31,17 @@ def evaluate(
     broadcast_buffers(state.classifier.module)  # rank 0's BatchNorm statistics, which checkpoints hold, are the model's
     model = state.local_model  # no gradients to share: ranks may differ in batch count
     model.eval()
-    micro_batches = batches.evaluation(ids_N, batch_size)
-    num_parts = batches.rank_slice.num_parts
+    micro_batches = batches.eval_batches(ids_N, batch_size)
+    num_shards = batches.rank_slice.num_shards
     network = with_tta(model, state.test_time)
-    sums = evaluation_sums(network, state.objective, micro_batches, on_batch, num_parts)
+    sums = evaluation_sums(network, state.objective, micro_batches, on_batch, num_shards)
     set_train_mode(state.classifier)
     denominator = state.objective.denominator(batches.labels_N[ids_N])
     return metrics_of(gather_sums(sums, state.accelerator.device), denominator, len(ids_N))
 
 
 def evaluation_sums(
-    network: Network, objective: Objective, micro_batches: Iterable[MicroBatch], on_batch: OnBatch, num_parts: int = 1
+    network: Network, objective: Objective, micro_batches: Iterable[MicroBatch], on_batch: OnBatch, num_shards: int = 1
 ) -> Sums:
     """The sums (see `metrics`) of this rank's pieces, by a network in eval mode. `on_batch` sees their logits."""
     measured: list[MicroBatchResult] = []
@@ -51,4 +51,4 @@ def evaluation_sums(
         loss = objective(logits_NC, micro_batch.labels_N) if part else logits_NC.sum()
         measured.append(measure(micro_batch, logits_NC, loss, part))
         on_batch(micro_batch, logits_NC)
-    return sums_of(measured, num_parts)
+    return sums_of(measured, num_shards)

@@ -51,8 +51,8 @@ class TrainState:
     test_time: str = "none"  # which views of an image an evaluation averages
 
     @property
-    def num_parts(self) -> int:
-        """How many parts a batch has (see `batches.RankSlice`)."""
+    def num_shards(self) -> int:
+        """Number of shards that a global batch is split into (see `RankSlice`)."""
         return self.accelerator.num_processes if self.elastic is None else self.elastic.num_shards
 
     @property

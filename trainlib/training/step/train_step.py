@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainlib.data.loader import MicroBatch
+from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.allreduce.elastic import ElasticReducer
-from trainlib.models import buffers_kept
+from trainlib.models import preserve_buffers
 from trainlib.models.losses import count_correct
 from trainlib.randomness import key, seed_generators
 from trainlib.training.metrics.sums import MicroBatchResult, to_host
@@ -103,7 +103,7 @@ def _backward_of_shards(
 ) -> None:
     """The same in elastic mode, with the same bits at every world size."""
     elastic.start()
-    for shard, cut in groupby(micro_batches, key=attrgetter("part")):
+    for shard, cut in groupby(micro_batches, key=attrgetter("shard")):
         seed_generators(key(step, shard, folded=state.step_key), state.accelerator.device)
         with elastic.shard(shard):
             for micro_batch in cut:
@@ -153,7 +153,7 @@ def trial(state: TrainState, images_NCHW: Tensor) -> None:
     Nothing of it stays, also where it fails.
     """
     try:
-        with buffers_kept(state.model), state.accelerator.no_sync(state.model):
+        with preserve_buffers(state.model), state.accelerator.no_sync(state.model):
             state.model(images_NCHW).sum().backward()
     finally:
         clear_gradients(state)
@@ -223,5 +223,5 @@ def clear_gradients(state: TrainState) -> None:
 def measure(micro_batch: MicroBatch, logits_NC: Tensor, loss: Tensor, denominator: float) -> MicroBatchResult:
     """What a piece came to; nothing waits for it."""
     return MicroBatchResult(
-        micro_batch.part, denominator, loss.detach(), count_correct(logits_NC.detach(), micro_batch.labels_N)
+        micro_batch.shard, denominator, loss.detach(), count_correct(logits_NC.detach(), micro_batch.labels_N)
     )

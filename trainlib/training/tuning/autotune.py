@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainlib.config import TrainConfig
-from trainlib.data.loader import Samples
+from trainlib.data.batches.loader import DataModule
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import UserError
 from trainlib.training.metrics.progress import Progress
@@ -27,9 +27,9 @@ logger = logging.getLogger("trainlib")
 TRIALS = 5  # of a step, of which the fastest counts
 
 
-def autotune(config: TrainConfig, state: TrainState, samples: Samples, progress: Progress, total_steps: int) -> None:
+def autotune(config: TrainConfig, state: TrainState, samples: DataModule, progress: Progress, total_steps: int) -> None:
     """Set the engine and `progress` up for the devices that there are. A collective."""
-    dummy_input, size = samples.train.dummy_input(), samples.train_piece_size
+    dummy_input, size = samples.train.dummy_input(), samples.micro_batch_size
     if state.accelerator.device.type == "cuda" and state.elastic is None:  # elsewhere memory is not known to end
         most = min(size, progress.fitting or size)
         progress.fitting = memory.fitting(state, dummy_input, most) or progress.fitting

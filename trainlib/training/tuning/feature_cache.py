@@ -27,10 +27,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from trainlib.config import Augment, Config
-from trainlib.data.feature_loader import FeatureBatches, FeatureImages
-from trainlib.data.images import DEVICE_MEMORY_FRACTION, ResidentImages, StreamedImages
-from trainlib.data.loader import Samples
-from trainlib.data.plan import Plan
+from trainlib.data.batches.feature_loader import CachedFeatures, FeatureLoader
+from trainlib.data.batches.loader import DataModule
+from trainlib.data.batches.plan import Plan
+from trainlib.data.images import DEVICE_MEMORY_FRACTION, InMemoryImages, StreamedImages
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import StoppedError, UserError
 from trainlib.models import Classifier
@@ -56,7 +56,7 @@ class Parts:
     config: Config
     classifier: Classifier
     plan: Plan
-    samples: Samples
+    samples: DataModule
     accelerator: Accelerator
 
 
@@ -65,7 +65,7 @@ class Features:
     """trained: the submodule that is left to train; batches: of its inputs, for the samples of the training set."""
 
     trained: nn.Module
-    batches: FeatureBatches
+    batches: FeatureLoader
 
 
 def cache_features(
@@ -100,7 +100,7 @@ class _Cache:
         self.ids_N = torch.cat([parts.plan.ids_N, samples.val_ids])
         rank_slice = samples.train.rank_slice
         steps = [micro_batch for batch in parts.plan.batches(0) for micro_batch in rank_slice.micro_batches(batch)]
-        evaluation = [micro_batch for _, micro_batch in rank_slice.cut(samples.val_ids, samples.evaluation_batch_size)]
+        evaluation = [micro_batch for _, micro_batch in rank_slice.split(samples.val_ids, samples.eval_batch_size)]
         self.images_of_size: Counter[int] = Counter()
         for micro_batch in (*steps, *evaluation):
             self.images_of_size[len(micro_batch)] += len(micro_batch)
@@ -136,8 +136,8 @@ class _Cache:
         if self.is_main:
             step_seconds = min(timed(lambda: self.trials.alone(path, first, learns=True))[0] for _ in range(3))
             self._tell(rows, time.perf_counter() - started, len(chunks) * seconds * covered, (step_seconds, seconds))
-        images = FeatureImages(compute, self.images, self.ids_N, rows, sizes)
-        return Features(self.parts.classifier.module.get_submodule(path), FeatureBatches(self.images, images))
+        images = CachedFeatures(compute, self.images, self.ids_N, rows, sizes)
+        return Features(self.parts.classifier.module.get_submodule(path), FeatureLoader(self.images, images))
 
     def _require_same_images(self) -> None:
         """The images of a sample must be the same in every epoch."""
@@ -145,7 +145,7 @@ class _Cache:
             raise _Without("data.augment makes other images in every epoch")
         if self.parts.config.evaluation.test_time != "none":
             raise _Without("evaluation.test_time looks at several views of an image")
-        if not isinstance(self.images.images, ResidentImages | StreamedImages):
+        if not isinstance(self.images.images, InMemoryImages | StreamedImages):
             raise _Without("images that a data set given in Python fetches may be others each time")
 
     def _require_epochs(self, epochs: float) -> None:
@@ -162,7 +162,7 @@ class _Cache:
         """
         paths = self.trials.paths
         kept = self._kept(torch.cat([self.ids_N[:0], *(micro_batch for micro_batch, _ in self.probes)]), heartbeat)
-        images = self.images.prepared([micro_batch for micro_batch, _ in self.probes])
+        images = self.images.model_inputs([micro_batch for micro_batch, _ in self.probes])
         probes = ((images_NCHW, learns) for images_NCHW, (_, learns) in zip(images, self.probes, strict=True))
         outcome = self.trials.compare(probes, kept, heartbeat)
         sizes = {path: frozenset(self.images_of_size) - outcome.differing[path] for path in paths}
@@ -183,7 +183,7 @@ class _Cache:
         mixed = self._padded(torch.cat([ids_N, self.ids_N[: self.chunk]]))
         order = permutation(key("trials", self.parts.config.seed), len(mixed))
         kept: dict[str, list[Tensor]] = {path: [] for path in self.trials.paths}
-        for images_NCHW in self.images.prepared(list(torch.split(mixed[order], self.chunk))):
+        for images_NCHW in self.images.model_inputs(list(torch.split(mixed[order], self.chunk))):
             for path, features in self.trials.whole(images_NCHW, learns=False).inputs.items():
                 kept[path].append(features)
             heartbeat()
@@ -192,7 +192,7 @@ class _Cache:
 
     def _first_chunk(self, path: str, compute: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
         """How long it takes to compute the features of some samples, and what they are: the same on every rank."""
-        images_NCHW = next(self.images.prepared([self.ids_N[: self.chunk]]))
+        images_NCHW = next(self.images.model_inputs([self.ids_N[: self.chunk]]))
         expected = self.trials.whole(images_NCHW, learns=False).inputs[path]
         seconds, first = timed(lambda: compute(images_NCHW))
         if not all(gather_objects(same(first, expected))):
@@ -239,7 +239,7 @@ class _Cache:
     ) -> None:
         """Fill in the rows: in each round every rank computes a chunk and gets all of them. All ranks stop at once."""
         done = 0
-        for images_NCHW in self.images.prepared(list(chunks[:, self.rank])):
+        for images_NCHW in self.images.model_inputs(list(chunks[:, self.rank])):
             mine = compute(images_NCHW)
             every, stop = _gather(mine, stop_requested(), self.world_size)
             if stop:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainlib.data.loader import MicroBatch
+from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError
 from trainlib.training.step.state import TrainState
@@ -35,7 +35,7 @@ def _split(micro_batch: MicroBatch, limit: int) -> list[MicroBatch]:
     tensors = (micro_batch.ids_N, micro_batch.images_NCHW, micro_batch.labels_N, micro_batch.cpu_labels_N)
     parts = zip(*(torch.split(tensor, limit) for tensor in tensors), strict=True)
     return [
-        MicroBatch(ids_N, images, labels_N, cpu_labels_N, micro_batch.part)
+        MicroBatch(ids_N, images, labels_N, cpu_labels_N, micro_batch.shard)
         for ids_N, images, labels_N, cpu_labels_N in parts
     ]
 

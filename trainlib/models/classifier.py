@@ -71,7 +71,7 @@ def check_forward(classifier: Classifier, image_size: int, num_classes: int, *, 
     module = classifier.module
     images_NCHW = torch.zeros(num_images, 3, image_size, image_size, device=next(module.parameters()).device)
     try:
-        with torch.no_grad(), buffers_kept(module):
+        with torch.no_grad(), preserve_buffers(module):
             logits_NC = module(images_NCHW)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).split("\n")[0]
@@ -87,7 +87,7 @@ def check_forward(classifier: Classifier, image_size: int, num_classes: int, *, 
 
 
 @contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
+def preserve_buffers(module: nn.Module) -> Iterator[None]:
     """Put back what BatchNorm has learned from the images of a trial."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainlib.config import CUSTOM_PREFIX
 from trainlib.data import Dataset, fingerprint
 from trainlib.errors import UserError
-from trainlib.models import Classifier, buffers_kept
+from trainlib.models import Classifier, preserve_buffers
 from trainlib.models.losses import CustomLoss, Objective
 
 ModelSource = nn.Module | Callable[[int], nn.Module]
@@ -41,7 +41,7 @@ class CustomParts:
         return names | ({"data": CUSTOM_PREFIX + fingerprint(self.dataset)} if self.dataset else {})
 
 
-NOTHING_CUSTOM = CustomParts()
+NO_CUSTOM_PARTS = CustomParts()
 
 
 def _name(part: object) -> str:
@@ -78,7 +78,7 @@ def check_custom_model(classifier: Classifier, image_size: int, num_classes: int
     device = next(module.parameters(), torch.empty(0)).device
     images_NCHW = torch.zeros(num_images, 3, image_size, image_size, device=device)
     try:
-        with torch.no_grad(), buffers_kept(module):
+        with torch.no_grad(), preserve_buffers(module):
             logits_NC = module(images_NCHW)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(

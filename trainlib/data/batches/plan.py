@@ -1,0 +1,69 @@
+"""The sample indices of every step, as pure functions of the configuration.
+
+A training set of N samples is traversed in an order that depends on (seed, epoch). Step s of the epoch takes the s-th
+slice of that order, the *global batch*; a rank computes its slice of the global batch (`rank_slice`). There is no
+sampler state, so a run may begin at any step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from trainlib.randomness import key, permutation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of training samples over the whole run, in optimizer steps.
+
+    ids_N               int64 [N]: the training samples' indices in the data set's own order
+    global_batch_size   samples in a step, over all ranks
+    total_steps         optimizer steps in the run
+    """
+
+    ids_N: Tensor
+    seed: int
+    global_batch_size: int
+    shuffle: bool
+    drop_last: bool
+    total_steps: int
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches in an epoch."""
+        return steps_per_epoch(len(self.ids_N), self.global_batch_size, self.drop_last)
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch that a step belongs to, both counted from 0."""
+        return step // self.steps_per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        """Return True if the step, counted from 0, is the last of its epoch."""
+        return (step + 1) % self.steps_per_epoch == 0
+
+    def epoch_ids(self, epoch: int) -> Tensor:
+        """Return the training samples' indices in the order of this epoch: int64 [N]."""
+        if not self.shuffle:
+            return self.ids_N
+        return self.ids_N[permutation(key("order", self.seed, epoch), len(self.ids_N))]
+
+    def batches(self, epoch: int) -> list[Tensor]:
+        """Return the global batches of this epoch, in order: sample indices, int64 [B]; the last may be shorter."""
+        slices = torch.split(self.epoch_ids(epoch), self.global_batch_size)
+        return list(slices[: self.steps_per_epoch])
+
+
+def steps_per_epoch(num_samples: int, global_batch_size: int, drop_last: bool) -> int:
+    """Return the number of global batches in an epoch; a shorter last one counts unless `drop_last`."""
+    full, rest = divmod(num_samples, global_batch_size)
+    return full if drop_last or not rest else full + 1
+
+
+def to_steps(duration: str, epoch_steps: int) -> int:
+    """Convert a duration, `20ep` or `500st`, to optimizer steps."""
+    count = int(duration[:-2])
+    return count * epoch_steps if duration.endswith("ep") else count

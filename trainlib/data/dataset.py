@@ -1,0 +1,63 @@
+"""A data set as the trainer sees it: training and test images with labels, class names and channel statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainlib.data.images import Images
+
+PerChannel = tuple[float, float, float]  # one value each for red, green and blue
+
+STATISTICS_SAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their labels, int64 [N] on the CPU."""
+
+    images: Images
+    labels_N: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images, with class names in the order of the labels.
+
+    mean, std   of each channel of the training images, scaled to 0..1
+    """
+
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    mean: PerChannel
+    std: PerChannel
+
+
+def channel_statistics(images: Images) -> tuple[PerChannel, PerChannel]:
+    """Return mean and standard deviation of each channel, scaled to 0..1, over at most 2,000 evenly spaced images.
+
+    Summed in integers, so that in-memory and streamed images give the same bits. A standard deviation is at least
+    1/255, so that images of one colour can be normalized by it.
+    """
+    num_chosen = min(len(images), STATISTICS_SAMPLES)
+    chosen = torch.arange(num_chosen) * len(images) // num_chosen
+    total_3, squares_3, count = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0
+    for batch in images.batches(torch.split(chosen, 50)):
+        values = batch.cpu().long()
+        total_3 += values.sum(dim=(0, 2, 3))
+        squares_3 += values.square().sum(dim=(0, 2, 3))
+        count += values[:, 0].numel()
+    means = [total / count / 255 for total in total_3.tolist()]
+    stds = []
+    for total, squares in zip(total_3.tolist(), squares_3.tolist(), strict=True):
+        variance = (squares * count - total * total) / count**2
+        stds.append(max(variance**0.5, 1.0) / 255)
+    return _per_channel(means), _per_channel(stds)
+
+
+def _per_channel(values: list[float]) -> PerChannel:
+    red, green, blue = values
+    return red, green, blue
