@@ -1,1 +1,1 @@
-"""launch: the command line of trainlaunch."""
+"""The command line of trainlaunch: `launch run`, `submit`, `sweep` and the others."""

@@ -1,4 +1,4 @@
-"""`python -m launch` is the `launch` command."""
+"""Entry point of `python -m launch`, which is the `launch` command."""
 
 from launch.cli import program
 

@@ -1,22 +1,32 @@
-"""trainlib: exact, resumable training of image classifiers. Importing it does not import torch."""
+"""Train image classifiers exactly and resumably, from Python: `fit`, `image_dataset` and `load_model`.
+
+Importing this package does not import torch: each function is imported when it is first used.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from trainlib.errors import ConfigError, TrainlaunchError, UserError
+
 if TYPE_CHECKING:
     from trainlib.api import fit
     from trainlib.data import image_dataset
     from trainlib.inference.trained_model import load_model
 
-__all__ = ["fit", "image_dataset", "load_model"]
+__all__ = ["ConfigError", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model"]
 
-_HOME = {"fit": "trainlib.api", "image_dataset": "trainlib.data", "load_model": "trainlib.inference.trained_model"}
+_MODULES = {"fit": "trainlib.api", "image_dataset": "trainlib.data", "load_model": "trainlib.inference.trained_model"}
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first used."""
-    if name not in _HOME:
+    """Import and return a public name that needs torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those included that are not imported yet."""
+    return __all__

@@ -1,4 +1,4 @@
-"""Training from Python: `trainlib.fit`."""
+"""The function `trainlib.fit`, which trains from Python what `launch run` trains."""
 
 from __future__ import annotations
 
@@ -35,18 +35,23 @@ def fit(
     """Train to the end of the configuration, as `launch run` does, and return the finished run's directory.
 
     config    files, names of shipped configurations, mappings of the same form, and `key=value`, as for `launch run`
-    model     a torch.nn.Module, which is trained in place, or a function or class that makes one for a number of
-              classes and is called with torch seeded: images float32 [N, 3, S, S] to logits [N, C]
-    dataset   from `image_dataset`; `data.image_size` is then by default its images' own, where these are square
-    loss      logits float32 [N, C] and labels int64 [N] to the loss of each sample [N], or to their mean
+    model     a torch.nn.Module, which is trained in place, or a function or class that takes the number of classes and
+              returns one (it is called with torch seeded); the module maps images float32 [N, 3, S, S] to logits [N, C]
+    dataset   from `image_dataset`; the default of `data.image_size` is then the size of its images, if these are square
+    loss      a function of logits float32 [N, C] and labels int64 [N] that returns the loss of each sample [N], or
+              their mean
     fresh     move an earlier run of this name aside and begin again
     resume    "" to accept harmless changes of the configuration, or the name of one of the run's checkpoints
 
-    Each of model, dataset and loss takes the place of what the configuration names. Called on every rank of
-    `torchrun` or `accelerate launch`, with the same arguments. A run that was interrupted is continued, one that is
-    finished is returned as it is. A given module holds the weights that were tested.
-    Raises UserError for mistakes, TrainlaunchError for what goes wrong on the way, and SystemExit(75) when the run was
-    asked to stop and has a checkpoint: what follows in a script sees finished runs only.
+    Each of model, dataset and loss takes the place of the one that the configuration names. Under `torchrun` or
+    `accelerate launch`, call it on every rank with the same arguments. An interrupted run is continued; a finished one
+    is returned as it is. A module given as `model` holds the tested weights afterwards.
+
+    Raises:
+        UserError: for a mistake in the arguments, the configuration or the data.
+        TrainlaunchError: for any other failure.
+        SystemExit: with code 75 if the run was asked to stop and has a checkpoint. So the lines of a script that
+            follow the call only run when the run is finished.
     """
     custom = CustomParts(model, dataset, loss)
     flag = StopFlag()
@@ -56,7 +61,7 @@ def fit(
             resolved = load_config([*_image_size(dataset), *config], custom.names())
             run = RunDirectory(RUNS / resolved.name)
             if not fresh and resume is None and _is_finished(run, resolved):
-                _give_back(run, model)
+                _load_tested_weights(run, model)
                 return run
             rank = int(os.environ.get("RANK", "0"))
             done = train(resolved, flag, rank=rank, fresh=fresh, resume=resume, custom=custom)
@@ -68,7 +73,7 @@ def fit(
 
 
 def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
-    """The lowest layer of the configuration: the size that the images have."""
+    """Return the configuration layer that sets `data.image_size` to the images' own size; none if not square."""
     if dataset is None or not isinstance(dataset.train.images, InMemoryImages):
         return []
     height, width = dataset.train.images.images_NCHW.shape[2:]
@@ -76,12 +81,12 @@ def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
 
 
 def _is_finished(run: RunDirectory, config: Config) -> bool:
-    """Whether this very configuration is trained already: a script of several runs comes past it when it goes on."""
+    """Return True if this run is completed with this very configuration, so that a script goes on to its next run."""
     return run.summary().get("status") == "completed" and not differences(read_resolved(run.config_file), config)
 
 
-def _give_back(run: RunDirectory, model: ModelSource | None) -> None:
-    """What training would leave: the tested weights in a module that was given."""
+def _load_tested_weights(run: RunDirectory, model: ModelSource | None) -> None:
+    """Load the tested weights of a finished run into `model`, if that is a module."""
     logger.info("%s is finished", run.path)
     if isinstance(model, nn.Module):
         model.load_state_dict(find_trained(run.path).checkpoint.model_state())

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code of each.
+"""Exceptions that this software raises on purpose, and the exit code of each.
 
 TrainlaunchError                exit 1
 ├── UserError                   exit 2   the user's mistake: one message, with the fix, never a traceback
@@ -7,9 +7,9 @@ TrainlaunchError                exit 1
 │   ├── WeightsError                     a weights file that does not exist or does not fit the model
 │   ├── CheckpointError                  a named checkpoint that is missing, damaged or of another run
 │   └── RunDirectoryError                a run directory that is in use, finished, different or not writable
-├── NonFiniteError              exit 1   a loss or gradient that is not a number: the update was not applied
-├── ConnectionLostError         exit 76  another rank went away: what happened to it is the reason
-└── StoppedError                exit 75  asked to stop before training could start: run again to continue
+├── NonFiniteError              exit 1   a loss or gradient is infinite or not a number: its update was not applied
+├── ConnectionLostError         exit 76  another rank ended: the cause is in that rank's log
+└── StoppedError                exit 75  a stop was asked for before training could start: run again to continue
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: checkpointed and stopped; run again to continue
 EXIT_CONNECTION_LOST = 76  # EX_PROTOCOL: another rank failed, and this one only noticed
-EXIT_PORT_TAKEN = 98  # EADDRINUSE: the ranks could not meet at the port that they were given
+EXIT_PORT_TAKEN = 98  # EADDRINUSE: rank 0 could not listen at the port that it was given
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 
 class TrainlaunchError(Exception):
-    """Anything that this software raises on purpose. `exit_code` is what the process ends with."""
+    """Base class of all exceptions raised on purpose; `exit_code` is the exit code of a process that it ends."""
 
     exit_code = EXIT_FAILURE
 
 
 class UserError(TrainlaunchError):
-    """The user's mistake: the message names the value, the rule and the fix."""
+    """A mistake of the user; the message names the value, the rule and the fix."""
 
     exit_code = EXIT_USER_ERROR
 
@@ -42,9 +42,9 @@ class UserError(TrainlaunchError):
 class Mistake:
     """One mistake in a configuration.
 
-    key     dotted path of the key, `optimizer.lr`; empty for a whole file
-    rule    what was found and what is allowed, as one sentence
-    where   `configs/x.yaml line 14`, `command line`, or empty where it is not known
+    key     dotted path of the key, such as `optimizer.lr`; empty for a whole file
+    rule    one sentence that says what was found and what is allowed
+    where   `configs/x.yaml line 14` or `command line`; empty if unknown
     """
 
     key: str
@@ -52,12 +52,13 @@ class Mistake:
     where: str = ""
 
     def __str__(self) -> str:
+        """Return the mistake as one line: key, rule and place."""
         text = f"{self.key}: {self.rule}" if self.key else self.rule
         return f"{text} ({self.where})" if self.where else text
 
 
 class ConfigError(UserError):
-    """Every mistake of a configuration, in one message."""
+    """All mistakes of a configuration together, in one message."""
 
     def __init__(self, mistakes: Sequence[Mistake]):
         assert mistakes, "a ConfigError needs at least one mistake"
@@ -86,16 +87,16 @@ class RunDirectoryError(UserError):
 
 
 class NonFiniteError(TrainlaunchError):
-    """A loss or gradient that is not a finite number; the update of that step was not applied."""
+    """A loss or gradient that is infinite or not a number; the update of that step was not applied."""
 
 
 class ConnectionLostError(TrainlaunchError):
-    """A collective failed as another rank went away; the reason is what happened to that one."""
+    """A failed collective operation because another rank ended; the cause is in that rank's log."""
 
     exit_code = EXIT_CONNECTION_LOST
 
 
 class StoppedError(TrainlaunchError):
-    """Asked to stop before training could start; nothing is lost, run again to continue."""
+    """A request to stop that came before training could start; nothing is lost, run again to continue."""
 
     exit_code = EXIT_STOPPED

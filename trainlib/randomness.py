@@ -1,7 +1,7 @@
-"""Randomness without state: every draw is a hash of what it is for.
+"""Random numbers without a generator's state: each number is a hash of a key and a counter.
 
-`key("augment", seed, epoch)` names a stream; `draw(stream, counters)` gives 63 random bits for each counter. Nothing is
-kept between two draws, so any of them can be made again, in any order, on any rank. The hash is SplitMix64's output
+`key("augment", seed, epoch)` makes a key; `draw(key, counters)` returns 63 random bits for each counter. No state is
+kept between two draws, so any number can be computed again, in any order, on any rank. The hash is SplitMix64's output
 function (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014) on 64-bit integers that wrap,
 which gives the same bits on CPU and GPU.
 """
@@ -18,21 +18,21 @@ _MULTIPLIER_2 = 0x94D049BB133111EB
 
 
 def _signed(word: int) -> int:
-    """The int64 with the bits of this unsigned 64-bit word."""
+    """Return the signed 64-bit integer that has the bits of this unsigned 64-bit word."""
     return word - (1 << 64) if word >> 63 else word
 
 
 def mix(word: int) -> int:
-    """SplitMix64's finaliser on one unsigned 64-bit word."""
+    """Apply SplitMix64's finaliser to one unsigned 64-bit word."""
     word = ((word ^ (word >> 30)) * _MULTIPLIER_1) & _MASK
     word = ((word ^ (word >> 27)) * _MULTIPLIER_2) & _MASK
     return word ^ (word >> 31)
 
 
 def key(*parts: int | str, folded: int = 0) -> int:
-    """Fold integers and words into one unsigned 64-bit key; the order matters.
+    """Hash integers and strings into one unsigned 64-bit key; their order matters.
 
-    folded   the key of the parts that come before these
+    folded   the key of earlier parts, to which these are added
 
     >>> key("order", 0, 1) == key("order", 1, 0)
     False
@@ -48,14 +48,14 @@ def key(*parts: int | str, folded: int = 0) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64; torch's own is arithmetic."""
+    """Shift int64 right and fill with zeros; torch's own shift fills with the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def draw(stream: int, counters_N: Tensor) -> Tensor:
-    """63 random bits for each counter: int64 of the same shape and device, in [0, 2**63).
+    """Return 63 random bits for each counter: int64 of the same shape and device, in [0, 2**63).
 
-    The bits of element i depend on `stream` and `counters_N[i]` alone.
+    The bits of element i depend on the key `stream` and `counters_N[i]` alone.
     """
     x = counters_N * _signed(_GOLDEN) + _signed(stream)
     x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIER_1)
@@ -64,12 +64,12 @@ def draw(stream: int, counters_N: Tensor) -> Tensor:
 
 
 def permutation(stream: int, n: int) -> Tensor:
-    """A random order of range(n): int64 on the CPU. Indices sorted by their draws, ties by index."""
+    """Return a random order of range(n), int64 [n] on the CPU: indices sorted by their draws, ties by index."""
     return torch.argsort(draw(stream, torch.arange(n)), stable=True)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed torch's generators of the CPU and of this device, for what draws through torch: dropout, initialisation."""
+    """Seed torch's own generators of the CPU and of `device`, which dropout and weight initialisation draw from."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

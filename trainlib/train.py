@@ -1,7 +1,7 @@
 """The training program: `python -m trainlib.train CONFIG... [key=value ...] [--fresh] [--resume [CHECKPOINT]]`.
 
-The same for one process, and for each rank under `accelerate launch` or `torchrun`. Whatever the user can get wrong is
-found before torch is imported, where that is possible.
+It is the same program for a single process and for each rank under `accelerate launch` or `torchrun`. Mistakes of the
+user are reported before torch is imported, where that is possible.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit code (see `errors`)."""
+    """Run the program and return its exit code (see `errors`)."""
     options = parse_arguments(arguments)
     rank = int(os.environ.get("RANK", "0"))
     flag = StopFlag()
@@ -61,10 +61,13 @@ def train(
     resume: str | None = None,
     custom: CustomParts | None = None,
 ) -> bool:
-    """Train one configuration in this process, as one of its ranks; True at the end, False when asked to stop.
+    """Train one configuration in this process, as one of its ranks.
 
     resume  None, "" for the newest checkpoint with harmless changes allowed, or a checkpoint's name or path
-    custom  parts that the configuration only names, because they were given in Python
+    custom  a model, data set or loss given in Python, which the configuration only names
+
+    Returns:
+        True if training is complete, False if it was asked to stop and wrote a checkpoint.
     """
     given = (custom,) if custom else ()
     if rank != 0:
@@ -97,7 +100,7 @@ def train(
 
 
 def _tell(message: str, rank: int, config: Config | None) -> None:
-    """Rank 0 tells the console; another rank its log, for the launcher to show, where there is one."""
+    """Print a message to stderr on rank 0; on another rank, write it to that rank's log if that can be opened."""
     if rank != 0 and config is not None:
         with suppress(OSError), (RUNS / config.name / "logs" / f"rank-{rank}.log").open("a") as log:
             log.write(f"{message}\n")
