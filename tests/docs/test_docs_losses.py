@@ -173,11 +173,11 @@ def test_averages(cells: list[str]) -> None:
         weight = 1.0 if step % 2 else 3.0
         with torch.no_grad():
             module["weight"].fill_(weight)
-        ours.after_step()
+        ours.update()
         if step % config.every == 0:
             d = min(config.decay, (1 + updates) / (10 + updates))
             plain, updates = d * plain + (1 - d) * weight, updates + 1
-        with ours.in_place():
+        with ours.swapped_in():
             assert printed([plain, module["weight"].item()]) == [expected] * 2
 
 

@@ -176,9 +176,9 @@ def test_training_itself_is_the_same_in_every_bit(accelerator: Accelerator) -> N
 
 def test_frozen_parameters_are_not_kept_twice(accelerator: Accelerator) -> None:
     trainer, watch, initial = small_run(accelerator, {"decay": 0.9}, freeze="backbone")
-    assert trainer.state.average is not None
+    assert trainer.state.ema is not None
     with trainer.state.ema_weights():
-        kept = trainer.state.average.state_dict()["raw_weights"]
+        kept = trainer.state.ema.state_dict()["raw_weights"]
     trained = {name for name, p in trainer.state.classifier.module.named_parameters() if p.requires_grad}
     assert trained == {"fc.weight", "fc.bias"}
     assert set(kept) == trained | {name for name in initial if name.endswith(("running_mean", "running_var"))}
@@ -193,7 +193,7 @@ def test_the_weights_come_back_after_an_error_and_stay_where_they_are() -> None:
         module.weight.add_(1.0)
 
     def fail_inside() -> None:
-        with average.in_place():
+        with average.swapped_in():
             assert torch.equal(module.weight, before["weight"])
             assert module.weight.data_ptr() == place
             raise KeyError
@@ -204,9 +204,9 @@ def test_the_weights_come_back_after_an_error_and_stay_where_they_are() -> None:
     assert torch.equal(module.bias, before["bias"])
     with pytest.raises(AssertionError, match="must be the average"):
         average.state_dict()
-    average.stay_in_place()
-    with average.in_place():
-        average.stay_in_place()
+    average.swap_in()
+    with average.swapped_in():
+        average.swap_in()
     assert torch.equal(module.weight, before["weight"])
 
 

@@ -1,7 +1,8 @@
-"""An average of the weights over the steps: what is evaluated, kept and published in place of the last ones.
+"""The exponential moving average (EMA) of a model's weights over the steps of training.
 
-Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging", with exponentially falling weights
-instead of equal ones.
+Where `train.average` is set, the average is evaluated, saved and exported in place of the last weights. The method is
+that of Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992), with exponentially falling
+weights instead of equal ones.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 class ExponentialMovingAverage:
     """The exponential moving average of a module's trained parameters and floating-point buffers.
 
-    It begins as a copy of the module. At every `every`-th applied step it becomes d · average + (1 - d) · module, where
+    It begins as a copy of the module. At every `every`-th applied step it becomes d * average + (1 - d) * module, where
     d is (1 + n) / (10 + n) after n such updates, until that is `decay`: so the first weights, which are far from where
     training leads, are forgotten soon (the rule of TensorFlow's ExponentialMovingAverage).
 
-    Every rank keeps it for itself: equal weights have equal averages. BatchNorm's statistics may differ between ranks;
-    as without an average, rank 0's are those that count. Nothing here waits for the device.
+    Every rank keeps its own: equal weights have equal averages. BatchNorm's statistics may differ between ranks; as
+    without an average, rank 0's are those that count. No method waits for the device.
     """
 
     def __init__(self, module: nn.Module, decay: float, every: int):
@@ -34,50 +35,57 @@ class ExponentialMovingAverage:
             for name, tensor in module.state_dict(keep_vars=True).items()
             if tensor.is_floating_point() and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
         }
-        self._aside = [tensor.detach().clone() for tensor in self._in_module.values()]
-        self._is_in_place = False
+        # The average while the module holds its own weights; the module's own weights while it holds the average.
+        self._outside = [tensor.detach().clone() for tensor in self._in_module.values()]
+        self._is_swapped_in = False
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Call after every optimizer step that was applied."""
+    def update(self) -> None:
+        """Take in the module's weights; to be called after every optimizer step that was applied."""
         self._num_steps += 1
         if self._num_steps % self._every == 0:
             num_updates = self._num_steps // self._every - 1
             decay = min(self._decay, (1 + num_updates) / (10 + num_updates))
-            torch._foreach_lerp_(self._aside, list(self._in_module.values()), 1 - decay)
+            torch._foreach_lerp_(self._outside, list(self._in_module.values()), 1 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the module is the average, and its own weights are put aside. Their memory stays where it is."""
-        was_in_place = self._is_in_place
-        self.stay_in_place()
+    def swapped_in(self) -> Iterator[None]:
+        """Context manager: inside, the module holds the average. Its tensors stay at their place in memory."""
+        was_swapped_in = self._is_swapped_in
+        self.swap_in()
         try:
             yield
         finally:
-            if not was_in_place:
-                self._exchange()
+            if not was_swapped_in:
+                self._swap()
 
-    def stay_in_place(self) -> None:
-        """From here on the module is the average: when no step follows."""
-        if not self._is_in_place:
-            self._exchange()
+    def swap_in(self) -> None:
+        """Put the average into the module for good, when no training step follows."""
+        if not self._is_swapped_in:
+            self._swap()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is to be kept beside the module's state, both taken inside `in_place`."""
-        assert self._is_in_place, "the module's state beside this one must be the average"
-        return {"averaged_steps": self._num_steps, "raw_weights": dict(zip(self._in_module, self._aside, strict=True))}
+        """Return the number of steps and the module's own weights, to be saved beside a module that holds the average.
+
+        Call it inside `swapped_in`, and take the module's state_dict there too.
+        """
+        assert self._is_swapped_in, "the module's state beside this one must be the average"
+        return {
+            "averaged_steps": self._num_steps,
+            "raw_weights": dict(zip(self._in_module, self._outside, strict=True)),
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there: right after this was made from a module that held the average."""
+        """Restore what `state_dict` returned, right after construction around a module that holds the average."""
         self._num_steps = state["averaged_steps"]
         for name, tensor in self._in_module.items():
             tensor.copy_(state["raw_weights"][name])
 
     @torch.no_grad()
-    def _exchange(self) -> None:
-        self._is_in_place = not self._is_in_place
-        for tensor, other in zip(self._in_module.values(), self._aside, strict=True):
+    def _swap(self) -> None:
+        self._is_swapped_in = not self._is_swapped_in
+        for tensor, other in zip(self._in_module.values(), self._outside, strict=True):
             before = tensor.clone()
             tensor.copy_(other)
             other.copy_(before)

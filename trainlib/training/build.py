@@ -92,9 +92,7 @@ def build_train_state(
         step_key=key("step", config.seed),
         skips_unseen=_skips_unseen(config, accelerator, optimizer),
         elastic=ElasticReducer(classifier.module, config.train.virtual_shards, world_size) if is_elastic else None,
-        average=ExponentialMovingAverage(classifier.module, average.decay, average.every)
-        if average is not None
-        else None,
+        ema=ExponentialMovingAverage(classifier.module, average.decay, average.every) if average is not None else None,
         test_time=config.evaluation.test_time,
     )
 

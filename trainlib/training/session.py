@@ -24,7 +24,7 @@ from trainlib.distributed.channel import control_channel
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.distributed.watchdog import Watchdog
 from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError, UserError
-from trainlib.models.architectures.whitening import whiten
+from trainlib.models.architectures.whitening import init_whitening
 from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.directory import Attempt, RunDirectory
@@ -204,7 +204,7 @@ def build_trainer(
         except RuntimeError as error:  # a given model of the same name may have become another one
             raise CheckpointError(f"{start.path} does not fit the model: {error}") from error
     elif config.model.weights is None:  # a file of weights brings the whitening that they were trained with
-        whiten(classifier.module, dataset.train.images, plan.ids_N, build_preprocess(config, dataset))
+        init_whitening(classifier.module, dataset.train.images, plan.ids_N, build_preprocess(config, dataset))
     samples = build_data_module(config, dataset, val_ids, accelerator)
     features = caching(Parts(config, classifier, plan, samples, accelerator))
     if features is not None:
@@ -223,8 +223,8 @@ def build_trainer(
     if start is not None:
         saved = start.trainer_state()
         state.load_state(saved["optimizer"], saved["scaler"])
-        if state.average is not None:
-            state.average.load_state_dict(saved)
+        if state.ema is not None:
+            state.ema.load_state_dict(saved)
         schedule.load_state_dict(saved["schedule"])
         progress = Progress.from_state(saved["progress"], rank_slice.shards, rank_slice.num_shards)
     autotune(config.train, state, samples, progress, plan.total_steps)
@@ -249,8 +249,8 @@ class TestResult:
 def _test(trainer: Trainer, run: RunDirectory, config: Config) -> TestResult:
     """The test split, once, with the best weights where there are some, else with the last."""
     progress, accelerator = trainer.progress, trainer.state.accelerator
-    if trainer.state.average is not None:
-        trainer.state.average.stay_in_place()  # training is over: the average is what it leaves
+    if trainer.state.ema is not None:
+        trainer.state.ema.swap_in()  # training is over: the average is what it leaves
     best = progress.best
     if best is not None and best["step"] != progress.step:
         chosen = process_group.broadcast_object(_find_best(run, best["step"]) if accelerator.is_main_process else None)

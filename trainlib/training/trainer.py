@@ -123,8 +123,8 @@ class Trainer:
             progress.step += 1
             if result.applied is not False:
                 self.schedule.after_step()
-                if self.state.average is not None:
-                    self.state.average.after_step()
+                if self.state.ema is not None:
+                    self.state.ema.update()
             self.clock.count(len(ids_N))
             self.outputs.heartbeat()
 
@@ -249,18 +249,18 @@ class Trainer:
         module = self.state.classifier.module
         if self.state.elastic is not None:
             require_same_state(module)
-            if self.state.average is not None:
+            if self.state.ema is not None:
                 with self.state.ema_weights():
                     require_same_state(module)
 
     def _trainer_state(self, progress: dict[str, Any]) -> dict[str, Any]:
-        average = self.state.average
+        ema = self.state.ema
         return {
             "progress": progress,
             "optimizer": self.state.optimizer.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.state.scaler_state(),
-            **(average.state_dict() if average is not None else {}),
+            **(ema.state_dict() if ema is not None else {}),
         }
 
     def flush_rows(self) -> None:

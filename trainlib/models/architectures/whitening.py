@@ -22,7 +22,7 @@ EPS = 5e-4  # added to variances, so that a component of nearly none is not blow
 
 
 @torch.no_grad()
-def whiten(module: nn.Module, images: Images, ids_N: Tensor, preprocess: Preprocess) -> None:
+def init_whitening(module: nn.Module, images: Images, ids_N: Tensor, preprocess: Preprocess) -> None:
     """Fill in the whitening of a model that asks for one; others are left as they are.
 
     ids_N   int64: the training samples' indices in `images`

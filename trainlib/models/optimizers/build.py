@@ -20,6 +20,9 @@ NAMES_SHOWN = 5
 # One kernel for all parameters, which can also be told by a flag on the device that a gradient is not to be applied.
 # None on CPUs: there it rounds otherwise than torch's loop over the parameters does.
 FUSED = {"cuda": ("SGD", "Adam", "AdamW", "Adagrad")}
+# Options that choose an optimizer's kernels. They suit the device, which may be another one after a resume, so that a
+# checkpoint's values of them are not restored.
+KERNEL_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
 GUARDED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
 
 

@@ -11,12 +11,12 @@ from torch.optim import Optimizer, lr_scheduler
 from trainlib.config import SchedulerConfig
 from trainlib.data.batches.plan import to_steps
 from trainlib.errors import UserError
+from trainlib.models.optimizers.build import KERNEL_OPTIONS
 
 # What a scheduler that is as long as the schedule itself calls its length.
 LENGTH_ARGUMENT = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
 
-# What a group is made of, and with which kernels: those suit the device, which may be another one after a resume.
-KERNEL_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
+# Options of a parameter group that no scheduler changes.
 NOT_SCHEDULED = ("params", *KERNEL_OPTIONS)
 
 Options = dict[str, Any]

@@ -17,7 +17,7 @@ from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.models import Classifier
 from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.losses import Objective
-from trainlib.models.optimizers.schedule import KERNEL_OPTIONS
+from trainlib.models.optimizers.build import KERNEL_OPTIONS
 
 MIN_LOSS_SCALE = 1.0  # below it, a gradient that still overflows fp16 is no matter of scale
 
@@ -47,7 +47,7 @@ class TrainState:
     step_key: int
     skips_unseen: bool = False
     elastic: ElasticReducer | None = None  # None = DistributedDataParallel adds up the gradients
-    average: ExponentialMovingAverage | None = None
+    ema: ExponentialMovingAverage | None = None
     test_time: str = "none"  # which views of an image an evaluation averages
 
     @property
@@ -90,7 +90,7 @@ class TrainState:
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Inside, the weights are their average, where there is one: for evaluation, and for what is kept."""
-        return nullcontext() if self.average is None else self.average.in_place()
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def load_state(self, optimizer: dict[str, Any], scaler: dict[str, Any] | None) -> None:
         """Continue with these states; but with the kernels that were chosen for this device."""

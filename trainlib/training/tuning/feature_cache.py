@@ -34,7 +34,7 @@ from trainlib.data.images import DEVICE_MEMORY_FRACTION, InMemoryImages, Streame
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import StoppedError, UserError
 from trainlib.models import Classifier
-from trainlib.models.bitwise_probe import BitwiseProbe, front_of, same, timed
+from trainlib.models.bitwise_probe import BitwiseProbe, layers_before, same_bits, timed
 from trainlib.models.weights import weights_sha256
 from trainlib.randomness import key, permutation
 
@@ -109,13 +109,13 @@ class _Cache:
         ]
         self.probes = list(
             {
-                (len(micro_batch), learns): (micro_batch, learns)
-                for micro_batch, learns in micro_batches
+                (len(micro_batch), training): (micro_batch, training)
+                for micro_batch, training in micro_batches
                 if len(micro_batch)
             }.values()
         )
         self.chunk = max(gather_objects(max(map(len, steps))))
-        self.trials = BitwiseProbe(parts.classifier, accelerator, config.seed)
+        self.probe = BitwiseProbe(parts.classifier, accelerator, config.seed)
 
     def fill(self, steps_done: int, stop_requested: Callable[[], bool], heartbeat: Callable[[], None]) -> Features:
         """Raises _Without, on every rank, where it is no use."""
@@ -124,8 +124,8 @@ class _Cache:
         epochs = (self.parts.plan.total_steps - steps_done) / self.parts.plan.steps_per_epoch
         self._require_epochs(epochs)
         path, sizes, covered = self._choose(heartbeat)
-        front = front_of(self.parts.classifier.module, path)
-        compute = partial(self.trials.features, front)
+        front = layers_before(self.parts.classifier.module, path)
+        compute = partial(self.probe.frozen_features, front)
         seconds, first = self._first_chunk(path, compute)
         chunks = self._chunks()
         self._require_time(len(chunks) * seconds)
@@ -134,7 +134,7 @@ class _Cache:
             logger.info("computing what %s gets of %d images, once ...", path, len(rows))
         self._compute(compute, chunks, rows, stop_requested, heartbeat)
         if self.is_main:
-            step_seconds = min(timed(lambda: self.trials.alone(path, first, learns=True))[0] for _ in range(3))
+            step_seconds = min(timed(lambda: self.probe.run_submodule(path, first, training=True))[0] for _ in range(3))
             self._tell(rows, time.perf_counter() - started, len(chunks) * seconds * covered, (step_seconds, seconds))
         images = CachedFeatures(compute, self.images, self.ids_N, rows, sizes)
         return Features(self.parts.classifier.module.get_submodule(path), FeatureLoader(self.images, images))
@@ -160,17 +160,17 @@ class _Cache:
 
         Also the sizes of this rank's batches that keep their bits, and the part of all images that are in such.
         """
-        paths = self.trials.paths
+        paths = self.probe.submodules
         kept = self._kept(torch.cat([self.ids_N[:0], *(micro_batch for micro_batch, _ in self.probes)]), heartbeat)
         images = self.images.model_inputs([micro_batch for micro_batch, _ in self.probes])
-        probes = ((images_NCHW, learns) for images_NCHW, (_, learns) in zip(images, self.probes, strict=True))
-        outcome = self.trials.compare(probes, kept, heartbeat)
-        sizes = {path: frozenset(self.images_of_size) - outcome.differing[path] for path in paths}
+        probes = ((images_NCHW, training) for images_NCHW, (_, training) in zip(images, self.probes, strict=True))
+        result = self.probe.compare(probes, kept, heartbeat)
+        sizes = {path: frozenset(self.images_of_size) - result.differing[path] for path in paths}
         covered = {path: sum(self.images_of_size[size] for size in sizes[path]) for path in paths}
-        every = gather_objects((covered, sum(self.images_of_size.values()), outcome))
+        every = gather_objects((covered, sum(self.images_of_size.values()), result))
         why = "layers all over the model are trained"
         for path in paths:
-            unfit = next((theirs.unfit[path] for _, _, theirs in every if path in theirs.unfit), None)
+            unfit = next((theirs.unsuitable[path] for _, _, theirs in every if path in theirs.unsuitable), None)
             split_range = sum(covered[path] for covered, _, _ in every) / sum(total for _, total, _ in every)
             if unfit is None and split_range >= LEAST_COVERED:
                 return path, sizes[path], split_range
@@ -182,9 +182,9 @@ class _Cache:
         """What each submodule gets of these samples when they are in other batches than they would be in a step."""
         mixed = self._padded(torch.cat([ids_N, self.ids_N[: self.chunk]]))
         order = permutation(key("trials", self.parts.config.seed), len(mixed))
-        kept: dict[str, list[Tensor]] = {path: [] for path in self.trials.paths}
+        kept: dict[str, list[Tensor]] = {path: [] for path in self.probe.submodules}
         for images_NCHW in self.images.model_inputs(list(torch.split(mixed[order], self.chunk))):
-            for path, features in self.trials.whole(images_NCHW, learns=False).inputs.items():
+            for path, features in self.probe.run_model(images_NCHW, training=False).inputs.items():
                 kept[path].append(features)
             heartbeat()
         place_N = order.argsort()[: len(ids_N)]
@@ -193,9 +193,9 @@ class _Cache:
     def _first_chunk(self, path: str, compute: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
         """How long it takes to compute the features of some samples, and what they are: the same on every rank."""
         images_NCHW = next(self.images.model_inputs([self.ids_N[: self.chunk]]))
-        expected = self.trials.whole(images_NCHW, learns=False).inputs[path]
+        expected = self.probe.run_model(images_NCHW, training=False).inputs[path]
         seconds, first = timed(lambda: compute(images_NCHW))
-        if not all(gather_objects(same(first, expected))):
+        if not all(gather_objects(same_bits(first, expected))):
             raise _Without(f"what comes before {path} gives other bits alone than inside of the model")
         if len({*gather_objects(weights_sha256({"features": first}))}) > 1:
             raise _Without("the ranks compute other bits than each other")
