@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,8 @@ from trainlib.errors import EXIT_STOPPED
 from trainlib.inference.trained_model import find_trained
 from trainlib.models.custom_parts import CustomParts, ModelSource
 from trainlib.models.losses import CustomLoss
-from trainlib.runs.directory import RUNS, RunDirectory
+from trainlib.runs import RUNS, launch_variables
+from trainlib.runs.directory import RunDirectory
 from trainlib.runs.logs import logging_to_console
 from trainlib.runs.stop_request import StopFlag
 from trainlib.train import train
@@ -63,7 +63,7 @@ def fit(
             if not fresh and resume is None and _is_finished(run, resolved):
                 _load_tested_weights(run, model)
                 return run
-            rank = int(os.environ.get("RANK", "0"))
+            rank = launch_variables.rank()
             done = train(resolved, flag, rank=rank, fresh=fresh, resume=resume, custom=custom)
     finally:
         flag.uninstall()

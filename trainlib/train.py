@@ -7,7 +7,6 @@ user are reported before torch is imported, where that is possible.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from trainlib.config import Config, load_config
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
-from trainlib.runs.directory import RUNS, RunDirectory
+from trainlib.runs import RUNS, launch_variables
+from trainlib.runs.attempts import next_number, recorded_attempt
+from trainlib.runs.directory import RunDirectory
 from trainlib.runs.logs import attempt_header, logging_to_console, logging_to_file
-from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag
+from trainlib.runs.stop_request import StopFlag, ignore_stop_signals
 from trainlib.training.programs.arguments import parse_arguments
 from trainlib.training.tracking.curves import draw_curves
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code (see `errors`)."""
     options = parse_arguments(arguments)
-    rank = int(os.environ.get("RANK", "0"))
+    rank = launch_variables.rank()
     flag = StopFlag()
     flag.install()
     config: Config | None = None
@@ -81,10 +82,10 @@ def train(
             from trainlib.training.session import choose_checkpoint, run_session
 
             with suppress(OSError):  # a full disk is told where it matters
-                log.write(attempt_header(run.next_attempt(), os.environ))
+                log.write(attempt_header(next_number(run.path), os.environ))
             start = choose_checkpoint(run.checkpoints, resume or None)
-            world_size = int(os.environ.get("WORLD_SIZE", "1"))
-            with run.attempt(world_size=world_size, from_step=start.step if start else 0) as attempt:
+            world_size = launch_variables.world_size()
+            with recorded_attempt(run.path, world_size=world_size, from_step=start.step if start else 0) as attempt:
                 try:
                     done = run_session(config, run, flag, start, attempt, log, *given)
                 except StoppedError:
@@ -110,6 +111,5 @@ def _tell(message: str, rank: int, config: Config | None) -> None:
 
 if __name__ == "__main__":
     code = main()
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # while the interpreter ends, they would change the exit code
+    ignore_stop_signals()  # while the interpreter ends, they would change the exit code
     sys.exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from trainlib.distributed import process_group
 from trainlib.distributed.channel import control_channel
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.models.custom_parts import CustomParts
+from trainlib.runs import launch_variables
+from trainlib.runs.attempts import recorded_attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.outputs import open_outputs
@@ -27,11 +28,11 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
     config = workload.config.model_copy(update={"train": settings, "name": name})
     dataset = workload.dataset
     custom = CustomParts(model=one_layer if workload.model == "one-layer" else None)
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = launch_variables.rank() == 0
     run = RunDirectory.open(config, fresh=True, runs=Path("runs")) if is_main else None
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = launch_variables.world_size()
     with (
-        run.attempt(world_size=world_size, from_step=0) if run else nullcontext() as attempt,
+        recorded_attempt(run.path, world_size=world_size, from_step=0) if run else nullcontext() as attempt,
         process_group.joined(config.train) as accelerator,
     ):
         trainer = build_trainer(config, dataset, accelerator, None, custom)

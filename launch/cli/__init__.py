@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,13 +10,13 @@ import click
 
 from launch.cli import doctor, model, report, run, runs, slurm, sweep, tracking, verify
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
+from trainlib.runs.stop_request import ignore_stop_signals
 
 
 def program() -> NoReturn:
     """The `launch` program: run one command and exit with its code."""
     code = main()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)  # while the interpreter ends, they would change the code
+    ignore_stop_signals()  # while the interpreter ends, they would change the code
     sys.exit(code)
 
 

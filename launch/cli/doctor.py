@@ -51,7 +51,7 @@ def _checks(processes: int | None) -> Iterator[Finding]:
     from launch.doctor.storage import check_storage
     from launch.doctor.system import check_system
     from launch.doctor.wandb_service import check_wandb
-    from trainlib.runs.status import RUNS
+    from trainlib.runs import RUNS
 
     yield from check_software()
     yield from check_system()

@@ -74,7 +74,7 @@ def run(
         # In this interpreter: a second one would spend seconds on importing torch again.
         return call(TRAINING_MODULE, training, command.variables(os.environ))
     from launch.local.supervise import run_ranks
-    from trainlib.runs.status import RUNS
+    from trainlib.runs import RUNS
 
     return run_ranks(command, RUNS / run_name, node_rank or 0)
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def list_runs() -> int:
     """The runs in runs/, newest last."""
     from launch.runs.show import runs_table
-    from trainlib.runs.status import RUNS, all_runs
+    from trainlib.runs import RUNS
+    from trainlib.runs.status import all_runs
 
     runs = all_runs()
     table = runs_table(runs, datetime.now(UTC), _active_jobs(runs))

@@ -56,7 +56,7 @@ def submit(
     from launch.slurm import queue, sbatch, sites
     from launch.slurm import submit as submission
     from trainlib.config import load_config
-    from trainlib.runs.status import RUNS
+    from trainlib.runs import RUNS
 
     refuse_fresh_resume(fresh, resume)
     number = int(nodes) if nodes and nodes.isdecimal() else nodes

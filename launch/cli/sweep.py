@@ -108,7 +108,7 @@ def _of_site(site: str, plan: Sweep) -> list[str]:
 
 def _run_here(elements: Sequence[Element], flags: Sequence[str], processes: int | None, *, dry_run: bool) -> int:
     from launch.sweep.local import run_here
-    from trainlib.runs.status import RUNS
+    from trainlib.runs import RUNS
 
     more = ["--processes", str(processes)] if processes else []
     if dry_run:
@@ -127,7 +127,7 @@ def _submit(
     from launch.slurm import array, queue, sbatch, sites, submit
     from launch.slurm.options import parse_options
     from launch.slurm.snapshot import take_snapshot
-    from trainlib.runs.status import RUNS
+    from trainlib.runs import RUNS
 
     slurm = array.common_slurm(plan)
     known = submit.known_options()
@@ -165,7 +165,8 @@ def _submit(
 def _in_queue(elements: Sequence[Element]) -> dict[str, str]:
     """The elements that wait or run in a job already, with its id; none where SLURM cannot be asked."""
     from launch.slurm.queue import QueueError, job_states
-    from trainlib.runs.status import RUNS, job_lines, open_jobs
+    from trainlib.runs import RUNS
+    from trainlib.runs.jobs import job_lines, open_jobs
 
     jobs = {element.name: open_jobs(job_lines(RUNS / element.name)) for element in elements}
     try:
@@ -200,7 +201,7 @@ def _wait(job_id: str, elements: Sequence[Element]) -> int:
     """Follow the elements, one after another, to the last one's end; the exit code of the whole."""
     from launch.slurm.follow import wait_for
     from launch.sweep.local import report
-    from trainlib.runs.status import RUNS
+    from trainlib.runs import RUNS
 
     codes = {}
     try:

@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from trainlib.runs import status
-
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
+from trainlib.runs.attempts import last_start
+from trainlib.runs.stop_request import STOP_SIGNALS, write_stop_file
 
 
 class StopRequest:
@@ -23,7 +22,7 @@ class StopRequest:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._attempt_before = status.last_start(directory)
+        self._attempt_before = last_start(directory)
         self._started = False
         self._asked: str | None = None  # the signal's name
         self._delivered = False
@@ -43,18 +42,15 @@ class StopRequest:
 
     def run_has_started(self) -> bool:
         if not self._started:
-            self._started = status.last_start(self._directory) not in (None, self._attempt_before)
+            self._started = last_start(self._directory) not in (None, self._attempt_before)
         return self._started
 
     def deliver(self) -> None:
         """Ask the run to stop, where a signal asked for it."""
         if self._asked and not self._delivered:
             self._delivered = True
-            stop_file = self._directory / "STOP"
-            if not stop_file.exists():  # or somebody has asked already
-                new = self._directory / f".STOP.{os.getpid()}.tmp"
-                new.write_text(f"{self._asked}\n")
-                new.replace(stop_file)  # whole when it is seen
+            if not (self._directory / "STOP").exists():  # or somebody has asked already
+                write_stop_file(self._directory, self._asked)
                 self._placed = True
 
     def withdraw(self) -> None:

@@ -31,10 +31,12 @@ from launch.local.failure import (
     killed_by,
     port_is_taken,
 )
-from launch.local.stop_request import STOP_SIGNALS, StopRequest
+from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
-from trainlib.runs import failure_record, status
+from trainlib.runs import failure_record
+from trainlib.runs.attempts import was_stopped
 from trainlib.runs.failure_record import FailureRecord
+from trainlib.runs.stop_request import STOP_SIGNALS
 
 _POLL_SECONDS = 0.1
 _CLOSING_SECONDS = 6.0  # for ranks to end, once another one failed
@@ -119,7 +121,7 @@ def _log_of(failure: RankFailure, directory: Path) -> Path:
 
 def _report_failure(failure: RankFailure | None, stderr_text: str, directory: Path, launcher_code: int) -> int:
     """Say which rank failed, where rank 0 has not said so itself; return the exit code to end with."""
-    if failure is None and launcher_code > 0 and status.was_stopped(directory):  # the agent was asked to end itself
+    if failure is None and launcher_code > 0 and was_stopped(directory):  # the agent was asked to end itself
         return EXIT_STOPPED
     if failure is None and launcher_code < 0:
         ended = f"accelerate launch was {killed_by(-launcher_code)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.report.facts import RunFacts
-from trainlib.runs.status import Record
+from trainlib.runs.files import Record
 
 ABSENT = "—"
 

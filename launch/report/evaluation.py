@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainlib.runs.status import Record
+from trainlib.runs.files import Record
 
 Count = Annotated[int, Field(ge=0)]
 

@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 from launch.report.evaluation import Evaluation, read_evaluation
 from launch.report.history import Attempt, Event, attempts_of, events_of, jobs_of
 from launch.report.series import Point
-from trainlib.runs.status import Record, Run, json_file, json_lines, read_run, yaml_file
+from trainlib.runs.files import Record, read_json, read_lines, read_yaml
+from trainlib.runs.status import Run, read_run
 
 SPLITS = ("test", "val", "train")  # in the order in which their evaluations are shown
 
@@ -79,7 +80,7 @@ def read_facts(directory: Path) -> RunFacts:
     """Read a run directory. What is missing or damaged is left out: the run may be going on, or have failed."""
     run = read_run(directory)
     rows: dict[tuple[str | None, str | None], list[Record]] = {}
-    for row in json_lines(directory / "metrics.jsonl"):
+    for row in read_lines(directory / "metrics.jsonl"):
         if is_number(row.get("step")):
             rows.setdefault((row.get("split"), row.get("scope")), []).append(row)
     files = sorted(directory.glob("evaluation-*.json"), key=_split_order)
@@ -87,14 +88,14 @@ def read_facts(directory: Path) -> RunFacts:
     return RunFacts(
         run=run,
         name=directory.resolve().name.encode(errors="replace").decode(),
-        config=yaml_file(directory / "config.yaml"),
+        config=read_yaml(directory / "config.yaml"),
         config_text=_text(directory / "config.yaml"),
-        environment=json_file(directory / "environment.json"),
+        environment=read_json(directory / "environment.json"),
         rows=rows,
         attempts=attempts_of(run.attempts, jobs_of(run.jobs), running=run.status == "running"),
         evaluations=[evaluation for evaluation in evaluations.values() if evaluation],
         damaged_evaluations=[name for name, evaluation in evaluations.items() if not evaluation],
-        checkpoints=[_checkpoint(path, run.summary.get("best")) for path in run.checkpoints],
+        checkpoints=[_checkpoint(step, path, run.summary.get("best")) for step, path in run.checkpoints.items()],
     )
 
 
@@ -103,9 +104,8 @@ def _split_order(path: Path) -> tuple[int, str]:
     return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
 
 
-def _checkpoint(path: Path, best: Any) -> Record:
-    manifest = json_file(path / "manifest.json")
-    step = int(path.name.removeprefix("step-"))
+def _checkpoint(step: int, path: Path, best: Any) -> Record:
+    manifest = read_json(path / "manifest.json")
     files = manifest.get("files") or {}
     is_best = isinstance(best, dict) and best.get("step") == step and is_number(best.get("value"))
     return {

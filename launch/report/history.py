@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from trainlib.runs.status import Record, queue_id, time_of
+from trainlib.runs.files import Record
+from trainlib.runs.jobs import queue_id
+from trainlib.runs.status import time_of
 
 
 @dataclass(frozen=True)

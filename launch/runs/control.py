@@ -9,10 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.slurm import ledger, queue
+from launch.slurm import queue
 from launch.slurm.follow import active_job, state_text
 from trainlib.errors import UserError
-from trainlib.runs.status import is_running, job_lines, last_start, open_jobs
+from trainlib.runs import jobs
+from trainlib.runs.attempts import last_start
+from trainlib.runs.jobs import JobStart, job_lines, open_jobs
+from trainlib.runs.status import is_running
+from trainlib.runs.stop_request import write_stop_file
 
 _POLL_SECONDS = 0.2
 _QUEUE_SECONDS = 5.0  # between two questions to SLURM's controller
@@ -103,7 +107,7 @@ def ask_to_stop(directory: Path) -> str:
         )
     if job is None:
         _require_running(directory)
-    (directory / "STOP").write_text("launch stop\n")
+    write_stop_file(directory, "launch stop")
     return (
         f"asked {directory.name} to stop: it writes a checkpoint at its next step and ends with exit code 75; "
         "start it again to continue"
@@ -118,8 +122,8 @@ def end_run(directory: Path) -> str:
     queue.cancel(job.job_id)
     if job.waiting:  # a job that runs writes its own end
         job_id, _, element = job.job_id.partition("_")
-        start = ledger.JobStart(job_id, int(element) if element else None, job.restarts)
-        ledger.append(directory, start.as_record("end") | {"cause": "cancelled", "requeued": False})
+        start = JobStart(job_id, int(element) if element else None, job.restarts)
+        jobs.append(directory, start.as_record("end") | {"cause": "cancelled", "requeued": False})
     return (
         f"cancelled job {job.job_id} of {directory.name}, which was {job.state.lower()}: submit it again to continue "
         "from its last checkpoint"

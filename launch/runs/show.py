@@ -9,7 +9,9 @@ from datetime import datetime
 from launch.slurm.follow import state_text
 from launch.slurm.queue import JobState
 from trainlib.runs.failure_record import read_all, root_cause
-from trainlib.runs.status import Record, Run, open_jobs, queue_id, time_of
+from trainlib.runs.files import Record
+from trainlib.runs.jobs import open_jobs, queue_id
+from trainlib.runs.status import Run, time_of
 
 _COLUMNS = ("NAME", "STATUS", "STEP", "EPOCH", "ACCURACY", "STARTED", "SECONDS")
 _RIGHT_ALIGNED = {"STEP", "EPOCH", "SECONDS"}
@@ -37,7 +39,7 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None) -> str:
         "val": _metrics(run.last.get(("val", None))),
         "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),
         "last error": last_error(run),
-        "checkpoints": ", ".join(path.name for path in run.checkpoints),
+        "checkpoints": ", ".join(path.name for path in run.checkpoints.values()),
         "seconds": _seconds(run, now),
         "directory": str(run.directory),
     }

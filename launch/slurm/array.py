@@ -10,7 +10,7 @@ from launch.slurm.sbatch import Job
 from launch.sweep.grid import Element, Sweep
 from trainlib.config import SlurmConfig
 from trainlib.errors import UserError
-from trainlib.runs.status import RUNS
+from trainlib.runs import RUNS
 
 ELEMENTS = "elements"  # the file of a submission's folder that says which run is which element
 

@@ -1,4 +1,4 @@
-"""The end of a start of a job, when it is decided: in the queue, in the ledger, and in words."""
+"""Carries out what was decided about a job that ends: in the queue, in jobs.jsonl and in the job's log."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 from launch.slurm import ledger, queue
 from launch.slurm.evidence import PATIENCE, queue_says
-from launch.slurm.ledger import Decision, Evidence, JobStart
+from launch.slurm.ledger import Decision, Evidence
 from launch.slurm.queue import QueueError, insist
-from trainlib.runs.status import Record
+from trainlib.runs.files import Record
+from trainlib.runs.jobs import JobStart
 
 
 def is_dead(pid: int) -> bool:
-    """Whether a process is gone, or waits to be buried."""
+    """Return True if a process is gone, or a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
     except OSError:
@@ -23,9 +24,9 @@ def is_dead(pid: int) -> bool:
 
 
 def report_orphaned_job(job: JobStart, decision: Decision) -> None:
-    """Tell the queue that this job is over. Without its slurmstepd it would hold its nodes until its time is over.
+    """Tell the queue that this job is over: without its slurmstepd the job would hold its nodes until its time limit.
 
-    One that is complete goes through the queue once more, and ends at once: others may depend on its success.
+    A completed job is requeued and then ends at once: other jobs may depend on its success.
     """
     print(f"job {job.queue_id}: its slurmstepd was killed; SLURM is told that it is over", file=sys.stderr)
     try:
@@ -35,9 +36,10 @@ def report_orphaned_job(job: JobStart, decision: Decision) -> None:
 
 
 def requeue(job: JobStart, lost_nodes: Sequence[str], fewest_nodes: int) -> tuple[bool, list[str]]:
-    """Put this job back into the queue, from now on without the nodes that failed; whether that worked, and which.
+    """Put this job back into the queue, from now on without the nodes that failed.
 
-    SLURM then ends what is left of the job, which has its KillWait for what comes after this.
+    Returns whether that worked, and which nodes were excluded. SLURM then ends this job's processes, which have its
+    KillWait for what they still do.
     """
     try:
         insist(lambda: queue.requeue(job.queue_id), PATIENCE)
@@ -57,13 +59,14 @@ def requeue(job: JobStart, lost_nodes: Sequence[str], fewest_nodes: int) -> tupl
 
 
 def _is_back(job: JobStart) -> bool:
+    """Return True if the queue says that this job was requeued."""
     with suppress(QueueError):
         return queue_says(queue.job_states([job.queue_id]).get(job.queue_id), job.restart) == "requeued"
     return False
 
 
 def end_record(job: JobStart, evidence: Evidence, decision: Decision) -> Record:
-    """The line of the ledger, but for what the queue did."""
+    """Return the end line for jobs.jsonl, without `requeued` and `excluded`."""
     failure, refusal = evidence.failure, evidence.refusal if decision.cause == "failure" else None
     return job.as_record("end") | {
         "cause": decision.cause,
@@ -78,7 +81,7 @@ def end_record(job: JobStart, evidence: Evidence, decision: Decision) -> Record:
 
 
 def closing_words(job: JobStart, evidence: Evidence, decision: Decision, excluded: Sequence[str]) -> str:
-    """What the log of the job says in the end."""
+    """Return the last lines of the job's log: cause, decision, and the rank that failed."""
     words = [f"job {job.queue_id}, restart {job.restart}: {decision.cause.replace('_', ' ')}; {decision.why}"]
     failure = evidence.failure
     if failure is not None:

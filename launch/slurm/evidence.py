@@ -1,4 +1,4 @@
-"""Finding out why a job's ranks ended: from the run directory, the queue, and what srun said."""
+"""Gathers the evidence for why a job's ranks ended: from the run directory, the queue and the output of srun."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from datetime import datetime
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.ledger import Evidence, JobStart, QueueSays, Refusal
+from launch.slurm.ledger import Evidence, QueueSays, Refusal
 from launch.slurm.queue import JobState, QueueError, insist
 from trainlib.errors import EXIT_CONNECTION_LOST
+from trainlib.runs.attempts import read_attempts
 from trainlib.runs.failure_record import read_all, root_cause
-from trainlib.runs.status import Record, json_lines, read_run
+from trainlib.runs.files import Record
+from trainlib.runs.jobs import JobStart
+from trainlib.runs.reasons import EndCode, code_of_end
+from trainlib.runs.status import read_run
 
-# seconds: a controller that is away gives the job's nodes to nobody else, so to wait for it costs nothing
+# seconds to wait for a controller that does not answer, which costs nothing: it gives the nodes to no other job
 PATIENCE = 3600.0
 _REFUSED = re.compile(r"^(?:error|srun: (?:error|fatal)): (?!\S+: tasks? )(.+)|^srun: (.*option.*)", re.MULTILINE)
 
@@ -26,34 +30,40 @@ def gather(
     job: JobStart,
     lines: Sequence[Record],
     *,
-    code: int,
+    exit_code: int,
     signal: str | None,
     srun_said: str,
     over: bool = False,
 ) -> Evidence:
-    """All that can be known of a start of a job. `over`: of one that ended before, and the queue knows no more.
+    """Return all that can be found out about the end of a start of a job.
 
-    What is complete is so whatever the queue says, which is not asked then. Else it is, until it answers: a job that
-    was cancelled must not be put back.
+    lines       of the run's jobs.jsonl
+    exit_code   srun's
+    signal      the stop signal that the batch shell got
+    srun_said   what srun itself printed
+    over        the start is an earlier one, which the queue no longer knows
+    The queue is not asked about a run that is complete. Otherwise it is asked until it answers: a job that was
+    cancelled must not be requeued.
     """
     begun = next((line for line in reversed(lines) if line.get("event") == "begin" and is_start(line, job)), {})
     attempt = attempt_since(directory, begun)
     state: JobState | None = None
     nodes: list[str] = begun.get("nodes") or []
     lost = lost_by(srun_said, nodes)
-    if code or attempt.get("status") == "stopped":
+    code: EndCode | None = attempt.get("code")
+    if exit_code or (code is not None and code.status == "stopped"):
         with suppress(QueueError):
             if not over:
                 state = insist(lambda: queue.job_states([job.queue_id]), PATIENCE).get(job.queue_id)
             lost.update(queue.down_nodes(nodes))
-    failure = root_cause(read_all(directory)) if code else None
+    failure = root_cause(read_all(directory)) if exit_code else None
     return Evidence(
-        exit_code=code and exit_code_of(srun_said, code),
-        status=attempt.get("status"),
+        exit_code=exit_code and exit_code_of(srun_said, exit_code),
+        code=code,
         reason=attempt.get("reason"),
         step=attempt.get("step"),
         failure=failure,
-        refusal=refusal(directory, job) if code and failure is None else None,
+        refusal=refusal(directory, job) if exit_code and failure is None else None,
         signal=signal,
         queue="requeued" if over else queue_says(state, job.restart),
         seconds_left=_seconds_left(state, begun),
@@ -62,16 +72,18 @@ def gather(
 
 
 def is_start(line: Record, job: JobStart) -> bool:
+    """Return True if a line of jobs.jsonl is about this very start of a job."""
     return job.of_same_job(line) and line.get("restart") == job.restart
 
 
 def attempt_since(directory: Path, begun: Record) -> Record:
-    """How the attempt ended that began after this: status, reason, step; the step None where it finished none.
+    """Return how the attempt ended that began after a `begin` line of jobs.jsonl; empty where there was none.
 
-    Empty where there was none. An attempt that was killed has no end: then the rows tell how far it came.
+    The keys are `code` and `reason`, None for an attempt that was killed, and `step`, the last one that it finished,
+    None where it finished none. How far a killed attempt came is read from metrics.jsonl.
     """
     began = begun.get("time") or ""
-    attempts = [line for line in json_lines(directory / "attempts.jsonl") if str(line.get("time")) >= began]
+    attempts = [line for line in read_attempts(directory) if str(line.get("time")) >= began]
     start = next((line for line in attempts if line.get("event") == "start"), None)
     if start is None:
         return {}
@@ -79,14 +91,18 @@ def attempt_since(directory: Path, begun: Record) -> Record:
     ended = last if last.get("event") == "end" else {}
     step = ended.get("step") or read_run(directory).newest_metrics.get("step") or 0
     return {
-        "status": ended.get("status"),
+        "code": code_of_end(ended),
         "reason": ended.get("reason"),
         "step": step if step > (start.get("from_step") or 0) else None,
     }
 
 
 def queue_says(state: JobState | None, restart: int) -> QueueSays:
-    """What SLURM does with a job that is about to end, as its state and the number of its restarts tell."""
+    """Return what SLURM is doing with a job that is about to end.
+
+    state     the job in the queue; None where the queue does not know it
+    restart   how often the job had been requeued when this start of it began
+    """
     if state is None:
         return "unknown"
     if state.restarts > restart or state.waiting:
@@ -99,13 +115,13 @@ def queue_says(state: JobState | None, restart: int) -> QueueSays:
 
 
 def exit_code_of(srun_said: str, code: int) -> int:
-    """The code of the task that failed: srun's own is the highest of all, those included that it killed for it."""
+    """Return the exit code of the task that failed; srun's own is the highest of all tasks, killed ones included."""
     codes = [int(found) for found in re.findall(r"Exited with exit code (\d+)", srun_said)]
     return next((found for found in codes if found != EXIT_CONNECTION_LOST), code)
 
 
 def refusal(directory: Path, job: JobStart) -> Refusal | None:
-    """Why there were no ranks that could fail: the last word of a node's `launch run`, or else the first of srun."""
+    """Return why no rank was started: the last error of a node's `launch run`, or else the first one of srun."""
     logs = directory / "logs"
     nodes = sorted(logs.glob(f"{job.rendezvous_id}-node-*.out"))
     for path, which in (*((node, -1) for node in nodes), (logs / f"{job.rendezvous_id}-srun.out", 0)):
@@ -117,9 +133,9 @@ def refusal(directory: Path, job: JobStart) -> Refusal | None:
 
 
 def lost_by(srun_said: str, nodes: Sequence[str]) -> set[str]:
-    """Those of a job's nodes that srun lost, from its own messages: whole nodes, or the slurmstepd that served one.
+    """Return the nodes of a job that srun lost, by its own messages: the node went down, or its slurmstepd died.
 
-    Without its slurmstepd, a node's task never ends for srun, which gives it up some time after the others (--wait).
+    Without a slurmstepd, a node's task never ends for srun, which gives it up some time after the others (--wait).
     """
     numbers = re.findall(r"missing step on node (\d+)", srun_said)
     if "First task exited" in srun_said:
@@ -129,7 +145,7 @@ def lost_by(srun_said: str, nodes: Sequence[str]) -> set[str]:
 
 
 def _seconds_left(state: JobState | None, begun: Record) -> float | None:
-    """Until the job's end, which may have been moved since it began."""
+    """Return the seconds until the job's time is over, a limit that may have been moved since the job began."""
     if state is not None and state.state == "RUNNING" and state.end is not None:
         return state.end - time.time()
     end_time = begun.get("end_time")

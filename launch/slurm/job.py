@@ -1,8 +1,8 @@
-"""What runs inside a SLURM job around the training: `python -m launch.slurm.job begin|end ...`, called by train.sbatch.
+"""The program that a SLURM job runs before and after training: `python -m launch.slurm.job begin|end ...`.
 
-`begin` validates what is to run, records the start, and prints what the batch script needs as assignments of bash.
-`end` finds out why the ranks ended, records it, puts the job back into the queue where that makes sense, and exits with
-what the batch job is to end with. Neither imports torch.
+The batch script train.sbatch calls it. `begin` validates the run's configuration, records the start, and prints the
+values that the batch script needs as assignments of bash. `end` finds out why the ranks ended, records it, requeues the
+job where that makes sense, and exits with the code that the batch job is to have. Neither imports torch.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from launch.slurm import ledger, queue
 from launch.slurm.closing import closing_words, end_record, is_dead, report_orphaned_job, requeue
 from launch.slurm.evidence import gather
 from launch.slurm.head import free_ports, node_names
-from launch.slurm.ledger import JobStart
 from launch.slurm.queue import QueueError
 from trainlib.config import Config, SlurmConfig, load_config
 from trainlib.errors import EXIT_FAILURE, TrainlaunchError, UserError
-from trainlib.runs.status import RUNS, job_lines
+from trainlib.runs import RUNS, jobs
+from trainlib.runs.jobs import JobStart, job_lines
+from trainlib.runs.reasons import EndCode
+from trainlib.runs.stop_request import read_stop_file
 
-NUM_PORTS = 3  # to try, should one be taken between the probe and its use
+NUM_PORTS = 3  # ports to try, as one may be taken between the probe and its use
 _RESUME = "--resume"  # the one option of `launch run` that means the same at every restart
 _CPUS_OF_NODES = re.compile(r"(\d+)(?:\(x\d+\))?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m launch.slurm.job", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     begin_parser = verbs.add_parser("begin")
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Record that a job begins; the assignments that the batch script evaluates. Raises TrainlaunchError."""
+    """Record that a job begins, and return the assignments for the batch script. Raises TrainlaunchError."""
     job = JobStart.of(environment)
     words = expand_arguments(arguments, job.array_task)
     config = load_config([word for word in words if word != _RESUME])
@@ -80,18 +83,18 @@ def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
         record.unlink()
     iso_end = datetime.fromtimestamp(end_time, UTC).isoformat(timespec="seconds") if end_time else None
     where = {"nodes": nodes, "head": nodes[0], "port": ports[0], "end_time": iso_end}
-    ledger.append(directory, job.as_record("begin") | where)
+    jobs.append(directory, job.as_record("begin") | where)
     print(f"job {job.queue_id}, restart {job.restart}: {directory} on {', '.join(nodes)}", file=sys.stderr)
     return assignments(job, words, config, nodes[0], ports, end_time, environment)
 
 
 def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
-    """Record how a job ended, put it back into the queue where that makes sense; what the batch job ends with."""
+    """Record how a job ended and requeue it where that makes sense; return the exit code of the batch job."""
     job = JobStart.of(environment)
     directory: Path = options.run
     lines = job_lines(directory)
     srun_said = options.srun_log.read_text(errors="replace") if options.srun_log.exists() else ""
-    evidence = gather(directory, job, lines, code=options.code, signal=options.signal or None, srun_said=srun_said)
+    evidence = gather(directory, job, lines, exit_code=options.code, signal=options.signal or None, srun_said=srun_said)
     evidence = replace(evidence, signal_seconds=options.signal_seconds)
     earlier = [line for line in lines if line.get("event") == "end" and job.of_same_job(line)]
     decision = ledger.decide(evidence, earlier, options.max_failures)
@@ -101,17 +104,18 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     _withdraw_signals(directory)
     print(closing_words(job, evidence, decision, excluded), file=sys.stderr)
     try:
-        ledger.append(directory, end_record(job, evidence, decision) | {"requeued": requeued, "excluded": excluded})
+        jobs.append(directory, end_record(job, evidence, decision) | {"requeued": requeued, "excluded": excluded})
     except OSError as error:
-        print(f"warning: {directory / ledger.JOBS_FILE} does not tell so: {error}", file=sys.stderr)
+        print(f"warning: {directory / jobs.JOBS_FILE} does not tell so: {error}", file=sys.stderr)
     if not requeued and is_dead(options.slurmstepd):
         report_orphaned_job(job, decision)
     return decision.exit_code
 
 
 def expand_arguments(arguments: Sequence[str], array_task: int | None) -> list[str]:
-    """The arguments of this element: `@FILE` stands for one line of FILE, which holds an element's as shell words.
+    """Return the arguments with `@FILE` replaced by the words of one line of FILE, an element of the array.
 
+    array_task   the number of the element, and of its line, from 0; None outside an array
     Raises UserError where there is no such line, and for options, which a restart would repeat.
     """
     words = []
@@ -145,7 +149,7 @@ def assignments(
     end_time: float | None,
     environment: Mapping[str, str],
 ) -> str:
-    """What the batch script needs to know, as lines of bash."""
+    """Return the values that the batch script needs, as lines of bash."""
     slurm = config.slurm
     directory = RUNS / config.name
     policy = {
@@ -171,9 +175,9 @@ def assignments(
 
 
 def cpus_on_each(environment: Mapping[str, str]) -> int:
-    """The CPUs that this job has on every one of its nodes, all of which the one task there gets.
+    """Return the number of CPUs that this job has on each of its nodes, the lowest of all nodes.
 
-    From `8(x2),4`, which SLURM sets for each job; SLURM_CPUS_PER_TASK may be left over from where it was submitted.
+    SLURM sets it for each job, as in `8(x2),4`; SLURM_CPUS_PER_TASK may be left over from where the job was submitted.
     """
     return min(
         (int(count) for count in _CPUS_OF_NODES.findall(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))), default=1
@@ -181,12 +185,12 @@ def cpus_on_each(environment: Mapping[str, str]) -> int:
 
 
 def _fewest_nodes(slurm: SlurmConfig, environment: Mapping[str, str]) -> int:
-    """The nodes that this job needs. Without a range, as many as it has: options of sbatch win over `slurm.nodes`."""
+    """Return the number of nodes that this job needs; without a range, those it has, as sbatch's options may say."""
     return slurm.fewest_nodes if isinstance(slurm.nodes, str) else int(environment.get("SLURM_JOB_NUM_NODES") or 1)
 
 
 def _end_time(job: JobStart, environment: Mapping[str, str]) -> float | None:
-    """When the job's time is over, in unix seconds; None where nobody can tell, which is no reason not to train."""
+    """Return when the job's time is over, in unix seconds; None where that cannot be found out."""
     if environment.get("SLURM_JOB_END_TIME", "").isdecimal():  # from SLURM 23.02 on
         return float(environment["SLURM_JOB_END_TIME"])
     with suppress(QueueError):
@@ -196,33 +200,33 @@ def _end_time(job: JobStart, environment: Mapping[str, str]) -> float | None:
 
 
 def _is_complete(directory: Path, job: JobStart) -> bool:
-    """Whether this job has done its work: SLURM starts it again where it did not learn how it ended."""
+    """Return True if this job has completed its run: SLURM restarts a job whose end it did not learn of."""
     ends = [line for line in job_lines(directory) if line.get("event") == "end" and job.of_same_job(line)]
     return bool(ends) and ends[-1].get("cause") == "completed"
 
 
 def _close_earlier(directory: Path, job: JobStart) -> None:
-    """Write the end of starts that were killed before they could, as far as it can be found out."""
+    """Write the end lines of earlier starts that were killed before they could write them."""
     lines = job_lines(directory)
-    for line in ledger.unfinished(lines):
+    for line in jobs.unfinished(lines):
         earlier = JobStart(line["job_id"], line.get("array_task"), line.get("restart") or 0)
         if not job.of_same_job(line):
             with suppress(QueueError):
                 state = queue.job_states([earlier.queue_id]).get(earlier.queue_id)
                 if state is not None and state.active:
                     continue  # it still runs; one of the two will be refused
-        evidence = gather(directory, earlier, lines, code=1, signal=None, srun_said="", over=True)
+        evidence = gather(directory, earlier, lines, exit_code=1, signal=None, srun_said="", over=True)
         earlier_ends = [end for end in lines if end.get("event") == "end" and earlier.of_same_job(end)]
         decision = ledger.decide(evidence, earlier_ends, max_failures=sys.maxsize)
         requeued = job.of_same_job(line)  # for here it is again
-        ledger.append(directory, end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
+        jobs.append(directory, end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
 
 
 def _withdraw_signals(directory: Path) -> None:
-    """A STOP file that a signal to this job made has done its work; what a user asks for stays."""
+    """Remove a STOP file that passes on a signal to this job, which is over; one that a person made stays."""
     stop_file = directory / "STOP"
     with suppress(OSError):
-        if stop_file.read_text().startswith("SIG"):
+        if stop_file.exists() and read_stop_file(stop_file).code is EndCode.SIGNAL:
             stop_file.unlink()
 
 

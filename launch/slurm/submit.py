@@ -11,14 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launch.local.command import Command
-from launch.slurm import ledger, queue
+from launch.slurm import queue
 from launch.slurm.options import long_options, minutes_of
 from launch.slurm.queue import Partition, QueueError
 from launch.slurm.snapshot import NAME as CODE
 from trainlib.config import SlurmConfig
 from trainlib.config.checking.suggest import nearest
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.runs.status import RUNS, is_running, job_lines, open_jobs
+from trainlib.runs import RUNS, jobs
+from trainlib.runs.jobs import job_lines, open_jobs
+from trainlib.runs.status import is_running
 
 _SECONDS = 120  # sbatch tries again by itself while the controller is busy
 
@@ -126,7 +128,7 @@ def record_submission(directory: Path, job_id: str, command: Command, array_task
     """Write into a run's ledger that it is in the queue; where that fails the job is taken out again."""
     record = {"event": "submitted", "job_id": job_id, "array_task": array_task, "command": list(command.words)}
     try:
-        ledger.append(directory, record)
+        jobs.append(directory, record)
     except OSError:
         queue.cancel(job_id)
         raise

@@ -11,9 +11,8 @@ from types import FrameType
 
 from launch.sweep.grid import Element, short_keys, value_text
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
-from trainlib.runs.status import RUNS
-
-_PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")]
+from trainlib.runs import RUNS
+from trainlib.runs.stop_request import STOP_SIGNALS
 
 
 def run_command(element: Element, options: Sequence[str]) -> list[str]:
@@ -79,7 +78,7 @@ class _Relay:
 @contextmanager
 def _passing_signals_on() -> Iterator[_Relay]:
     relay = _Relay()
-    numbers = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]  # nohup
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup
     before = {number: signal.signal(number, relay.handle) for number in numbers}
     try:
         yield relay

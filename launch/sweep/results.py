@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from launch.sweep.grid import Element, Sweep, short_keys, value_text
 from trainlib.config import differences, is_harmless, read_resolved
-from trainlib.runs.status import RUNS, Run, read_run
+from trainlib.runs import RUNS
+from trainlib.runs.status import Run, read_run
 
 
 def is_finished(element: Element) -> bool:

@@ -14,6 +14,7 @@ import torch
 from soak import rounds
 
 from trainlib.errors import CheckpointError
+from trainlib.runs.checkpoints import name_of, steps_in
 from trainlib.training.checkpoints import checkpoint
 
 STEPS = [3, 6, 9, 12]
@@ -69,7 +70,7 @@ def zero_a_block(choice: random.Random, path: Path) -> None:
 
 def another(choice: random.Random, path: Path) -> Path:
     """A checkpoint of another step that is still whole."""
-    return choice.choice([p for p in checkpoint.steps_in(path.parent).values() if p != path and is_whole(p)])
+    return choice.choice([p for p in steps_in(path.parent).values() if p != path and is_whole(p)])
 
 
 def is_whole(path: Path) -> bool:
@@ -140,7 +141,7 @@ def test_the_newest_good_one_is_found_among_damaged_ones(tmp_path: Path, damage:
         shutil.copytree(pristine, directory)
         victims = sorted(choice.sample(STEPS, choice.randint(1, 3)) if choice.random() < 0.5 else STEPS[-1:])
         for step in victims:
-            damage(choice, directory / checkpoint.name_of(step))
+            damage(choice, directory / name_of(step))
         damaged += len(victims)
         litter(choice, directory)
         good = [step for step in STEPS if step not in victims]
@@ -151,7 +152,7 @@ def test_the_newest_good_one_is_found_among_damaged_ones(tmp_path: Path, damage:
         assert all(torch.equal(found.model_state()[name], value) for name, value in state_of(found.step).items())
         assert torch.equal(found.trainer_state()["optimizer"]["state"], torch.full((40, 3), -float(found.step)))
         for step in victims:
-            named = directory / checkpoint.name_of(step)
+            named = directory / name_of(step)
             assert not named.is_dir() or step < found.step  # set aside, never to be met again
             with pytest.raises(CheckpointError):
                 checkpoint.verify(named)
@@ -166,7 +167,7 @@ def test_a_training_goes_on_bitwise_from_the_newest_good_one(tmp_path: Path, dam
     whole, hurt = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "hurt")
     for cwd in (whole, hurt):
         assert ranks.train([*training, "scheduler=null"], world_size=2, cwd=cwd) == [0, 0], ranks.console(cwd)
-    steps = checkpoint.steps_in(hurt / "runs/run/checkpoints")
+    steps = steps_in(hurt / "runs/run/checkpoints")
     newest = max(steps)
     damage(random.Random(1), steps.pop(newest))
     for cwd in (whole, hurt):

@@ -16,6 +16,7 @@ import tiny
 import torch
 from soak import SOAK, only_in_soak, rounds
 
+from trainlib.runs.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 
@@ -112,7 +113,7 @@ def save_and_die(directory: Path, number: int) -> None:
 def whole_steps(directory: Path) -> list[int]:
     """The steps whose checkpoints are whole and hold what they should."""
     steps = []
-    for step, path in checkpoint.steps_in(directory).items():
+    for step, path in steps_in(directory).items():
         found = checkpoint.verify(path)
         assert all(torch.equal(found.model_state()[name], value) for name, value in state_of(step).items())
         assert found.trainer_state() == {"progress": {"step": step}}

@@ -9,8 +9,8 @@ from parts import resolved
 from paths import REPOSITORY
 
 from launch.slurm.job import assignments, cpus_on_each, expand_arguments, main
-from launch.slurm.ledger import JobStart
 from trainlib.errors import UserError
+from trainlib.runs.jobs import JobStart
 
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
 

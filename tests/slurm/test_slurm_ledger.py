@@ -7,45 +7,94 @@ from typing import Any
 import pytest
 
 from launch.slurm.evidence import attempt_since, exit_code_of, lost_by, queue_says, refusal
-from launch.slurm.ledger import Evidence, JobStart, Refusal, append, decide, error_of, find_cause, unfinished
+from launch.slurm.ledger import Evidence, Refusal, decide, error_of, find_cause
 from launch.slurm.queue import JobState
 from trainlib.runs.failure_record import FailureRecord
-from trainlib.runs.status import job_lines
+from trainlib.runs.jobs import JobStart, append, job_lines, unfinished
+from trainlib.runs.reasons import EndCode, code_of_end
 
 FAILED = FailureRecord("2026-01-01T00:00:00Z", 1, "n1", 7, None, "runs/x/logs/rank-1.log", "RuntimeError: no memory")
-STOPPED = Evidence(0, status="stopped", step=9)
-BROKEN = Evidence(7, status=None, step=9, failure=FAILED)
+STOPPED = Evidence(0, EndCode.SIGNAL, step=9)
+BROKEN = Evidence(7, step=9, failure=FAILED)
 
 
 @pytest.mark.parametrize(
     ("evidence", "cause"),
     [
-        (Evidence(0, status="completed", step=80), "completed"),
-        (replace(STOPPED, reason="launch stop"), "stopped"),
-        (replace(STOPPED, reason="STOP file"), "stopped"),
-        (replace(STOPPED, reason="STOP file", lost_nodes=("n1",)), "stopped"),
-        (replace(STOPPED, reason="SIGUSR2", signal="SIGUSR2", seconds_left=3000.0), "preempted"),
-        (replace(STOPPED, reason="SIGUSR2", signal="SIGUSR2", seconds_left=100.0), "time_limit"),
-        (replace(STOPPED, reason="SIGUSR2", seconds_left=None), "preempted"),
-        (replace(STOPPED, reason="another rank was asked to stop"), "preempted"),
-        (replace(STOPPED, reason="end time", seconds_left=40.0), "time_limit"),
-        (replace(STOPPED, reason="SIGTERM", queue="cancelled"), "cancelled"),
-        (replace(STOPPED, reason="SIGTERM", queue="time_limit"), "time_limit"),
-        (replace(STOPPED, reason="SIGTERM", queue="requeued"), "preempted"),
-        (replace(STOPPED, reason="SIGTERM", lost_nodes=("n1",)), "node_failure"),
+        (Evidence(0, EndCode.COMPLETED, step=80), "completed"),
+        (replace(STOPPED, code=EndCode.STOP_FILE), "stopped"),
+        (replace(STOPPED, code=EndCode.STOP_FILE, lost_nodes=("n1",)), "stopped"),
+        (replace(STOPPED, signal="SIGUSR2", seconds_left=3000.0), "preempted"),
+        (replace(STOPPED, signal="SIGUSR2", seconds_left=100.0), "time_limit"),
+        (replace(STOPPED, seconds_left=None), "preempted"),
+        (replace(STOPPED, code=EndCode.OTHER_RANK), "preempted"),
+        (replace(STOPPED, code=EndCode.END_TIME, seconds_left=40.0), "time_limit"),
+        (replace(STOPPED, queue="cancelled"), "cancelled"),
+        (replace(STOPPED, queue="time_limit"), "time_limit"),
+        (replace(STOPPED, queue="requeued"), "preempted"),
+        (replace(STOPPED, lost_nodes=("n1",)), "node_failure"),
         (Evidence(137, signal="SIGTERM"), "preempted"),  # asked, but killed before it had stopped
         (Evidence(137, signal="SIGTERM", queue="cancelled"), "cancelled"),
         (Evidence(137), "failure"),  # killed unasked: out of memory
-        (Evidence(1, status="failed", reason="RuntimeError: x"), "failure"),
+        (Evidence(1, EndCode.ERROR, "RuntimeError: x"), "failure"),
         (Evidence(1, queue="requeued"), "preempted"),
         (Evidence(1, queue="requeued", lost_nodes=("n0",)), "node_failure"),
         (BROKEN, "failure"),
         (replace(BROKEN, signal="SIGUSR2"), "failure"),  # asked as well, but it ended of its own
-        (replace(STOPPED, reason="the launcher died", exit_code=137), "failure"),
+        (replace(STOPPED, code=EndCode.LAUNCHER_DIED, exit_code=137), "failure"),
     ],
 )
 def test_causes(evidence: Evidence, cause: str) -> None:
     assert find_cause(evidence) == cause
+
+
+# For each code: srun's exit code then, and what the end of an hour's job comes to: cause, requeue, exit code.
+EVERY_CODE = {
+    EndCode.COMPLETED: (0, "completed", False, 0),
+    EndCode.STOP_FILE: (0, "stopped", False, 75),
+    EndCode.SIGNAL: (0, "preempted", True, 75),
+    EndCode.OTHER_RANK: (0, "preempted", True, 75),
+    EndCode.END_TIME: (0, "time_limit", True, 75),
+    EndCode.LAUNCHER_DIED: (137, "failure", True, 75),
+    EndCode.ERROR: (1, "failure", True, 1),
+}
+
+
+@pytest.mark.parametrize("code", EndCode)
+def test_every_code_is_decided(code: EndCode) -> None:
+    exit_code, *expected = EVERY_CODE[code]
+    decision = decide(Evidence(exit_code, code, step=9, seconds_left=3600.0), [], max_failures=3)
+    assert [decision.cause, decision.requeue, decision.exit_code] == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence", "code"),
+    [
+        ("completed", None, EndCode.COMPLETED),
+        ("completed", "OSError: no space", EndCode.COMPLETED),
+        ("stopped", "SIGTERM", EndCode.SIGNAL),
+        ("stopped", "SIGUSR2", EndCode.SIGNAL),
+        ("stopped", "launch stop", EndCode.STOP_FILE),
+        ("stopped", "STOP file", EndCode.STOP_FILE),
+        ("stopped", "please", EndCode.STOP_FILE),
+        ("stopped", None, EndCode.STOP_FILE),
+        ("stopped", "another rank was asked to stop", EndCode.OTHER_RANK),
+        ("stopped", "StoppedError: Stopped while computing frozen features.", EndCode.OTHER_RANK),
+        ("stopped", "end time", EndCode.END_TIME),
+        ("stopped", "the launcher died", EndCode.LAUNCHER_DIED),
+        ("failed", "ConnectionLostError: lost the connection to another rank", EndCode.ERROR),
+        ("failed", "end time", EndCode.ERROR),
+        ("failed", None, EndCode.ERROR),
+        (None, "SIGTERM", None),
+        (None, None, None),
+    ],
+)
+def test_lines_of_versions_without_codes(status: str | None, sentence: str | None, code: EndCode | None) -> None:
+    line = {"event": "end", "status": status, "reason": sentence}
+    assert code_of_end(line) is code
+    assert code_of_end(line | {"code": "of a later version"}) is code
+    for written in EndCode:
+        assert code_of_end(line | {"code": written.value}) is written
 
 
 def end(cause: str, step: int | None = 5, exit_code: int = 7, error: str = FAILED.error) -> dict[str, Any]:
@@ -55,12 +104,12 @@ def end(cause: str, step: int | None = 5, exit_code: int = 7, error: str = FAILE
 @pytest.mark.parametrize(
     ("evidence", "earlier", "max_failures", "requeue", "exit_code"),
     [
-        (Evidence(0, status="completed"), [], 3, False, 0),
-        (replace(STOPPED, reason="launch stop"), [], 3, False, 75),
-        (replace(STOPPED, reason="SIGTERM", queue="cancelled"), [], 3, False, 75),
-        (replace(STOPPED, reason="SIGUSR2"), [], 3, True, 75),
-        (replace(STOPPED, reason="SIGTERM", queue="requeued"), [], 3, False, 75),  # SLURM does it
-        (replace(STOPPED, reason="end time"), [], 3, True, 75),
+        (Evidence(0, EndCode.COMPLETED), [], 3, False, 0),
+        (replace(STOPPED, code=EndCode.STOP_FILE), [], 3, False, 75),
+        (replace(STOPPED, queue="cancelled"), [], 3, False, 75),
+        (STOPPED, [], 3, True, 75),
+        (replace(STOPPED, queue="requeued"), [], 3, False, 75),  # SLURM does it
+        (replace(STOPPED, code=EndCode.END_TIME), [], 3, True, 75),
         (Evidence(1, lost_nodes=("n1",)), [], 3, True, 1),
         # real failures end the job, the third one at the latest
         (BROKEN, [], 3, True, 7),
@@ -70,7 +119,7 @@ def end(cause: str, step: int | None = 5, exit_code: int = 7, error: str = FAILE
         (BROKEN, [], 0, False, 7),
         # and nothing else counts as one, however often it happens
         (BROKEN, [end("preempted"), end("time_limit"), end("node_failure")] * 9, 3, True, 7),
-        (replace(STOPPED, reason="SIGTERM"), [end("preempted")] * 99, 0, True, 75),
+        (STOPPED, [end("preempted")] * 99, 0, True, 75),
         (Evidence(1, lost_nodes=("n1",)), [end("node_failure")] * 99, 0, True, 1),
         # a mistake is not mended by another start
         (Evidence(2), [], 3, False, 2),
@@ -82,8 +131,8 @@ def end(cause: str, step: int | None = 5, exit_code: int = 7, error: str = FAILE
         (replace(BROKEN, step=None), [end("failure", None, exit_code=1)], 9, True, 7),
         (BROKEN, [end("failure", None)], 9, True, 7),
         # a time limit that leaves no time for a step
-        (replace(STOPPED, reason="end time", step=None), [end("time_limit", 5)], 3, True, 75),
-        (replace(STOPPED, reason="end time", step=None), [end("time_limit", None)], 3, False, 75),
+        (replace(STOPPED, code=EndCode.END_TIME, step=None), [end("time_limit", 5)], 3, True, 75),
+        (replace(STOPPED, code=EndCode.END_TIME, step=None), [end("time_limit", None)], 3, False, 75),
     ],
 )
 def test_what_happens_next(
@@ -203,7 +252,7 @@ def test_an_attempt_of_an_earlier_start_is_not_this_ones(tmp_path: Path) -> None
         '{"event": "end", "time": "2026-01-01T00:00:09+00:00", "status": "stopped", "step": 8, "reason": "SIGTERM"}\n'
     )
     begun = {"time": "2026-01-01T00:00:00+00:00"}
-    assert attempt_since(tmp_path, begun) == {"status": "stopped", "reason": "SIGTERM", "step": 8}
+    assert attempt_since(tmp_path, begun) == {"code": EndCode.SIGNAL, "reason": "SIGTERM", "step": 8}
     assert attempt_since(tmp_path, {"time": "2026-01-01T00:00:10+00:00"}) == {}
 
 

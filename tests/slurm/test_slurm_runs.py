@@ -21,7 +21,8 @@ from launch.slurm.queue import JobState
 from trainlib.errors import UserError
 from trainlib.runs.failure_record import FailureRecord, save
 from trainlib.runs.files import read_lines
-from trainlib.runs.status import open_jobs, read_run
+from trainlib.runs.jobs import open_jobs
+from trainlib.runs.status import read_run
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

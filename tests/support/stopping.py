@@ -31,6 +31,7 @@ def train_until(arguments: list[str], boundary: int) -> int:
 
     from trainlib.config import load_config
     from trainlib.distributed.stop_consensus import StopConsensus
+    from trainlib.runs.reasons import EndCode, EndReason
     from trainlib.runs.stop_request import StopFlag
     from trainlib.train import train
 
@@ -43,7 +44,7 @@ def train_until(arguments: list[str], boundary: int) -> int:
         nonlocal boundaries
         boundaries += 1
         if is_last and boundaries == boundary:
-            flag.reason = "test"
+            flag.ask(EndReason(EndCode.SIGNAL, "test"))
         return reached(self)
 
     StopConsensus.agreed = counting  # type: ignore[method-assign]

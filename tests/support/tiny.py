@@ -19,9 +19,9 @@ import numpy as np
 from paths import REPOSITORY
 from PIL import Image
 
+from trainlib.runs.checkpoints import steps_in
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import read_lines
-from trainlib.training.checkpoints import checkpoint
 
 STEPS_PER_EPOCH = 4
 
@@ -111,7 +111,7 @@ class Moment:
         self._cwd, self._choice = cwd, choice
         self._metrics = cwd / "runs/run/metrics.jsonl"
         self._before = self._inode()  # the attempt replaces the file before its first row
-        from_step = max(checkpoint.steps_in(cwd / "runs/run/checkpoints"), default=0)
+        from_step = max(steps_in(cwd / "runs/run/checkpoints"), default=0)
         self._until = from_step + choice.randint(1, 2 * every)
 
     def wait(self, running: Callable[[], bool]) -> None:

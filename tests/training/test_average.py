@@ -23,6 +23,7 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_STOPPED
 from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.weights import weights_sha256
+from trainlib.runs.checkpoints import name_of
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.session import build_trainer
@@ -260,7 +261,7 @@ def test_what_is_kept_hashed_and_tested_is_the_average(tmp_path: Path, images: P
     best = tiny.summary(averaged)["best"]["step"]
     assert best < last.step
     trained = load_model(averaged / "runs/run", device="cpu")
-    kept = load_file(averaged / f"runs/run/checkpoints/{checkpoint.name_of(best)}/model.safetensors")
+    kept = load_file(averaged / f"runs/run/checkpoints/{name_of(best)}/model.safetensors")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in trained.module.state_dict().items())
     paths = sorted((images / "test").glob("*/*.png"))
     probabilities = [trained.predict(str(path))[0].probabilities[path.parent.name] for path in paths]

@@ -15,6 +15,7 @@ import torch
 
 from trainlib.errors import CheckpointError
 from trainlib.models.weights import weights_sha256
+from trainlib.runs.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import MAX_FAILED_WRITES, CheckpointManager
 
@@ -147,7 +148,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, keep: int, best: 
     checkpoint_manager = CheckpointManager(tmp_path, keep, {})
     for step in range(1, 6):
         checkpoint_manager.save(step, MODEL_STATE, {}, best)
-    assert list(checkpoint.steps_in(tmp_path)) == left
+    assert list(steps_in(tmp_path)) == left
 
 
 def test_pruning_counts_only_whole_checkpoints(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_pruning_counts_only_whole_checkpoints(tmp_path: Path) -> None:
         save(tmp_path, step)
     flip(tmp_path / "step-00000003" / "trainer.pt")
     checkpoint.prune(tmp_path, keep=2, protect=(), verified=set())
-    assert list(checkpoint.steps_in(tmp_path)) == [1, 2]
+    assert list(steps_in(tmp_path)) == [1, 2]
 
 
 def test_a_failed_write_leaves_the_old_ones_and_several_end_the_run(

@@ -14,8 +14,10 @@ from parts import resolved
 from paths import REPOSITORY
 
 from trainlib.errors import RunDirectoryError, StoppedError
+from trainlib.runs.attempts import recorded_attempt
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import append_line, read_lines, write_atomically
+from trainlib.runs.files import append_line, read_json, read_lines, read_yaml, write_atomically
+from trainlib.runs.reasons import COMPLETED, END_TIME, EndReason
 
 
 def test_a_second_opener_is_refused_until_the_first_closes(tmp_path: Path) -> None:
@@ -136,22 +138,33 @@ def test_a_run_that_is_moved_aside_takes_its_lock_with_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, "completed"), (ValueError("broken"), "failed"), (StoppedError("asked"), "stopped")]
+    ("reason", "error", "end"),
+    [
+        (COMPLETED, None, ("completed", "completed", None)),
+        (END_TIME, None, ("stopped", "end_time", "end time")),
+        (None, ValueError("broken"), ("failed", "error", "ValueError: broken")),
+        (None, StoppedError("asked"), ("stopped", "other_rank", "StoppedError: asked")),
+        (END_TIME, StoppedError("asked"), ("stopped", "end_time", "end time")),
+        (END_TIME, ValueError("broken"), ("stopped", "end_time", "end time")),  # after its checkpoint
+        (COMPLETED, ValueError("broken"), ("failed", "error", "ValueError: broken")),  # before its summary
+        (None, None, ("failed", "error", None)),
+    ],
 )
-def test_every_attempt_is_accounted_for(tmp_path: Path, error: Exception | None, status: str) -> None:
+def test_every_attempt_is_accounted_for(
+    tmp_path: Path, reason: EndReason | None, error: Exception | None, end: tuple[str, str, str | None]
+) -> None:
     run = RunDirectory(tmp_path)
     try:
-        with run.attempt(world_size=2, from_step=5) as attempt:
-            attempt.step, attempt.status = 9, "completed"
+        with recorded_attempt(run.path, world_size=2, from_step=5) as attempt:
+            attempt.step, attempt.reason = 9, reason
             if error is not None:
-                attempt.status = "failed"
                 raise error
     except (ValueError, StoppedError):
         pass
-    start, end = read_lines(run.attempts_file)
+    start, line = read_lines(run.attempts_file)
     assert (start["event"], start["attempt"], start["world_size"], start["from_step"]) == ("start", 1, 2, 5)
-    assert (end["event"], end["attempt"], end["status"], end["step"]) == ("end", 1, status, 9)
-    assert (end["reason"] is None) == (error is None)
+    assert (line["event"], line["attempt"], line["step"]) == ("end", 1, 9)
+    assert (line["status"], line["code"], line["reason"]) == end
 
 
 def test_a_torn_line_is_passed_over_and_does_not_spoil_the_next(tmp_path: Path) -> None:
@@ -168,3 +181,34 @@ def test_atomic_writes_leave_only_the_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "x.json", json.dumps({"a": 2}))
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    "damage", [b'{"a": 2, "b', b"\xff\xfe\x00", b"[1, 2]", b"null", b"[" * 100_000, b"9" * 5000, b""]
+)
+def test_damage_is_passed_over(damage: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(damage)
+    assert read_json(path) == {}
+    path.write_bytes(b'{"a": 1}\n' + damage + b'\n{"a": 3}\n')
+    assert [line["a"] for line in read_lines(path)] == [1, 3]
+    path.write_bytes(b'{"a": "\xff"}\n')
+    assert (read_json(path), read_lines(path)) == ({"a": "\ufffd"}, [{"a": "\ufffd"}])
+
+
+def test_a_damaged_yaml_file_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for text in ("a: [1", "- 1", "", "a: \0"):
+        path.write_text(text)
+        assert read_yaml(path) == {}
+    path.write_text("a: 1")
+    assert read_yaml(path) == {"a": 1}
+
+
+def test_a_file_that_cannot_be_read_is_empty_unless_its_content_matters(tmp_path: Path) -> None:
+    """A training that took unreadable rows for none would write the file anew without them."""
+    assert (read_json(tmp_path), read_lines(tmp_path), read_yaml(tmp_path)) == ({}, [], {})
+    for read in (read_json, read_lines):
+        with pytest.raises(IsADirectoryError):
+            read(tmp_path, strict=True)
+    assert (read_json(tmp_path / "x", strict=True), read_lines(tmp_path / "x", strict=True)) == ({}, [])

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from trainlib.data.decoding import decode
 from trainlib.distributed.stop_consensus import StopConsensus
-from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag
+from trainlib.runs.reasons import LAUNCHER_DIED, EndCode, EndReason
+from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag, write_stop_file
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -23,7 +25,7 @@ def test_a_signal_sets_the_flag(number: signal.Signals) -> None:
         assert not flag.requested()
         os.kill(os.getpid(), number)
         assert flag.requested()
-        assert flag.reason == number.name
+        assert flag.reason == EndReason(EndCode.SIGNAL, number.name)
     finally:
         flag.uninstall()
     assert signal.getsignal(number) is before
@@ -69,7 +71,7 @@ def test_many_ranks_ask_each_other_less_often(ranks: int, every: int) -> None:
     agreed = []
     for boundary in range(1, 3 * every + 1):
         if boundary == every + 1:
-            flag.ask("test")
+            flag.ask(LAUNCHER_DIED)
         agreed.append(consensus.agreed())
     assert handed_in == [(every, False), (2 * every, True), (3 * every, True)]
     assert agreed == [False] * (3 * every - 1) + [True]
@@ -87,14 +89,22 @@ def test_a_second_ctrl_c_ends_the_process_with_130() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("", "STOP file"), ("SIGUSR2\n", "SIGUSR2"), ("launch stop\nmore\n", "launch stop")]
+    ("text", "code", "sentence"),
+    [
+        ("", EndCode.STOP_FILE, "STOP file"),
+        ("SIGUSR2\n", EndCode.SIGNAL, "SIGUSR2"),
+        ("launch stop\nmore\n", EndCode.STOP_FILE, "launch stop"),
+        ("end time\n", EndCode.STOP_FILE, "end time"),  # as the trainer says, but a person wrote it
+        ("the launcher died\n", EndCode.STOP_FILE, "the launcher died"),
+        ("x" * 300, EndCode.STOP_FILE, "x" * 200),
+    ],
 )
-def test_the_stop_file_says_who_asked(tmp_path: Path, text: str, reason: str) -> None:
+def test_the_stop_file_says_who_asked(tmp_path: Path, text: str, code: EndCode, sentence: str) -> None:
     flag = StopFlag()
     flag.watch(tmp_path / "STOP")
     (tmp_path / "STOP").write_text(text)
     assert flag.requested()
-    assert flag.reason == reason
+    assert flag.reason == EndReason(code, sentence)
 
 
 def test_of_ignored_signals_only_a_terminals_stay_so() -> None:
@@ -105,8 +115,35 @@ def test_of_ignored_signals_only_a_terminals_stay_so() -> None:
     try:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         os.kill(os.getpid(), signal.SIGTERM)
-        assert flag.reason == "SIGTERM"
+        assert flag.reason == EndReason(EndCode.SIGNAL, "SIGTERM")
     finally:
         flag.uninstall()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_the_first_reason_stays() -> None:
+    flag = StopFlag()
+    flag.ask(LAUNCHER_DIED)
+    flag.ask(EndReason(EndCode.END_TIME, "end time"))
+    assert flag.reason is LAUNCHER_DIED
+
+
+def test_a_written_stop_file_is_read_back(tmp_path: Path) -> None:
+    write_stop_file(tmp_path, "launch stop")
+    assert [path.name for path in tmp_path.iterdir()] == ["STOP"]
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP")
+    assert flag.requested()
+    assert flag.reason == EndReason(EndCode.STOP_FILE, "launch stop")
+
+
+def test_the_decoding_worker_ignores_the_same_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a list of its own, as it imports nothing of this project."""
+    ignored: list[int] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: ignored.append(number))
+    monkeypatch.setattr(decode.sys, "argv", ["decode", "x.npy"])
+    monkeypatch.setattr(decode.np.lib.format, "open_memmap", lambda path, mode: None)
+    monkeypatch.setattr(decode.sys, "stdin", [])
+    decode.main()
+    assert set(ignored) == set(STOP_SIGNALS)

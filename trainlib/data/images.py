@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -15,6 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from trainlib.data.decoding.decode import Failure, decode_rows
 from trainlib.data.decoding.pool import available_cores, damaged_images
+from trainlib.runs.launch_variables import local_world_size
+from trainlib.runs.stop_request import ignore_stop_signals
 
 DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
 
@@ -110,10 +110,9 @@ class _DecodedBatches(TorchDataset[Tensor | list[Failure]]):
 
 
 def _cores_of_this_rank() -> int:
-    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, available_cores() // local_world_size())
 
 
 def _leave_signals_to_parent(_worker: int) -> None:
     """SLURM signals every process of a job; a worker that died of it would take the checkpoint with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from trainlib.config import TrainConfig
 from trainlib.distributed.process_group import GlooChannel, broadcast_object, gather_objects
 from trainlib.distributed.stop_consensus import Channel
+from trainlib.runs.launch_variables import local_world_size
 
 MOST_RANKS = 8  # each talks to all others
 PATIENCE = 30.0  # seconds for a peer to connect
@@ -28,7 +29,7 @@ LOST = "Connection closed by peer"  # as gloo says it
 def are_near(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether all ranks are on this machine, and few."""
     world_size = dist.get_world_size() if dist.is_initialized() else 1
-    return environ.get("LOCAL_WORLD_SIZE") == str(world_size) and world_size <= MOST_RANKS
+    return local_world_size(environ) == world_size and world_size <= MOST_RANKS
 
 
 def control_channel(config: TrainConfig) -> Channel | None:

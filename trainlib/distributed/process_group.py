@@ -25,6 +25,7 @@ from torch import nn
 
 from trainlib.config import TrainConfig
 from trainlib.errors import ConnectionLostError, UserError
+from trainlib.runs.launch_variables import local_world_size
 
 T = TypeVar("T")
 
@@ -122,7 +123,7 @@ def num_threads(environ: Mapping[str, str], *, is_elastic: bool = False) -> int:
         return 1
     physical = psutil.cpu_count(logical=False) or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return max(1, min(physical, allowed) // int(environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, min(physical, allowed) // local_world_size(environ))
 
 
 def collective_timeout(config: TrainConfig) -> timedelta:

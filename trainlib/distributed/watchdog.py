@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from trainlib.errors import EXIT_FAILURE
+from trainlib.runs.reasons import LAUNCHER_DIED
 from trainlib.runs.stop_request import StopFlag
 
 POLL_SECONDS = 0.5
@@ -60,7 +61,7 @@ class Watchdog:
             if self._agent is not None and os.getppid() != self._agent:
                 if orphan_since is None:
                     orphan_since = now
-                    self._flag.ask("the launcher died")
+                    self._flag.ask(LAUNCHER_DIED)
                 elif now - orphan_since > ORPHAN_SECONDS:
                     self._end("the launcher died, and the ranks did not come to stop together", stacks=False)
 

@@ -7,7 +7,6 @@ order, so that the figures do not depend on that number.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from trainlib.inference.evaluation_text import evaluation_text
 from trainlib.inference.trained_model import Trained, build_module, find_trained
 from trainlib.models.losses import Objective
 from trainlib.models.tta import with_tta
+from trainlib.runs import launch_variables
 from trainlib.runs.files import to_json
 from trainlib.training.build import build_plan
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
@@ -42,7 +42,7 @@ PIPED_WIDTH = 100  # of lines that go to a file
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, print, and write `evaluation-<split>.json` into a run's directory; the exit code (see `errors`)."""
     options = _parse(arguments)
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = launch_variables.rank() == 0
     try:
         trained = find_trained(options.model)
         evaluation = evaluate(trained, options.split, options.data, options.batch_size)
@@ -100,7 +100,7 @@ def _samples(trained: Trained, split: str, folder: str | None) -> tuple[ImageSet
     if folder is not None:
         image_set = load_class_folder(Path(folder), trained.classes, config.data.image_size)
         return image_set, torch.arange(len(image_set.labels_N))
-    dataset = load_data(config.data, is_main=os.environ.get("RANK", "0") == "0")
+    dataset = load_data(config.data, is_main=launch_variables.rank() == 0)
     if dataset.class_names != trained.classes:
         raise DataError(
             f"data.root: {config.data.root} has the classes {', '.join(dataset.class_names)}, and the model knows "

@@ -23,7 +23,8 @@ from trainlib.errors import CheckpointError, UserError
 from trainlib.models import build_model
 from trainlib.models.custom_parts import ModelSource, build_custom
 from trainlib.models.tta import with_tta
-from trainlib.runs.directory import RUNS
+from trainlib.runs import RUNS
+from trainlib.runs.checkpoints import name_of, steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.predictions import class_probabilities
@@ -95,14 +96,14 @@ def find_trained(reference: str | os.PathLike[str]) -> Trained:
 
 
 def _best_of(run: Path) -> Trained:
-    steps = checkpoint.steps_in(run / "checkpoints")
+    steps = steps_in(run / "checkpoints")
     newest = next((found for step in reversed(steps) if (found := _whole(steps[step])) is not None), None)
     if newest is None:
         raise CheckpointError(f"{run}: has no whole checkpoint (yet); train it to its first one, or go on with it")
     best_step = newest.manifest.get("best_step")
     if best_step is None:
         return Trained(newest, "last", run)
-    best = newest if best_step == newest.step else _whole(run / "checkpoints" / checkpoint.name_of(best_step))
+    best = newest if best_step == newest.step else _whole(run / "checkpoints" / name_of(best_step))
     if best is None:
         logger.warning("the best weights are lost; the last ones are used instead")
         return Trained(newest, "last", run)

@@ -1,47 +1,29 @@
-"""A run directory: who may train into it, what it holds, and how each attempt began and ended. Free of torch."""
+"""The directory of one run: its files, and which process may train into it, with which configuration."""
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import os
-import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from trainlib.config import Config, differences, dump_config, is_harmless, read_resolved
-from trainlib.errors import RunDirectoryError, StoppedError, TrainlaunchError
-from trainlib.runs.files import append_line, read_json, read_lines, timestamp, to_json, write_atomically
-from trainlib.runs.logs import slurm_job
+from trainlib.errors import RunDirectoryError
+from trainlib.runs import RUNS, locks
+from trainlib.runs.attempts import ATTEMPTS_FILE
+from trainlib.runs.files import read_json, to_json, write_atomically
 
-logger = logging.getLogger("trainlib.runs.directory")
-
-RUNS = Path("runs")
 LOCK_PATIENCE = 1.0  # seconds: `launch list` takes every lock for a moment, to see whether the run is alive
 
 
-@dataclass
-class Attempt:
-    """How an attempt is ending, filled in as it goes."""
-
-    step: int
-    number: int = 1  # of the run's attempts
-    status: Literal["completed", "stopped", "failed"] = "failed"
-    reason: str | None = None
-
-
 class RunDirectory:
-    """The files of one run. `open` is for the process that trains (rank 0); it holds the lock until `close`."""
+    """The files of one run. The process that trains, rank 0, calls `open` and holds the run's lock until `close`."""
 
     def __init__(self, path: Path):
         self.path = path
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
-        self.attempts_file = path / "attempts.jsonl"
+        self.attempts_file = path / ATTEMPTS_FILE
         self.summary_file = path / "summary.json"
         self.environment_file = path / "environment.json"
         self.checkpoints = path / "checkpoints"
@@ -51,7 +33,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, config: Config, *, fresh: bool = False, resume: str | None = None, runs: Path = RUNS) -> RunDirectory:
-        """Create or reopen runs/<name>, lock it and check that this configuration may go on in it.
+        """Create or reopen runs/<name>, lock it, and check that this configuration may be trained in it.
 
         fresh   move an earlier run of this name aside and begin again
         resume  not None: accept changes that leave the finished part of the run as it was (more epochs, tracking,
@@ -61,12 +43,11 @@ class RunDirectory:
         run = cls(runs / config.name)
         try:
             run._refuse_links()
-            run.logs.mkdir(parents=True, exist_ok=True)
             run._acquire_lock()
             if fresh and run.config_file.exists():
                 run._move_aside()
-                run.logs.mkdir(parents=True)
                 run._acquire_lock()
+            run.logs.mkdir(exist_ok=True)
             run._check_config(config, resume)
             run.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
@@ -77,69 +58,29 @@ class RunDirectory:
         return run
 
     def close(self) -> None:
+        """Release the run's lock."""
         if self._lock is not None:
             self._lock.close()  # the kernel releases the lock, as it does when the process is killed
             self._lock = None
 
     def begin(self, config: Config) -> None:
-        """Training is about to begin with this configuration, all of which could be built: it is now the run's."""
+        """Make this configuration, all of which could be built, the run's own: training is about to begin with it."""
         write_atomically(self.config_file, dump_config(config))
         for file in (self.summary_file, *self.path.glob("evaluation-*.json")):
-            file.unlink(missing_ok=True)  # of an earlier end, which this one goes beyond
+            file.unlink(missing_ok=True)  # of an earlier end, after which training now goes on
 
     def summary(self) -> dict[str, Any]:
-        """summary.json as a dictionary; empty before the run's first end."""
-        return read_json(self.summary_file)
+        """Return summary.json as a dictionary; empty before the run has ended for the first time."""
+        return read_json(self.summary_file, strict=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace summary.json."""
         write_atomically(self.summary_file, to_json(summary, indent=2) + "\n")
 
-    def next_attempt(self) -> int:
-        """The number of the attempt that is about to begin, from 1 on."""
-        return 1 + len([line for line in read_lines(self.attempts_file) if line.get("event") == "start"])
-
-    @contextmanager
-    def attempt(self, *, world_size: int, from_step: int) -> Iterator[Attempt]:
-        """Record that an attempt begins and, whatever happens inside, how it ended: failed unless it says otherwise.
-
-        A file that cannot be read or written inside, as on a full disk, ends it with a TrainlaunchError.
-        """
-        number = self.next_attempt()
-        start = {
-            "event": "start",
-            "attempt": number,
-            "time": timestamp(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "world_size": world_size,
-            "from_step": from_step,
-            "slurm_job_id": slurm_job(os.environ),
-            "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
-        }
-        attempt = Attempt(step=from_step, number=number)
-        try:
-            append_line(self.attempts_file, start)
-            yield attempt
-        except BaseException as error:
-            attempt.reason = attempt.reason or f"{type(error).__name__}: {error}"
-            if isinstance(error, StoppedError):
-                attempt.status = "stopped"
-            if isinstance(error, OSError):
-                raise TrainlaunchError(
-                    f"{error}; the run ends here, and goes on from its last checkpoint when it is started again"
-                ) from error
-            raise
-        finally:
-            end = {"event": "end", "attempt": number, "time": timestamp(), "status": attempt.status}
-            try:
-                append_line(self.attempts_file, end | {"step": attempt.step, "reason": attempt.reason})
-            except OSError as error:  # must not hide how the attempt ended
-                logger.warning("%s lacks the end of attempt %d (%s)", self.attempts_file, number, error)
-
     def _refuse_links(self) -> None:
-        """What a run writes, reads or removes must be its own: a link would lead it somewhere else.
+        """Raise RunDirectoryError for a link in the directory, which would lead the run to files that are not its own.
 
-        The run directory itself may be one. W&B makes links inside its own folder.
+        The run directory itself may be a link. W&B makes links inside its own folder.
         """
         for folder in (self.path, self.logs, self.checkpoints):
             links = sorted(entry.path for entry in os.scandir(folder) if entry.is_symlink()) if folder.is_dir() else []
@@ -150,20 +91,13 @@ class RunDirectory:
                 )
 
     def _acquire_lock(self) -> None:
-        path = self.path / "lock"
-        lock = path.open("a+")
-        deadline = time.monotonic() + LOCK_PATIENCE
-        while not (_try_lock(lock) and _is_same_file(lock, path)):  # another process may have moved the run aside
-            if time.monotonic() > deadline:
-                lock.close()
-                raise RunDirectoryError(
-                    f"{self.path} is in use: another process is training into it; wait for it, stop it with "
-                    f"`launch stop {self.path.name}`, or choose another name with `--name`"
-                )
-            time.sleep(0.05)
-            lock.close()
-            self.logs.mkdir(parents=True, exist_ok=True)
-            lock = path.open("a+")
+        try:
+            lock = locks.acquire(self.path / "lock", seconds=LOCK_PATIENCE)
+        except BlockingIOError:
+            raise RunDirectoryError(
+                f"{self.path} is in use: another process is training into it; wait for it, stop it with "
+                f"`launch stop {self.path.name}`, or choose another name with `--name`"
+            ) from None
         self.close()
         self._lock = lock
 
@@ -192,19 +126,3 @@ class RunDirectory:
                 f"{self.path} is finished; `--fresh` begins again (the old run is kept aside), `--name` makes "
                 "another run, and `--resume` with more train.epochs continues it, unless it stopped early"
             )
-
-
-def _try_lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_same_file(file: TextIO, path: Path) -> bool:
-    """Whether the path still leads to the open file."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

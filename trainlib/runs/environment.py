@@ -1,4 +1,4 @@
-"""The software of a run, and what of it decides bits: versions, the commit, what changed since a checkpoint."""
+"""The software and hardware facts that decide a run's bits, and how a resumed run differs where they changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = ("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillo
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions of what decides the bits of a result, or None where a package is missing."""
+    """Return the installed version of Python and of each package that decides bits; None for a missing package."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -35,14 +35,17 @@ def versions() -> dict[str, str | None]:
 
 
 def bits(facts: dict[str, Any]) -> dict[str, Any]:
-    """The part of `describe` that a checkpoint keeps, to tell whether a resumed run is bitwise as if uninterrupted."""
+    """Return those of the facts that decide bits, for a checkpoint to keep and `resume_report` to compare.
+
+    facts   as `trainlib.distributed.hardware.describe` returns them
+    """
     return {name: facts[name] for name in DECIDES_BITS} | {"versions": facts["versions"]}
 
 
 def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: bool = False) -> str:
-    """`exact`, or what differs between two `bits` and what that changes; all in one line.
+    """Return `exact`, or what differs between two results of `bits` and what that changes, in one line.
 
-    elastic   another world size changes nothing; both are told
+    elastic   the run is in elastic mode, where another world size changes nothing
     """
     changes = [
         f"{name} was {then.get(name)}, is {now[name]} ({effect})"
@@ -65,9 +68,9 @@ def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: b
 
 
 def git_commit() -> str | None:
-    """The commit that this code is from, with `+changes` when the tree differs from it; None outside a checkout.
+    """Return the commit of this code, with `+changes` where files differ from it; None outside a git checkout.
 
-    A copy that `launch submit` made says it in a file COMMIT beside the packages.
+    A copy of the code that `launch submit` made has the commit in a file COMMIT beside the packages.
     """
     here = Path(__file__).resolve().parents[1]  # the package
     with suppress(OSError):

@@ -1,29 +1,28 @@
-"""What a node leaves in the run directory when a rank of it failed: logs/node-<k>.failure.json, until the next start.
+"""The record that a node leaves in the run directory when one of its ranks failed: logs/node-<k>.failure.json.
 
-Whoever looks at the run from elsewhere, or judges what several nodes report, finds rank, host, exit code and log there.
+It tells rank, host, exit code and log to whoever reads the run directory elsewhere, and to the SLURM job, which decides
+from the records of all its nodes. The next start of the run removes it.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from trainlib.errors import EXIT_CONNECTION_LOST
-from trainlib.runs.status import json_file
+from trainlib.runs.files import read_json, to_json, write_atomically
 
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """The rank whose failure a node saw first.
+    """The failed rank that a node noticed first, and how it ended.
 
     time        ISO 8601, UTC
-    exit_code   as a shell gives it: 128 + the signal's number where a signal killed it, whose name `signal` then is
-    log         its path, as seen from the directory that holds runs/
-    error       the last line of its log; empty where it has none
+    exit_code   as a shell gives it: 128 + the number of a signal that killed the rank, whose name `signal` then is
+    log         the path of its log, as seen from the directory that holds runs/
+    error       the last line of its log; empty where the log has none
     """
 
     time: str
@@ -36,35 +35,33 @@ class FailureRecord:
 
     @property
     def only_lost_a_peer(self) -> bool:
-        """Whether it ended because another rank did: the reason is to be found there."""
+        """Return True if the rank ended because another one did, which then is the one to look at."""
         return self.exit_code == EXIT_CONNECTION_LOST
 
 
 def save(directory: Path, node_rank: int, record: FailureRecord) -> None:
-    """Leave the record; that it cannot be written is not worth an error beside the failure itself."""
+    """Write the record of a node; where that is not possible, go on without one, as the failure itself matters more."""
     path = _path(directory, node_rank)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, to_json(asdict(record)) + "\n")
 
 
 def clear(directory: Path, node_rank: int) -> None:
-    """A new start: the record of an earlier one is out of date."""
+    """Remove the record that a node left at an earlier start of the run."""
     with suppress(OSError):
         _path(directory, node_rank).unlink()
 
 
 def read_all(directory: Path) -> list[FailureRecord]:
-    """The records of all nodes. One that another version wrote, or that is damaged, is passed over."""
+    """Return the records of all nodes, without those that are damaged or that another version wrote."""
     names = {field.name for field in fields(FailureRecord)}
-    contents = (json_file(path) for path in sorted((directory / "logs").glob("node-*.failure.json")))
+    contents = (read_json(path) for path in sorted((directory / "logs").glob("node-*.failure.json")))
     return [FailureRecord(**content) for content in contents if set(content) == names]
 
 
 def root_cause(records: Sequence[FailureRecord]) -> FailureRecord | None:
-    """The failure that brought the others about: the earliest of a rank that did more than lose the others."""
+    """Return the failure that caused the others: the earliest of a rank that did not merely lose another rank."""
     return min(records, key=lambda record: (record.only_lost_a_peer, record.time), default=None)
 
 

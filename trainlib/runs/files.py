@@ -1,4 +1,4 @@
-"""Small files that survive a crash: replaced whole, or appended to a line at a time."""
+"""Small files: written so that a crash leaves them whole, and read so that damage in them does no harm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 
+Record = dict[str, Any]
+
+
 def timestamp() -> str:
-    """Now, as ISO 8601 in UTC to the millisecond."""
+    """Return the time now, as ISO 8601 in UTC to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class DurableFile(io.BufferedWriter):
-    """A new file that is on disk when the `with` block is left; knows its size and SHA-256 by then."""
+    """A new file that is flushed to disk when its `with` block ends, with its size and SHA-256."""
 
     def __init__(self, path: Path):
         super().__init__(io.FileIO(path, "w"))
@@ -32,12 +35,14 @@ class DurableFile(io.BufferedWriter):
         self._size = 0
 
     def write(self, data: Buffer) -> int:
+        """Append bytes; return how many."""
         self._digest.update(data)
         self._size += memoryview(data).nbytes
         return super().write(data)
 
     @property
     def facts(self) -> dict[str, int | str]:
+        """Return the size in bytes and the SHA-256 of what was written."""
         return {"size": self._size, "sha256": self._digest.hexdigest()}
 
     def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
@@ -50,9 +55,9 @@ class DurableFile(io.BufferedWriter):
 
 
 def sync_directory(path: Path) -> None:
-    """Flush a directory's entries to disk: a file in it that was made or renamed is then there after a power cut.
+    """Flush a directory's entries to disk, so that a file made or renamed in it is there after a power cut.
 
-    Does nothing on file systems that do not do this for directories.
+    Do nothing on file systems that cannot flush directories.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -79,7 +84,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def to_json(record: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON, which has no NaN and no infinity: they become null, at any depth."""
+    """Return a record as JSON, with null for NaN and infinity, which JSON does not have, at any depth."""
     return json.dumps(_finite(record), indent=indent, allow_nan=False)
 
 
@@ -94,7 +99,10 @@ def _finite(value: Any) -> Any:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line and flush it to disk; a line that a crash cut off before it is ended first."""
+    """Append a record as one line of JSON and flush it to disk, after ending a line that a crash cut off.
+
+    Lines of several processes do not mix, as each is written by one call.
+    """
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -105,28 +113,52 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none, or no whole one."""
+def read_lines(path: Path, *, strict: bool = False) -> list[Record]:
+    """Return the JSON objects of a file, one a line; empty where there is no file.
+
+    Lines that are no whole object are left out, as the last one may be while it is being written or after a crash.
+    strict   raise OSError for a file that is there but cannot be read, which is otherwise taken for empty
+    """
+    return parse_lines(_read_text(path, strict))
+
+
+def parse_lines(text: str) -> list[Record]:
+    """Return the JSON objects of a text, one a line; lines that are no whole object are left out."""
+    records = (_parse(json.loads, line) for line in text.split("\n"))
+    return [record for record in records if record is not None]
+
+
+def read_json(path: Path, *, strict: bool = False) -> Record:
+    """Return the JSON object in a file; empty where there is no file, or no whole object in it.
+
+    strict   as for `read_lines`
+    """
+    return _parse(json.loads, _read_text(path, strict)) or {}
+
+
+def read_yaml(path: Path) -> Record:
+    """Return the mapping in a YAML file; empty where there is no file that can be read, or no mapping in it."""
+    import yaml  # takes time, and `launch list` does without it
+
+    return _parse(yaml.safe_load, _read_text(path)) or {}
+
+
+def _read_text(path: Path, strict: bool = False) -> str:
+    """Return a file's text, with a replacement character for each undecodable byte; empty where there is no file."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        if strict:
+            raise
+        return ""
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line; lines that a crash cut off are passed over."""
-    return parse_lines(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else []
-
-
-def parse_lines(text: str) -> list[dict[str, Any]]:
-    """The JSON objects of a text, one a line; lines that are not whole are passed over."""
-    records = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+def _parse(parser: Callable[[str], object], text: str) -> Record | None:
+    """Return what the parser makes of the text if it is a mapping, else None."""
+    try:
+        found = parser(text)
+    except Exception:  # noqa: BLE001 - a damaged file can make a parser raise almost anything
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,4 +1,4 @@
-"""Where a rank's words go: rank 0 to the console and its log, every other rank to its own log alone."""
+"""Logs: rank 0 writes to the console and to its log file, every other rank to its own log file only."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from pathlib import Path
 from typing import TextIO
 
 from trainlib.errors import ConnectionLostError, RunDirectoryError
+from trainlib.runs.jobs import slurm_job
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _File(logging.StreamHandler[TextIO]):
-    """A log that cannot be written, on a full disk, is no reason to end or to complain at every line."""
+    """Log handler for a file that drops the lines that cannot be written, as on a full disk, without an error."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Let the line go."""
+        """Drop the line."""
 
 
 class _Stdout(logging.StreamHandler[TextIO]):
-    """Prints to whatever sys.stdout is at the moment: a live progress bar puts itself in its place."""
+    """Log handler for the current `sys.stdout`, which a live progress bar replaces while it is shown."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self, logging.INFO)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
+        """Return the stream to which the next line goes."""
         return sys.stdout
 
 
 @contextmanager
 def logging_to_console() -> Iterator[None]:
-    """News and warnings of this package on standard output, in the fewest words. For the program, not for a library."""
+    """Context manager: print this package's log lines on standard output, without times. For programs only."""
     handler = _Stdout()
     handler.setFormatter(logging.Formatter("%(message)s"))
     with _added(handler):
@@ -45,9 +47,9 @@ def logging_to_console() -> Iterator[None]:
 
 @contextmanager
 def logging_to_file(path: Path) -> Iterator[TextIO]:
-    """The same, and an error that ends the block, in a file with times; the open file.
+    """Context manager: write this package's log lines, with times, to a file, which it returns open.
 
-    Raises RunDirectoryError when it cannot be opened.
+    An exception that ends the block is written as well. Raises RunDirectoryError when the file cannot be opened.
     """
     try:
         opened = path.open("a", buffering=1)
@@ -68,21 +70,17 @@ def logging_to_file(path: Path) -> Iterator[TextIO]:
 
 
 def attempt_header(number: int, environ: Mapping[str, str]) -> str:
-    """The line that begins an attempt in each rank's log, to which all attempts append."""
+    """Return the line that begins an attempt in each rank's log, a file to which all attempts append."""
     job = slurm_job(environ)
     where = f", job {job} restart {environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""
     return f"=== attempt {number}{where} ===\n"
 
 
-def slurm_job(environ: Mapping[str, str]) -> str | None:
-    """The SLURM job that this runs in, as the queue names it: `123`, or `123_4` for element 4 of an array."""
-    if environ.get("SLURM_ARRAY_TASK_ID"):
-        return f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ['SLURM_ARRAY_TASK_ID']}"
-    return environ.get("SLURM_JOB_ID")
-
-
 def redirect_output(path: Path, header: str = "") -> None:
-    """All that this process prints goes to the file from now on, tracebacks and the words of C libraries included."""
+    """Write all that this process prints from now on to a file, tracebacks and output of C libraries included.
+
+    header   written first
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -1,4 +1,4 @@
-"""Rows of numbers in files: metrics.jsonl is the truth of a run, and every other tracker shows what is in there."""
+"""The rows of metrics.jsonl and health.jsonl, from which every tracker shows a run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ HEALTH_NUMBERS = ("gradient_norm", "weight_norm", "update_ratio")
 
 
 class MetricsFile:
-    """metrics.jsonl or its like: one JSON object a line, appended. Rows past the step that a run resumes from are cut.
+    """An open file of rows, one JSON object a line; opening it removes the rows past the step to resume from.
 
-    Rows that a full disk does not take are kept and tried again with the next one; `flush` raises OSError as long as
-    there are some, so that no checkpoint is taken for newer than the rows that lead to it. `flush` may be called from
-    another thread, which writes checkpoints in the background.
+    Rows that cannot be written, as on a full disk, are kept and tried again with the next one. `flush` raises OSError
+    as long as there are some, so that no checkpoint is newer than the rows on disk. `flush` may be called from another
+    thread, which writes checkpoints in the background.
     """
 
     def __init__(self, path: Path, from_step: int):
@@ -38,18 +38,20 @@ class MetricsFile:
         self._lock = threading.Lock()
 
     def log(self, row: Row) -> None:
+        """Append a row."""
         with self._lock:
             self._unwritten += to_json(row).encode() + b"\n"
             with suppress(OSError):
                 self._write()
 
     def flush(self) -> None:
+        """Write all rows through to the disk. Raises OSError where one cannot be written."""
         with self._lock:
             self._write()
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Rows that still cannot be written are lost, with a warning: how the run ended must not be hidden by it."""
+        """Write what is left and close the file. Rows that are lost are a warning: an error would hide another one."""
         try:
             self.flush()
         except OSError as error:
@@ -58,7 +60,7 @@ class MetricsFile:
             os.close(self._descriptor)
 
     def _write(self) -> None:
-        """Write at the end of what is known to be written: half a line from a failed write is written over."""
+        """Write after the last whole row, over half a line that a failed write may have left."""
         while self._unwritten:
             written = os.pwrite(self._descriptor, self._unwritten, self._size)
             self._size += written
@@ -66,10 +68,9 @@ class MetricsFile:
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """A row's numbers under names of their own: `train/loss_step`, `train/lr_step`, `train/loss`, `val/accuracy`.
+    """Return the finite numbers of a row by names for charts: `train/loss_step`, `train/loss`, `val/accuracy`.
 
-    The names tell the split and the scope, so that no other row of the same step has one of them. Numbers that are not
-    finite, which JSON writes as null, have no point in a chart.
+    The names tell the split and the scope, so that no other row of the same step has one of them.
     """
     suffix = "_step" if row.get("scope") == "step" else ""
     names = [
@@ -83,15 +84,15 @@ def scalars(row: Row) -> dict[str, float]:
 
 
 def health_scalars(row: Row) -> dict[str, float]:
-    """The numbers of a row of health.jsonl: `gradient_norm/<parameter>`, `weight_norm/...`, `update_ratio/...`."""
+    """Return the numbers of a row of health.jsonl by names for charts: `gradient_norm/<parameter>` and so on."""
     return {f"{name}/{key}": value for name in HEALTH_NUMBERS for key, value in row[name].items() if value is not None}
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:
-    """Drop what will be made again: the rows of later steps, the test's, and a last line that a crash cut off."""
+    """Rewrite a file without the rows that will be made again, those of later steps and the test's, and torn lines."""
     rows = [
         row
-        for row in read_lines(path)
+        for row in read_lines(path, strict=True)
         if isinstance(at := row.get("step"), int) and at <= step and row.get("split") != "test"
     ]
     write_atomically(path, "".join(to_json(row) + "\n" for row in rows))

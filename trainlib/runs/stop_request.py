@@ -1,4 +1,4 @@
-"""Being asked to stop: signals and the STOP file only set a flag; the ranks agree on it at a step boundary."""
+"""Asking a run to stop: stop signals and the STOP file set a flag, which all ranks look at between two steps."""
 
 from __future__ import annotations
 
@@ -11,53 +11,83 @@ from pathlib import Path
 from types import FrameType
 
 from trainlib.errors import EXIT_INTERRUPTED
+from trainlib.runs.reasons import EndCode, EndReason, reason_of_stop_file
 
 logger = logging.getLogger("trainlib.distributed.stop_consensus")
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+# On Windows some are missing, and `launch --help` works there.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_OF_A_TERMINAL = ("SIGINT", "SIGHUP")
 _MAX_REASON_CHARACTERS = 200
 
 
-class StopFlag:
-    """Set by a signal or by the STOP file. Installed before anything slow is imported, so that no signal is lost.
+def ignore_stop_signals() -> None:
+    """Ignore every stop signal from now on, in a process that is about to end, or whose parent decides when it does."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
-    `reason` says who asked: a signal's name, what the STOP file says, or "STOP file" where that is empty. A second
-    Ctrl-C ends the process at once with 130.
+
+def write_stop_file(directory: Path, asked_by: str) -> None:
+    """Ask the run in a directory to stop.
+
+    asked_by   the name of a signal that is passed on, or what a person used, such as `launch stop`
+    """
+    new = directory / f".STOP.{os.getpid()}.tmp"
+    new.write_text(f"{asked_by}\n")
+    new.replace(directory / "STOP")  # whole when the run sees it
+
+
+def read_stop_file(path: Path) -> EndReason:
+    """Return why a run is to stop, as its STOP file says; a file that cannot be read counts as a person's."""
+    text = ""
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        text = file.readline(_MAX_REASON_CHARACTERS)
+    return reason_of_stop_file(text)
+
+
+class StopFlag:
+    """A flag that is set when a stop signal comes or the STOP file appears; `reason` then says which.
+
+    Installed before anything slow is imported, so that no signal is lost. A second Ctrl-C ends the process at once,
+    with exit code 130.
     """
 
     def __init__(self) -> None:
-        self.reason: str | None = None
+        self.reason: EndReason | None = None
         self._stop_file: Path | None = None
         self._previous: dict[int, object] = {}
 
     def install(self) -> None:
-        """Catch the stop signals; only the main thread can, and elsewhere the STOP file is all there is."""
+        """Catch the stop signals. Only the main thread can; in another one, only the STOP file sets the flag."""
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                if number in _OF_A_TERMINAL and signal.getsignal(number) is signal.SIG_IGN:
+                if number.name in _OF_A_TERMINAL and signal.getsignal(number) is signal.SIG_IGN:
                     continue  # nohup, and shells without job control, ignore these on purpose
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:
+        """Put back the signal handlers that `install` replaced."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()
 
     def watch(self, stop_file: Path) -> None:
+        """Set the flag as soon as this file exists."""
         self._stop_file = stop_file
 
-    def ask(self, reason: str) -> None:
-        """Ask to stop, as a signal would."""
+    def ask(self, reason: EndReason) -> None:
+        """Set the flag, as a signal would; the first reason stays."""
         self.reason = self.reason or reason
 
     def requested(self) -> bool:
+        """Return True if this process was asked to stop."""
         if self.reason is None and self._stop_file is not None and os.path.exists(self._stop_file):
-            self.reason = _first_line(self._stop_file) or "STOP file"
+            self.reason = read_stop_file(self._stop_file)
         return self.reason is not None
 
     def acknowledge(self) -> None:
-        """The checkpoint is safe: the STOP file has done its work and must not stop the next start."""
+        """Remove the STOP file once the checkpoint is safe: it must not stop the next attempt."""
         if self._stop_file is None:
             return
         try:
@@ -70,15 +100,8 @@ class StopFlag:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGINT:
-            if self.reason == name:
+            if self.reason is not None and self.reason.sentence == name:
                 os._exit(EXIT_INTERRUPTED)
             with suppress(OSError):  # the terminal may be what went away
                 os.write(2, b"\nstopping at the next step, with a checkpoint; Ctrl-C again ends at once\n")
-        self.reason = name
-
-
-def _first_line(stop_file: Path) -> str:
-    """Who asked, as the file says; empty where it does not, or cannot be read."""
-    with suppress(OSError), stop_file.open(encoding="utf-8", errors="replace") as file:
-        return file.readline(_MAX_REASON_CHARACTERS).strip()
-    return ""
+        self.reason = EndReason(EndCode.SIGNAL, name)

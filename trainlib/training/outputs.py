@@ -18,7 +18,8 @@ from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
 from trainlib.models.weights import weights_sha256
 from trainlib.runs import environment
-from trainlib.runs.directory import Attempt, RunDirectory
+from trainlib.runs.attempts import Attempt
+from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import write_atomically
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager

@@ -27,7 +27,10 @@ from trainlib.errors import CheckpointError, RunDirectoryError, TrainlaunchError
 from trainlib.models.architectures.whitening import init_whitening
 from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.models.optimizers.schedule import Schedule
-from trainlib.runs.directory import Attempt, RunDirectory
+from trainlib.runs import launch_variables, reasons
+from trainlib.runs.attempts import Attempt
+from trainlib.runs.checkpoints import find_named, name_of
+from trainlib.runs.directory import RunDirectory
 from trainlib.runs.logs import attempt_header, redirect_output
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.build import (
@@ -104,11 +107,11 @@ def run_session(
             summary = summary_of(trainer) if attempt else {}
             test = _test(trainer, run, config) if completed else None
             if attempt:
-                attempt.status, attempt.step = "completed" if completed else "stopped", trainer.progress.step
-                attempt.reason = None if completed else flag.reason or "another rank was asked to stop"
+                attempt.step = trainer.progress.step
+                attempt.reason = reasons.COMPLETED if completed else flag.reason or reasons.OTHER_RANK
                 trainer.flush_rows()  # before the summary, which says that this run is complete
                 tested = {"test": test.metrics.asdict() if test else None}
-                run.write_summary({"status": attempt.status} | summary | tested)
+                run.write_summary({"status": attempt.reason.code.status} | summary | tested)
                 flag.acknowledge()
                 if test is None:
                     logger.info("stopped at step %d (%s); run it again to continue", attempt.step, attempt.reason)
@@ -122,14 +125,14 @@ def run_session(
 
 def _stopping_in_time(clock: Clock, flag: StopFlag, heartbeat: Callable[[], None]) -> Callable[[], None]:
     """The same beat, which also asks the run to stop while its checkpoint still fits before the end of its job."""
-    end_time = os.environ.get("TRAINLAUNCH_END_TIME")  # unix seconds; set by the batch script
-    if not end_time:
+    end_time = launch_variables.job_end_time()
+    if end_time is None:
         return heartbeat
 
     def beat_until_the_end() -> None:
         heartbeat()
-        if clock.time_is_up(float(end_time) - time.time()):
-            flag.ask("end time")
+        if clock.time_is_up(end_time - time.time()):
+            flag.ask(reasons.END_TIME)
 
     return beat_until_the_end
 
@@ -164,11 +167,7 @@ def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
     checkpoint.remove_partial(directory)
     if named is None:
         return checkpoint.newest(directory)
-    path = Path(named) if Path(named).is_dir() else directory / named
-    if not path.is_dir() or path.resolve().parent != directory.resolve():
-        there = ", ".join(p.name for p in checkpoint.steps_in(directory).values()) or "none"
-        raise CheckpointError(f"--resume {named}: no such checkpoint of this run; there are: {there}")
-    return checkpoint.verify(path)
+    return checkpoint.verify(find_named(directory, named, "--resume"))
 
 
 def build_trainer(
@@ -284,7 +283,7 @@ def _write_evaluation(run: RunDirectory, trainer: Trainer, dataset: Dataset, tes
 def _find_best(run: RunDirectory, step: int) -> Checkpoint | None:
     """The best checkpoint; None, with a warning, where its write failed or it was damaged since."""
     try:
-        return checkpoint.verify(run.checkpoints / checkpoint.name_of(step))
+        return checkpoint.verify(run.checkpoints / name_of(step))
     except CheckpointError as error:
         logger.warning("the best weights are lost (%s); the last ones are tested instead", error)
         return None

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from trainlib.errors import CheckpointError
+from trainlib.runs.checkpoints import PREFIX, name_of, steps_in
 from trainlib.runs.files import DurableFile, sync_directory
 
 logger = logging.getLogger("trainlib.training.checkpoints.checkpoint")
@@ -32,7 +33,6 @@ FORMAT = 1
 MODEL = "model.safetensors"
 TRAINER = "trainer.pt"
 MANIFEST = "manifest.json"
-PREFIX = "step-"
 DAMAGED = ".damaged"
 SUPERSEDED = ".superseded"
 
@@ -74,10 +74,6 @@ class Checkpoint:
             f"{self.path}: {name} has the SHA-256 of the manifest, and still is no such file as this software writes "
             f"({reason}); none of its code was run. Remove the directory to go on from the checkpoint before it"
         )
-
-
-def name_of(step: int) -> str:
-    return f"{PREFIX}{step:08d}"
 
 
 def save(
@@ -148,16 +144,6 @@ def _verify_files(path: Path, files: Mapping[str, tuple[int, str]]) -> None:
             raise CheckpointError(f"{path}: {name} has {file.stat().st_size} bytes, must have {size}")
         if _sha256(file) != sha256:
             raise CheckpointError(f"{path}: {name} is damaged (its SHA-256 is not the manifest's)")
-
-
-def steps_in(directory: Path) -> dict[int, Path]:
-    """The checkpoints in a directory by step, ascending, verified or not."""
-    found = {}
-    for path in directory.glob(f"{PREFIX}*"):
-        digits = path.name.removeprefix(PREFIX)
-        if digits.isdecimal() and path.is_dir() and not path.is_symlink():
-            found[int(digits)] = path
-    return dict(sorted(found.items()))
 
 
 def remove_partial(directory: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainlib.runs.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 
 logger = logging.getLogger("trainlib.training.checkpoints.checkpoint")
@@ -91,7 +92,7 @@ class CheckpointManager:
         self._failed_writes = 0
         self._safe.add(step)
         try:
-            if best_step in checkpoint.steps_in(self._directory):  # else its write failed: the best before it stays
+            if best_step in steps_in(self._directory):  # else its write failed: the best before it stays
                 self._best = best_step
             protected = set() if self._best is None else {self._best}
             checkpoint.prune(self._directory, self._keep, protected, self._safe)

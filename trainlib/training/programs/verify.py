@@ -9,7 +9,6 @@ run itself is only read.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,10 @@ from trainlib.data import load_data
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce.elastic import digests
 from trainlib.distributed.stop_consensus import StopConsensus
-from trainlib.errors import EXIT_OK, CheckpointError, TrainlaunchError, UserError
+from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.models.weights import weights_sha256
+from trainlib.runs import launch_variables
+from trainlib.runs.checkpoints import find_named, steps_in
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import append_line
 from trainlib.runs.stop_request import StopFlag
@@ -92,8 +93,7 @@ class Steps(StopConsensus):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program, as one of the ranks; returns the exit code."""
     options = _parse(arguments)
-    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    record = Record(Path(options.output) / f"{world_size}-{rank}.jsonl")
+    record = Record(Path(options.output) / f"{launch_variables.world_size()}-{launch_variables.rank()}.jsonl")
     try:
         rerun(RunDirectory(Path(options.run)), record, options.steps, options.checkpoint)
     except TrainlaunchError as error:
@@ -112,7 +112,10 @@ def rerun(run: RunDirectory, record: Record, num_steps: int, named: str | None) 
     dataset = load_data(config.data)
     with process_group.joined(config.train) as accelerator:
         plan, _ = build_plan(config, len(dataset.train.labels_N))
-        start = _newest(run, plan.total_steps - num_steps) if named is None else _named(run, named)
+        if named is None:
+            start = _newest(run, plan.total_steps - num_steps)
+        else:
+            start = checkpoint.verify(find_named(run.checkpoints, named, "--checkpoint"))
         trainer = build_trainer(config, dataset, accelerator, start)
         left = plan.total_steps - trainer.progress.step
         if num_steps > left:
@@ -127,16 +130,9 @@ def rerun(run: RunDirectory, record: Record, num_steps: int, named: str | None) 
             record.end_step(trainer.progress.step)  # at the end of the run, nobody asks whether to stop
 
 
-def _named(run: RunDirectory, name: str) -> Checkpoint:
-    if not (run.checkpoints / name).is_dir():
-        there = ", ".join(path.name for path in checkpoint.steps_in(run.checkpoints).values()) or "none"
-        raise CheckpointError(f"--checkpoint {name}: no such checkpoint of this run; there are: {there}")
-    return checkpoint.verify(run.checkpoints / name)
-
-
 def _newest(run: RunDirectory, last_step: int) -> Checkpoint | None:
     """The newest checkpoint up to this step that is whole; None where there is none."""
-    for step, path in reversed(checkpoint.steps_in(run.checkpoints).items()):
+    for step, path in reversed(steps_in(run.checkpoints).items()):
         if step <= last_step:
             return checkpoint.verify(path)
     return None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from trainlib.models import Classifier
 from trainlib.models.bitwise_probe import BitwiseProbe, layers_before, same_bits, timed
 from trainlib.models.weights import weights_sha256
 from trainlib.randomness import key, permutation
+from trainlib.runs import launch_variables
 
 logger = logging.getLogger("trainlib")
 
@@ -203,8 +203,8 @@ class _Cache:
 
     def _require_time(self, seconds: float) -> None:
         """A job that ends before its features are computed would begin with them again and again."""
-        end_time = os.environ.get("TRAINLAUNCH_END_TIME")
-        left = broadcast_object(float(end_time) - time.time() if end_time else math.inf)
+        end_time = launch_variables.job_end_time()
+        left = broadcast_object(end_time - time.time() if end_time is not None else math.inf)
         if seconds > left * TIME_FRACTION:
             raise _Without(f"that takes about {seconds:.0f} s, and the job has {left:.0f} s left (slurm.time)")
 
@@ -214,7 +214,7 @@ class _Cache:
         if device.type == "cuda" and need <= torch.cuda.mem_get_info(device)[0] * DEVICE_MEMORY_FRACTION:
             place, fits = device, True
         else:
-            available = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            available = psutil.virtual_memory().available / launch_variables.local_world_size()
             place, fits = torch.device("cpu"), need <= available * MEMORY_FRACTION
         if not all(gather_objects(fits)):
             raise _Without(f"that is {need / 1e9:.1f} GB for each process, and there is too little memory")

@@ -9,19 +9,20 @@ Standard output: a line for each thing to warn of. Exit code 0, or LOST: W&B no 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainlib.runs.checkpoints import name_of, steps_in
 from trainlib.runs.files import parse_lines, read_json
+from trainlib.runs.locks import acquire
 from trainlib.runs.logs import redirect_output
 from trainlib.runs.rows import Row, scalars
 from trainlib.training.tracking.wandb.media import evaluation_media, health_values
@@ -49,7 +50,7 @@ class Rows:
             text = file.read()
             complete = text[: text.rfind(b"\n") + 1]
             self._offset += len(complete)
-            return [(row, self._values(row)) for row in parse_lines(complete.decode())]
+            return [(row, self._values(row)) for row in parse_lines(complete.decode(errors="replace"))]
         return []
 
 
@@ -94,14 +95,13 @@ class Follower:
 
 def newest_checkpoint(directory: Path) -> int:
     """The step of the newest checkpoint; 0 where there is none."""
-    names = [path.name.removeprefix("step-") for path in (directory / "checkpoints").glob("step-*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return max(steps_in(directory / "checkpoints"), default=0)
 
 
 def best_checkpoint(directory: Path, summary: dict[str, Any]) -> Path | None:
     """The checkpoint of the best evaluation, or the last one; None where it is not there."""
     step = (summary.get("best") or {}).get("step", summary.get("step"))
-    path = directory / "checkpoints" / f"step-{step or 0:08d}"
+    path = directory / "checkpoints" / name_of(step or 0)
     return path if path.is_dir() else None
 
 
@@ -161,23 +161,13 @@ def _line(descriptor: int) -> str:
     return line.decode()
 
 
-@contextmanager
-def hold_lock(folder: Path) -> Iterator[None]:
-    """One process at a time: the follower of an earlier attempt may still be writing what this one is about to read.
+def hold_lock(folder: Path) -> TextIO:
+    """Lock a run's `wandb` folder until the file that is returned is closed.
 
-    Raises BlockingIOError where that one does not end within PREDECESSOR_SECONDS.
+    The follower of an earlier attempt may still be writing what this process is about to read. Raises BlockingIOError
+    where that one does not end within PREDECESSOR_SECONDS.
     """
-    deadline = time.monotonic() + PREDECESSOR_SECONDS
-    with (folder / "lock").open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-        yield
+    return acquire(folder / "lock", seconds=PREDECESSOR_SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""attempts.jsonl: a line when an attempt at a run begins, and a line that says how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainlib.errors import StoppedError, TrainlaunchError
+from trainlib.runs.files import Record, append_line, read_lines, timestamp
+from trainlib.runs.jobs import slurm_job
+from trainlib.runs.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason
+
+logger = logging.getLogger("trainlib.runs.attempts")
+
+ATTEMPTS_FILE = "attempts.jsonl"
+
+
+@dataclass
+class Attempt:
+    """How far an attempt came and why it ended, filled in while it goes on.
+
+    number   which of the run's attempts this is, from 1
+    reason   None until the attempt has trained to its end or was asked to stop
+    """
+
+    step: int
+    number: int = 1
+    reason: EndReason | None = None
+
+
+def next_number(directory: Path) -> int:
+    """Return the number of the attempt that is about to begin in a run directory, from 1 on."""
+    lines = read_lines(directory / ATTEMPTS_FILE, strict=True)
+    return 1 + len([line for line in lines if line.get("event") == "start"])
+
+
+@contextmanager
+def recorded_attempt(directory: Path, *, world_size: int, from_step: int) -> Iterator[Attempt]:
+    """Record in a run directory that an attempt begins and, whatever happens in the block, how it ended.
+
+    A block that ends without a reason, or with an exception after the last step, has failed. An OSError in the block,
+    as on a full disk, becomes a TrainlaunchError.
+    """
+    file = directory / ATTEMPTS_FILE
+    attempt = Attempt(step=from_step, number=next_number(directory))
+    start = {
+        "event": "start",
+        "attempt": attempt.number,
+        "time": timestamp(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "world_size": world_size,
+        "from_step": from_step,
+        "slurm_job_id": slurm_job(os.environ),
+        "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
+    }
+    try:
+        append_line(file, start)
+        yield attempt
+    except BaseException as error:
+        if attempt.reason in (None, COMPLETED):
+            # Rank 0 raises StoppedError without having been asked itself where another rank was.
+            code = OTHER_RANK.code if isinstance(error, StoppedError) else EndCode.ERROR
+            attempt.reason = EndReason(code, f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError):
+            raise TrainlaunchError(
+                f"{error}; the run ends here, and goes on from its last checkpoint when it is started again"
+            ) from error
+        raise
+    finally:
+        reason = attempt.reason or EndReason(EndCode.ERROR)
+        end = {"event": "end", "attempt": attempt.number, "time": timestamp(), "status": reason.code.status}
+        try:
+            append_line(file, end | {"step": attempt.step, "code": reason.code, "reason": reason.sentence})
+        except OSError as error:  # must not hide how the attempt ended
+            logger.warning("%s lacks the end of attempt %d (%s)", file, attempt.number, error)
+
+
+def read_attempts(directory: Path) -> list[Record]:
+    """Return the start and end lines of all attempts at a run, oldest first."""
+    return read_lines(directory / ATTEMPTS_FILE)
+
+
+def last_event(attempts: Sequence[Record], event: str) -> Record | None:
+    """Return the newest line of one kind, `start` or `end`; None where there is none."""
+    return next((line for line in reversed(attempts) if line.get("event") == event), None)
+
+
+def last_start(directory: Path) -> Record | None:
+    """Return the line with which the newest attempt at a run began."""
+    return last_event(read_attempts(directory), "start")
+
+
+def was_stopped(directory: Path) -> bool:
+    """Return True if the newest attempt at a run has ended because it was asked to, with a checkpoint."""
+    attempts = read_attempts(directory)
+    start, end = last_event(attempts, "start"), last_event(attempts, "end")
+    return bool(start and end and start.get("attempt") == end.get("attempt") and end.get("status") == "stopped")

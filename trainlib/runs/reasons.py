@@ -1,0 +1,71 @@
+"""Why an attempt at a run ended: a code from a closed set, for programs to decide on, and a sentence for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+Status = Literal["completed", "stopped", "failed"]
+
+
+class EndCode(StrEnum):
+    """The codes for why an attempt ended, as attempts.jsonl holds them."""
+
+    COMPLETED = "completed"  # it trained to the end of its configuration
+    STOP_FILE = "stop_file"  # a person asked for it: `launch stop`, or a STOP file made by hand
+    SIGNAL = "signal"  # a stop signal came, to rank 0 itself or through a STOP file that names the signal
+    OTHER_RANK = "other_rank"  # a stop signal came to another rank
+    END_TIME = "end_time"  # the time of its SLURM job was nearly over
+    LAUNCHER_DIED = "launcher_died"  # the process that had started the ranks was gone
+    ERROR = "error"  # an exception ended it
+
+    @property
+    def status(self) -> Status:
+        """Return what people are told of an attempt that ended so: `completed`, `stopped` or `failed`."""
+        if self is EndCode.COMPLETED:
+            return "completed"
+        return "failed" if self is EndCode.ERROR else "stopped"
+
+
+@dataclass(frozen=True)
+class EndReason:
+    """Why an attempt ended: `code` for decisions; `sentence` for people, None where there is nothing to add."""
+
+    code: EndCode
+    sentence: str | None = None
+
+    def __str__(self) -> str:
+        return self.sentence or self.code
+
+
+COMPLETED = EndReason(EndCode.COMPLETED)
+OTHER_RANK = EndReason(EndCode.OTHER_RANK, "another rank was asked to stop")
+END_TIME = EndReason(EndCode.END_TIME, "end time")
+LAUNCHER_DIED = EndReason(EndCode.LAUNCHER_DIED, "the launcher died")
+
+
+def reason_of_stop_file(text: str) -> EndReason:
+    """Return why a run is to stop, from the first line of its STOP file, which says who asked; it may be empty."""
+    asked_by = text.partition("\n")[0].strip()
+    if asked_by.startswith("SIG"):  # the launcher and the batch script pass a signal on by its name
+        return EndReason(EndCode.SIGNAL, asked_by)
+    return EndReason(EndCode.STOP_FILE, asked_by or "STOP file")
+
+
+def code_of_end(end: Mapping[str, Any]) -> EndCode | None:
+    """Return the code of an end line of attempts.jsonl, or None where the line does not tell how the attempt ended.
+
+    Versions before the codes wrote a status and a sentence; the code of such a line is derived from these two.
+    """
+    with suppress(ValueError):
+        return EndCode(str(end.get("code")))
+    status, sentence = end.get("status"), str(end.get("reason") or "")
+    if status != "stopped":
+        return {"completed": EndCode.COMPLETED, "failed": EndCode.ERROR}.get(str(status))
+    if sentence.startswith("StoppedError: "):  # rank 0 was not asked itself, so it had no sentence of its own
+        return EndCode.OTHER_RANK
+    known = {reason.sentence: reason.code for reason in (OTHER_RANK, END_TIME, LAUNCHER_DIED)}
+    return known.get(sentence) or reason_of_stop_file(sentence).code
