@@ -28,19 +28,34 @@ def doctor(processes: int | None, as_json: bool) -> int:
     """
     import json
 
-    from launch.doctor.finding import Verdict, closing, row
+    from launch.doctor.finding import Verdict, closing
 
     findings = []
     for finding in _checks(processes):
         findings.append(finding)
         if not as_json:
-            text = row(finding)
-            click.echo(click.style(finding.verdict, fg=_COLOURS[finding.verdict]) + text[len(finding.verdict) :])
+            _show(finding)
     if as_json:
         click.echo(json.dumps([finding.asdict() for finding in findings], indent=2))
     else:
         click.echo(closing(findings))
     return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
+
+
+def _show(finding: Finding) -> None:
+    """Print one finding at once, as wide as the terminal and with its verdict in colour if there is one."""
+    from launch.doctor.finding import row
+    from trainlib.runs.tables import terminal
+
+    console = terminal()
+    if console is None:
+        click.echo(row(finding))
+        return
+    from rich.text import Text
+
+    text = Text(row(finding, console.width))
+    text.stylize(_COLOURS[finding.verdict], end=len(finding.verdict))
+    console.print(text, soft_wrap=True)
 
 
 def _checks(processes: int | None) -> Iterator[Finding]:

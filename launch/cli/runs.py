@@ -19,10 +19,11 @@ def list_runs() -> int:
     from launch.runs.show import runs_table
     from trainlib.runs import RUNS
     from trainlib.runs.status import all_runs
+    from trainlib.runs.tables import show
 
     runs = all_runs()
     table = runs_table(runs, datetime.now(UTC), _active_jobs(runs))
-    click.echo(table if runs else f"no runs in {RUNS.resolve()}")
+    show(table if runs else f"no runs in {RUNS.resolve()}")
     return 0
 
 
@@ -32,9 +33,12 @@ def status(run: str) -> int:
     """How far a run is: RUN is its name or its directory."""
     from launch.runs.show import run_details
     from trainlib.runs.status import find_run, read_run
+    from trainlib.runs.tables import terminal
 
     found = read_run(find_run(run))
-    click.echo(run_details(found, datetime.now(UTC), _active_jobs([found])))
+    console = terminal()
+    width = console.width if console else None
+    click.echo(run_details(found, datetime.now(UTC), _active_jobs([found]), width=width))
     return 0
 
 

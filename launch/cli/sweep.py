@@ -71,6 +71,7 @@ def sweep(
     """
     from launch.sweep.grid import read_sweep
     from launch.sweep.results import is_finished, results_table
+    from trainlib.runs.tables import show
 
     latest = RESUME_LATEST if resume else None
     refuse_fresh_resume(fresh, latest)
@@ -78,7 +79,7 @@ def sweep(
     if site and not local:
         plan = read_sweep(Path(file), [*overrides, *_of_site(site, plan)])
     if results:
-        click.echo(results_table(plan))
+        show(results_table(plan))
         return EXIT_OK
     elements = [element for element in plan.elements if fresh or not is_finished(element)]
     for name, job_id in _in_queue(elements).items():
@@ -86,7 +87,7 @@ def sweep(
         elements = [element for element in elements if element.name != name]
     if not elements:
         click.echo(f"nothing to start: all {len(plan.elements)} runs are finished or in the queue", err=True)
-        click.echo(results_table(plan))
+        show(results_table(plan))
         return EXIT_OK
     flags = training_arguments([], fresh=fresh, resume=latest)
     if local:
@@ -95,7 +96,7 @@ def sweep(
         plan = replace(plan, throttle=throttle or plan.throttle)
         code = _submit(plan, elements, flags, _Submission(options, site, debug, wait), dry_run=dry_run)
     if (local or wait) and not dry_run and code != EXIT_INTERRUPTED:
-        click.echo(results_table(plan))
+        show(results_table(plan))
     return code
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from enum import StrEnum
+
+from trainlib.runs.tables import hang
 
 WIDTH = 80
 _VERDICT_WIDTH, _TOPIC_WIDTH = 9, 12
@@ -47,10 +48,8 @@ def row(finding: Finding, width: int = WIDTH) -> str:
     """The finding in columns, its words wrapped to the width; what to do stands below, behind an arrow."""
     indent = " " * (_VERDICT_WIDTH + _TOPIC_WIDTH)
     head = f"{finding.verdict:<{_VERDICT_WIDTH}}{finding.topic:<{_TOPIC_WIDTH}}"
-    lines = _wrapped(finding.text, head, indent, width)
-    if finding.advice:
-        lines += _wrapped(finding.advice, f"{indent}-> ", f"{indent}   ", width)
-    return "\n".join(lines)
+    advice = [hang(f"{indent}-> ", finding.advice, width)] if finding.advice else []
+    return "\n".join([hang(head, finding.text, width), *advice])
 
 
 def closing(findings: list[Finding]) -> str:
@@ -59,15 +58,3 @@ def closing(findings: list[Finding]) -> str:
     words = ("problem", "note")
     said = [f"{n} {word}{'s' * (n > 1)}" for n, word in zip(counts, words, strict=True) if n]
     return ", ".join(said if counts[0] else ["no problems", *said])
-
-
-def _wrapped(text: str, first: str, others: str, width: int) -> list[str]:
-    """Long words, paths most of all, are not broken: they must stay good to copy."""
-    return textwrap.wrap(
-        " ".join(text.split()),
-        width,
-        initial_indent=first,
-        subsequent_indent=others,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -12,23 +12,31 @@ from trainlib.runs.failure_record import read_all, root_cause
 from trainlib.runs.files import Record
 from trainlib.runs.jobs import open_jobs, queue_id
 from trainlib.runs.status import Run, time_of
-
-_COLUMNS = ("NAME", "STATUS", "STEP", "EPOCH", "ACCURACY", "STARTED", "SECONDS")
-_RIGHT_ALIGNED = {"STEP", "EPOCH", "SECONDS"}
-
+from trainlib.runs.tables import STATUS_STYLES, Column, Table, hang
 
 Jobs = Mapping[str, JobState] | None  # those that wait or run now, by id; None where the queue was not asked
 
 
-def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> str:
-    """One line for each run; the accuracy is the test's where there is one, the newest validation's otherwise."""
-    rows = [_COLUMNS, *(_row(run, jobs, now) for run in runs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_aligned(row, widths) for row in rows)
+def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> Table:
+    """Return a row for each run; its accuracy is that of the test, or of the newest validation before the test."""
+    return Table(
+        [
+            Column("NAME", [run.name for run in runs]),
+            Column("STATUS", [_status(run, jobs) for run in runs], styles=STATUS_STYLES),
+            Column("STEP", [str(run.newest_metrics.get("step", "")) for run in runs], on_right=True),
+            Column("EPOCH", [str(run.newest_metrics.get("epoch", "")) for run in runs], on_right=True),
+            Column("ACCURACY", [_accuracy(run) for run in runs]),
+            Column("STARTED", [local_time(run.started) for run in runs]),
+            Column("SECONDS", [_seconds(run, now) for run in runs], on_right=True),
+        ]
+    )
 
 
-def run_details(run: Run, now: datetime, jobs: Jobs = None) -> str:
-    """All that the files of a run and the queue tell, some lines long."""
+def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None = None) -> str:
+    """Return everything that the files of a run and the queue tell about it, in several lines.
+
+    width   characters a line, of a terminal; None leaves every fact in one line
+    """
     job = _job_of(run, jobs)
     facts = {
         "run": run.name,
@@ -43,27 +51,14 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None) -> str:
         "seconds": _seconds(run, now),
         "directory": str(run.directory),
     }
-    lines = [f"{label + ':':<13}{value}" for label, value in facts.items() if value]
+    lines = [hang(f"{label + ':':<13}", value, width) for label, value in facts.items() if value]
     for heading, records, in_words in (("attempts:", run.attempts, _attempt), ("jobs:", run.jobs, _job)):
-        lines += [*([heading] if records else []), *(f"  {in_words(record)}" for record in records)]
+        lines += [*([heading] if records else []), *(hang(*in_words(record), width) for record in records)]
     return "\n".join(lines)
 
 
 def _job_of(run: Run, jobs: Jobs) -> JobState | None:
     return next((jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs), None) if jobs else None
-
-
-def _row(run: Run, jobs: Jobs, now: datetime) -> tuple[str, ...]:
-    newest = run.newest_metrics
-    return (
-        run.name,
-        _status(run, jobs),
-        str(newest.get("step", "")),
-        str(newest.get("epoch", "")),
-        _accuracy(run),
-        local_time(run.started),
-        _seconds(run, now),
-    )
 
 
 def _status(run: Run, jobs: Jobs) -> str:
@@ -82,14 +77,6 @@ def _accuracy(run: Run) -> str:
         if record and isinstance(record.get("accuracy"), int | float):
             return f"{split} {record['accuracy']:.4f}"
     return ""
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.rjust(width) if column in _RIGHT_ALIGNED else cell.ljust(width)
-        for column, cell, width in zip(_COLUMNS, cells, widths, strict=True)
-    ]
-    return "  ".join(padded).rstrip()
 
 
 def _explain(run: Run, jobs: Jobs) -> str:
@@ -141,35 +128,35 @@ def _failure(record: Record) -> str:
     return f"{ended}{log}" + (f": {record['error']}" if record.get("error") else "")
 
 
-def _job(record: Record) -> str:
-    """One line of jobs.jsonl in words."""
-    head = f"{queue_id(record)}  {local_time(time_of(record))}  "
+def _job(record: Record) -> tuple[str, str]:
+    """Return one line of jobs.jsonl: its job and time, and what happened."""
+    head = f"  {queue_id(record)}  {local_time(time_of(record))}  "
     if record.get("event") == "submitted":
-        return f"{head}submitted"
+        return head, "submitted"
     if record.get("event") == "begin":
         again = f", restart {record['restart']}" if record.get("restart") else ""
-        return f"{head}begun on {' '.join(record.get('nodes') or [])}{again}"
+        return head, f"begun on {' '.join(record.get('nodes') or [])}{again}"
     cause = str(record.get("cause")).replace("_", " ")
     signal = f" ({record['signal']})" if record.get("signal") and cause != "failure" else ""
     step = f" at step {record['step']}" if record.get("step") is not None else ""
     failure = f": {_failure(record)}" if record.get("cause") == "failure" else ""
     requeued = "; requeued" if record.get("requeued") else ""
     excluded = f" without {' '.join(record['excluded'])}" if record.get("excluded") else ""
-    return f"{head}{cause}{signal}{step}{failure}{requeued}{excluded}"
+    return head, f"{cause}{signal}{step}{failure}{requeued}{excluded}"
 
 
-def _attempt(record: Record) -> str:
-    """One line of attempts.jsonl in words."""
-    head = f"{record.get('attempt')}  {local_time(time_of(record))}  "
+def _attempt(record: Record) -> tuple[str, str]:
+    """Return one line of attempts.jsonl: its attempt and time, and what happened."""
+    head = f"  {record.get('attempt')}  {local_time(time_of(record))}  "
     if record.get("event") == "start":
         job = record.get("slurm_job_id")
         place = (
             f"{record.get('host')}, SLURM job {job}" if job else f"{record.get('host')}, process {record.get('pid')}"
         )
         ranks = record.get("world_size")
-        return f"{head}started at step {record.get('from_step')}, {ranks} rank{'s' * (ranks != 1)}, {place}"
+        return head, f"started at step {record.get('from_step')}, {ranks} rank{'s' * (ranks != 1)}, {place}"
     reason = f": {record['reason']}" if record.get("reason") else ""
-    return f"{head}{record.get('status')} at step {record.get('step')}{reason}"
+    return head, f"{record.get('status')} at step {record.get('step')}{reason}"
 
 
 def _number(value: object) -> str:

@@ -8,6 +8,7 @@ from launch.sweep.grid import Element, Sweep, short_keys, value_text
 from trainlib.config import differences, is_harmless, read_resolved
 from trainlib.runs import RUNS
 from trainlib.runs.status import Run, read_run
+from trainlib.runs.tables import STATUS_STYLES, Column, Table
 
 
 def is_finished(element: Element) -> bool:
@@ -19,8 +20,8 @@ def is_finished(element: Element) -> bool:
     return all(is_harmless(key) and key not in ("train.epochs", "train.steps") for key in changed)
 
 
-def results_table(sweep: Sweep) -> str:
-    """A line for each run: what sets it apart, how far it is, its best validation and its test accuracy, its name.
+def results_table(sweep: Sweep) -> Table:
+    """Return a row for each run: what sets it apart, how far it is, its best validation and test accuracy, its name.
 
     The best one comes first: by what its configuration calls best, or by the test accuracy where it names nothing.
     """
@@ -28,21 +29,21 @@ def results_table(sweep: Sweep) -> str:
     ranked = sorted(sweep.elements, key=lambda element: _rank(element, runs[element.name]))
     metrics = {element.config.checkpoint.best.metric for element in ranked if element.config.checkpoint.best}
     columns = [
-        [title, *(value_text(element.values[key]) if key in element.values else "" for element in ranked)]
+        _column(title, [value_text(element.values[key]) if key in element.values else "" for element in ranked])
         for key, title in short_keys(sweep.varied).items()
     ]
     columns += [
-        ["STATUS", *(runs[element.name].status for element in ranked)],
-        ["STEP", *(str(runs[element.name].newest_metrics.get("step", "")) for element in ranked)],
+        Column("STATUS", [runs[element.name].status for element in ranked], styles=STATUS_STYLES),
+        _column("STEP", [str(runs[element.name].newest_metrics.get("step", "")) for element in ranked]),
     ]
     if metrics:
         title = metrics.pop() if len(metrics) == 1 else "best"
-        columns.append([title, *(_number(_best(element, runs[element.name])) for element in ranked)])
+        columns.append(_column(title, [_number(_best(element, runs[element.name])) for element in ranked]))
     columns += [
-        ["test/accuracy", *(_number(_test_accuracy(runs[element.name])) for element in ranked)],
-        ["RUN", *(element.name for element in ranked)],
+        _column("test/accuracy", [_number(_test_accuracy(runs[element.name])) for element in ranked]),
+        Column("RUN", [element.name for element in ranked]),
     ]
-    return _aligned(columns)
+    return Table(columns)
 
 
 def _rank(element: Element, run: Run) -> tuple[bool, float]:
@@ -74,14 +75,9 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _aligned(columns: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first cell of each its title; numbers to the right."""
-    padded = []
-    for title, *cells in columns:
-        width = max(map(len, (title, *cells)))
-        numbers = all(_is_number(cell) for cell in cells)
-        padded.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (title, *cells)])
-    return "\n".join("  ".join(cells).rstrip() for cells in zip(*padded, strict=True))
+def _column(title: str, cells: Sequence[str]) -> Column:
+    """Return a column that is aligned to the right where all its cells are numbers or empty."""
+    return Column(title, cells, on_right=all(map(_is_number, cells)))
 
 
 def _is_number(text: str) -> bool:

@@ -100,7 +100,7 @@ def test_list_shows_what_the_queue_says(tmp_path: Path) -> None:
         job("RUNNING", "3"),
         job("COMPLETING", "4"),
     ]
-    table = runs_table(runs, START, {state.job_id: state for state in states})
+    table = str(runs_table(runs, START, {state.job_id: state for state in states}))
     assert [row.split(maxsplit=1) for row in table.splitlines()[1:]] == [
         ["a", "pending (Priority)"],
         ["b", "requeued (BeginTime)"],
@@ -108,7 +108,7 @@ def test_list_shows_what_the_queue_says(tmp_path: Path) -> None:
         ["d", "completing"],
         ["e", "new"],  # cancelled by other means before it began
     ]
-    assert [row.split()[1] for row in runs_table(runs, START).splitlines()[1:]] == ["submitted"] * 5
+    assert [row.split()[1] for row in str(runs_table(runs, START)).splitlines()[1:]] == ["submitted"] * 5
 
 
 def test_status_tells_of_jobs_and_their_ends(tmp_path: Path) -> None:

@@ -218,10 +218,15 @@ def small_evaluation() -> dict[str, Any]:
     }
 
 
+def shown(evaluation: Mapping[str, Any], width: int) -> str:
+    """What a pipe gets."""
+    return "\n".join(map(str, evaluation_text(evaluation, width)))
+
+
 def test_text() -> None:
     """A class that no image is of and none was taken for is left out."""
     assert (
-        evaluation_text(small_evaluation(), width=80)
+        shown(small_evaluation(), width=80)
         == """\
 test: 20 images, best weights of step 1,234
 loss 0.5123   accuracy 0.8500   top-5 accuracy 1.0000   calibration error 0.0321
@@ -238,7 +243,7 @@ true class (row) and what it was taken for (column)
 
 
 def test_text_of_a_matrix_that_does_not_fit() -> None:
-    assert evaluation_text(small_evaluation(), width=20).endswith(
+    assert shown(small_evaluation(), width=20).endswith(
         """\
 the most frequent confusions, 2 of 2 (the whole matrix: --json)
 count  of class  true                      taken for
@@ -256,7 +261,7 @@ def test_text_of_many_classes_shows_the_worst() -> None:
         for index, name in enumerate(names)
     ]
     evaluation = small_evaluation() | {"classes": names, "confusion": confusion.tolist(), "per_class": per_class}
-    lines = evaluation_text(evaluation, width=100).splitlines()
+    lines = shown(evaluation, width=100).splitlines()
     assert lines[3] == "the 30 classes of the lowest F1, of 100 (all of them: --json)"
     assert lines[5].startswith("class 007 ")
     assert len(lines) == 3 + 1 + 1 + 30 + 1 + 3

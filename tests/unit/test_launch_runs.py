@@ -90,7 +90,7 @@ def test_list_is_a_table_with_the_newest_last(tmp_path: Path) -> None:
     make_run(tmp_path / "never-started", [])
     (tmp_path / "not-a-run").mkdir()
     first, second = local(START), local(START + minute)
-    assert runs_table(all_runs(tmp_path), START) == (
+    assert str(runs_table(all_runs(tmp_path), START)) == (
         f"NAME           STATUS       STEP  EPOCH  ACCURACY     STARTED              SECONDS\n"
         f"never-started  new\n"
         f"older          completed      20      2  test 0.8125  {first}       60\n"

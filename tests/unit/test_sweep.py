@@ -232,6 +232,6 @@ def test_results_best_first(metric: str, order: list[int], capsys: pytest.Captur
         f"  22  new                {'':{len(metric)}}                 s-seed22",
     ]
     header = f"seed  STATUS       STEP  {metric}  test/accuracy  RUN"
-    assert results_table(read_sweep(Path("s.yaml"))).splitlines() == [header, *(rows[index] for index in order)]
+    assert str(results_table(read_sweep(Path("s.yaml")))).splitlines() == [header, *(rows[index] for index in order)]
     assert main(["sweep", "s.yaml", "--results"]) == 0
     assert capsys.readouterr().out == "\n".join([header, *(rows[index] for index in order)]) + "\n"

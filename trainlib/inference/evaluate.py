@@ -29,6 +29,7 @@ from trainlib.models.losses import Objective
 from trainlib.models.tta import with_tta
 from trainlib.runs import launch_variables
 from trainlib.runs.files import to_json
+from trainlib.runs.tables import show
 from trainlib.training.build import build_plan
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.metrics.sums import gather_sums, metrics_of
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     if is_main:
         width = shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
-        print(to_json(evaluation) if options.json else evaluation_text(evaluation, width))
+        show(*([to_json(evaluation)] if options.json else evaluation_text(evaluation, width)))
         if trained.run is not None and options.data is None:
             _write(trained.run, evaluation)
     return EXIT_OK
