@@ -48,12 +48,12 @@ def step_function(mode: str, options: argparse.Namespace, accelerator: Any) -> t
     """A function that makes one step, always of the same batch, and the bytes of the model's gradient."""
     from trainlib.config import load_config
     from trainlib.data import load_data
-    from trainlib.training.session import build_trainer
+    from trainlib.training.build.training import build_inputs, build_training
     from trainlib.training.step.train_step import train_step
 
     overrides = [f"train.reproducibility={mode}", f"train.virtual_shards={options.shards}", f"model={options.model}"]
     config = load_config(["quickstart", *overrides, f"train.batch_size={options.batch_size}", "data.limit=2000"])
-    trainer = build_trainer(config, load_data(config.data), accelerator, None)
+    trainer = build_training(build_inputs(config, load_data(config.data), accelerator, None), None)
     batch = trainer.plan.batches(0)[0]
     (micro_batches,) = trainer.samples.train.train_batches([batch], 0, trainer.samples.augmentation)
     denominator = trainer.state.objective.denominator(trainer.samples.train.labels_N[batch])

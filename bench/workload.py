@@ -17,7 +17,8 @@ from trainlib.data import load_data
 from trainlib.data.batches.plan import Plan
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import InMemoryImages
-from trainlib.training.build import build_classifier, build_plan, build_preprocess
+from trainlib.training.build.data import build_plan, build_preprocess
+from trainlib.training.build.model import build_classifier
 
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
 MODELS = {

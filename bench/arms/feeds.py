@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.workload import Workload
 from trainlib.distributed.process_group import keep_freed_memory
-from trainlib.training.build import build_data_module
+from trainlib.training.build.data import build_data_module
 
 Batch = tuple[Tensor, Tensor]
 

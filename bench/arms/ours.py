@@ -15,10 +15,11 @@ from trainlib.runs import launch_variables
 from trainlib.runs.attempts import recorded_attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.stop_request import StopFlag
-from trainlib.training.outputs import open_outputs
-from trainlib.training.session import build_trainer
+from trainlib.training.build.training import build_inputs, build_training
+from trainlib.training.hooks import Hook
+from trainlib.training.outputs import open_trainer
 from trainlib.training.step.train_step import StepResult
-from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.trainer import Trainer
 
 
 def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact") -> None:
@@ -29,40 +30,35 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
     dataset = workload.dataset
     custom = CustomParts(model=one_layer if workload.model == "one-layer" else None)
     is_main = launch_variables.rank() == 0
-    run = RunDirectory.open(config, fresh=True, runs=Path("runs")) if is_main else None
+    open_run = RunDirectory.open if is_main else lambda config, **_: RunDirectory(Path("runs") / config.name)
+    run = open_run(config, fresh=True)
     world_size = launch_variables.world_size()
     with (
-        recorded_attempt(run.path, world_size=world_size, from_step=0) if run else nullcontext() as attempt,
+        recorded_attempt(run.path, world_size=world_size, from_step=0) if is_main else nullcontext() as attempt,
         process_group.joined(config.train) as accelerator,
     ):
-        trainer = build_trainer(config, dataset, accelerator, None, custom)
-        module, optimizer = trainer.state.classifier.module, trainer.state.optimizer.optimizer
+        training = build_training(build_inputs(config, dataset, accelerator, None, custom), None, custom)
+        module, optimizer = training.state.classifier.module, training.state.optimizer.optimizer
         initial = workload.network(channels_last=True).state_dict()
         module.load_state_dict(dict(zip(module.state_dict(), initial.values(), strict=True)))
-        with (
-            open_outputs(config, run, trainer, dataset, attempt, None)
-            if run and attempt
-            else nullcontext(Outputs()) as outputs
-        ):
-            trainer.outputs = outputs
-            trainer.accumulator.add = Losses(trainer, rounds).take  # type: ignore[method-assign]
-            if run:
+        hooks = [LossHook(training.plan.global_batch_size, rounds)]
+        with open_trainer(config, run, training, hooks, attempt, None, dataset.class_names) as trainer:
+            if is_main:
                 run.begin(config)
             channel = control_channel(config.train)
             rounds.begin(module, optimizer)
             trainer.run(StopConsensus(StopFlag(), channel))
 
 
-class Losses:
-    """Takes this rank's part of the loss of every step on its way to the tally; nothing waits for a GPU."""
+class LossHook(Hook):
+    """Keeps this rank's part of the loss of every step; nothing waits for a GPU."""
 
-    def __init__(self, trainer: Trainer, rounds: Rounds):
-        self._take = trainer.accumulator.add
-        self._batch_size = trainer.plan.global_batch_size
+    def __init__(self, batch_size: int, rounds: Rounds):
+        self._batch_size = batch_size
         self._rounds = rounds
 
-    def take(self, step: int, result: StepResult) -> None:
-        self._take(step, result)
-        (measured,) = result.measured
-        part = measured.denominator / self._batch_size
-        self._rounds.step(measured.loss if part == 1.0 else measured.loss * part)
+    def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
+        """Give the loss on, weighted by this rank's share of the batch."""
+        (micro_batch,) = result.micro_batches
+        part = micro_batch.denominator / self._batch_size
+        self._rounds.step(micro_batch.loss if part == 1.0 else micro_batch.loss * part)

@@ -16,8 +16,10 @@ from bench.workload import Workload
 from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.runs.stop_request import StopFlag
-from trainlib.training.session import build_trainer
-from trainlib.training.trainer import Outputs
+from trainlib.training.build.training import build_inputs, build_training
+from trainlib.training.hooks import Hook
+from trainlib.training.step.train_step import StepResult
+from trainlib.training.trainer import Trainer
 
 WAIT = "synchronizing CUDA operation"  # in what torch warns of
 FRAMES = 4  # of each stack that are shown
@@ -33,21 +35,26 @@ def count_waits(workload: Workload, skip: int, set_mode: Callable[[str], None] |
     if not workload.gpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     stacks: Stacks = Counter()
-    last = (
-        min(workload.plan.total_steps, workload.plan.steps_per_epoch) - 1
-    )  # the step behind it writes the epoch's row
+    last = min(workload.plan.total_steps, workload.plan.steps_per_epoch) - 1  # the step behind it writes a row
     tracking = workload.config.tracking.model_copy(update={"log_every": 10 * workload.total_steps})
     config = workload.config.model_copy(update={"tracking": tracking})
     with process_group.joined(config.train) as accelerator, _recorded(stacks):
-        trainer = build_trainer(config, workload.dataset, accelerator, None)
-
-        def heartbeat() -> None:
-            if trainer.progress.step in (skip, last):
-                set_mode("warn" if trainer.progress.step == skip else "default")
-
-        trainer.outputs = Outputs(heartbeat=heartbeat)
-        trainer.run(StopConsensus(StopFlag(), None))
+        training = build_training(build_inputs(config, workload.dataset, accelerator, None), None)
+        Trainer(training, [WarningsHook(skip, last, set_mode)]).run(StopConsensus(StopFlag(), None))
     return stacks, last - skip
+
+
+class WarningsHook(Hook):
+    """Turns torch's warnings on after the first of two steps, and off after the last one."""
+
+    def __init__(self, first: int, last: int, set_mode: Callable[[str], object]):
+        self._modes = {first: "warn", last: "default"}
+        self._set_mode = set_mode
+
+    def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
+        """Set the mode for the steps that follow."""
+        if mode := self._modes.get(trainer.progress.step):
+            self._set_mode(mode)
 
 
 @contextmanager

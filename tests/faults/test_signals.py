@@ -60,8 +60,8 @@ def test_signalled_at_random_all_ranks_stop_at_the_same_step(tmp_path: Path, ima
 BUSY = [
     ("trainlib.training.session", "load_data", 1),
     ("trainlib.distributed.process_group", "start", 1),
-    ("trainlib.training.session", "build_trainer", 1),
-    ("trainlib.training.session", "warm_up", 1),
+    ("trainlib.training.session", "build_inputs", 1),
+    ("trainlib.training.build.training", "warm_up", 1),
     ("trainlib.data.batches.loader", "BatchLoader.train_batches", 2),
     ("trainlib.data.batches.loader", "BatchLoader.eval_batches", 2),
     ("trainlib.training.checkpoints.checkpoint", "_write_files", 2),

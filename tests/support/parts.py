@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from trainlib.config import Config
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import InMemoryImages
+from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.training.build.training import build_inputs, build_training
+from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.hooks import Hook
+from trainlib.training.trainer import Trainer
+from trainlib.training.tuning.feature_cache import Features, TrainingInputs
 
 
 def make_dataset(num_train: int, num_test: int = 20, *, num_classes: int = 10, size: int = 32) -> Dataset:
@@ -48,3 +55,17 @@ def tutorial_cnn(num_classes: int = 10) -> nn.Sequential:
         nn.Linear(1024, 64),
         nn.Linear(64, num_classes),
     )
+
+
+def build_trainer(
+    config: Config,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    start: Checkpoint | None = None,
+    custom: CustomParts = NO_CUSTOM_PARTS,
+    caching: Callable[[TrainingInputs], Features | None] = lambda inputs: None,
+    hooks: Sequence[Hook] = (),
+) -> Trainer:
+    """A trainer as a session makes it, without a run directory. A collective."""
+    inputs = build_inputs(config, dataset, accelerator, start, custom)
+    return Trainer(build_training(inputs, start, custom, caching(inputs)), hooks)

@@ -13,7 +13,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 from bad_losses import TRAINING, train_with_faults
-from parts import make_dataset, resolved
+from parts import build_trainer, make_dataset, resolved
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,10 +24,12 @@ from trainlib.errors import EXIT_STOPPED
 from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.weights import weights_sha256
 from trainlib.runs.checkpoints import name_of
+from trainlib.runs.rows import Row
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.checkpoints import checkpoint
-from trainlib.training.session import build_trainer
-from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.hooks import Hook
+from trainlib.training.step.train_step import StepResult
+from trainlib.training.trainer import Trainer
 
 State = dict[str, Tensor]
 NORM = "model={name: shufflenet_v2_x0_5}"  # BatchNorm: buffers, of floats and of whole numbers
@@ -51,32 +53,24 @@ def copy_of(module: nn.Module) -> State:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-class Watch(StopConsensus):
-    """A tracker and the asking whether to stop, which happens after every step; both note what there is."""
+class Watch(Hook):
+    """Notes the weights and their average after every step, and the rows."""
 
-    def __init__(self, trainer: Trainer):
-        super().__init__(StopFlag(), None)
-        self._loop = trainer
+    def __init__(self) -> None:
         self.raw: list[State] = []  # after each applied step
         self.averages: list[State] = []  # after each step, applied or not
         self.rows: list[dict[str, Any]] = []
+
+    def on_start(self, trainer: Trainer) -> None:
         module = trainer.state.classifier.module
         trainer.state.optimizer.optimizer.register_step_post_hook(lambda *_: self.raw.append(copy_of(module)))
-        trainer.outputs = Outputs(trackers=[self])
 
-    def agreed(self) -> bool:
-        with self._loop.state.ema_weights():
-            self.averages.append(copy_of(self._loop.state.classifier.module))
-        return False
+    def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
+        with trainer.state.ema.swapped_in():
+            self.averages.append(copy_of(trainer.state.classifier.module))
 
-    def log(self, row: Any) -> None:
+    def on_row(self, row: Row) -> None:
         self.rows.append(dict(row))
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def small_run(accelerator: Accelerator, average: dict[str, Any] | None, **train: Any) -> tuple[Trainer, Watch, State]:
@@ -89,11 +83,10 @@ def small_run(accelerator: Accelerator, average: dict[str, Any] | None, **train:
             "train": {"epochs": 2, "batch_size": 12, "average": average, **train},
         }
     )
-    trainer = build_trainer(config, make_dataset(60, size=32), accelerator, None)
+    watch = Watch()
+    trainer = build_trainer(config, make_dataset(60, size=32), accelerator, hooks=[watch])
     initial = copy_of(trainer.state.classifier.module)
-    watch = Watch(trainer)
-    assert trainer.run(watch)
-    watch.agreed()  # at the end of a run nobody asks
+    assert trainer.run(StopConsensus(StopFlag(), None))
     return trainer, watch, initial
 
 
@@ -177,8 +170,8 @@ def test_training_itself_is_the_same_in_every_bit(accelerator: Accelerator) -> N
 
 def test_frozen_parameters_are_not_kept_twice(accelerator: Accelerator) -> None:
     trainer, watch, initial = small_run(accelerator, {"decay": 0.9}, freeze="backbone")
-    assert trainer.state.ema is not None
-    with trainer.state.ema_weights():
+    assert isinstance(trainer.state.ema, ExponentialMovingAverage)
+    with trainer.state.ema.swapped_in():
         kept = trainer.state.ema.state_dict()["raw_weights"]
     trained = {name for name, p in trainer.state.classifier.module.named_parameters() if p.requires_grad}
     assert trained == {"fc.weight", "fc.bias"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from parts import make_dataset, resolved
+from parts import build_trainer, make_dataset, resolved
 from PIL import Image
 from plain_cifar10_fast import random_images
 from torch import Tensor
@@ -18,7 +18,6 @@ from trainlib.data.augmentation import Preprocess
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.distributed import process_group
 from trainlib.models.architectures.whitening import whitening_weights
-from trainlib.training.session import build_trainer
 
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 32)
 

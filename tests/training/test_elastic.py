@@ -12,7 +12,7 @@ import pytest
 import ranks
 import tiny
 import torch
-from parts import make_dataset, resolved, tutorial_cnn
+from parts import build_trainer, make_dataset, resolved, tutorial_cnn
 from soak import SOAK
 from torch import Tensor
 
@@ -20,7 +20,6 @@ from trainlib.data.batches.rank_slice import shards_of_rank, split_range
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce.elastic import ElasticReducer, Node, TreeSum, cover
 from trainlib.errors import EXIT_USER_ERROR, TrainlaunchError, UserError
-from trainlib.training.session import build_trainer
 
 ELASTIC = ["train.reproducibility=elastic"]
 # 41 images: three batches of 12 and one of 5, of which three of the eight shards get nothing.
@@ -234,7 +233,7 @@ def test_ranks_with_different_threads_are_refused(tmp_path: Path, images: Path) 
 
 def drift() -> None:
     """A bit of one weight flips in memory after the second step."""
-    step = ElasticReducer.finish
+    step = ElasticReducer.finish_step
     calls = []
 
     def finish(self: ElasticReducer) -> None:
@@ -244,7 +243,7 @@ def drift() -> None:
             with torch.no_grad():
                 self._parameters[3].view(-1).view(torch.int32)[0] ^= 1
 
-    ElasticReducer.finish = finish  # type: ignore[method-assign]
+    ElasticReducer.finish_step = finish  # type: ignore[method-assign]
 
 
 def test_ranks_that_drift_apart_are_noticed_before_the_next_checkpoint(tmp_path: Path, images: Path) -> None:

@@ -30,12 +30,12 @@ def test_batch_norm_makes_one_update_a_step_from_the_mean_of_its_shards() -> Non
     module = torch.nn.BatchNorm1d(2)
     elastic = ElasticReducer(module, virtual_shards=2, world_size=1)
     samples = torch.arange(16.0).reshape(8, 2) ** 2
-    elastic.start()
+    elastic.start_step()
     for shard, part in enumerate((samples[:3], samples[3:])):
         with elastic.shard(shard):
             module(part).sum().backward()
-            elastic.learned(len(part))
-    elastic.finish()
+            elastic.after_backward(len(part))
+    elastic.finish_step()
     expected = 0.1 * (3 * samples[:3].mean(0) + 5 * samples[3:].mean(0)) / 8
     variance = 0.9 + 0.1 * (3 * samples[:3].var(0) + 5 * samples[3:].var(0)) / 8
     torch.testing.assert_close(module.running_mean, expected)
@@ -61,11 +61,11 @@ def count_traffic(virtual_shards: int) -> None:
         elastic = ElasticReducer(module, virtual_shards, world_size)
 
         def step() -> None:
-            elastic.start()
+            elastic.start_step()
             for shard in shards_of_rank(virtual_shards, world_size, rank):
                 with elastic.shard(shard):
                     module(torch.ones(1, 1000)).sum().backward()
-            elastic.finish()
+            elastic.finish_step()
 
         def sent_by(act: Callable[[], object]) -> int:
             act()  # connections are made

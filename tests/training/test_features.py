@@ -15,7 +15,7 @@ import pytest
 import ranks
 import torch
 from accelerate import Accelerator
-from parts import make_dataset, resolved
+from parts import build_trainer, make_dataset, resolved
 from torch import Tensor, nn
 
 from trainlib.data.batches.feature_loader import FeatureLoader
@@ -26,8 +26,8 @@ from trainlib.errors import UserError
 from trainlib.models.bitwise_probe import BitwiseProbe
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.stop_request import StopFlag
-from trainlib.training.session import build_trainer
-from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.hooks import HookList, TrackerHook
+from trainlib.training.trainer import Trainer
 from trainlib.training.tuning import feature_cache
 
 VGG = {"name": "vgg16", "width": 0.0625, "freeze": "features"}  # dropout is on
@@ -81,7 +81,7 @@ def build(
 def trained(trainer: Trainer) -> tuple[Rows, dict[str, Tensor]]:
     """Train and test; the rows and the final state."""
     rows = Rows()
-    trainer.outputs = Outputs(trackers=[rows])
+    trainer.hooks = HookList([TrackerHook(rows)])
     assert trainer.run(StopConsensus(StopFlag(), None))
     trainer.test()
     return rows, trainer.state.classifier.module.state_dict()

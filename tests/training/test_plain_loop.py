@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from parts import make_dataset, resolved, tutorial_cnn
+from parts import build_trainer, make_dataset, resolved, tutorial_cnn
 from torch import Tensor, nn
 
 from trainlib.config import Config
 from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.runs.stop_request import StopFlag
-from trainlib.training.session import build_trainer
-from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.hooks import HookList, TrackerHook
+from trainlib.training.trainer import Trainer
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "{name: SGD, lr: 5.0e-4, momentum: 0.9}": lambda p: torch.optim.SGD(p, lr=5e-4, momentum=0.9),
@@ -75,7 +75,7 @@ def ours(config: Config, accelerator: Accelerator) -> tuple[Trainer, Rows, dict[
     trainer = build_trainer(config, make_dataset(70), accelerator, None)
     initial = copy.deepcopy(trainer.state.classifier.module.state_dict())
     rows = Rows()
-    trainer.outputs = Outputs(trackers=[rows])
+    trainer.hooks = HookList([TrackerHook(rows)])
     assert trainer.run(StopConsensus(StopFlag(), None))
     return trainer, rows, initial
 

@@ -14,7 +14,7 @@ from PIL import Image
 from trainlib.config import Normalize, load_config, shipped_configs
 from trainlib.config.libraries.catalog import weights_file
 from trainlib.data import dataset_info
-from trainlib.training.build import check_build
+from trainlib.training.build.model import check_build
 
 SHIPPED = shipped_configs()
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from parts import make_dataset, resolved
+from parts import build_trainer, make_dataset, resolved
 from torch import nn
 
 from trainlib.distributed import process_group
 from trainlib.models.custom_parts import CustomParts
-from trainlib.training.build import build_classifier
-from trainlib.training.session import build_trainer
+from trainlib.training.build.model import build_classifier
 from trainlib.training.step.train_step import train_step
+from trainlib.training.step.update import UpdateStatus
 
 CNN = {"model": {"name": "cifar10_cnn"}, "data": {"name": "synthetic", "val_fraction": 0, "augment": {}}}
 
@@ -58,7 +58,7 @@ def test_a_given_model_keeps_its_layout() -> None:
         [micro_batches] = trainer.samples.train.train_batches(
             trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
         )
-        assert train_step(trainer.state, 0, micro_batches, 8.0).applied
+        assert train_step(trainer.state, 0, micro_batches, 8.0).status is UpdateStatus.APPLIED
 
 
 def test_a_step_looks_for_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +69,14 @@ def test_a_step_looks_for_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(16), accelerator, None)
         steps = list(trainer.samples.train.train_batches(trainer.plan.batches(0), 0, trainer.samples.augmentation))
-        assert train_step(trainer.state, 0, steps[0], 8.0).applied  # the first one may import what it needs
+        assert (
+            train_step(trainer.state, 0, steps[0], 8.0).status is UpdateStatus.APPLIED
+        )  # the first one may import what it needs
         monkeypatch.setattr(importlib.util, "find_spec", lambda *name: asked.append(name) or find_spec(*name))
-        assert train_step(trainer.state, 1, steps[1], 8.0).applied
+        assert train_step(trainer.state, 1, steps[1], 8.0).status is UpdateStatus.APPLIED
         assert asked == []
         trainer.state.optimizer.step()
-        assert asked, "Accelerate no longer looks: Engine.stepping can go"
+        assert asked, "Accelerate no longer looks: the exception in CheckedUpdate.stepped can go"
 
 
 def test_a_loss_that_is_not_finite_is_noticed_where_its_gradient_is() -> None:
@@ -90,7 +92,7 @@ def test_a_loss_that_is_not_finite_is_noticed_where_its_gradient_is() -> None:
         [micro_batches] = trainer.samples.train.train_batches(
             trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
         )
-        assert not train_step(trainer.state, 0, micro_batches, 8.0).applied
+        assert train_step(trainer.state, 0, micro_batches, 8.0).status is UpdateStatus.SKIPPED
         after = list(trainer.state.classifier.module.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

@@ -50,7 +50,7 @@ def flip_a_bit() -> None:
     """The lowest bit of one element of the summed gradient, in the second step."""
     from trainlib.distributed.allreduce.elastic import ElasticReducer
 
-    finish, calls = ElasticReducer.finish, []
+    finish, calls = ElasticReducer.finish_step, []
 
     def flipping(self: ElasticReducer) -> None:
         finish(self)
@@ -58,7 +58,7 @@ def flip_a_bit() -> None:
         if len(calls) == 2:
             self._parameters[8].grad.view(-1).view(torch.int32)[5] ^= 1  # type: ignore[union-attr]
 
-    ElasticReducer.finish = flipping  # type: ignore[method-assign]
+    ElasticReducer.finish_step = flipping  # type: ignore[method-assign]
 
 
 def ask_for_two_threads() -> None:
@@ -69,13 +69,13 @@ def take_two_threads_unseen() -> None:
     """Behind the check that all ranks are alike."""
     from trainlib.distributed.allreduce.elastic import ElasticReducer
 
-    start = ElasticReducer.start
+    start = ElasticReducer.start_step
 
     def starting(self: ElasticReducer) -> None:
         torch.set_num_threads(2)
         start(self)
 
-    ElasticReducer.start = starting  # type: ignore[method-assign]
+    ElasticReducer.start_step = starting  # type: ignore[method-assign]
 
 
 def test_the_same_bits_are_said_to_be_the_same_and_the_run_is_left_alone(trained: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def views(images: np.ndarray, test_time: str) -> list[tuple[float, np.ndarray]]:
     return every + [(1 / 8, view) for one in moved for view in (one, one[..., ::-1])]
 
 
-def ema_weights(network: nn.Module, images_NCHW: Tensor, test_time: str) -> Tensor:
+def averaged_logits(network: nn.Module, images_NCHW: Tensor, test_time: str) -> Tensor:
     """Logits float64: the weighted mean of those of every view."""
     weighted = views(images_NCHW.numpy(), test_time)
     assert sum(weight for weight, _ in weighted) == 1
@@ -58,7 +58,9 @@ def test_it_is_the_mean_over_the_views(test_time: str, height: int, width: int) 
     images_NCHW = torch.randn(5, 3, height, width)
     with torch.no_grad():
         logits_NC = with_tta(network, test_time)(images_NCHW)
-    torch.testing.assert_close(logits_NC.double(), ema_weights(network, images_NCHW, test_time), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        logits_NC.double(), averaged_logits(network, images_NCHW, test_time), atol=1e-6, rtol=1e-5
+    )
     if test_time == "none":
         assert with_tta(network, test_time) is network
 
@@ -93,7 +95,7 @@ def plain(checkpoint: Path) -> tuple[nn.Module, Tensor, Tensor]:
 
 def expected_logits(checkpoint: Path, images_NCHW: Tensor, test_time: str) -> Tensor:
     network, mean, std = plain(checkpoint)
-    return ema_weights(network, (images_NCHW / 255 - mean) / std, test_time)
+    return averaged_logits(network, (images_NCHW / 255 - mean) / std, test_time)
 
 
 def figures(logits_NC: Tensor, labels_N: Tensor) -> dict[str, float]:

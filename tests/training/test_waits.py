@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from parts import make_dataset, resolved
+from parts import build_trainer, make_dataset, resolved
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,10 +25,11 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import NonFiniteError
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.stop_request import StopFlag
-from trainlib.training.session import build_trainer
+from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.step.accumulator import MetricAccumulator
 from trainlib.training.step.train_step import train_step
-from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.step.update import CheckedUpdate, DeviceCheckedUpdate
+from trainlib.training.trainer import Trainer
 
 TRAINING = {
     "data": {"name": "synthetic", "val_fraction": 0.0, "augment": {"flip": True, "crop_padding": 2}},
@@ -57,7 +58,8 @@ def made(optimizer: dict[str, Any], *, unseen: bool, custom: CustomParts | None 
     config = resolved(TRAINING | {"optimizer": optimizer})
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(70), accelerator, None, *([custom] if custom else []))
-        trainer.state = replace(trainer.state, skips_unseen=unseen)
+        chosen = DeviceCheckedUpdate if unseen else CheckedUpdate
+        trainer.state = replace(trainer.state, update=chosen(trainer.state.optimizer.optimizer))
         trainer.accumulator = MetricAccumulator(trainer.state, trainer.progress, "stop", 0)
         yield trainer
 
@@ -91,7 +93,7 @@ def test_steps_that_are_read_later_are_the_same_steps(optimizer: dict[str, Any])
     for unseen in (True, False):
         with made(optimizer, unseen=unseen) as trainer:
             rows: list[dict[str, Any]] = []
-            trainer.outputs = Outputs(trackers=[_Rows(rows)])
+            trainer.hooks = HookList([TrackerHook(_Rows(rows))])
             assert trainer.run(StopConsensus(StopFlag(), None))
             kept = [{k: v for k, v in row.items() if k not in ("time", "images_per_second")} for row in rows]
             results.append((kept, [parameter.detach().clone() for parameter in trainer.state.parameters]))
@@ -164,7 +166,7 @@ def test_a_gpu_gets_fused_kernels_and_a_cpu_keeps_its_options() -> None:
         saved = trainer.state.optimizer.optimizer.state_dict()
         for group in saved["param_groups"]:
             group["fused"], group["weight_decay"] = True, 0.25
-        trainer.state.load_state(saved, None)
+        trainer.state.load_state_dict({"optimizer": saved, "scaler": None})
         (group,) = trainer.state.optimizer.optimizer.param_groups
         assert (group["fused"], group["weight_decay"]) == (None, 0.25)
 

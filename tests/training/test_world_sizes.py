@@ -89,8 +89,9 @@ SIZES = (1, 5, 97, 100)
 
 def evaluate_sizes() -> None:
     """In each rank: evaluate the same model on test sets of several sizes; rank 0 writes what came out."""
+    from parts import build_trainer
+
     from trainlib.distributed import process_group
-    from trainlib.training.session import build_trainer
 
     config = _config()
     with process_group.joined(config.train) as accelerator:
@@ -154,7 +155,7 @@ def oracle(size: int) -> dict[str, float]:
     """torchmetrics and torch's own loss over the whole set at once, in float64."""
     from torchmetrics.functional.classification import multiclass_accuracy
 
-    from trainlib.training.build import build_classifier
+    from trainlib.training.build.model import build_classifier
 
     dataset = make_dataset(40, size)
     module = build_classifier(_config(), 10, torch.device("cpu")).module.double().eval()

@@ -27,11 +27,11 @@ def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:
 def show(console: Console) -> None:
     """Two steps with a row between them, and the end of an epoch."""
     console.step(5)
-    console.log(row(5, scope="step"))
+    console.on_row(row(5, scope="step"))
     time.sleep(0.02)
     console.step(12)
-    console.log(row(10, scope="epoch"))
-    console.log(row(10, "val"))
+    console.on_row(row(10, scope="epoch"))
+    console.on_row(row(10, "val"))
     console.close()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from parts import make_dataset, resolved
+from parts import build_trainer, make_dataset, resolved
 from torch import Tensor, nn
 
 from trainlib.distributed import process_group
@@ -17,9 +17,10 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import UserError
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.stop_request import StopFlag
-from trainlib.training.session import build_trainer
+from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.step.train_step import train_step
-from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.step.update import UpdateStatus
+from trainlib.training.trainer import Trainer
 from trainlib.training.tuning import memory
 
 TRAINING = {
@@ -71,7 +72,7 @@ def trained(room: int, **train: object) -> tuple[Trainer, Small, list[float]]:
 
         trainer = build_trainer(config, make_dataset(70), accelerator, None, CustomParts(model=model))
         made[0].seen.clear()
-        trainer.outputs = Outputs(trackers=[rows])
+        trainer.hooks = HookList([TrackerHook(rows)])
         assert trainer.run(StopConsensus(StopFlag(), None))
     return trainer, made[0], [row["loss"] for row in rows.rows if row.get("scope") == "step"]  # type: ignore[misc]
 
@@ -154,8 +155,8 @@ def _find_what_fits(room_of_rank: list[int]) -> int:
         [micro_batches] = trainer.samples.train.train_batches(
             trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
         )
-        applied = train_step(trainer.state, 0, memory.cut(micro_batches, found), 20.0).applied
-    return 0 if (found, applied) == (3, True) else 1
+        applied = train_step(trainer.state, 0, memory.cut(micro_batches, found), 20.0).status
+    return 0 if (found, applied) == (3, UpdateStatus.APPLIED) else 1
 
 
 def test_ranks_agree_on_the_smallest(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from trainlib.config import load_config
 from trainlib.errors import UserError
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
-from trainlib.training.build import build_classifier, build_plan
+from trainlib.training.build.data import build_plan
+from trainlib.training.build.model import build_classifier
 
 pytestmark = pytest.mark.filterwarnings("error")  # torch warns of a scheduler that is stepped at the wrong time
 

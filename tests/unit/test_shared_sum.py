@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from parts import make_dataset, resolved
+from parts import build_trainer, make_dataset, resolved
 
 from trainlib.distributed import channel, process_group
 from trainlib.distributed.allreduce import shared_memory
 from trainlib.distributed.allreduce.shared_memory import CHUNK, SharedMemoryReducer
 from trainlib.distributed.channel import UnixSocketChannel, are_near, control_channel
 from trainlib.distributed.process_group import gather_objects
-from trainlib.training.session import build_trainer
 from trainlib.training.step.train_step import train_step
+from trainlib.training.step.update import UpdateStatus
 
 CONFIG = {"data": {"name": "synthetic", "val_fraction": 0, "augment": {}}, "train": {"steps": 3, "batch_size": 12}}
 SIZES = (1, 1000, CHUNK // 4, CHUNK // 4 + 1, 3 * CHUNK // 4 + 5)  # of float32: up to several slots
@@ -61,7 +61,7 @@ def _one_step(through_memory: bool) -> int:
         [micro_batches] = trainer.samples.train.train_batches(
             trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
         )
-        assert train_step(trainer.state, 0, micro_batches, 12.0).applied
+        assert train_step(trainer.state, 0, micro_batches, 12.0).status is UpdateStatus.APPLIED
         weights = [parameter.detach() for parameter in trainer.state.parameters]
         torch.save(weights, f"weights-{through_memory}-{accelerator.process_index}.pt")
     return 0

@@ -11,14 +11,13 @@ import pytest
 import ranks
 import torch
 from needs import need
-from parts import make_dataset, resolved
+from parts import build_trainer, make_dataset, resolved
 from torch import nn
 
 from trainlib.distributed import process_group
 from trainlib.errors import UserError
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.directory import RunDirectory
-from trainlib.training.session import build_trainer
 from trainlib.training.tuning import autotune
 
 TRAINING = [

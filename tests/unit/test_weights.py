@@ -28,7 +28,7 @@ from weight_files import (
 from trainlib.config import load_config
 from trainlib.errors import WeightsError
 from trainlib.models import build_model
-from trainlib.training.build import build_classifier
+from trainlib.training.build.model import build_classifier
 
 
 def under(key: str) -> Callable[[State, Path], Path]:

@@ -30,7 +30,7 @@ from trainlib.models.tta import with_tta
 from trainlib.runs import launch_variables
 from trainlib.runs.files import to_json
 from trainlib.runs.tables import show
-from trainlib.training.build import build_plan
+from trainlib.training.build.data import build_plan
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.metrics.sums import gather_sums, metrics_of
 from trainlib.training.step.evaluate import evaluation_sums

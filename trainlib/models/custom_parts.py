@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from trainlib.data import Dataset, fingerprint
 from trainlib.errors import UserError
 from trainlib.models import Classifier, preserve_buffers
 from trainlib.models.losses import CustomLoss, Objective
+
+if TYPE_CHECKING:
+    from trainlib.training.hooks import Hook
 
 ModelSource = nn.Module | Callable[[int], nn.Module]
 
@@ -28,11 +32,13 @@ class CustomParts:
               float32 [N, 3, S, S] to logits [N, C]. Parameters that require no gradient are left as they are.
     dataset   see `image_dataset`
     loss      logits float32 [N, C] and labels int64 [N], in 0..C-1, to the loss of each sample [N], or to their mean
+    hooks     objects that follow the training (see `trainlib.Hook`)
     """
 
     model: ModelSource | None = None
     dataset: Dataset | None = None
     loss: CustomLoss | None = None
+    hooks: Sequence[Hook] = ()
 
     def names(self) -> dict[str, str]:
         """The `name` of each configuration section that a part replaces: the class's, and for data its fingerprint."""

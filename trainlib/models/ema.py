@@ -8,7 +8,7 @@ weights instead of equal ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -64,6 +64,11 @@ class ExponentialMovingAverage:
         if not self._is_swapped_in:
             self._swap()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the averages by name, outside of `swapped_in`."""
+        assert not self._is_swapped_in, "the module holds the averages now"
+        return {f"the EMA of {name}": tensor for name, tensor in zip(self._in_module, self._outside, strict=True)}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps and the module's own weights, to be saved beside a module that holds the average.
 
@@ -89,3 +94,28 @@ class ExponentialMovingAverage:
             before = tensor.clone()
             tensor.copy_(other)
             other.copy_(before)
+
+
+class NoAverage:
+    """The stand-in where no average is configured: the weights themselves are evaluated and kept."""
+
+    def update(self) -> None:
+        """Do nothing."""
+
+    def swapped_in(self) -> AbstractContextManager[None]:
+        """Return an empty context."""
+        return nullcontext()
+
+    def swap_in(self) -> None:
+        """Do nothing."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return no averages."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""

@@ -1,12 +1,12 @@
-"""Rank 0's outputs: what an attempt tells the console and the trackers, and where its checkpoints go."""
+"""What an attempt tells the world: the hooks of rank 0, its checkpoint manager, and the files beside them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 
 from trainlib.config import Config, dump_config
 from trainlib.data.batches.plan import to_steps
-from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
 from trainlib.models.weights import weights_sha256
 from trainlib.runs import environment
@@ -23,58 +22,72 @@ from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import write_atomically
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
-from trainlib.training.metrics.health import Health
-from trainlib.training.tracking import Trackers, log_all, open_trackers
+from trainlib.training.hooks import Hook, TrackerHook
+from trainlib.training.metrics.health import HealthHook
+from trainlib.training.tracking import Trackers, open_trackers
 from trainlib.training.tracking.console import Console
-from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.trainer import Trainer, Training
 
 logger = logging.getLogger("trainlib")
 
 
 @contextmanager
-def open_outputs(
-    config: Config, run: RunDirectory, trainer: Trainer, dataset: Dataset, attempt: Attempt, start: Checkpoint | None
-) -> Iterator[Outputs]:
-    """Whatever happens, they are closed, and how far the attempt came is recorded."""
-    plan, progress = trainer.plan, trainer.progress
-    facts = hardware.describe(trainer.state.accelerator.device, trainer.state.accelerator.num_processes)
+def open_trainer(
+    config: Config,
+    run: RunDirectory,
+    training: Training,
+    hooks: Sequence[Hook],
+    attempt: Attempt | None,
+    start: Checkpoint | None,
+    class_names: Sequence[str],
+) -> Iterator[Trainer]:
+    """Make the trainer of this rank, rank 0's with the files, trackers and console that record the run.
+
+    attempt   rank 0's record of how the attempt goes; None on other ranks
+    hooks     of this rank, which follow those that record the run
+
+    On exit, also after an error, close all hooks, and record how far the attempt came.
+    """
+    if attempt is None:
+        with _closing(hooks):
+            yield Trainer(training, hooks)
+        return
+    facts = hardware.describe(training.state.accelerator.device, training.state.accelerator.num_processes)
     write_atomically(run.environment_file, json.dumps(facts, indent=2) + "\n")
-    _announce(config, trainer, facts)
-    if start is not None:
-        is_elastic = config.train.reproducibility == "elastic"
-        report = environment.resume_report(start.manifest, environment.bits(facts), elastic=is_elastic)
-        logger.info("resuming from step %d: %s", start.step, report)
-    manifest = environment.bits(facts) | {
-        "config": config.model_dump(mode="json"),  # with which the weights can be used wherever they are copied to
-        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "classes": list(dataset.class_names),
-        "preprocess": asdict(trainer.samples.train.preprocess),
-    }
-    console = Console(plan.total_steps, plan.steps_per_epoch, progress.step, quiet=not config.tracking.progress)
-    opened = open_trackers(config.tracking, run.path, progress.step, manifest["config"] | {"environment": facts})
-    trackers = [*opened.metrics, console]
-    checkpoint_manager = CheckpointManager(
+    _announce(config, training, facts, start)
+    manifest = _manifest(config, training, class_names, facts)
+    recording, trackers = _recording_hooks(config, run, training, manifest["config"] | {"environment": facts})
+    checkpoints = CheckpointManager(
         run.checkpoints, config.checkpoint.keep, manifest, background=config.checkpoint.background
     )
-    if config.tracking.health is not None:
-        _watch_health(trainer, opened, to_steps(config.tracking.health.every, plan.steps_per_epoch))
-    try:
-        yield Outputs(trackers, console, checkpoint_manager)
-    except BaseException:
-        with suppress(Exception):  # a broken device or a full disk must not hide the error itself
-            run.write_summary({"status": "failed"} | summary_of(trainer) | {"test": None})
-        raise
-    finally:
-        attempt.step = progress.step
-        checkpoint_manager.close()
-        for tracker in {id(tracker): tracker for tracker in (*opened.health, *trackers)}.values():
-            tracker.close()
+    trainer = Trainer(training, [*recording, *hooks], checkpoints)
+    with ExitStack() as at_exit:
+        at_exit.callback(trackers.close)
+        at_exit.enter_context(_closing([*recording, *hooks]))
+        at_exit.callback(checkpoints.close)
+        try:
+            yield trainer
+        except BaseException:
+            with suppress(Exception):  # a broken device or a full disk must not hide the error itself
+                run.write_summary({"status": "failed"} | summary_of(trainer) | {"test": None})
+            raise
+        finally:
+            attempt.step = training.progress.step
+
+
+@contextmanager
+def _closing(hooks: Sequence[Hook]) -> Iterator[None]:
+    """Close all hooks on exit, whatever one of them raises."""
+    with ExitStack() as at_exit:
+        for hook in reversed(hooks):
+            at_exit.callback(hook.close)
+        yield
 
 
 def summary_of(trainer: Trainer) -> dict[str, Any]:
-    """What summary.json says of the training itself."""
+    """Return what summary.json says of the training itself."""
     progress = trainer.progress
-    with trainer.state.ema_weights():
+    with trainer.state.ema.swapped_in():
         digest = weights_sha256(trainer.state.classifier.module.state_dict())
     return {
         "step": progress.step,
@@ -87,30 +100,48 @@ def summary_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _announce(config: Config, trainer: Trainer, facts: dict[str, Any]) -> None:
-    """One line on what is about to be trained, and on what."""
+def _recording_hooks(
+    config: Config, run: RunDirectory, training: Training, values: dict[str, Any]
+) -> tuple[list[Hook], Trackers]:
+    """Return the hooks that record the run, and the trackers that they write to, which are still to be closed.
+
+    values   the configuration and the environment, for W&B
+    """
+    plan, step = training.plan, training.progress.step
+    trackers = open_trackers(config.tracking, run.path, step, values)
+    hooks: list[Hook] = [TrackerHook(tracker) for tracker in trackers.metrics]
+    hooks.append(Console(plan.total_steps, plan.steps_per_epoch, step, quiet=not config.tracking.progress))
+    if config.tracking.health is not None:
+        hooks.append(HealthHook(trackers.health, to_steps(config.tracking.health.every, plan.steps_per_epoch)))
+    return hooks, trackers
+
+
+def _manifest(config: Config, training: Training, class_names: Sequence[str], facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what every checkpoint's manifest says of the run, so that its weights can be used wherever they are."""
+    return environment.bits(facts) | {
+        "config": config.model_dump(mode="json"),
+        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        "classes": list(class_names),
+        "preprocess": asdict(training.samples.train.preprocess),
+    }
+
+
+def _announce(config: Config, training: Training, facts: dict[str, Any], start: Checkpoint | None) -> None:
+    """Log what is about to be trained, on what, and whether a resumed run is still exact."""
     threads, world_size = torch.get_num_threads(), facts["world_size"]
     logger.info(
         "%s: %d steps of %d images, %d an epoch; %d process%s on %s, %d thread%s each",
         config.name,
-        trainer.plan.total_steps,
-        trainer.plan.global_batch_size,
-        trainer.plan.steps_per_epoch,
+        training.plan.total_steps,
+        training.plan.global_batch_size,
+        training.plan.steps_per_epoch,
         world_size,
         "es" * (world_size > 1),
         facts["device_name"] if facts["device"] == "cuda" else "CPU",
         threads,
         "s" * (threads > 1),
     )
-
-
-def _watch_health(trainer: Trainer, trackers: Trackers, every: int) -> None:
-    """Look at gradients and weights in every so many steps."""
-    plan, progress = trainer.plan, trainer.progress
-    Health(
-        trainer.state.classifier.module,
-        trainer.state.optimizer.optimizer,
-        every,
-        position=lambda: (progress.step + 1, plan.epoch_of(progress.step) + 1),
-        log=lambda row: log_all(trackers.health, row),
-    )
+    if start is not None:
+        is_elastic = config.train.reproducibility == "elastic"
+        report = environment.resume_report(start.manifest, environment.bits(facts), elastic=is_elastic)
+        logger.info("resuming from step %d: %s", start.step, report)

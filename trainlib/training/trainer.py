@@ -1,13 +1,9 @@
-"""The training loop.
-
-It knows only steps: durations were turned into steps before it starts. At each step boundary, in this order: the row of
-the step, the end of an epoch (its row, evaluation, schedule, early stopping), a checkpoint, and whether to stop.
-"""
+"""The training loop. It knows only steps: durations were turned into steps before it starts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +14,13 @@ from torch import Tensor
 from trainlib.config import Best, EarlyStopping
 from trainlib.data.batches.loader import BatchLoader, DataModule, MicroBatch
 from trainlib.data.batches.plan import Plan
-from trainlib.distributed.allreduce.elastic import require_same_state
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import TrainlaunchError
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.files import timestamp
 from trainlib.training.checkpoints.manager import CheckpointManager
+from trainlib.training.hooks import Hook, HookList
 from trainlib.training.metrics.clock import Clock
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.metrics.sums import Metrics, empty_sums, gather_sums, metrics_of
@@ -32,8 +28,7 @@ from trainlib.training.step.accumulator import MetricAccumulator
 from trainlib.training.step.evaluate import OnBatch, evaluate
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import StepResult, train_step
-from trainlib.training.tracking import Tracker, log_all
-from trainlib.training.tracking.console import Console
+from trainlib.training.step.update import UpdateStatus
 from trainlib.training.tuning import memory
 
 logger = logging.getLogger("trainlib")
@@ -53,47 +48,45 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Where the results go; on ranks other than 0, nowhere but to the watchdog."""
+class Training:
+    """All that a run trains with, in the state of the checkpoint that it goes on from, or at its beginning.
 
-    trackers: Sequence[Tracker] = ()
-    console: Console | None = None
-    checkpoint_manager: CheckpointManager | None = None
-    heartbeat: Callable[[], None] = lambda: None  # tells the watchdog that something was achieved
+    state      model, loss and optimizer
+    plan       which samples each step trains on, and how many steps there are
+    schedule   the learning rate of each step
+    samples    the training, validation and test images
+    progress   how far the run has come; changes as it trains
+    """
+
+    state: TrainState
+    plan: Plan
+    schedule: Schedule
+    samples: DataModule
+    progress: Progress
+    loop_config: LoopConfig
 
 
 class Trainer:
-    """Trains from where `progress` stands to the end of the plan, or until asked to stop."""
+    """Trains from where `progress` stands to the end of the plan, or until asked to stop.
 
-    def __init__(
-        self,
-        state: TrainState,
-        plan: Plan,
-        schedule: Schedule,
-        samples: DataModule,
-        loop_config: LoopConfig,
-        outputs: Outputs,
-        progress: Progress,
-    ):
-        self.state = state
-        self.plan = plan
-        self.schedule = schedule
-        self.samples = samples
-        self.loop_config = loop_config
-        self.outputs = outputs
-        self.progress = progress
-        self._saved_step = progress.step if progress.step else None
-        self.accumulator = MetricAccumulator(state, progress, loop_config.on_nonfinite, loop_config.max_nonfinite_steps)
-        self.clock = Clock(progress.seconds)
+    hooks         what follows the training; the docstring of `Hook` shows the loop
+    checkpoints   where checkpoints are written: on rank 0; None writes none
+    """
 
-    def run(self, consensus: StopConsensus) -> bool:
-        """Train. True at the end, False when the ranks agreed to stop before it; a checkpoint is safe either way."""
-        self.clock.start()
-        asked_to_stop = False
-        while not (self.finished or asked_to_stop):
-            asked_to_stop = self._run_epoch(self.plan.epoch_of(self.progress.step), consensus)
-        consensus.drain()
-        return not asked_to_stop
+    def __init__(self, training: Training, hooks: Sequence[Hook] = (), checkpoints: CheckpointManager | None = None):
+        self.state = training.state
+        self.plan = training.plan
+        self.schedule = training.schedule
+        self.samples = training.samples
+        self.progress = training.progress
+        self.loop_config = training.loop_config
+        self.hooks = HookList(hooks)
+        self.checkpoints = checkpoints
+        self.clock = Clock(self.progress.seconds)
+        self.accumulator = MetricAccumulator(
+            self.state, self.progress, self.loop_config.on_nonfinite, self.loop_config.max_nonfinite_steps
+        )
+        self._saved_step = self.progress.step or None
 
     @property
     def epoch(self) -> int:
@@ -101,17 +94,36 @@ class Trainer:
         return self.progress.step // self.plan.steps_per_epoch
 
     @property
-    def device(self) -> torch.device:
-        device: torch.device = self.state.accelerator.device
-        return device
-
-    @property
     def finished(self) -> bool:
+        """True at the end of the plan, and where training ended early."""
         return self.progress.step >= self.plan.total_steps or self.progress.ended_early
 
-    def _run_epoch(self, epoch: int, consensus: StopConsensus) -> bool:
-        """Train the rest of this epoch. True when the ranks agreed to stop inside it."""
-        plan, progress, loop_config = self.plan, self.progress, self.loop_config
+    def run(self, stop: StopConsensus, *, until: int | None = None) -> bool:
+        """Train; return True at the end, False where the ranks stopped before it. Either way a checkpoint is safe.
+
+        until   the number of steps after which to return without a checkpoint, to look at a part of a run
+        """
+        self.hooks.on_start(self)
+        self.clock.start()
+        stopped = False
+        while not (self.finished or stopped):
+            stopped = self._run_epoch(self.plan.epoch_of(self.progress.step), stop, until)
+        stop.drain()
+        self.hooks.on_stop(self)
+        return self.finished
+
+    def test(self, on_batch: OnBatch = lambda micro_batch, logits_NC: None) -> Metrics:
+        """Evaluate the test split and record its row; `on_batch` sees the logits of each micro-batch."""
+        test = self.samples.test
+        self.state = self.state.with_whole_model()
+        metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch)
+        epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
+        self._record("test", epoch, self.schedule.lr, metrics, images_per_second=speed)
+        return metrics
+
+    def _run_epoch(self, epoch: int, stop: StopConsensus, until: int | None) -> bool:
+        """Train the rest of this epoch; return True where the run is to stop inside it."""
+        plan, progress = self.plan, self.progress
         first = progress.step % plan.steps_per_epoch
         batches = plan.batches(epoch)[first : first + plan.total_steps - progress.step]
         denominators = map(self.state.objective.denominator, self.samples.train.labels_of(batches))
@@ -121,149 +133,140 @@ class Trainer:
             result = self._train_step(micro_batches, denominator)
             self.accumulator.add(progress.step, result)
             progress.step += 1
-            if result.applied is not False:
+            if result.status is not UpdateStatus.SKIPPED:
                 self.schedule.after_step()
-                if self.state.ema is not None:
-                    self.state.ema.update()
+                self.state.ema.update()
             self.clock.count(len(ids_N))
-            self.outputs.heartbeat()
-
-            if progress.step % loop_config.log_every == 0:
-                self._log_step(epoch, lr, denominator, len(ids_N), result.grad_norm)
-            is_best = False
-            if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
-                is_best = self._end_epoch(epoch, lr)
-            if is_best or self.finished or progress.step % loop_config.checkpoint_every == 0:
-                self._save(must=self.finished)
-            if self.outputs.console is not None:
-                self.outputs.console.step(progress.step)
-            if self.finished:
+            self.hooks.on_progress()
+            if self._end_step(epoch, lr, denominator, len(ids_N), result):
                 return False
-            if consensus.agreed():
+            if progress.step == until:
+                return True
+            if stop.agreed():
                 self._save(must=True)
                 return True
         return False
 
     def _train_step(self, micro_batches: Sequence[MicroBatch], denominator: float) -> StepResult:
-        """The step, in pieces as small as the device's memory asks for; so are those of all steps after it."""
+        """Train one step, in micro-batches as small as the device's memory asks for; so are those of later steps."""
         progress = self.progress
         while True:
             with suppress(torch.OutOfMemoryError):
                 return train_step(self.state, progress.step, memory.cut(micro_batches, progress.fitting), denominator)
             progress.fitting = memory.smaller(micro_batches, progress.fitting, self.state)
 
+    def _end_step(self, epoch: int, lr: float, denominator: float, count: int, result: StepResult) -> bool:
+        """Do what is due at a step boundary, in the one order that there is; return True at the end of training.
+
+        The row of the step; the end of the epoch: its row, evaluation, schedule, early stopping; a checkpoint; then the
+        hooks. Rows come before the checkpoint that they lead to, so that a resumed run has each of them once.
+        """
+        progress, plan = self.progress, self.plan
+        if progress.step % self.loop_config.log_every == 0:
+            self._record_step(epoch, lr, denominator, count, result.grad_norm)
+        is_best = False
+        if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
+            is_best = self._end_epoch(epoch, lr)
+        if is_best or self.finished or progress.step % self.loop_config.checkpoint_every == 0:
+            self._save(must=self.finished)
+        self.hooks.on_step_end(self, result)
+        return self.finished
+
     def _end_epoch(self, epoch: int, lr: float) -> bool:
-        """Report the epoch, evaluate, advance the schedule; returns whether this evaluation is the best so far.
+        """Record the epoch, evaluate, advance the schedule; return True where this evaluation is the best so far.
 
         A run of `train.steps` may end inside an epoch: then the row tells of the part that was trained.
         """
         self.accumulator.read()
         plan, progress, samples = self.plan, self.progress, self.samples
-        whole = plan.ends_epoch(progress.step - 1)
-        first = epoch * plan.steps_per_epoch
-        counted = [
-            ids_N
-            for step, ids_N in enumerate(plan.batches(epoch), first)
-            if step < progress.step and step not in progress.skipped_steps
-        ]
-        labels_N = samples.train.labels_N[torch.cat([torch.empty(0, dtype=torch.int64), *counted])]
-        denominator = self.state.objective.denominator(labels_N)
-        train = metrics_of(gather_sums(progress.sums, self.device), denominator, len(labels_N))
-        self._log("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
+        train = self._epoch_metrics(epoch)
+        self._record("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
         self.clock.new_window()
         metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
         if len(samples.val_ids):
             val, speed = self._evaluate(samples.train, samples.val_ids)
-            self._log("val", epoch, lr, val, images_per_second=speed)
+            self._record("val", epoch, lr, val, images_per_second=speed)
             metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
-        if whole:
+        if plan.ends_epoch(progress.step - 1):
             progress.sums = empty_sums(len(progress.sums))
             self.schedule.after_epoch(metrics)
-        return progress.record_metrics(metrics, epoch + 1, self.loop_config.best, self.loop_config.early_stopping)
+        is_best = progress.record_metrics(metrics, epoch + 1, self.loop_config.best, self.loop_config.early_stopping)
+        self.hooks.on_epoch_end(self, metrics)
+        return is_best
 
-    def test(self, on_batch: OnBatch = lambda micro_batch, logits_NC: None) -> Metrics:
-        """Evaluate the test split, and report it; `on_batch` sees each piece's logits."""
-        test = self.samples.test
-        self.state = self.state.with_whole_model()
-        metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch)
-        epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
-        self._log("test", epoch, self.schedule.lr, metrics, images_per_second=speed)
-        return metrics
+    def _epoch_metrics(self, epoch: int) -> Metrics:
+        """Return loss and accuracy over the samples of this epoch that were trained on so far. A collective."""
+        progress, train = self.progress, self.samples.train
+        counted = [
+            ids_N
+            for step, ids_N in enumerate(self.plan.batches(epoch), epoch * self.plan.steps_per_epoch)
+            if step < progress.step and step not in progress.skipped_steps
+        ]
+        labels_N = train.labels_N[torch.cat([torch.empty(0, dtype=torch.int64), *counted])]
+        denominator = self.state.objective.denominator(labels_N)
+        return metrics_of(gather_sums(progress.sums, self.state.accelerator.device), denominator, len(labels_N))
 
     def _evaluate(
         self, batches: BatchLoader, ids_N: Tensor, on_batch: OnBatch = lambda micro_batch, logits_NC: None
     ) -> tuple[Metrics, float]:
-        """The metrics of these samples, by the averaged weights where there are any, and how many it were a second."""
+        """Return the metrics of these samples, by the EMA of the weights where there is one, and images per second."""
 
-        def beat_and_pass_on(micro_batch: MicroBatch, logits_NC: Tensor) -> None:
-            self.outputs.heartbeat()
+        def report_progress(micro_batch: MicroBatch, logits_NC: Tensor) -> None:
+            self.hooks.on_progress()
             on_batch(micro_batch, logits_NC)
 
-        with self.clock.paused() as pause, self.state.ema_weights():
-            metrics = evaluate(self.state, batches, ids_N, self.samples.eval_batch_size, beat_and_pass_on)
+        with self.clock.paused() as pause, self.state.ema.swapped_in():
+            metrics = evaluate(self.state, batches, ids_N, self.samples.eval_batch_size, report_progress)
         return metrics, len(ids_N) / pause.seconds
 
-    def _log_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:
-        metrics = metrics_of(gather_sums(self.accumulator.read(), self.device), denominator, count)
+    def _record_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:
+        """Record the row of one step; a synchronisation point, and a collective."""
+        sums = gather_sums(self.accumulator.read(), self.state.accelerator.device)
         speed = self.clock.images_per_second
         more = {"grad_norm": grad_norm.item()} if self.loop_config.log_grad_norm else {}
-        self._log("train", epoch, lr, metrics, scope="step", images_per_second=speed, **more)
+        metrics = metrics_of(sums, denominator, count)
+        self._record("train", epoch, lr, metrics, scope="step", images_per_second=speed, **more)
 
-    def _log(
+    def _record(
         self, split: str, epoch: int, lr: float, metrics: Metrics, *, scope: str | None = None, **numbers: float
     ) -> None:
+        """Give a row of metrics.jsonl to the hooks."""
         row: dict[str, Any] = {"time": timestamp(), "step": self.progress.step, "epoch": epoch + 1, "split": split}
         row |= {"scope": scope} if scope else {}
         row |= {"loss": metrics.loss, "accuracy": metrics.accuracy, "count": metrics.count}
-        log_all(self.outputs.trackers, row | {"lr": lr} | numbers)
+        self.hooks.on_row(row | {"lr": lr} | numbers)
 
     def _save(self, *, must: bool = False) -> None:
         """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes.
 
-        must    it has to be safe on return, also where checkpoints are written in the background
+        must    the checkpoint has to be safe on return, also where checkpoints are written in the background
         Raises TrainlaunchError, on every rank, when such a one, or too many in a row, could not be written.
         """
-        progress, checkpoint_manager = self.progress, self.outputs.checkpoint_manager
         problem = None
         with self.clock.paused() as pause:
-            if self._saved_step != progress.step:
-                self.accumulator.read()
-                self._require_same_state()
-                progress.seconds = self.clock.seconds
-                gathered = progress.state_dict(self.device)
-                if checkpoint_manager is not None:
-                    best_step = progress.best["step"] if progress.best else None
-                    with self.state.ema_weights():
-                        model, trainer = self.state.classifier.module.state_dict(), self._trainer_state(gathered)
-                        checkpoint_manager.save(progress.step, model, trainer, best_step, self.flush_rows)
-                self._saved_step = progress.step
-            if checkpoint_manager is not None:
-                problem = checkpoint_manager.problem(must_have=progress.step if must else None)
+            if self._saved_step != self.progress.step:
+                self._write_checkpoint()
+                self._saved_step = self.progress.step
+            if self.checkpoints is not None:
+                problem = self.checkpoints.problem(must_have=self.progress.step if must else None)
             problem = broadcast_object(problem)
         self.clock.saved(pause)
         if problem is not None:
             raise TrainlaunchError(problem)
 
-    def _require_same_state(self) -> None:
-        """In elastic mode: of the weights, and of their average."""
-        module = self.state.classifier.module
-        if self.state.elastic is not None:
-            require_same_state(module)
-            if self.state.ema is not None:
-                with self.state.ema_weights():
-                    require_same_state(module)
-
-    def _trainer_state(self, progress: dict[str, Any]) -> dict[str, Any]:
-        ema = self.state.ema
-        return {
-            "progress": progress,
-            "optimizer": self.state.optimizer.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.state.scaler_state(),
-            **(ema.state_dict() if ema is not None else {}),
-        }
-
-    def flush_rows(self) -> None:
-        """Make the rows so far safe; OSError where they cannot be written."""
-        for tracker in self.outputs.trackers:
-            tracker.flush()
+    def _write_checkpoint(self) -> None:
+        """Give the whole state to the checkpoint manager, after all ranks were found to hold the same."""
+        state, progress, module = self.state, self.progress, self.state.classifier.module
+        self.accumulator.read()
+        state.reducer.require_same_state({**module.state_dict(), **state.ema.tensors()})
+        progress.seconds = self.clock.seconds
+        saved_progress = progress.state_dict(state.accelerator.device)
+        if self.checkpoints is None:
+            self.hooks.on_checkpoint()
+            return
+        with state.ema.swapped_in():
+            trainer_state = {"progress": saved_progress, "schedule": self.schedule.state_dict(), **state.state_dict()}
+            best_step = progress.best["step"] if progress.best else None
+            self.checkpoints.save(
+                progress.step, module.state_dict(), trainer_state, best_step, self.hooks.on_checkpoint
+            )

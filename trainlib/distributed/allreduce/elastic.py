@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ from trainlib.distributed import hardware
 from trainlib.distributed.process_group import NUM_THREADS, gather_objects
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.models.weights import weights_sha256
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Node(NamedTuple):
@@ -122,27 +124,16 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: weights_sha256({name: tensor}) for name, tensor in tensors.items()}
 
 
-def require_same_state(module: nn.Module) -> None:
-    """Raise TrainlaunchError, on every rank, where ranks hold different weights or buffers. A collective.
-
-    Nothing but a fault brings that about: in a device or its memory, or in what elastic mode believes of kernels.
-    """
-    every = gather_objects(digests(module.state_dict()))
-    for rank, theirs in enumerate(every):
-        name = next((name for name, digest in theirs.items() if digest != every[0][name]), None)
-        if name is not None:
-            raise TrainlaunchError(
-                f"{name} on rank {rank} is not what it is on rank 0, though all ranks computed the same: a fault of "
-                "one of their devices; the run ends here, and goes on from its last checkpoint when it is started again"
-            )
-
-
 class ElasticReducer:
-    """One rank's share of the steps of a module: its shards, their vectors, and the exchange with the other ranks.
+    """The reducer of elastic mode: one rank's virtual shards, their vectors, and the exchange with the other ranks.
 
-    A step is `start`; for each shard of this rank, in ascending order, the backward passes of its pieces inside
-    `shard`, with `learned` after each; then `finish`.
+    The parts of a batch are its virtual shards, which this rank computes in ascending order.
     """
+
+    shard_name = "in virtual shard"
+    gradient_scale = 1
+    takes_empty = False
+    fixes_pieces = True
 
     def __init__(self, module: nn.Module, virtual_shards: int, world_size: int):
         """Raises UserError for a module whose parameters do not fit into one vector."""
@@ -165,16 +156,17 @@ class ElasticReducer:
         self._changes: list[Tensor] = []
         self._count = torch.empty(0)
 
-    def start(self) -> None:
+    def start_step(self) -> None:
+        """Begin a new sum, and remember the buffers from which every pass starts."""
         self._tree = TreeSum()
         for before, buffer in zip(self._before, self._buffers, strict=True):
             before.copy_(buffer)
 
     @contextmanager
     def shard(self, shard: int) -> Iterator[None]:
-        """Inside, backward passes add to a new vector: that of this shard.
+        """Let the backward passes inside add to a new vector: that of this shard.
 
-        It begins as -0.0, which changes nothing that is added to it, while 0.0 would turn -0.0 into 0.0.
+        The vector begins as -0.0, which changes nothing that is added to it, while 0.0 would turn -0.0 into 0.0.
         """
         vector_F = self._free.pop() if self._free else self._new_vector()
         vector_F.fill_(-0.0)
@@ -182,18 +174,22 @@ class ElasticReducer:
         yield
         self._free += self._tree.add(Node(0, shard), vector_F)
 
-    def learned(self, count: int) -> None:
-        """After a pass over `count` samples: note how it changed the buffers, and put them back.
+    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Return an empty context: no backward pass communicates, and all add to the shard's vector."""
+        return _NOTHING
+
+    def after_backward(self, num_samples: int) -> None:
+        """Note how a pass over so many samples changed the buffers, and put the buffers back.
 
         So each pass begins from the same statistics, and a step makes one update of them, from the mean of what its
         passes would have made, weighted by their samples.
         """
         for buffer, before, change in zip(self._buffers, self._before, self._changes, strict=True):
-            change.add_((buffer - before).to(change.dtype), alpha=count)
+            change.add_((buffer - before).to(change.dtype), alpha=num_samples)
             buffer.copy_(before)
-        self._count += count
+        self._count += num_samples
 
-    def finish(self) -> None:
+    def finish_step(self) -> None:
         """Leave every rank with the sum over all shards: as the parameters' gradients, and in the buffers."""
         total_F = self._tree.total() if len(self._covers) == 1 else self._exchange()
         self._look_into(total_F)
@@ -201,6 +197,25 @@ class ElasticReducer:
             mean = change / self._count
             buffer.copy_(before + (mean if buffer.is_floating_point() else mean.round().to(buffer.dtype)))
         self._free.append(total_F)  # the next shard begins when the gradients are no longer needed
+
+    def needs_warm_up(self) -> bool:
+        """Return False: the order of sums is the tree's, from the first step on."""
+        return False
+
+    def require_same_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise TrainlaunchError, on every rank, where ranks hold different bits in these tensors. A collective.
+
+        Only a fault brings that about: of a device or its memory, or of a kernel that is not what elastic mode needs.
+        """
+        every = gather_objects(digests(tensors))
+        for rank, theirs in enumerate(every):
+            differing = next((tensor for tensor, digest in theirs.items() if digest != every[0][tensor]), None)
+            if differing is not None:
+                raise TrainlaunchError(
+                    f"{differing} on rank {rank} is not what it is on rank 0, though all ranks computed "
+                    "the same: a fault of one of their devices; the run ends here, and goes on from its last "
+                    "checkpoint when it is started again"
+                )
 
     def _exchange(self) -> Tensor:
         """Send each rank its chunk of every node held here, add up one's own chunk of all nodes, gather the chunks."""

@@ -6,13 +6,17 @@ Off by default. When on, a look costs one copy of the weights and a pass over th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from trainlib.runs.files import timestamp
+from trainlib.training.hooks import Hook, Tracker
+
+if TYPE_CHECKING:
+    from trainlib.training.trainer import Trainer
 
 logger = logging.getLogger("trainlib.training.metrics.health")
 
@@ -85,6 +89,35 @@ class Health:
             logger.warning("gradients and weights are no longer looked at (%s)", error)
             self._row, self._weights = None, {}
             self.close()
+
+
+class HealthHook(Hook):
+    """Gives rows on gradients and weights of every so many steps to trackers."""
+
+    def __init__(self, trackers: Sequence[Tracker], every: int):
+        self._trackers = trackers
+        self._every = every
+        self._health: Health | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Begin to look at the optimizer's steps."""
+        plan, progress = trainer.plan, trainer.progress
+        self._health = Health(
+            trainer.state.classifier.module,
+            trainer.state.optimizer.optimizer,
+            self._every,
+            position=lambda: (progress.step + 1, plan.epoch_of(progress.step) + 1),
+            log=self._log,
+        )
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._health is not None:
+            self._health.close()
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.log(row)
 
 
 def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:

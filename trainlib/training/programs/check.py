@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(sys.argv[1:] if arguments is None else arguments)
         from trainlib.data import dataset_info
-        from trainlib.training.build import check_build
+        from trainlib.training.build.model import check_build
 
         check_build(config, *dataset_info(config.data))
     except UserError as error:

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config)
         from trainlib.data import dataset_info
-        from trainlib.training.build import check_build
+        from trainlib.training.build.model import check_build
 
         check_build(config, *dataset_info(config.data))
         prepare(config, fresh=options.fresh, resume=options.resume)

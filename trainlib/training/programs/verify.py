@@ -27,28 +27,31 @@ from trainlib.runs import launch_variables
 from trainlib.runs.checkpoints import find_named, steps_in
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import append_line
+from trainlib.runs.rows import Row
 from trainlib.runs.stop_request import StopFlag
-from trainlib.training.build import build_plan
+from trainlib.training.build.data import build_plan
+from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
-from trainlib.training.session import build_trainer
-from trainlib.training.trainer import Outputs, Trainer
+from trainlib.training.hooks import Hook
+from trainlib.training.step.train_step import StepResult
+from trainlib.training.trainer import Trainer
 
 
-class Record:
-    """The lines of one rank; a tracker of the loop's rows as well."""
+class Recorder(Hook):
+    """Writes the lines of one rank: the state around every optimizer step, and the rows that the step led to."""
 
     def __init__(self, path: Path):
         self._path = path
         self._line: dict[str, Any] = {}
 
     def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line to the file, which is on disk then."""
         append_line(self._path, line)
 
-    def follow(self, trainer: Trainer) -> None:
-        """Note the state of every step around the optimizer's update; `end_step` writes it."""
-        state = trainer.state
-        module, optimizer = state.classifier.module, state.optimizer.optimizer
+    def on_start(self, trainer: Trainer) -> None:
+        """Look at gradients and weights around every optimizer step from now on."""
+        module, optimizer = trainer.state.classifier.module, trainer.state.optimizer.optimizer
 
         def before(*_: object) -> None:
             gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -61,48 +64,30 @@ class Record:
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
 
-    def end_step(self, step: int) -> None:
-        self.write({"step": step, "num_threads": torch.get_num_threads(), **self._line})
-        self._line = {}
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """A row, but for what the clock decides."""
+    def on_row(self, row: Row) -> None:
+        """Keep a row, without what the clock decides."""
         kept = {key: value for key, value in row.items() if key not in ("time", "images_per_second")}
         self._line.setdefault("rows", []).append(kept)
 
-    def flush(self) -> None:
-        """Every line is on disk as soon as it is written."""
-
-    def close(self) -> None:
-        """Nothing stays open."""
-
-
-class Steps(StopConsensus):
-    """Stops the loop after so many steps, and records each of them."""
-
-    def __init__(self, trainer: Trainer, record: Record, num_steps: int):
-        super().__init__(StopFlag(), None)
-        self._loop, self._record = trainer, record
-        self._last = trainer.progress.step + num_steps
-
-    def agreed(self) -> bool:
-        self._record.end_step(self._loop.progress.step)
-        return self._loop.progress.step >= self._last
+    def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
+        """Write the line of the step."""
+        self.write({"step": trainer.progress.step, "num_threads": torch.get_num_threads(), **self._line})
+        self._line = {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program, as one of the ranks; returns the exit code."""
     options = _parse(arguments)
-    record = Record(Path(options.output) / f"{launch_variables.world_size()}-{launch_variables.rank()}.jsonl")
+    recorder = Recorder(Path(options.output) / f"{launch_variables.world_size()}-{launch_variables.rank()}.jsonl")
     try:
-        rerun(RunDirectory(Path(options.run)), record, options.steps, options.checkpoint)
+        rerun(RunDirectory(Path(options.run)), recorder, options.steps, options.checkpoint)
     except TrainlaunchError as error:
-        record.write({"error": str(error)})
+        recorder.write({"error": str(error)})
         return error.exit_code
     return EXIT_OK
 
 
-def rerun(run: RunDirectory, record: Record, num_steps: int, named: str | None) -> None:
+def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | None) -> None:
     """Train `num_steps` steps of a run, from a checkpoint, as one of the ranks. Nothing is written into the run.
 
     named   the checkpoint, as a name; None = the newest that so many steps follow, or the beginning
@@ -116,18 +101,13 @@ def rerun(run: RunDirectory, record: Record, num_steps: int, named: str | None) 
             start = _newest(run, plan.total_steps - num_steps)
         else:
             start = checkpoint.verify(find_named(run.checkpoints, named, "--checkpoint"))
-        trainer = build_trainer(config, dataset, accelerator, start)
-        left = plan.total_steps - trainer.progress.step
-        if num_steps > left:
-            raise UserError(
-                f"--steps: got {num_steps}, must be at most {left}, which follow step "
-                f"{trainer.progress.step} in this run"
-            )
-        record.write({"from_step": trainer.progress.step, "world_size": accelerator.num_processes})
-        record.follow(trainer)
-        trainer.outputs = Outputs(trackers=[record])
-        if trainer.run(Steps(trainer, record, num_steps)):
-            record.end_step(trainer.progress.step)  # at the end of the run, nobody asks whether to stop
+        training = build_training(build_inputs(config, dataset, accelerator, start), start)
+        first, last = training.progress.step, training.progress.step + num_steps
+        if last > training.plan.total_steps:
+            left = training.plan.total_steps - first
+            raise UserError(f"--steps: got {num_steps}, must be at most {left}, which follow step {first} in this run")
+        recorder.write({"from_step": first, "world_size": accelerator.num_processes})
+        Trainer(training, [recorder]).run(StopConsensus(StopFlag(), None), until=last)
 
 
 def _newest(run: RunDirectory, last_step: int) -> Checkpoint | None:

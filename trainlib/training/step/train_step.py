@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,144 +10,119 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from trainlib.data.batches.loader import MicroBatch
-from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.models import preserve_buffers
 from trainlib.models.losses import count_correct
 from trainlib.randomness import key, seed_generators
-from trainlib.training.metrics.sums import MicroBatchResult, to_host
+from trainlib.training.metrics.sums import MicroBatchResult
 from trainlib.training.step.state import TrainState
+from trainlib.training.step.update import UpdateStatus
 
-NOTHING_SPECIAL = nullcontext()
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to.
+    """What one optimizer step produced.
 
-    measured    of each of this rank's micro-batches
-    grad_norm   of the whole gradient, before clipping; the same on every rank
-    applied     False where the gradient was not finite: weights, buffers and optimizer are as they were before; None
-                where only the device knows yet: whether the gradient's norm and this rank's losses are finite
-    norm_and_losses   the values of these, where they have been read
+    micro_batches     the loss and accuracy of each of this rank's micro-batches
+    grad_norm         2-norm of the whole gradient before clipping: a scalar, the same on every rank
+    status            SKIPPED where the gradient was not finite: weights, buffers and optimizer are as they were before
+    norm_and_losses   the values of `grad_norm` and of the micro-batches' losses, where the host has read them
     """
 
-    measured: Sequence[MicroBatchResult]
+    micro_batches: Sequence[MicroBatchResult]
     grad_norm: Tensor
-    applied: bool | None
+    status: UpdateStatus
     norm_and_losses: Sequence[float] = ()
 
 
 def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch], denominator: float) -> StepResult:
     """Apply the gradient of the loss over one global batch.
 
-    pieces       this rank's micro-batches
-    denominator  of the whole global batch, which every rank knows from its labels
+    step           the step's number, from 0; dropout draws from it
+    micro_batches  this rank's, of each of its parts, in order
+    denominator    of the whole global batch (see `Objective`), which every rank computes from the batch's labels
 
     Raises torch.OutOfMemoryError with everything as it was before.
     """
-    measured: list[MicroBatchResult] = []
+    results: list[MicroBatchResult] = []
     if state.buffers:
         torch._foreach_copy_(state.buffers_before, state.buffers)
     try:
-        if state.elastic is None:
-            _backward_of_rank(state, step, micro_batches, denominator, measured)
-        else:
-            _backward_of_shards(state, state.elastic, step, micro_batches, denominator, measured)
+        _backward(state, step, micro_batches, denominator, results)
     except torch.OutOfMemoryError:
         clear_gradients(state)
         _restore_buffers(state)
         raise
-    result = _update(state, measured)
-    if result.applied is False:
+    state.update.unscale_gradients()
+    grad_norm = _clipped_norm(state)
+    status, values = state.update.apply(grad_norm, [result.loss for result in results])
+    clear_gradients(state)
+    if status is UpdateStatus.SKIPPED:
         _restore_buffers(state)
-    return result
+    return StepResult(results, grad_norm, status, values)
 
 
 def _restore_buffers(state: TrainState) -> None:
-    """BatchNorm took the batch into its statistics on the way forward."""
+    """Undo what the forward passes did to buffers: BatchNorm took the batch into its statistics."""
     if state.buffers:
         torch._foreach_copy_(state.buffers, state.buffers_before)
 
 
-def _backward_of_rank(
-    state: TrainState,
-    step: int,
-    micro_batches: Sequence[MicroBatch],
-    denominator: float,
-    measured: list[MicroBatchResult],
-) -> None:
-    """Leave the gradient of the global batch on every rank; only the last backward pass talks to the other ranks.
-
-    DistributedDataParallel averages over ranks, so each rank's part is multiplied by the world size.
-    """
-    accelerator = state.accelerator
-    seed_generators(key(step, accelerator.process_index, folded=state.step_key), accelerator.device)
-    *earlier, last = micro_batches
-    for micro_batch in earlier:
-        with accelerator.no_sync(state.model):
-            _backward(state, micro_batch, denominator, measured, factor=accelerator.num_processes)
-    _backward(state, last, denominator, measured, factor=accelerator.num_processes)
-
-
-def _backward_of_shards(
-    state: TrainState,
-    elastic: ElasticReducer,
-    step: int,
-    micro_batches: Sequence[MicroBatch],
-    denominator: float,
-    measured: list[MicroBatchResult],
-) -> None:
-    """The same in elastic mode, with the same bits at every world size."""
-    elastic.start()
-    for shard, cut in groupby(micro_batches, key=attrgetter("shard")):
-        seed_generators(key(step, shard, folded=state.step_key), state.accelerator.device)
-        with elastic.shard(shard):
-            for micro_batch in cut:
-                if not micro_batch.is_empty:
-                    _backward(state, micro_batch, denominator, measured)
-                    elastic.learned(len(micro_batch.cpu_labels_N))
-    elastic.finish()
-
-
 def _backward(
-    state: TrainState, micro_batch: MicroBatch, denominator: float, measured: list[MicroBatchResult], factor: int = 1
+    state: TrainState,
+    step: int,
+    micro_batches: Sequence[MicroBatch],
+    denominator: float,
+    results: list[MicroBatchResult],
 ) -> None:
-    """Measure a piece, and add its gradient, by its share of the global denominator, to the gradients."""
-    with frozen_batchnorm(state.classifier.module) if micro_batch.is_empty else NOTHING_SPECIAL:
+    """Leave the gradient of the global batch on every rank, and append what each micro-batch came to."""
+    reducer, last = state.reducer, micro_batches[-1]
+    reducer.start_step()
+    for shard, in_shard in groupby(micro_batches, key=attrgetter("shard")):
+        seed_generators(key(step, shard, folded=state.step_key), state.accelerator.device)
+        with reducer.shard(shard):
+            for micro_batch in in_shard:
+                if reducer.takes_empty or not micro_batch.is_empty:
+                    with reducer.micro_batch(is_last=micro_batch is last):
+                        _backward_one(state, micro_batch, denominator, results)
+                    reducer.after_backward(len(micro_batch.cpu_labels_N))
+    reducer.finish_step()
+
+
+def _backward_one(
+    state: TrainState, micro_batch: MicroBatch, denominator: float, results: list[MicroBatchResult]
+) -> None:
+    """Run a micro-batch forward and backward, its loss weighted by its share of the global denominator."""
+    with frozen_batchnorm(state.classifier.module) if micro_batch.is_empty else _NOTHING:
         logits_NC = state.model(micro_batch.images_NCHW)
-    part = 0.0 if micro_batch.is_empty else state.objective.denominator(micro_batch.cpu_labels_N)
+    own = 0.0 if micro_batch.is_empty else state.objective.denominator(micro_batch.cpu_labels_N)
     # With weight 0 any loss will do: it takes part in the backward pass and adds nothing.
-    loss = state.objective(logits_NC, micro_batch.labels_N) if part else logits_NC.sum()
+    loss = state.objective(logits_NC, micro_batch.labels_N) if own else logits_NC.sum()
     if not micro_batch.is_empty:
-        measured.append(measure(micro_batch, logits_NC, loss, part))
-    weight = part / denominator * factor if part else 0.0
+        results.append(measure(micro_batch, logits_NC, loss, own))
+    weight = own / denominator * state.reducer.gradient_scale if own else 0.0
     if weight != 1.0 or state.accelerator.num_processes > 1:
         # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
         loss = loss * (weight + 0.0 * loss.detach())
-    if state.accelerator.scaler is None:
-        loss.backward()  # Accelerate's `backward` would add a division by 1 to the graph
-    else:
-        state.accelerator.backward(loss)
+    state.update.backward(loss)
 
 
 def warm_up(state: TrainState, dummy_input: Tensor) -> None:
-    """One backward pass that changes nothing, before the first step. `dummy_input` is an input of `state.model`.
+    """Make one backward pass that changes nothing, where the reducer needs one before the first step. A collective.
 
-    DistributedDataParallel lays out its buckets anew after the first one, in the order in which gradients came, and the
-    layout decides in which order the ranks' gradients are added: without this the first step after a resume would add
-    three or more ranks in another order than the uninterrupted run did.
+    dummy_input   one input of `state.model`, which stands for no sample
     """
-    if state.accelerator.num_processes > 1 and state.elastic is None:
+    if state.reducer.needs_warm_up():
         with frozen_batchnorm(state.classifier.module):
             state.accelerator.backward(state.model(dummy_input).sum())
         clear_gradients(state)
 
 
 def trial(state: TrainState, images_NCHW: Tensor) -> None:
-    """A forward and a backward pass of images that stand for no samples; the ranks do not wait for each other.
+    """Run images that stand for no samples forward and backward, without waiting for other ranks.
 
     Nothing of it stays, also where it fails.
     """
@@ -161,7 +135,7 @@ def trial(state: TrainState, images_NCHW: Tensor) -> None:
 
 @contextmanager
 def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
-    """For a forward pass of stand-in images: BatchNorm neither learns from them nor refuses that there are so few."""
+    """Keep BatchNorm in eval mode inside: it then neither learns from dummy images nor refuses a single one."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in norms:
         norm.eval()
@@ -172,56 +146,29 @@ def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
             norm.train()
 
 
-def _update(state: TrainState, measured: Sequence[MicroBatchResult]) -> StepResult:
-    """Clip, and let the optimizer step, unless the gradient is not finite. All ranks hold the same gradient."""
-    scaler, optimizer = state.accelerator.scaler, state.stepping
-    if scaler is not None:
-        state.accelerator.unscale_gradients(state.optimizer)
+def _clipped_norm(state: TrainState) -> Tensor:
+    """Return the 2-norm of the whole gradient, and clip the gradient where that is configured."""
     if state.clip_grad_norm is not None:
-        grad_norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip_grad_norm)
-    else:
-        grad_norm = _norm([p.grad for p in state.parameters if p.grad is not None])
-    applied: bool | None = None
-    values: Sequence[float] = ()
-    if scaler is not None:
-        optimizer.step()  # the loss scaler looks for itself, skips, and scales less the next time
-        applied = not state.optimizer.step_was_skipped
-    elif state.skips_unseen:
-        _step_unless_not_finite(state.optimizer.optimizer, [grad_norm, *(m.loss for m in measured)])
-    else:
-        values = to_host([grad_norm, *(m.loss for m in measured)])
-        applied = all(map(math.isfinite, values))
-        if applied:
-            optimizer.step()
-    clear_gradients(state)
-    return StepResult(measured, grad_norm, applied, values)
-
-
-def _step_unless_not_finite(optimizer: Optimizer, values: Sequence[Tensor]) -> None:
-    """Step where all values are finite, and were at all steps before: fused kernels ask a flag on their device.
-
-    The flag is torch's own, made for loss scalers: 1.0 says that a gradient is not finite.
-    """
-    unusable = (~torch.stack([value.float() for value in values]).isfinite()).any().float()
-    before: Tensor | None = getattr(optimizer, "found_inf", None)
-    optimizer.found_inf = unusable if before is None else torch.maximum(before, unusable)  # type: ignore[attr-defined]
-    optimizer.step()
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm of all of them together; what `torch.nn.utils.get_total_norm` computes, with less around it."""
+        return torch.nn.utils.clip_grad_norm_(state.parameters, state.clip_grad_norm)
+    # What `torch.nn.utils.get_total_norm` computes, with less around it.
+    gradients = [parameter.grad for parameter in state.parameters if parameter.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norm
 
 
 def clear_gradients(state: TrainState) -> None:
-    """As after a step."""
+    """Set the gradient of every parameter to None, as `optimizer.zero_grad()` does."""
     for parameter in state.parameters:
         parameter.grad = None
 
 
 def measure(micro_batch: MicroBatch, logits_NC: Tensor, loss: Tensor, denominator: float) -> MicroBatchResult:
-    """What a piece came to; nothing waits for it."""
+    """Return what a micro-batch came to, on the device: nothing waits for it.
+
+    logits_NC     float [N, C]
+    loss          a scalar, of these samples
+    denominator   of these samples
+    """
     return MicroBatchResult(
         micro_batch.shard, denominator, loss.detach(), count_correct(logits_NC.detach(), micro_batch.labels_N)
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trainlib.config import TrackingConfig
 from trainlib.runs.rows import MetricsFile, Row, scalars
+from trainlib.training.hooks import Tracker
 from trainlib.training.tracking.tensorboard import TensorBoard
 from trainlib.training.tracking.wandb.process import Job, WandbProcess
 
@@ -21,22 +22,11 @@ __all__ = [
     "TensorBoard",
     "Tracker",
     "Trackers",
-    "log_all",
     "open_trackers",
     "scalars",
 ]
 
 logger = logging.getLogger("trainlib.training.tracking")
-
-
-class Tracker(Protocol):
-    """Something that shows rows of metrics. `flush` makes all rows so far safe; `close` ends it."""
-
-    def log(self, row: Row) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,11 @@ class Trackers:
 
     metrics: list[Tracker]
     health: list[Tracker]
+
+    def close(self) -> None:
+        """Close every tracker once, those of both lists too."""
+        for tracker in {id(tracker): tracker for tracker in (*self.health, *self.metrics)}.values():
+            tracker.close()
 
 
 def open_trackers(config: TrackingConfig, run: Path, from_step: int, values: Mapping[str, Any]) -> Trackers:
@@ -96,8 +91,3 @@ class BestEffortTracker:
         except Exception as error:  # noqa: BLE001 - whatever a foreign library raises
             self._tracker = None
             logger.warning("%s stopped working (%s); training goes on without it", self._name, error)
-
-
-def log_all(trackers: Sequence[Tracker], row: Row) -> None:
-    for tracker in trackers:
-        tracker.log(row)

@@ -8,7 +8,14 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from trainlib.runs.rows import Row
+from trainlib.training.hooks import Hook
+
+if TYPE_CHECKING:
+    from trainlib.training.step.train_step import StepResult
+    from trainlib.training.trainer import Trainer
 
 logger = logging.getLogger("trainlib.training.metrics.progress")
 
@@ -17,7 +24,7 @@ BAR_WIDTH = 10  # characters, at least
 LINE_INTERVAL = 5.0  # seconds between plain lines inside an epoch
 
 
-class Console:
+class Console(Hook):
     """Shows the rows that the trackers get; and, between them, how far the run has come.
 
     Lines are log records, so that rank 0's log has them too; a quiet console logs them below what a console shows.
@@ -38,6 +45,10 @@ class Console:
             self._bar, self._task = _open_bar(total_steps, step, self._epoch(step))
             self._bar_room = len(f"epoch {self._epoch(step)}  {total_steps}/{total_steps}  0:00:00 left  ") + BAR_WIDTH
 
+    def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
+        """Show how far the run has come."""
+        self.step(trainer.progress.step)
+
     def step(self, step: int) -> None:
         """Called after every step; costs one look at the clock, except when it is time for a sign of life."""
         if self._quiet or (now := time.monotonic()) < self._next_sign:
@@ -53,15 +64,13 @@ class Console:
                 logger.log(self._level, "  ".join(filter(None, parts)))
             self._next_sign = now + LINE_INTERVAL
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def on_row(self, row: Row) -> None:
+        """Print the rows of epochs and evaluations, and keep those of steps for the next sign of life."""
         if row.get("scope") == "step":
             self._numbers = _train_numbers(row)
             return
         numbers = _train_numbers(row) if row["split"] == "train" else _numbers(row)
         logger.log(self._level, f"epoch {self._of_epochs(row['epoch'])}  {row['split']:<5}  {numbers}")
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
 
     def close(self) -> None:
         if self._bar is not None:

@@ -50,14 +50,15 @@ class _Without(Exception):  # noqa: N818 - a reason, and no error
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run has before its engine is built."""
+class TrainingInputs:
+    """The model and the data of a run, before the optimizer is built around them."""
 
     config: Config
     classifier: Classifier
     plan: Plan
     samples: DataModule
     accelerator: Accelerator
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Features:
 
 
 def cache_features(
-    parts: Parts, steps_done: int, stop_requested: Callable[[], bool], heartbeat: Callable[[], None]
+    parts: TrainingInputs, steps_done: int, stop_requested: Callable[[], bool], heartbeat: Callable[[], None]
 ) -> Features | None:
     """The features of all samples that are trained or validated on; None where they change or it would not pay.
 
@@ -92,7 +93,7 @@ def cache_features(
 class _Cache:
     """An attempt to do without the frozen layers."""
 
-    def __init__(self, parts: Parts):
+    def __init__(self, parts: TrainingInputs):
         config, accelerator, samples = parts.config, parts.accelerator, parts.samples
         self.parts, self.images = parts, samples.train
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
@@ -171,9 +172,9 @@ class _Cache:
         why = "layers all over the model are trained"
         for path in paths:
             unfit = next((theirs.unsuitable[path] for _, _, theirs in every if path in theirs.unsuitable), None)
-            split_range = sum(covered[path] for covered, _, _ in every) / sum(total for _, total, _ in every)
-            if unfit is None and split_range >= LEAST_COVERED:
-                return path, sizes[path], split_range
+            share = sum(covered[path] for covered, _, _ in every) / sum(total for _, total, _ in every)
+            if unfit is None and share >= LEAST_COVERED:
+                return path, sizes[path], share
             others = sorted(set().union(*(theirs.differing[path] for _, _, theirs in every)))
             why = unfit or f"what {path} gets has other bits in batches of {others} images than of {self.chunk}"
         raise _Without(why)

@@ -46,7 +46,7 @@ def smaller(micro_batches: Sequence[MicroBatch], limit: int | None, state: Train
     Raises UserError where there is no smaller one, or where other ranks wait for this one in the middle of the step.
     """
     size = max(len(micro_batch.ids_N) for micro_batch in cut(micro_batches, limit))
-    if size == 1 or state.accelerator.num_processes > 1 or state.elastic is not None:
+    if size == 1 or state.accelerator.num_processes > 1 or state.reducer.fixes_pieces:
         raise UserError(
             f"train.micro_batch_size: {size} images at a time do not fit into the memory of {state.accelerator.device}"
             f": set it to {max(1, size // 2)}, or {ADVICE}"

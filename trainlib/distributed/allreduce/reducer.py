@@ -1,0 +1,112 @@
+"""Bringing the gradients of all ranks together: the interface that a training step uses, and its plain implementation.
+
+A global batch is cut into parts. In plain data parallelism a part is a rank's share; in elastic mode (see `elastic`) it
+is a virtual shard, of which a rank computes several. A training step drives a reducer like this:
+
+    reducer.start_step()
+    for each part of this rank:
+        with reducer.shard(shard):
+            for each micro-batch of the part:
+                with reducer.micro_batch(is_last=...):
+                    forward and backward pass
+                reducer.after_backward(number of samples)
+    reducer.finish_step()            # now every rank's parameters hold the gradient of the global batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+class Reducer(Protocol):
+    """What a training step needs of a way to add up gradients over ranks.
+
+    num_shards       parts that every global batch is cut into
+    shard_name       a part in words, with its preposition: "on rank", "in virtual shard"
+    gradient_scale  factor for each part's loss, to undo a division that the reducer makes
+    takes_empty     True if a part without samples must make a forward and backward pass all the same
+    fixes_pieces    True if the micro-batches that a batch is cut into decide bits that other ranks rely on, so that no
+                    rank may choose other ones
+    """
+
+    num_shards: int
+    shard_name: str
+    gradient_scale: int
+    takes_empty: bool
+    fixes_pieces: bool
+
+    def start_step(self) -> None:
+        """Prepare for the first backward pass of a step."""
+
+    def shard(self, shard: int) -> AbstractContextManager[None]:
+        """Return a context for the backward passes of one part."""
+
+    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Return a context for one forward and backward pass; `is_last` tells that it is the step's last one."""
+
+    def after_backward(self, num_samples: int) -> None:
+        """Take in what a pass over so many samples did to the model's buffers."""
+
+    def finish_step(self) -> None:
+        """Leave the gradient of the global batch in every rank's parameters."""
+
+    def needs_warm_up(self) -> bool:
+        """Return True if one backward pass must be made before the first step, for later ones to add in one order."""
+
+    def require_same_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise TrainlaunchError, on every rank, where ranks that must hold the same bits do not. A collective."""
+
+
+class DataParallelReducer:
+    """The reducer of plain data parallelism: DistributedDataParallel averages over ranks in the last backward pass.
+
+    The average over W ranks of W times each rank's part is the sum of the parts.
+    """
+
+    shard_name = "on rank"
+    takes_empty = True  # all ranks must come to the all-reduce
+    fixes_pieces = False
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module):
+        self.num_shards = self.gradient_scale = accelerator.num_processes
+        self._accelerator = accelerator
+        self._model = model
+
+    def start_step(self) -> None:
+        """Do nothing: DistributedDataParallel needs no preparation."""
+
+    def shard(self, shard: int) -> AbstractContextManager[None]:
+        """Return an empty context: a rank has one part."""
+        return _NOTHING
+
+    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Return a context in which ranks communicate only in the last backward pass."""
+        if is_last:
+            return _NOTHING
+        context: AbstractContextManager[None] = self._accelerator.no_sync(self._model)
+        return context
+
+    def after_backward(self, num_samples: int) -> None:
+        """Do nothing: each rank's buffers are its own until `broadcast_buffers`."""
+
+    def finish_step(self) -> None:
+        """Do nothing: the last backward pass has averaged the gradients."""
+
+    def needs_warm_up(self) -> bool:
+        """Return True with several ranks.
+
+        DistributedDataParallel lays out its buckets anew after the first backward pass, in the order in which gradients
+        came, and the layout decides in which order the ranks' gradients are added. Without a pass before it, the first
+        step after a resume would add three or more ranks in another order than the uninterrupted run did.
+        """
+        return bool(self.num_shards > 1)
+
+    def require_same_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Do nothing: BatchNorm statistics differ between ranks here, and rank 0's are the model's."""

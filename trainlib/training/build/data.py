@@ -1,0 +1,83 @@
+"""What a run trains, validates and tests on: the plan of its steps, and the prepared images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+
+from trainlib.config import Config, ModelConfig, Normalize, TrainConfig
+from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.batches.loader import BatchLoader, DataModule
+from trainlib.data.batches.plan import Plan, steps_per_epoch
+from trainlib.data.batches.rank_slice import RankSlice
+from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.splits import limit_samples, split_validation
+from trainlib.errors import DataError
+from trainlib.models import weights_normalization
+
+
+def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
+    """The plan of a run over a training set of `num_samples`, and the indices held out for validation (int64).
+
+    Raises DataError when the samples left for training are fewer than a batch, or than `data.limit`.
+    """
+    data, train = config.data, config.train
+    train_ids, val_ids = split_validation(num_samples, data.val_fraction, config.seed)
+    if data.limit is not None and data.limit > len(train_ids):
+        raise DataError(
+            f"data.limit: got {data.limit}, must be at most the {len(train_ids)} training samples there are"
+        )
+    train_ids = limit_samples(train_ids, data.limit, config.seed)
+    if train.batch_size > len(train_ids):
+        raise DataError(
+            f"train.batch_size: got {train.batch_size}, must be at most the {len(train_ids)} training samples there are"
+        )
+    epoch_steps = steps_per_epoch(len(train_ids), train.batch_size, data.drop_last)
+    total_steps = train.steps if train.steps is not None else (train.epochs or 0) * epoch_steps
+    plan = Plan(train_ids, config.seed, train.batch_size, data.shuffle, data.drop_last, total_steps)
+    return plan, val_ids
+
+
+def build_rank_slice(train: TrainConfig, rank: int, world_size: int) -> RankSlice:
+    """This rank's share of every batch."""
+    virtual_shards = train.virtual_shards if train.reproducibility == "elastic" else None
+    return RankSlice(rank, world_size, train.micro_batch_size, virtual_shards)
+
+
+def build_data_module(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> DataModule:
+    train, augment = config.train, config.data.augment
+    rank_slice = build_rank_slice(train, accelerator.process_index, accelerator.num_processes)
+    preprocess = build_preprocess(config, dataset)
+    device = accelerator.device
+    piece_size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // rank_slice.num_shards))
+
+    def batches(images: ImageSet) -> BatchLoader:
+        return BatchLoader(replace(images, images=images.images.to(device)), preprocess, rank_slice, device)
+
+    return DataModule(
+        train=batches(dataset.train),
+        test=batches(dataset.test),
+        augmentation=Augmentation(config.seed, augment.flip, augment.crop_padding, augment.fill),
+        val_ids=val_ids,
+        micro_batch_size=piece_size,
+        eval_batch_size=2 * piece_size,  # no gradients to store
+    )
+
+
+def build_preprocess(config: Config, dataset: Dataset) -> Preprocess:
+    mean, std = _normalization(config.data.normalize, config.model, dataset)
+    return Preprocess(mean, std, config.data.image_size)
+
+
+def _normalization(
+    choice: str | Normalize, model: ModelConfig, dataset: Dataset
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each channel, of images scaled to 0..1."""
+    if isinstance(choice, Normalize):
+        (r, g, b), (sr, sg, sb) = choice.mean, choice.std
+        return (r, g, b), (sr, sg, sb)
+    if choice == "none":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return weights_normalization(model) or (dataset.mean, dataset.std)

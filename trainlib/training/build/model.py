@@ -1,0 +1,89 @@
+"""The network of a run, with its initial weights, and whether it fits the configuration."""
+
+from __future__ import annotations
+
+import torch
+
+from trainlib.config import Config, is_custom
+from trainlib.data.batches.plan import Plan
+from trainlib.errors import UserError
+from trainlib.models import Classifier, build_model, check_forward
+from trainlib.models.custom_parts import (
+    ModelSource,
+    build_custom,
+    check_custom_model,
+)
+from trainlib.models.losses import Objective
+from trainlib.models.optimizers.build import build_optimizer
+from trainlib.models.optimizers.schedule import Schedule
+from trainlib.randomness import key, seed_generators
+from trainlib.training.build.data import build_plan, build_rank_slice
+
+
+def build_classifier(
+    config: Config,
+    num_classes: int,
+    device: torch.device,
+    *,
+    with_weights: bool = True,
+    custom: ModelSource | None = None,
+) -> Classifier:
+    """The model with its initial weights, a function of the seed; made on the CPU, the same for every device.
+
+    Its convolutions' weights, and so what they compute, are laid out channels last (docs/decisions/0010): faster on
+    CPUs and GPUs alike. A custom model keeps its own layout, as a `view` of it may depend on that.
+
+    with_weights   False for the same model around a checkpoint's values; `model.weights` is not read (see build_model)
+    custom         in place of the model that the configuration names
+    """
+    seed_generators(key("initial weights", config.seed), torch.device("cpu"))
+    if custom is not None:
+        classifier = build_custom(custom, num_classes)
+    else:
+        classifier = build_model(config.model, num_classes, config.data.image_size, load_weights=with_weights)
+        classifier.module.to(memory_format=torch.channels_last)
+    classifier.module.to(device)
+    return classifier
+
+
+def check_build(config: Config, num_samples: int, num_classes: int) -> None:
+    """Build all that the configuration names, on the meta device: shapes without memory, weights without a download.
+
+    Raises UserError for what cannot be built as configured.
+    """
+    plan, _ = build_plan(config, num_samples)
+    with torch.device("meta"):
+        classifier = build_model(config.model, num_classes, config.data.image_size)
+    check_images(classifier, config, plan, num_classes, world_size=1)
+    Objective(config.loss, num_classes, torch.device("cpu"))
+    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
+    Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
+
+
+def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:
+    """Raise UserError when the model cannot take the images, or learn from as few as a process may get at a time."""
+    size = config.data.image_size
+    check = check_custom_model if is_custom(config.model.name) else check_forward
+    check(classifier, size, num_classes)
+    rank_slices = [build_rank_slice(config.train, rank, world_size) for rank in range(world_size)]
+    batch_sizes = {len(batch) for batch in plan.batches(0)}
+    micro_batches = [
+        len(micro_batch)
+        for n in batch_sizes
+        for rank_slice in rank_slices
+        for micro_batch in rank_slice.micro_batches(torch.arange(n))
+    ]
+    if 1 in micro_batches:
+        getters = (
+            f"{rank_slices[0].num_shards} virtual shards"
+            if rank_slices[0].virtual_shards
+            else f"{world_size} process(es)"
+        )
+        try:
+            check(classifier, size, num_classes, num_images=1)
+        except UserError as error:
+            raise UserError(
+                f"train.batch_size: of {sorted(batch_sizes)} images in a batch, {getters} get pieces of "
+                f"{sorted({*micro_batches} - {0})}, and {config.model.name} cannot learn from 1 image "
+                "(BatchNorm): choose another train.batch_size or train.micro_batch_size, or data.drop_last=true"
+            ) from error

@@ -1,0 +1,165 @@
+"""All that a run trains with, at its beginning or in the state of a checkpoint."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+from accelerate import Accelerator
+from torch import nn
+
+from trainlib.config import Config
+from trainlib.data.batches.plan import to_steps
+from trainlib.data.dataset import Dataset
+from trainlib.distributed.allreduce import elastic
+from trainlib.distributed.allreduce.elastic import ElasticReducer
+from trainlib.distributed.allreduce.reducer import DataParallelReducer
+from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
+from trainlib.errors import CheckpointError, RunDirectoryError
+from trainlib.models.architectures.whitening import init_whitening
+from trainlib.models.custom_parts import (
+    NO_CUSTOM_PARTS,
+    CustomParts,
+    check_custom_loss,
+)
+from trainlib.models.ema import ExponentialMovingAverage, NoAverage
+from trainlib.models.losses import CustomLoss, Objective
+from trainlib.models.optimizers.build import build_optimizer
+from trainlib.models.optimizers.schedule import Schedule
+from trainlib.randomness import key
+from trainlib.training.build.data import build_data_module, build_plan, build_preprocess
+from trainlib.training.build.model import build_classifier, check_images
+from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.metrics.progress import Progress
+from trainlib.training.step.state import TrainState
+from trainlib.training.step.train_step import warm_up
+from trainlib.training.step.update import choose_update
+from trainlib.training.trainer import LoopConfig, Training
+from trainlib.training.tuning.autotune import autotune
+from trainlib.training.tuning.feature_cache import Features, TrainingInputs
+
+
+def build_inputs(
+    config: Config,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    start: Checkpoint | None,
+    custom: CustomParts = NO_CUSTOM_PARTS,
+) -> TrainingInputs:
+    """Return the model, with its initial weights or those of `start`, and the plan and samples of the run.
+
+    A collective. Raises UserError, RunDirectoryError or CheckpointError for what does not fit together.
+    """
+    if config.train.reproducibility == "elastic":
+        elastic.require_alike(config.train.virtual_shards, accelerator, start.manifest if start else None)
+    num_classes = len(dataset.class_names)
+    plan, val_ids = build_plan(config, len(dataset.train.labels_N))
+    if start is not None and start.step > plan.total_steps:
+        raise RunDirectoryError(
+            f"{config.name} has already trained {start.step} steps, and this configuration ends at {plan.total_steps}; "
+            "raise train.epochs or train.steps"
+        )
+    # Published weights are fetched by one process of each machine; a checkpoint needs none of them.
+    with accelerator.local_main_process_first() if config.model.weights and not start else nullcontext():
+        classifier = build_classifier(
+            config, num_classes, accelerator.device, with_weights=start is None, custom=custom.model
+        )
+    check_images(classifier, config, plan, num_classes, accelerator.num_processes)
+    if start is not None:
+        try:
+            classifier.module.load_state_dict(start.model_state())
+        except RuntimeError as error:  # a given model of the same name may have become another one
+            raise CheckpointError(f"{start.path} does not fit the model: {error}") from error
+    elif config.model.weights is None:  # a file of weights brings the whitening that they were trained with
+        init_whitening(classifier.module, dataset.train.images, plan.ids_N, build_preprocess(config, dataset))
+    samples = build_data_module(config, dataset, val_ids, accelerator)
+    return TrainingInputs(config, classifier, plan, samples, accelerator, num_classes)
+
+
+def build_training(
+    inputs: TrainingInputs,
+    start: Checkpoint | None,
+    custom: CustomParts = NO_CUSTOM_PARTS,
+    features: Features | None = None,
+) -> Training:
+    """Return all that the run trains with, in the state that `start` holds. A collective.
+
+    features   what the frozen layers give, which takes the place of the images
+    """
+    config, plan, samples = inputs.config, inputs.plan, inputs.samples
+    if features is not None:
+        samples = replace(samples, train=features.batches)
+    trained = features.trained if features is not None else None
+    state = build_train_state(inputs, custom.loss, trained)
+    warm_up(state, samples.train.dummy_input())
+    schedule = Schedule(
+        config.scheduler,
+        state.update.stepped,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
+    rank_slice = samples.train.rank_slice
+    progress = Progress.at_start(rank_slice.num_shards)
+    if start is not None:
+        saved = start.trainer_state()
+        state.load_state_dict(saved)
+        schedule.load_state_dict(saved["schedule"])
+        progress = Progress.from_state(saved["progress"], rank_slice.shards, rank_slice.num_shards)
+    autotune(config.train, state, samples, progress, plan.total_steps)
+    return Training(state, plan, schedule, samples, progress, build_loop_config(config, plan.steps_per_epoch))
+
+
+def build_train_state(
+    inputs: TrainingInputs, custom_loss: CustomLoss | None = None, trained: nn.Module | None = None
+) -> TrainState:
+    """Return the state that the steps work on, at its beginning. A collective.
+
+    trained   the part of the model that is trained on features (see `feature_cache`); None for the whole model
+    """
+    config, accelerator, classifier = inputs.config, inputs.accelerator, inputs.classifier
+    is_elastic = config.train.reproducibility == "elastic"
+    # `evaluation_mode` leaves out DistributedDataParallel, and nothing else. The module is on its device already; to
+    # find that out, Accelerate would import torch's sharded tensors: half a second.
+    module = classifier.module if trained is None else trained
+    model: nn.Module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=is_elastic)
+    enable_local_allreduce(model, accelerator.device)
+    # Accelerate takes a step with a loss scaler for skipped if it was not made: kernels that skip would deceive it.
+    kernels = accelerator.device if accelerator.scaler is None else None
+    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters(), kernels)
+    prepared = accelerator.prepare_optimizer(optimizer)
+    objective = Objective(config.loss, inputs.num_classes, accelerator.device, custom_loss)
+    if custom_loss is not None:
+        check_custom_loss(objective, inputs.num_classes, accelerator.device)
+    average = config.train.average
+    return TrainState(
+        accelerator=accelerator,
+        classifier=classifier,
+        model=model,
+        objective=objective,
+        optimizer=prepared,
+        reducer=(
+            ElasticReducer(classifier.module, config.train.virtual_shards, accelerator.num_processes)
+            if is_elastic
+            else DataParallelReducer(accelerator, model)
+        ),
+        update=choose_update(config.train, accelerator, prepared),
+        ema=ExponentialMovingAverage(classifier.module, average.decay, average.every) if average else NoAverage(),
+        parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
+        buffers=list(model.buffers()),
+        buffers_before=[buffer.clone() for buffer in model.buffers()],
+        clip_grad_norm=config.train.clip_grad_norm,
+        step_key=key("step", config.seed),
+        test_time=config.evaluation.test_time,
+    )
+
+
+def build_loop_config(config: Config, epoch_steps: int) -> LoopConfig:
+    return LoopConfig(
+        log_every=config.tracking.log_every,
+        log_grad_norm=config.tracking.health is not None,
+        checkpoint_every=to_steps(config.checkpoint.every, epoch_steps),
+        best=config.checkpoint.best,
+        early_stopping=config.train.early_stopping,
+        on_nonfinite=config.train.on_nonfinite,
+        max_nonfinite_steps=config.train.max_nonfinite_steps,
+    )

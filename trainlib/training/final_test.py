@@ -1,0 +1,83 @@
+"""The final test: the test split evaluated once, with the best weights where there are some, else with the last."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from trainlib.config import Config
+from trainlib.data.dataset import Dataset
+from trainlib.distributed.process_group import broadcast_object
+from trainlib.errors import CheckpointError, TrainlaunchError
+from trainlib.runs.checkpoints import name_of
+from trainlib.runs.directory import RunDirectory
+from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.metrics.predictions import PredictionCollector, Predictions, describe, write_evaluation
+from trainlib.training.metrics.sums import Metrics
+from trainlib.training.trainer import Trainer
+
+logger = logging.getLogger("trainlib")
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """Metrics on the test split, and the weights that they belong to.
+
+    step      of the weights
+    weights   "best" or "last"
+    remark    the weights in words
+    """
+
+    __test__ = False  # pytest takes it for a test otherwise
+
+    metrics: Metrics
+    predictions: Predictions
+    step: int
+    weights: str
+    remark: str
+
+
+def evaluate_test_split(trainer: Trainer, run: RunDirectory, config: Config) -> TestResult:
+    """Evaluate the test split with the best weights where there are some, else with the last. A collective."""
+    progress, accelerator = trainer.progress, trainer.state.accelerator
+    trainer.state.ema.swap_in()  # training is over: the average is what it leaves
+    best = progress.best
+    if best is not None and best["step"] != progress.step:
+        chosen = broadcast_object(_find_best(run, best["step"]) if accelerator.is_main_process else None)
+        if chosen is not None:
+            trainer.state.classifier.module.load_state_dict(chosen.model_state())
+        else:
+            best = None
+    collector = PredictionCollector(config.loss, accelerator.device)
+    metrics = trainer.test(collector.add)
+    return TestResult(
+        metrics=metrics,
+        predictions=collector.gathered(),
+        step=best["step"] if best else progress.step,
+        weights="best" if best else "last",
+        remark=(f"best weights, epoch {best['epoch']}" if best else "last weights")
+        + (f"; stopped early after epoch {trainer.epoch}" if progress.ended_early else ""),
+    )
+
+
+def write_test_evaluation(run: RunDirectory, trainer: Trainer, dataset: Dataset, test: TestResult) -> None:
+    """Write evaluation-test.json; the run is complete without it, so a failure only warns."""
+    source = {"split": "test", "step": test.step, "weights": test.weights}
+    ids_N = torch.arange(len(dataset.test.labels_N))
+    try:
+        evaluation = describe(test.predictions, trainer.samples.test, ids_N, dataset.class_names, test.metrics, source)
+        write_evaluation(run.path, evaluation)
+    except (OSError, TrainlaunchError) as error:
+        logger.warning("the evaluation was not written (%s); `launch eval %s` makes it again", error, run.path.name)
+
+
+def _find_best(run: RunDirectory, step: int) -> Checkpoint | None:
+    """Return the best checkpoint; None, with a warning, where its write failed or it was damaged since."""
+    try:
+        return checkpoint.verify(run.checkpoints / name_of(step))
+    except CheckpointError as error:
+        logger.warning("the best weights are lost (%s); the last ones are tested instead", error)
+        return None

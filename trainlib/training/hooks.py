@@ -1,0 +1,170 @@
+"""Hooks: what follows a training without being part of it. The docstring of `Hook` is the training loop."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trainlib.runs import launch_variables, reasons
+from trainlib.runs.rows import Row
+from trainlib.runs.stop_request import StopFlag
+
+if TYPE_CHECKING:
+    from trainlib.training.step.train_step import StepResult
+    from trainlib.training.trainer import Trainer
+
+
+class Hook:
+    """The base class of what follows a training: override the events that you need, the others do nothing.
+
+    This is the loop (`Trainer.run`), with its events in their order:
+
+        on_start(trainer)
+        for each step that is left:
+            train the step                          on_progress()
+            every tracking.log_every steps          on_row(row)          split "train", scope "step"
+            if the epoch ends:                      on_row(row)          split "train", scope "epoch"
+                evaluate the validation split       on_progress()        after each batch
+                                                    on_row(row)          split "val"
+                                                    on_epoch_end(trainer, metrics)
+            if a checkpoint is due:                 on_checkpoint()      before it is written
+                                                    on_step_end(trainer, result)
+            end here if any rank was asked to stop  on_checkpoint()
+        on_stop(trainer)                            at the end, or where the ranks stopped before it
+        test (`Trainer.test`)                       on_progress(), on_row(row) with split "test"
+        close()                                     also after an error
+
+    Hooks run on every rank that they are given to, in their order, and look on: whatever changes weights, gradients or
+    random numbers on one rank changes the result. An exception of a hook ends the run as any other does.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in vars(cls):
+            if name.startswith("on_") and not hasattr(Hook, name):
+                close = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.0)[0]
+                raise TypeError(f"{cls.__name__}.{name} is no event of a hook; did you mean {close}?")
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Prepare; called once, before this attempt's first step."""
+
+    def on_progress(self) -> None:
+        """Note that the rank is alive: after every step, and every batch of an evaluation."""
+
+    def on_row(self, row: Row) -> None:
+        """Record a row of metrics.jsonl: time, step, epoch, split, loss, accuracy, count, lr, images_per_second."""
+
+    def on_epoch_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Look at an epoch's metrics: train/loss, train/accuracy and, with a validation split, val/loss, val/accuracy.
+
+        `trainer.epoch` epochs are done.
+        """
+
+    def on_checkpoint(self) -> None:
+        """Make safe what belongs before a checkpoint; OSError where that fails, and the checkpoint is not written then.
+
+        With `checkpoint.background` it is called from the thread that writes checkpoints.
+        """
+
+    def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
+        """Look at a finished step: `trainer.progress.step` steps are done. Reading tensors of it waits for a GPU."""
+
+    def on_stop(self, trainer: Trainer) -> None:
+        """Look at the end of training: the last checkpoint is safe, and the test split is still to be evaluated."""
+
+    def close(self) -> None:
+        """Give back what the hook holds; called once, also after an error."""
+
+
+EVENTS = tuple(name for name in vars(Hook) if name.startswith("on_"))
+
+
+class HookList:
+    """Several hooks, called in their order; only those that override an event pay for it."""
+
+    def __init__(self, hooks: Iterable[Hook]):
+        """Collect the methods that each event calls."""
+        hooks = tuple(hooks)
+        self.on_start = _overriding(hooks, "on_start")
+        self.on_progress = _overriding(hooks, "on_progress")
+        self.on_row = _overriding(hooks, "on_row")
+        self.on_epoch_end = _overriding(hooks, "on_epoch_end")
+        self.on_checkpoint = _overriding(hooks, "on_checkpoint")
+        self.on_step_end = _overriding(hooks, "on_step_end")
+        self.on_stop = _overriding(hooks, "on_stop")
+
+
+def _overriding(hooks: tuple[Hook, ...], event: str) -> Callable[..., None]:
+    """Return a function that calls this event's method of each hook that has one of its own."""
+    methods = [getattr(hook, event) for hook in hooks if getattr(type(hook), event) is not getattr(Hook, event)]
+
+    def call(*arguments: Any) -> None:
+        for method in methods:
+            method(*arguments)
+
+    return methods[0] if len(methods) == 1 else call
+
+
+class Tracker(Protocol):
+    """Something that records rows of metrics. `flush` makes all rows so far safe; `close` ends it."""
+
+    def log(self, row: Row) -> None:
+        """Record a row."""
+
+    def flush(self) -> None:
+        """Make the rows so far safe; OSError where they cannot be written."""
+
+    def close(self) -> None:
+        """Record no more."""
+
+
+class TrackerHook(Hook):
+    """Gives every row of a training to a tracker, and has it flushed before each checkpoint."""
+
+    def __init__(self, tracker: Tracker):
+        self._tracker = tracker
+
+    def on_row(self, row: Row) -> None:
+        """Record the row."""
+        self._tracker.log(row)
+
+    def on_checkpoint(self) -> None:
+        """Make the rows safe that lead to the checkpoint."""
+        self._tracker.flush()
+
+
+class HeartbeatHook(Hook):
+    """Tells a watchdog that this rank is alive."""
+
+    def __init__(self, heartbeat: Callable[[], None]):
+        self._heartbeat = heartbeat
+
+    def on_progress(self) -> None:
+        """Send the heartbeat."""
+        self._heartbeat()
+
+
+class EndOfJobHook(Hook):
+    """Asks the run to stop while a checkpoint still fits before the end of its SLURM job."""
+
+    def __init__(self, end_time: float, flag: StopFlag):
+        """end_time: unix seconds, as the batch script sets TRAINLAUNCH_END_TIME."""
+        self._end_time = end_time
+        self._flag = flag
+
+    @classmethod
+    def from_environment(cls, flag: StopFlag) -> list[EndOfJobHook]:
+        """Return the hook in a list, or an empty list outside of a job whose end is known."""
+        end_time = launch_variables.job_end_time()
+        return [cls(end_time, flag)] if end_time is not None else []
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Remember the clock, which knows how long steps and checkpoints take."""
+        self._clock = trainer.clock
+
+    def on_progress(self) -> None:
+        """Ask to stop when another step and a checkpoint may not fit any more."""
+        if self._clock.time_is_up(self._end_time - time.time()):
+            self._flag.ask(reasons.END_TIME)
