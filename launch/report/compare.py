@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.report.facts import RunFacts
+from trainlib.config import canonical_precision
 from trainlib.runs.files import Record
 
 ABSENT = "—"
@@ -39,6 +40,9 @@ def ranking(runs: Sequence[RunFacts]) -> Ranking:
 def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     """The dotted keys, but for the name, whose values are not the same in all runs, each with the runs' values."""
     flat = [dict(_flat(run.config)) for run in runs]
+    for config in flat:
+        if "train.precision" in config:
+            config["train.precision"] = canonical_precision(config["train.precision"])
     keys = dict.fromkeys(key for config in flat for key in config if key != "name")
     table = [(key, [shown(config.get(key, ABSENT)) for config in flat]) for key in keys]
     return [(key, values) for key, values in table if len(set(values)) > 1]

@@ -72,7 +72,7 @@ def test_a_later_file_is_laid_over_an_earlier(workdir: Path, over: str, expected
         (["scheduler=null", "scheduler.name=ExponentialLR", "scheduler.gamma=0.5"], {"scheduler.gamma": 0.5}),
         (["train.steps=5"], {"train.steps": 5, "train.epochs": None}),
         (["train.epochs=5"], {"train.steps": None, "train.epochs": 5}),
-        (["train.precision=no", "slurm.time=02:00:00"], {"train.precision": "no", "slurm.time": "02:00:00"}),
+        (["train.precision=no", "slurm.time=02:00:00"], {"train.precision": "fp32", "slurm.time": "02:00:00"}),
         (["data.augment={}"], {"data.augment": {"flip": False, "crop_padding": 0, "fill": "black"}}),
         (
             ["data.name=synthetic"],

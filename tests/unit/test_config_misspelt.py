@@ -49,7 +49,7 @@ FULL: dict[str, Any] = {
         "steps": None,
         "batch_size": 64,
         "micro_batch_size": None,
-        "precision": "no",
+        "precision": "fp32",
         "clip_grad_norm": None,
         "average": {"decay": 0.99, "every": 1},
         "early_stopping": {"metric": "val/loss", "patience": 3, "mode": "min", "min_delta": 0.1},

@@ -167,9 +167,9 @@ def load(workdir: Path, text: str) -> Config:
         ),
         (
             "train: {precision: fp61}",
-            'train.precision: got "fp61", must be one of no, bf16, fp16; did you mean fp16?',
+            'train.precision: got "fp61", must be one of fp32, bf16, fp16; did you mean fp16?',
         ),
-        ("train: {precision: false}", "train.precision: got false, must be one of no, bf16, fp16"),
+        ("train: {precision: false}", "train.precision: got false, must be one of fp32, bf16, fp16"),
         (
             "train: {reproducibility: elastic, batch_size: 4}",
             "train.virtual_shards: got 8, must be <= train.batch_size, which is 4",

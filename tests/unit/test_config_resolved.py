@@ -127,7 +127,14 @@ def test_a_saved_configuration_is_the_same(workdir: Path, text: str) -> None:
 def test_text_is_quoted_for_other_yaml_readers_too(workdir: Path) -> None:
     config = load(workdir, "data: {root: 'no'}\nslurm: {partition: 'on'}")
     read = yaml.safe_load(dump_config(config))
-    assert (read["train"]["precision"], read["data"]["root"], read["slurm"]["partition"]) == ("no", "no", "on")
+    assert (read["data"]["root"], read["slurm"]["partition"]) == ("no", "on")
+
+
+@pytest.mark.parametrize("name", ["no", "'no'", '"no"', "fp32"])
+def test_no_and_fp32_are_one_precision(workdir: Path, name: str) -> None:
+    config, default = load(workdir, f"train: {{precision: {name}}}"), load(workdir, "seed: 0")
+    assert (config.train.precision, differences(config, default)) == ("fp32", [])
+    assert dump_config(config) == dump_config(default)
 
 
 def test_the_saved_text_is_meant_to_be_read(workdir: Path) -> None:

@@ -97,6 +97,8 @@ def test_config_differences(tmp_path: Path) -> None:
         read_facts(write_run(tmp_path / name, config={"optimizer": {"lr": lr, "fused": None}, "scheduler": scheduler}))
         for name, lr, scheduler in zip("abc", (0.1, 1e-5, 0.1), schedules, strict=True)
     ]
+    old, new = (write_run(tmp_path / name, config={"train": {"precision": name}}) for name in ("no", "fp32"))
+    assert config_differences([read_facts(old), read_facts(new)]) == []
     assert config_differences(facts) == [
         ("optimizer.lr", ["0.1", "1e-05", "0.1"]),
         ("scheduler", ["null", "[{name: StepLR, step_size: 5}]", "—"]),

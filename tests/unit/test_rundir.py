@@ -51,6 +51,20 @@ def test_the_saved_configuration_opens_the_same_run(tmp_path: Path) -> None:
     assert read_resolved(run.config_file) == config
 
 
+def test_a_run_that_an_older_version_began_with_precision_no_goes_on(tmp_path: Path) -> None:
+    config = resolved({"name": "run"})
+    run = RunDirectory.open(config, runs=tmp_path)
+    run.begin(config)
+    run.close()
+    text = run.config_file.read_text()
+    assert "  precision: fp32\n" in text
+    run.config_file.write_text(text.replace("precision: fp32", "precision: 'no'"))
+    for precision in ("no", "fp32"):
+        RunDirectory.open(resolved({"name": "run", "train": {"precision": precision}}), runs=tmp_path).close()
+    with pytest.raises(RunDirectoryError, match="train.precision"):
+        RunDirectory.open(resolved({"name": "run", "train": {"precision": "bf16"}}), runs=tmp_path)
+
+
 def test_fresh_keeps_the_old_run_aside(tmp_path: Path) -> None:
     config = resolved({"name": "run"})
     for number in (1, 2):

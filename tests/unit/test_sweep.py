@@ -37,7 +37,7 @@ def test_a_sweep_stands_for_these_runs() -> None:
             run["model"]["name"],
             {key: value for key, value in run["model"].items() if key != "name"},
         )
-        assert (config.train.epochs, config.train.precision, config.data.image_size) == (7, "no", 16)
+        assert (config.train.epochs, config.train.precision, config.data.image_size) == (7, "fp32", 16)
         assert load_config(element.arguments) == config
     assert [element.name for element in sweep.elements] == [
         "s-resnet18-lr0.01-seed0",

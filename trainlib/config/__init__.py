@@ -23,6 +23,7 @@ from trainlib.config.schema import (
     TrackingConfig,
     TrainConfig,
     WandbConfig,
+    canonical_precision,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "WandbConfig",
+    "canonical_precision",
     "differences",
     "dump_config",
     "is_custom",

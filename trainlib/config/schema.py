@@ -45,6 +45,11 @@ def _node_count(value: object) -> object:
     return value
 
 
+def canonical_precision(value: object) -> object:
+    """Return `fp32` for `no`, which is its name in Accelerate and in older configurations; others as they are."""
+    return "fp32" if value == "no" else value
+
+
 def _flip(value: object) -> object:
     if not isinstance(value, bool) and value != "alternating":
         raise ValueError("must be true, false or alternating")
@@ -52,6 +57,7 @@ def _flip(value: object) -> object:
 
 
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(canonical_precision)]
 NodeCount = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],
     BeforeValidator(_node_count),
@@ -156,7 +162,7 @@ class TrainConfig(Section):
     steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "fp32"
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
     average: AverageConfig | None = None
     early_stopping: EarlyStopping | None = None

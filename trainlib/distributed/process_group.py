@@ -61,7 +61,7 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
     try:
         accelerator = Accelerator(
             cpu=cpu,
-            mixed_precision=config.precision,
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
             dynamo_backend="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[
@@ -108,7 +108,7 @@ def joined(config: TrainConfig) -> Iterator[Accelerator]:
 def check_precision(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> None:
     """Raise UserError for fp16 without a GPU; asked before any data is loaded."""
     if config.precision == "fp16" and _trains_on_cpu(environ):
-        raise UserError("train.precision: got fp16, which needs a GPU, and none was found; use bf16 or no")
+        raise UserError("train.precision: got fp16, which needs a GPU, and none was found; use bf16 or fp32")
 
 
 def num_threads(environ: Mapping[str, str], *, is_elastic: bool = False) -> int:

@@ -120,7 +120,7 @@ def _possible_here(config: Config) -> Config:
     """A model that was trained in fp16 on a GPU is evaluated in float32 where there is none."""
     if config.train.precision != "fp16" or torch.cuda.is_available():
         return config
-    return config.model_copy(update={"train": config.train.model_copy(update={"precision": "no"})})
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
 
 
 def _write(run: Path, evaluation: dict[str, Any]) -> None:
