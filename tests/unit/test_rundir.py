@@ -60,9 +60,9 @@ def test_a_run_that_an_older_version_began_with_precision_no_goes_on(tmp_path: P
     assert "  precision: fp32\n" in text
     run.config_file.write_text(text.replace("precision: fp32", "precision: 'no'"))
     for precision in ("no", "fp32"):
-        RunDirectory.open(resolved({"name": "run", "train": {"precision": precision}}), runs=tmp_path).close()
-    with pytest.raises(RunDirectoryError, match="train.precision"):
-        RunDirectory.open(resolved({"name": "run", "train": {"precision": "bf16"}}), runs=tmp_path)
+        RunDirectory.open(resolved({"name": "run", "train.precision": precision}), runs=tmp_path).close()
+    with pytest.raises(RunDirectoryError, match=r"train\.precision"):
+        RunDirectory.open(resolved({"name": "run", "train.precision": "bf16"}), runs=tmp_path)
 
 
 def test_fresh_keeps_the_old_run_aside(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ OF_RUNNING: Mapping[str, Description] = {
         "train.micro_batch_size=32",
     ),
     "train.precision": D(
-        "`fp32`: all computation in float32. `bf16` and `fp16`: automatic mixed precision; the weights stay float32, and "
-        "`fp16` needs a GPU. `no`, the name in Accelerate, is the same as `fp32`.",
+        "`fp32`: all computation in float32. `bf16` and `fp16`: automatic mixed precision; the weights stay float32, "
+        "and `fp16` needs a GPU. `no`, the name in Accelerate, is the same as `fp32`.",
         "train.precision=bf16",
     ),
     "train.clip_grad_norm": D("Scale the gradient down to this norm where it is larger.", "train.clip_grad_norm=1.0"),
