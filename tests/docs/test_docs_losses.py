@@ -70,7 +70,7 @@ def plain_loss(text: str) -> float:
 @pytest.mark.parametrize("text", LOSSES)
 def test_losses(text: str) -> None:
     ours = Objective(LossConfig.model_validate(resolved_loss(text)), 3, torch.device("cpu"))(LOGITS, LABELS)
-    assert printed([plain_loss(text), ours]) == [LOSSES[text]] * 2
+    assert printed([plain_loss(text), ours.item()]) == [LOSSES[text]] * 2
 
 
 def resolved_loss(text: str) -> dict[str, Any]:

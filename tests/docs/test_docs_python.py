@@ -13,6 +13,7 @@ import pytest
 import ranks
 from paths import REPOSITORY
 
+import trainlib.data
 from trainlib.config import read_resolved
 from trainlib.data.sources.synthetic import make_synthetic
 from trainlib.runs.directory import RunDirectory
@@ -25,9 +26,7 @@ AFTER = {"small-net": next(block for block in BLOCKS if "load_model" in block)} 
 
 def execute(script: str) -> None:
     """A script, as `python script.py` would run it; a tenth of the drawings is enough to see that it does."""
-    import trainlib.data
-
-    trainlib.data.make_synthetic = functools.partial(make_synthetic, 800, 200)  # type: ignore[assignment]
+    ranks.replace(trainlib.data, "make_synthetic", functools.partial(make_synthetic, 800, 200))
     exec(compile(script, "script.py", "exec"), {"__name__": "__main__"})
 
 

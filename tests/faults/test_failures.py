@@ -135,7 +135,7 @@ def hang(arguments: list[str], step: int) -> int:
             os.kill(os.getpid(), signal.SIGSTOP)
         return train_step(state, at, micro_batches, denominator)  # type: ignore[arg-type]
 
-    trainer.train_step = stuck  # type: ignore[assignment]
+    ranks.replace(trainer, "train_step", stuck)
     return main(arguments)
 
 

@@ -82,7 +82,7 @@ def test_a_job_goes_on_with_the_nodes_that_there_are(submit: Callable[..., Job],
     arguments = training(tmp_path, 10 * (INTERRUPTIONS + 2))
     whole = undisturbed(tmp_path, arguments)
     job = submit("job", arguments, "--nodes=1-2")
-    given = [NODES]
+    given: list[tuple[str, ...]] = [NODES]
     for number in range(INTERRUPTIONS):
         job.wait_until_it_trains(number)
         given.append(choice.choice([nodes for nodes in (NODES, NODES[:1], NODES[1:]) if nodes != given[-1]]))

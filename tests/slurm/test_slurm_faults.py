@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny
+from paths import REPOSITORY
 from slurm_cluster import Cluster
-from slurm_jobs import ON_CPUS, REPOSITORY, Job, submitting
+from slurm_jobs import ON_CPUS, Job, submitting
 from soak import only_in_soak
 
 from launch.slurm.head import candidate_ports

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ranks
+import torch
+
 TRAINING = [
     "quickstart",
     "name=run",
@@ -27,13 +30,13 @@ def train_with_faults(arguments: list[str], faults: dict[int, tuple[int, float]]
     def faulty(state: TrainState, step: int, micro_batches: list[object], denominator: float) -> StepResult:
         rank, value = faults.get(step, (None, 0.0))
         if rank == int(os.environ.get("RANK", "0")):
-            objective = state.objective.module
-            hook = objective.register_forward_hook(lambda module, inputs, loss: loss * value)
+            assert isinstance(state.objective.module, torch.nn.Module)
+            hook = state.objective.module.register_forward_hook(lambda module, inputs, loss: loss * value)
             try:
                 return train_step(state, step, micro_batches, denominator)  # type: ignore[arg-type]
             finally:
                 hook.remove()
         return train_step(state, step, micro_batches, denominator)  # type: ignore[arg-type]
 
-    trainer.train_step = faulty  # type: ignore[assignment]
+    ranks.replace(trainer, "train_step", faulty)
     return main(arguments)

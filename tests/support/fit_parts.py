@@ -11,8 +11,6 @@ import trainlib
 from trainlib.data import Dataset
 from trainlib.runs.directory import RunDirectory
 
-# What the tests below train: parts of our own in place of all three.
-
 
 class Net(nn.Module):
     """Dropout in it, so that a resumed run is the same only where its generators are."""
@@ -50,7 +48,7 @@ def dataset(seed: int = 0) -> Dataset:
     return trainlib.image_dataset(arrays(seed), arrays(100, 30), classes=["a", "b", "c"])
 
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "name": "own",
     "data": {"augment": {"flip": True, "crop_padding": 2}},
     "optimizer": {"name": "AdamW", "lr": 1e-3},
@@ -62,4 +60,5 @@ CONFIG = {
 
 def fit(*config: Any, **parts: Any) -> RunDirectory:
     """A run `own` of 12 steps whose model, data set and loss are given."""
-    return trainlib.fit(CONFIG, *config, **({"model": Net, "dataset": dataset(), "loss": squared} | parts))
+    given: dict[str, Any] = {"model": Net, "dataset": dataset(), "loss": squared}
+    return trainlib.fit(CONFIG, *config, **given | parts)

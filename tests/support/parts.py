@@ -32,6 +32,23 @@ def make_dataset(num_train: int, num_test: int = 20, *, num_classes: int = 10, s
     return Dataset(images(num_train), images(num_test), names, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
+class Rows(list[dict[str, Any]]):
+    """A tracker that keeps the rows."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.append(dict(row))
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def without_times(self) -> list[dict[str, Any]]:
+        """The rows but for what the clock decides."""
+        return [{key: row[key] for key in row if key not in ("time", "images_per_second")} for row in self]
+
+
 def resolved(config: Mapping[str, Any]) -> Config:
     """A configuration from a mapping, resolved as one from a file is."""
     import yaml

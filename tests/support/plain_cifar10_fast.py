@@ -37,14 +37,16 @@ class Plain(nn.Module):
             x = F.gelu(self.norms[2 * group](x))
             x = F.gelu(self.norms[2 * group + 1](self.convolutions[2 * group + 1](x)))
         x = x.amax(dim=(2, 3))
-        return self.head(x) / x.shape[1]
+        logits: Tensor = self.head(x) / x.shape[1]
+        return logits
 
     def named_as_ours(self) -> dict[str, Tensor]:
         """The state_dict under the names that checkpoints have."""
+        assert self.whiten.bias is not None
         state = {"whiten.weight": self.whiten.weight, "whiten.bias": self.whiten.bias, "head.weight": self.head.weight}
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             place = f"features.{index // 2}"
-            state[f"{place}.conv{index % 2 + 1}.weight"] = convolution.weight
+            state[f"{place}.conv{index % 2 + 1}.weight"] = convolution.get_parameter("weight")
             state |= {f"{place}.norm{index % 2 + 1}.{name}": value for name, value in norm.state_dict().items()}
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 

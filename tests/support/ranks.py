@@ -104,6 +104,12 @@ def main(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def replace(owner: object, name: str, value: object) -> None:
+    """Replace an attribute of a module or class, inside a rank: for good, as its process ends with the training."""
+    assert hasattr(owner, name), name
+    setattr(owner, name, value)
+
+
 def console(cwd: Path, rank: int = 0) -> str:
     return (cwd / f"console-{rank}.txt").read_text()
 

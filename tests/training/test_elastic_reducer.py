@@ -52,8 +52,8 @@ def count_traffic(virtual_shards: int) -> None:
 
     import torch.distributed as dist
 
-    sys.path.append(str(REPOSITORY / "bench"))
-    from elastic_cost import bytes_sent
+    sys.path.append(str(REPOSITORY))
+    from bench.elastic_cost import bytes_sent
 
     with process_group.joined(resolved({}).train) as accelerator:
         module = torch.nn.Linear(1000, 1000)

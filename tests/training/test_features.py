@@ -15,7 +15,7 @@ import pytest
 import ranks
 import torch
 from accelerate import Accelerator
-from parts import build_trainer, make_dataset, resolved
+from parts import Rows, build_trainer, make_dataset, resolved
 from torch import Tensor, nn
 
 from trainlib.data.batches.feature_loader import FeatureLoader
@@ -33,19 +33,6 @@ from trainlib.training.tuning import feature_cache
 VGG = {"name": "vgg16", "width": 0.0625, "freeze": "features"}  # dropout is on
 RESNET = {"name": "resnet18", "freeze": "backbone"}
 TRAIN = {"epochs": 3, "batch_size": 12}
-
-
-class Rows(list[dict[str, Any]]):
-    """A tracker."""
-
-    def log(self, row: Any) -> None:
-        self.append({key: row[key] for key in row if key not in ("time", "images_per_second")})
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def never() -> bool:
@@ -160,10 +147,10 @@ def test_the_bits_of_a_plain_loop_and_what_is_frozen_stays(accelerator: Accelera
     _, state = trained(trainer)
 
     plain.eval()
-    optimizer = torch.optim.SGD(plain.fc.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(plain.get_submodule("fc").parameters(), lr=0.1)
     for epoch in range(2):
         for ids_N in trainer.plan.batches(epoch):
-            images_NCHW = (dataset.train.images.images_NCHW[ids_N].float() / 255 - 0.5) / 0.25
+            images_NCHW = (next(dataset.train.images.batches([ids_N])).float() / 255 - 0.5) / 0.25
             loss = nn.functional.cross_entropy(plain(images_NCHW), dataset.train.labels_N[ids_N])
             optimizer.zero_grad()
             loss.backward()

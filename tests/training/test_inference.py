@@ -90,13 +90,14 @@ def test_the_module_is_plain_and_in_eval_mode(run: Path) -> None:
 def test_ways_to_name_it(run: Path, by: str, tmp_path: Path) -> None:
     first = run / "checkpoints/step-00000008"
     shutil.copytree(first, tmp_path / "elsewhere/step-00000008")
-    reference, weights, step = {
+    named: dict[str, tuple[str | Path, str, int]] = {
         "name": ("run", "best", best_step(run)),
         "directory": (str(run), "best", best_step(run)),
         "checkpoint": (first, "checkpoint", 8),
         "model file": (first / "model.safetensors", "checkpoint", 8),
         "copied away": (tmp_path / "elsewhere/step-00000008", "checkpoint", 8),
-    }[by]
+    }
+    reference, weights, step = named[by]
     found = find_trained(reference)
     assert (found.weights, found.checkpoint.step) == (weights, step)
     assert found.run == (run.relative_to(tmp_path) if by == "name" else run if by == "directory" else None)

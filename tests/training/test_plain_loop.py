@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from parts import build_trainer, make_dataset, resolved, tutorial_cnn
+from parts import Rows, build_trainer, make_dataset, resolved, tutorial_cnn
 from torch import Tensor, nn
 
 from trainlib.config import Config
@@ -49,19 +49,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "{name: MSELoss}": lambda x, y: nn.MSELoss()(x.softmax(1), one_hot(y)),
     "{name: MultiMarginLoss}": lambda x, y: nn.MultiMarginLoss()(x, y),
 }
-
-
-class Rows(list[dict[str, Any]]):
-    """A tracker that keeps the rows."""
-
-    def log(self, row: Any) -> None:
-        self.append(dict(row))
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ def save_all_kinds(folder: Path) -> dict[str, Image.Image]:
     large.convert("1").save(folder / "bits.png")
     Image.fromarray(grey * 256 + 77).save(folder / "sixteen.png")
     (folder / "notes.txt").write_text("no image")
-    pictures = {str(path): Image.open(path) for path in sorted(folder.rglob("*.*")) if path.name != "notes.txt"}
-    pictures = {path: ImageOps.exif_transpose(picture) for path, picture in pictures.items()}
+    opened = {str(path): Image.open(path) for path in sorted(folder.rglob("*.*")) if path.name != "notes.txt"}
+    pictures = {path: ImageOps.exif_transpose(picture) for path, picture in opened.items()}
     pictures[str(folder / "sixteen.png")] = Image.fromarray(grey.astype(np.uint8))
     return {path: picture.convert("RGB") for path, picture in pictures.items()}
 
@@ -66,7 +65,7 @@ def predicted(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 
 
 
 @pytest.fixture
-def in_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def in_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(trained)
     return trained
 

@@ -54,7 +54,8 @@ def fit_and_die(signal_number: int, at_call: int) -> int:
         calls += torch.is_grad_enabled() and len(labels) > 1
         if calls == at_call:
             os.kill(os.getpid(), signal_number)
-        return globals()["squared"](logits, labels)
+        losses: Tensor = globals()["squared"](logits, labels)
+        return losses
 
     try:
         fit(loss=squared)
@@ -83,7 +84,7 @@ def test_given_parts_are_the_named_ones_in_every_bit(workdir: Path, monkeypatch:
     """
     drawings = make_synthetic(200, 50)
     monkeypatch.setattr("trainlib.data.make_synthetic", lambda: drawings)
-    small = ["quickstart", {**CONFIG, "data": {"limit": 64}, "train": {"epochs": 1, "batch_size": 20}}]
+    small: list[Any] = ["quickstart", {**CONFIG, "data": {"limit": 64}, "train": {"epochs": 1, "batch_size": 20}}]
     named = trainlib.fit(*small, "name=named")
     given = trainlib.fit(
         *small,
@@ -171,8 +172,10 @@ class Fetched:
 
 
 def test_images_that_are_fetched_give_the_same_bits(whole: RunDirectory, workdir: Path) -> None:
-    splits = [ImageSet(Fetched(images), torch.from_numpy(labels)) for images, labels in (arrays(), arrays(100, 30))]
-    run = fit("data.image_size=16", dataset=trainlib.image_dataset(*splits, classes=["a", "b", "c"]))
+    train, test = (
+        ImageSet(Fetched(images), torch.from_numpy(labels)) for images, labels in (arrays(), arrays(100, 30))
+    )
+    run = fit("data.image_size=16", dataset=trainlib.image_dataset(train, test, classes=["a", "b", "c"]))
     assert rows(run) == rows(whole)
 
 
@@ -199,11 +202,12 @@ def test_a_finished_run_is_given_back_and_its_weights_with_it(workdir: Path, cha
 def test_another_part_in_its_place_is_refused(whole: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(whole.path.parent.parent)
     digest = read_resolved(whole.config_file).data.name
-    for parts, message in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"model": OtherNet}, "model.name: custom:Net there, custom:OtherNet now"),
         ({"loss": squared_mean}, "loss.name: custom:squared there, custom:squared_mean now"),
         ({"dataset": dataset(seed=5)}, f"data.name: {digest} there, custom:"),
-    ]:
+    ]
+    for parts, message in refused:
         with pytest.raises(RunDirectoryError, match=message):
             fit(**parts)
     with pytest.raises(CheckpointError, match=r"(?s)does not fit the model.*size mismatch for"):

@@ -5,6 +5,7 @@ import resource
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
@@ -50,7 +51,8 @@ def test_a_given_model_keeps_its_layout() -> None:
             self.convolution, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 32 * 32, 10)
 
         def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-            return self.linear(self.convolution(images_NCHW).view(len(images_NCHW), -1))
+            logits: torch.Tensor = self.linear(self.convolution(images_NCHW).view(len(images_NCHW), -1))
+            return logits
 
     config = resolved(CNN | {"train": {"steps": 1, "batch_size": 8}})
     with process_group.joined(config.train) as accelerator:
@@ -63,8 +65,13 @@ def test_a_given_model_keeps_its_layout() -> None:
 
 def test_a_step_looks_for_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accelerate's optimizer wrapper asks twice a step whether a package is installed, which walks the search path."""
-    asked = []
+    asked: list[Any] = []
     find_spec = importlib.util.find_spec
+
+    def asking(*name: Any) -> Any:
+        asked.append(name)
+        return find_spec(*name)
+
     config = resolved(CNN | {"train": {"steps": 2, "batch_size": 8}})
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(16), accelerator, None)
@@ -72,7 +79,7 @@ def test_a_step_looks_for_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (
             train_step(trainer.state, 0, steps[0], 8.0).status is UpdateStatus.APPLIED
         )  # the first one may import what it needs
-        monkeypatch.setattr(importlib.util, "find_spec", lambda *name: asked.append(name) or find_spec(*name))
+        monkeypatch.setattr(importlib.util, "find_spec", asking)
         assert train_step(trainer.state, 1, steps[1], 8.0).status is UpdateStatus.APPLIED
         assert asked == []
         trainer.state.optimizer.step()

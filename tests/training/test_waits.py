@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from parts import build_trainer, make_dataset, resolved
+from parts import Rows, build_trainer, make_dataset, resolved
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -44,7 +44,7 @@ class Waits(TorchDispatchMode):
     """Counts the operations that would wait for a GPU."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,7 +57,7 @@ class Waits(TorchDispatchMode):
 def made(optimizer: dict[str, Any], *, unseen: bool, custom: CustomParts | None = None) -> Iterator[Trainer]:
     config = resolved(TRAINING | {"optimizer": optimizer})
     with process_group.joined(config.train) as accelerator:
-        trainer = build_trainer(config, make_dataset(70), accelerator, None, *([custom] if custom else []))
+        trainer = build_trainer(config, make_dataset(70), accelerator, None, custom or CustomParts())
         chosen = DeviceCheckedUpdate if unseen else CheckedUpdate
         trainer.state = replace(trainer.state, update=chosen(trainer.state.optimizer.optimizer))
         trainer.accumulator = MetricAccumulator(trainer.state, trainer.progress, "stop", 0)
@@ -92,25 +92,17 @@ def test_steps_that_are_read_later_are_the_same_steps(optimizer: dict[str, Any])
     results = []
     for unseen in (True, False):
         with made(optimizer, unseen=unseen) as trainer:
-            rows: list[dict[str, Any]] = []
-            trainer.hooks = HookList([TrackerHook(_Rows(rows))])
+            rows = Rows()
+            trainer.hooks = HookList([TrackerHook(rows)])
             assert trainer.run(StopConsensus(StopFlag(), None))
-            kept = [{k: v for k, v in row.items() if k not in ("time", "images_per_second")} for row in rows]
-            results.append((kept, [parameter.detach().clone() for parameter in trainer.state.parameters]))
+            results.append(
+                (rows.without_times(), [parameter.detach().clone() for parameter in trainer.state.parameters])
+            )
     assert [row["step"] for row in results[0][0]] == [row["step"] for row in results[1][0]]
     assert optimizer["name"] == "MuonSGD" or results[0][0] == results[1][0]
     # MuonSGD steps biases with torch's fused SGD, which rounds otherwise on CPUs, only where it heeds the flag.
     same = torch.allclose if optimizer["name"] == "MuonSGD" else torch.equal
     assert all(same(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
-
-
-class _Rows:
-    def __init__(self, rows: list[dict[str, Any]]):
-        self.log = rows.append
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -56,7 +56,7 @@ def test_plain_lines_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str
 def test_lines_come_every_few_seconds_and_no_more(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr(console_module, "LINE_INTERVAL", 5.0)
     now = 100.0
-    monkeypatch.setattr(console_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("trainlib.training.tracking.console.time.monotonic", lambda: now)
     console = Console(total_steps=1000, steps_per_epoch=1000, step=0)
     with caplog.at_level(logging.INFO, "trainlib"):
         for step in range(1, 201):

@@ -41,7 +41,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         labels = [(i + j) % 10 for j in range(PER_BATCH)]
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": CLASS_NAMES}))
-    path = tmp_path / "source" / CIFAR10.filename
+    path: Path = tmp_path / "source" / CIFAR10.filename
     with tarfile.open(path, "w:gz") as tar:
         tar.add(folder, CIFAR10.base_folder)
     monkeypatch.setattr(CIFAR10, "train_list", [[name, md5(folder / name)] for name in train_names])

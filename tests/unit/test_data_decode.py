@@ -133,7 +133,8 @@ def test_all_files_are_decoded_into_their_rows(
     paths[5] = str(odd_name)
     for broken in (17, 2):
         Path(paths[broken]).write_bytes(b"broken")
-    array_path, done = empty_array(tmp_path / "images.npy", 30), []
+    array_path = empty_array(tmp_path / "images.npy", 30)
+    done: list[int] = []
     failures = decode_files(paths, array_path, stop_requested=lambda: False, advance=done.append)
     assert [path for path, _ in failures] == [paths[2], paths[17]]
     assert sum(done) == 30
@@ -147,7 +148,8 @@ def test_stopping_leaves_no_worker(
     small_chunks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parallel_from: int
 ) -> None:
     monkeypatch.setattr(pool, "PARALLEL_FROM", parallel_from)
-    paths, done = many_images(tmp_path, 30), []
+    paths = many_images(tmp_path, 30)
+    done: list[int] = []
     array_path = empty_array(tmp_path / "images.npy", 30)
     before = psutil.Process().children()
     with pytest.raises(StoppedError, match="Run again"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
@@ -20,7 +21,7 @@ from launch.doctor import software, system
 from launch.doctor.finding import Verdict, closing, note, ok, problem, row
 from launch.doctor.ranks import Outcome
 
-FACTS = {
+FACTS: dict[str, Any] = {
     "torch": "2.15.0",
     "cuda": None,
     "nccl": None,
@@ -158,7 +159,7 @@ def measured(broken: bool) -> int:
 
     with process_group.joined(TrainConfig()):
         if broken:
-            dist.all_reduce = lambda values, *arguments, **options: None
+            ranks.replace(dist, "all_reduce", lambda values, *arguments, **options: None)
         started = time.perf_counter()
         found = measure.measure(1 << 20, torch.device("cpu"))
         assert found.seconds < time.perf_counter() - started

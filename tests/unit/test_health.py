@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_numbers_of_a_step_are_those_of_plain_tensors() -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    rows: list[dict[str, dict[str, float]]] = []
+    rows: list[dict[str, Any]] = []
     step = 0
     Health(model, optimizer, 2, lambda: (step + 1, 1), rows.append)  # type: ignore[arg-type]
     for step in range(4):  # noqa: B007 - the position above

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -75,14 +76,16 @@ def plain_torch(section: dict[str, Any], reduction: str, logits_NC: Tensor, labe
     for key in ("weight", "pos_weight"):
         if key in args:
             args[key] = torch.tensor(args[key])
-    inputs = {
+    activations: dict[str, Callable[[Tensor], Tensor]] = {
         "none": lambda x: x,
         "sigmoid": torch.sigmoid,
         "softmax": nn.Softmax(dim=1),
         "log_softmax": nn.LogSoftmax(dim=1),
-    }[section["activation"]](logits_NC)
+    }
+    inputs = activations[section["activation"]](logits_NC)
     targets = F.one_hot(labels_N, NUM_CLASSES).float() if section["name"] in DENSE else labels_N
-    return getattr(nn, section["name"])(reduction=reduction, **args)(inputs, targets)
+    loss: Tensor = getattr(nn, section["name"])(reduction=reduction, **args)(inputs, targets)
+    return loss
 
 
 @all_losses
@@ -103,6 +106,7 @@ def test_whole_batch_is_bitwise_torch(section: dict[str, Any], reduction: str) -
 @all_reductions
 def test_parts_add_up_to_the_whole(section: dict[str, Any], reduction: str) -> None:
     the_loss = objective(**section, reduction=reduction)
+    assert isinstance(the_loss.module, nn.Module)
     the_loss.module.double()
     logits_NC, labels_N = samples(torch.float64)
     whole = the_loss(logits_NC, labels_N)

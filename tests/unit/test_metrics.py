@@ -19,7 +19,7 @@ def test_parts_make_the_whole(parts: list[int]) -> None:
             for loss, hit in zip(losses.split(parts), num_correct.split(parts), strict=True)
         ]
     )
-    metrics = metrics_of(sums, denominator=100.0, count=100)
+    metrics = metrics_of(sums.tolist(), denominator=100.0, count=100)
     assert metrics.loss == pytest.approx(losses.mean().item(), rel=1e-14)
     assert metrics.accuracy == num_correct.double().mean().item()
     assert metrics.count == 100

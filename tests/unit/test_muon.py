@@ -24,7 +24,8 @@ def matrix(rows: int, columns: int, smallest: float = 0.02) -> Tensor:
     generator = torch.Generator().manual_seed(rows * columns)
     u, _, vt = torch.linalg.svd(torch.randn(rows, columns, generator=generator, dtype=torch.float64), False)
     values = torch.linspace(smallest, 0.5, min(rows, columns), dtype=torch.float64)
-    return (u * values @ vt / torch.linalg.vector_norm(values)).float()
+    matrix: Tensor = u * values @ vt / torch.linalg.vector_norm(values)
+    return matrix.float()
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 70), (70, 12), (1, 9), (9, 1), (64, 216)])
@@ -151,7 +152,8 @@ def test_all_else_is_torchs_sgd_in_every_bit(options: dict[str, Any], muon: bool
 
 def test_without_momentum_the_gradient_itself_is_orthogonalised() -> None:
     module = network()
-    before, weight = module[5].weight.detach().clone(), module[5].weight
+    weight = module.get_parameter("5.weight")
+    before = weight.detach().clone()
     optimizer = MuonSGD(module.parameters(), lr=1.0, momentum=0.0, nesterov=False)
     gradients(module, 0)
     assert weight.grad is not None
@@ -205,11 +207,11 @@ class NothingLeavesTheDevice(TorchDispatchMode):
 def test_a_step_waits_for_no_device() -> None:
     module = network()
     optimizer = MuonSGD(module.parameters(), lr=0.1, normalize_weights=True, weight_decay=0.1)
-    with NothingLeavesTheDevice():
+    with NothingLeavesTheDevice():  # type: ignore[no-untyped-call]
         for step in range(2):
             gradients(module, step)
             optimizer.step()
-    with NothingLeavesTheDevice(), pytest.raises(AssertionError):
+    with NothingLeavesTheDevice(), pytest.raises(AssertionError):  # type: ignore[no-untyped-call]
         torch.ones(1).sum().item()
 
 

@@ -53,7 +53,7 @@ def test_updates_are_bitwise_torchs(section: dict[str, Any]) -> None:
     for _ in range(3):
         for module, optimizer in zip((ours, theirs), optimizers, strict=True):
             optimizer.zero_grad()
-            sum((parameter**2).sum() + parameter.sum() for parameter in module.parameters()).backward()
+            torch.stack([(parameter**2).sum() + parameter.sum() for parameter in module.parameters()]).sum().backward()
             optimizer.step()
     for start, parameter, expected in zip(before, ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(parameter, expected)

@@ -17,8 +17,8 @@ from launch.report.history import attempts_of, events_of, jobs_of
 
 def test_how_attempts_ended_and_why() -> None:
     """SLURM's causes reach the attempt that was the last in the job; a number of a job is not needed to find it."""
-    job = {"job_id": "7", "array_task": 2, "nodes": ["n0", "n1"]}
-    jobs = [
+    job: dict[str, Any] = {"job_id": "7", "array_task": 2, "nodes": ["n0", "n1"]}
+    jobs: list[dict[str, Any]] = [
         {"event": "submitted", "time": moment(0), "job_id": "7"},
         {"event": "begin", "time": moment(1), "restart": 0, **job},
         {

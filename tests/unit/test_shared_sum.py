@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -53,11 +54,11 @@ def test_every_rank_has_the_sum_in_the_order_of_ranks(tmp_path: Path, world_size
 
 
 def _one_step(through_memory: bool) -> int:
-    shared_memory.are_near = lambda: through_memory and are_near()  # type: ignore[attr-defined]
+    ranks.replace(shared_memory, "are_near", lambda: through_memory and are_near())
     config = resolved(CONFIG)
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(24), accelerator, None)
-        assert bool(trainer.state.model._comm_hooks) is through_memory  # type: ignore[union-attr,arg-type]
+        assert bool(trainer.state.model._comm_hooks) is through_memory
         [micro_batches] = trainer.samples.train.train_batches(
             trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
         )
@@ -117,15 +118,15 @@ def _no_room(rank_without: int) -> int:
     config = resolved(CONFIG)
     with process_group.joined(config.train) as accelerator:
         if rank_without < 0:
-            shared_memory._with_slots = lambda folder, world_size: os.rmdir(folder)
+            ranks.replace(shared_memory, "_with_slots", lambda folder, world_size: os.rmdir(folder))
             assert gather_objects(SharedMemoryReducer.open() is None) == [True, True]
         if accelerator.process_index == rank_without:
 
-            class Closed(channel.socket.socket):  # type: ignore[name-defined,misc]
-                def bind(self, address: str) -> None:
+            class Closed(socket.socket):
+                def bind(self, address: object) -> None:
                     raise OSError(28, "No space left on device")
 
-            channel.socket.socket = Closed  # type: ignore[attr-defined,misc]
+            ranks.replace(socket, "socket", Closed)
         if rank_without >= 0:
             assert gather_objects(UnixSocketChannel.open() is None) == [True, True]
             assert isinstance(control_channel(config.train), process_group.GlooChannel)
@@ -143,8 +144,8 @@ def test_where_one_rank_cannot_all_do_without(tmp_path: Path, rank_without: int)
 def test_only_few_ranks_that_are_all_here_share(
     monkeypatch: pytest.MonkeyPatch, world_size: str, here: str, near: bool
 ) -> None:
-    monkeypatch.setattr(channel.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(channel.dist, "get_world_size", lambda: int(world_size))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: int(world_size))
     assert are_near({"LOCAL_WORLD_SIZE": here}) is near
     assert not are_near({})
 

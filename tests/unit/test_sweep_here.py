@@ -126,9 +126,12 @@ def test_a_second_ctrl_c_ends_the_run_and_the_sweep_at_once(monkeypatch: pytest.
 
     sweep = read_sweep(written("configs: [quickstart]\ngrid: {seed: [1, 2]}\n"))
     commands: list[str] = []
-    monkeypatch.setattr(
-        local, "run_command", lambda element, more: commands.append(element.name) or [sys.executable, "-c", STUBBORN]
-    )
+
+    def command_of(element: Any, more: Any) -> list[str]:
+        commands.append(element.name)
+        return [sys.executable, "-c", STUBBORN]
+
+    monkeypatch.setattr(local, "run_command", command_of)
     before = signal.getsignal(signal.SIGINT)
     threading.Thread(target=press_twice, daemon=True).start()
     assert local.run_here(sweep.elements, []) == 130

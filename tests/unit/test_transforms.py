@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -28,16 +28,16 @@ def augmented_one_by_one(
     images: Tensor, ids: Tensor, *, seed: int, epoch: int, flip: bool | str, crop_padding: int, fill: str
 ) -> np.ndarray:
     results = []
-    mode = {"black": "constant", "reflect": "reflect"}[fill]
+    modes: dict[str, Literal["constant", "reflect"]] = {"black": "constant", "reflect": "reflect"}
     for image, sample in zip(images.numpy(), ids, strict=True):
         bits = int(draw(key("augment", seed, epoch), sample))
         row, column = (bits >> 1) % 2**31 % (2 * crop_padding + 1), (bits >> 32) % (2 * crop_padding + 1)
-        padded = np.pad(image, ((0, 0), (crop_padding, crop_padding), (crop_padding, crop_padding)), mode=mode)
+        padded = np.pad(image, ((0, 0), (crop_padding, crop_padding), (crop_padding, crop_padding)), mode=modes[fill])
         result = padded[:, row : row + image.shape[1], column : column + image.shape[2]]
         if flip == "alternating":
             mirrored = int(draw(key("alternating flip", seed), sample)) % 2 != epoch % 2
         else:
-            mirrored = flip and bits % 2 == 1
+            mirrored = bool(flip) and bits % 2 == 1
         results.append(result[:, :, ::-1] if mirrored else result)
     return np.stack(results)
 
@@ -92,7 +92,7 @@ def test_augment_does_not_depend_on_the_batch_or_its_order(alternating: bool, fi
 
 
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
-def test_another_epoch_or_seed_augments_differently(other: dict[str, int]) -> None:
+def test_another_epoch_or_seed_augments_differently(other: dict[str, Any]) -> None:
     images, ids = random_images(50), torch.arange(50)
     first = augment(images, ids, **{"seed": 0, "epoch": 0, **other}, flip=True, crop_padding=4)
     assert not torch.equal(first, augment(images, ids, seed=0, epoch=0, flip=True, crop_padding=4))

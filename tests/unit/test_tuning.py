@@ -71,7 +71,8 @@ class Module(nn.Module):
         self.linear = nn.Linear(3 * 32 * 32, num_classes)
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        return self.linear(images_NCHW.flatten(1))
+        logits: torch.Tensor = self.linear(images_NCHW.flatten(1))
+        return logits
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,12 @@ def test_where_one_rank_cannot_compile_none_does(tmp_path: Path, choice: Any, co
 def test_a_decision_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured at the first start holds after a resume, whatever would be measured then."""
     asked: list[Any] = []
-    monkeypatch.setattr(autotune, "compile_model", lambda state, images, choice, left: asked.append(choice) or True)
+
+    def yes(state: Any, images: Any, choice: Any, left: Any) -> bool:
+        asked.append(choice)
+        return True
+
+    monkeypatch.setattr(autotune, "compile_model", yes)
     config = resolved(
         {"data": {"name": "synthetic", "val_fraction": 0}, "train": {"steps": 1, "batch_size": 8, "compile": "auto"}}
     )

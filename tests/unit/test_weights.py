@@ -150,7 +150,8 @@ def test_published_weights_are_read_from_torchs_cache(tmp_path: Path, monkeypatc
 
 def in_cache(name: str, state: State, torch_home: Path) -> Path:
     """Place a state_dict where torch keeps the published weights of this model."""
-    path = torch_home / "hub/checkpoints" / torchvision.models.get_model_weights(name).IMAGENET1K_V1.url.split("/")[-1]
+    url: str = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    path = torch_home / "hub/checkpoints" / url.split("/")[-1]
     path.parent.mkdir(parents=True)
     torch.save(state, path)
     return path
@@ -179,7 +180,8 @@ def test_a_checkpoint_needs_the_architecture_but_not_the_weights(
         classifier.module.eval()
     expected = trained.module(images_NCHW)
     assert torch.equal(resumed.module(images_NCHW), expected)
-    trained.module.transform_input = False
+    module: Any = trained.module
+    module.transform_input = False
     assert not torch.equal(trained.module(images_NCHW), expected)
 
 
