@@ -142,8 +142,8 @@ def test_the_decoding_worker_ignores_the_same_signals(monkeypatch: pytest.Monkey
     """It has a list of its own, as it imports nothing of this project."""
     ignored: list[int] = []
     monkeypatch.setattr(signal, "signal", lambda number, handler: ignored.append(number))
-    monkeypatch.setattr(decode.sys, "argv", ["decode", "x.npy"])
-    monkeypatch.setattr(decode.np.lib.format, "open_memmap", lambda path, mode: None)
-    monkeypatch.setattr(decode.sys, "stdin", [])
+    monkeypatch.setattr("sys.argv", ["decode", "x.npy"])
+    monkeypatch.setattr("numpy.lib.format.open_memmap", lambda path, mode: None)
+    monkeypatch.setattr("sys.stdin", [])
     decode.main()
     assert set(ignored) == set(STOP_SIGNALS)

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from paths import REPOSITORY
@@ -23,7 +25,7 @@ show(Table([Column("NAME", names), states, Column("STARTED", ["2030-01-02 03:04:
 """
 
 
-def on_terminal(width: int, rows: int = 2, **environment: str) -> str:
+def on_terminal(width: int, rows: int = 2, environment: Mapping[str, str] = MappingProxyType({})) -> str:
     """What the program prints on a pseudo-terminal of this width."""
     ours, theirs = os.openpty()
     variables = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(width), **environment}
@@ -94,7 +96,7 @@ def test_what_does_not_fit_or_is_long_is_plain(width: int, rows: int) -> None:
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_no_colours_where_they_are_not_wanted(name: str, value: str) -> None:
     """Of NO_COLOR, bold letters are no colour."""
-    text = on_terminal(80, **{name: value})
+    text = on_terminal(80, environment={name: value})
     assert "31m" not in text
     assert (STYLE.search(text) is None) == (name == "TERM")
     assert "failed  2030-01-02 03:04:05" in text

@@ -43,7 +43,7 @@ class CheckedUpdate:
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass of a loss. Accelerate's own `backward` would add a division by 1 to the graph."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def unscale_gradients(self) -> None:
         """Do nothing: gradients are not scaled."""
