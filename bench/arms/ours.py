@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.rounds import Rounds
 from bench.workload import Workload, one_layer
 from trainlib.distributed import process_group
-from trainlib.distributed.channel import control_channel
+from trainlib.distributed.channel import open_channel
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs import launch_variables
@@ -45,7 +45,7 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
         with open_trainer(config, run, training, hooks, attempt, None, dataset.class_names) as trainer:
             if is_main:
                 run.begin(config)
-            channel = control_channel(config.train)
+            channel = open_channel(config.train)
             rounds.begin(module, optimizer)
             trainer.run(StopConsensus(StopFlag(), channel))
 

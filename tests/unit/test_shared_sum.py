@@ -15,14 +15,14 @@ from parts import build_trainer, make_dataset, resolved
 
 from trainlib.distributed import channel, process_group
 from trainlib.distributed.allreduce import shared_memory
-from trainlib.distributed.allreduce.shared_memory import CHUNK, SharedMemoryReducer
-from trainlib.distributed.channel import UnixSocketChannel, are_near, control_channel
+from trainlib.distributed.allreduce.shared_memory import SLOT_BYTES, SharedMemoryAllReduce
+from trainlib.distributed.channel import GlooChannel, UnixSocketChannel, are_all_local, open_channel
 from trainlib.distributed.process_group import gather_objects
 from trainlib.training.step.train_step import train_step
 from trainlib.training.step.update import UpdateStatus
 
 CONFIG = {"data": {"name": "synthetic", "val_fraction": 0, "augment": {}}, "train": {"steps": 3, "batch_size": 12}}
-SIZES = (1, 1000, CHUNK // 4, CHUNK // 4 + 1, 3 * CHUNK // 4 + 5)  # of float32: up to several slots
+SIZES = (1, 1000, SLOT_BYTES // 4, SLOT_BYTES // 4 + 1, 3 * SLOT_BYTES // 4 + 5)  # of float32: up to several slots
 
 
 def values_of(rank: int, size: int, turn: int, dtype: torch.dtype) -> torch.Tensor:
@@ -33,7 +33,7 @@ def values_of(rank: int, size: int, turn: int, dtype: torch.dtype) -> torch.Tens
 def _sums_are_right() -> int:
     with process_group.joined(resolved(CONFIG).train) as accelerator:
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        opened = SharedMemoryReducer.open()
+        opened = SharedMemoryAllReduce.open()
         assert opened is not None
         for turn, size in enumerate(SIZES * 3):
             for dtype in (torch.float32, torch.bfloat16, torch.float64):
@@ -54,7 +54,7 @@ def test_every_rank_has_the_sum_in_the_order_of_ranks(tmp_path: Path, world_size
 
 
 def _one_step(through_memory: bool) -> int:
-    ranks.replace(shared_memory, "are_near", lambda: through_memory and are_near())
+    ranks.replace(shared_memory, "are_all_local", lambda: through_memory and are_all_local())
     config = resolved(CONFIG)
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(24), accelerator, None)
@@ -80,11 +80,11 @@ def test_a_step_has_the_bits_that_it_has_through_gloo(tmp_path: Path) -> None:
 def _flags_are_told() -> int:
     config = resolved(CONFIG)
     with process_group.joined(config.train) as accelerator:
-        channel = control_channel(config.train)
+        channel = open_channel(config.train)
         assert isinstance(channel, UnixSocketChannel)
         assert channel.size() == accelerator.num_processes
         for asked in (None, 0, 1, None, 2, None):
-            channel.send_flag(asked=accelerator.process_index == asked)
+            channel.send_flag(accelerator.process_index == asked)
             assert channel.any_flag() is (asked is not None)
     return 0
 
@@ -95,7 +95,7 @@ def test_all_learn_of_a_flag_in_the_same_turn(tmp_path: Path) -> None:
 
 def _one_rank_dies() -> int:
     with process_group.joined(resolved(CONFIG).train) as accelerator:
-        opened = SharedMemoryReducer.open()
+        opened = SharedMemoryAllReduce.open()
         assert opened is not None
         opened.all_reduce(torch.ones(3))
         if accelerator.process_index == 1:
@@ -118,8 +118,8 @@ def _no_room(rank_without: int) -> int:
     config = resolved(CONFIG)
     with process_group.joined(config.train) as accelerator:
         if rank_without < 0:
-            ranks.replace(shared_memory, "_with_slots", lambda folder, world_size: os.rmdir(folder))
-            assert gather_objects(SharedMemoryReducer.open() is None) == [True, True]
+            ranks.replace(shared_memory, "_allocate_slots", lambda folder, world_size: os.rmdir(folder))
+            assert gather_objects(SharedMemoryAllReduce.open() is None) == [True, True]
         if accelerator.process_index == rank_without:
 
             class Closed(socket.socket):
@@ -129,7 +129,7 @@ def _no_room(rank_without: int) -> int:
             ranks.replace(socket, "socket", Closed)
         if rank_without >= 0:
             assert gather_objects(UnixSocketChannel.open() is None) == [True, True]
-            assert isinstance(control_channel(config.train), process_group.GlooChannel)
+            assert isinstance(open_channel(config.train), GlooChannel)
     return 0
 
 
@@ -146,11 +146,11 @@ def test_only_few_ranks_that_are_all_here_share(
 ) -> None:
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: int(world_size))
-    assert are_near({"LOCAL_WORLD_SIZE": here}) is near
-    assert not are_near({})
+    assert are_all_local({"LOCAL_WORLD_SIZE": here}) is near
+    assert not are_all_local({})
 
 
 def test_nothing_is_left_in_memory(tmp_path: Path) -> None:
-    before = set(channel.MEMORY.glob("trainlaunch-*")) if channel.MEMORY.is_dir() else set()
+    before = set(channel.SHARED_MEMORY.glob("trainlaunch-*")) if channel.SHARED_MEMORY.is_dir() else set()
     assert ranks.run(_flags_are_told, world_size=3, cwd=tmp_path) == [0, 0, 0]
-    assert (set(channel.MEMORY.glob("trainlaunch-*")) if channel.MEMORY.is_dir() else set()) <= before
+    assert (set(channel.SHARED_MEMORY.glob("trainlaunch-*")) if channel.SHARED_MEMORY.is_dir() else set()) <= before

@@ -60,7 +60,7 @@ def test_many_ranks_ask_each_other_less_often(ranks: int, every: int) -> None:
         def size(self) -> int:
             return ranks
 
-        def send_flag(self, *, asked: bool) -> None:
+        def send_flag(self, asked: bool) -> None:
             handed_in.append((boundary, asked))
 
         def any_flag(self) -> bool:

@@ -13,7 +13,7 @@ from trainlib.runs.environment import git_commit, versions
 
 
 def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:
-    """What decides the bits of a step beside the configuration, as plain values."""
+    """Return what decides the bits of a step beside the configuration: versions, device, threads, world size."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "versions": versions(),
@@ -26,7 +26,7 @@ def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:
 
 
 def describe(device: torch.device, world_size: int) -> dict[str, Any]:
-    """The machine and the software, as plain values."""
+    """Return what environment.json tells of the machine and the software."""
     return ingredients(device, world_size) | {
         "platform": platform.platform(),
         "host": socket.gethostname(),

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """What this rank would train on, as plain values. NCCL and CUDA are those that torch was built with."""
+    """Return what this rank would train on, as plain values. NCCL and CUDA are those that torch was built with."""
     cuda = torch.version.cuda
     nccl = torch.cuda.nccl.version() if cuda and dist.is_nccl_available() else None
     return {

@@ -1,4 +1,4 @@
-"""The processes of a run: starting Accelerate the same way under every launcher, and telling all ranks the same."""
+"""Joining the other ranks of a run through Accelerate, the same way under every launcher, and exchanging objects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -84,10 +84,10 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
 
 @contextmanager
 def joined(config: TrainConfig) -> Iterator[Accelerator]:
-    """The accelerator of a started process; on the way out the group is left, so that another run can start here.
+    """Join the other ranks inside the context; on exit leave the group, so that another run can start in this process.
 
-    After an error with other ranks alive the group is not left: that could wait for ranks that wait for us. Raises
-    ConnectionLostError where a collective failed because another rank went away.
+    After an error with other ranks alive the group is not left: that could wait for ranks that wait for this one.
+    Raises ConnectionLostError where a collective failed because another rank went away.
     """
     accelerator = start(config)
     try:
@@ -112,10 +112,11 @@ def check_precision(config: TrainConfig, environ: Mapping[str, str] = os.environ
 
 
 def num_threads(environ: Mapping[str, str], *, is_elastic: bool = False) -> int:
-    """Intra-op threads of this rank: its share of the physical cores that it may use.
+    """Return the number of intra-op threads of this rank: its share of the physical cores that it may use.
 
-    The same under every launcher. torchrun sets OMP_NUM_THREADS to 1 unasked, so that variable is not what a user said.
-    In elastic mode it is 1, as kernels add in another order with another number, and ranks may be any number.
+    It is the same under every launcher. torchrun sets OMP_NUM_THREADS to 1 unasked, so that variable says nothing of
+    what a user wants. In elastic mode it is 1, as kernels add in another order with another number, and there may be
+    any number of ranks.
     """
     if environ.get(NUM_THREADS):
         return max(1, int(environ[NUM_THREADS]))
@@ -127,12 +128,12 @@ def num_threads(environ: Mapping[str, str], *, is_elastic: bool = False) -> int:
 
 
 def collective_timeout(config: TrainConfig) -> timedelta:
-    """How long torch itself waits for other ranks: longer than the watchdog, which says more about what hangs."""
+    """Return how long torch itself waits for other ranks: longer than the watchdog, which says more about a hang."""
     return timedelta(seconds=config.hang_seconds + 600) if config.hang_seconds is not None else timedelta(days=7)
 
 
 def broadcast_object(value: T) -> T:
-    """Rank 0's value, on every rank. A synchronisation point."""
+    """Return rank 0's value on every rank; it travels pickled. A synchronisation point."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     values: list[Any] = [value]
@@ -141,7 +142,7 @@ def broadcast_object(value: T) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's value, on every rank, in rank order. A synchronisation point."""
+    """Return every rank's value on every rank, in rank order; they travel pickled. A synchronisation point."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -150,34 +151,10 @@ def gather_objects(value: T) -> list[T]:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Give every rank rank 0's buffers. A synchronisation point."""
+    """Copy the buffers of rank 0's module to every rank. A synchronisation point."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
-
-
-class GlooChannel:
-    """A `stopping.Channel` for any ranks: a group for small messages, which must not mix with the gradients'."""
-
-    def __init__(self, config: TrainConfig):
-        """A collective."""
-        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=collective_timeout(config)))
-        self._pending: tuple[torch.Tensor, dist.Work] | None = None
-
-    def size(self) -> int:
-        return self._group.size()
-
-    def send_flag(self, *, asked: bool) -> None:
-        flag = torch.tensor([int(asked)])
-        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        assert work is not None
-        self._pending = (flag, work)
-
-    def any_flag(self) -> bool:
-        assert self._pending is not None, "handed in before"
-        flag, work = self._pending
-        work.wait()
-        return bool(flag.item())
 
 
 def _trains_on_cpu(environ: Mapping[str, str]) -> bool:
@@ -185,7 +162,7 @@ def _trains_on_cpu(environ: Mapping[str, str]) -> bool:
 
 
 def keep_freed_memory(environ: Mapping[str, str]) -> None:
-    """Have malloc keep what a step frees for the next one, up to 2 GiB of it, in pages of 2 MiB where Linux has them.
+    """Tell malloc to keep what a step frees for the next one, up to 2 GiB, in pages of 2 MiB where Linux has them.
 
     glibc gives large blocks back to the kernel at once, which zeroes every page of them when the next step asks for the
     same ones. Nothing is changed where MALLOC_... variables are set, or another malloc is in use.
@@ -200,7 +177,7 @@ def keep_freed_memory(environ: Mapping[str, str]) -> None:
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
-    """Large blocks will be where this one is: the top of the heap. Nothing of it is taken before it is written to."""
+    """Ask for huge pages at the top of the heap, where large blocks will be; no memory is taken by this."""
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -212,7 +189,7 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
 
 
 def _set_determinism(config: TrainConfig) -> None:
-    """Deterministic kernels, unless `reproducibility: fast`; an operation that has none warns instead of failing."""
+    """Ask for deterministic kernels, unless `reproducibility: fast`; an operation that has none only warns."""
     deterministic = config.reproducibility != "fast"
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts

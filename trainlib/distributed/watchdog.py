@@ -1,4 +1,4 @@
-"""Ends a process that no longer gets anywhere, or whose launcher died, so that nothing holds a GPU for nothing."""
+"""The watchdog: ends a process that hangs, or whose launcher died, so that it does not hold a GPU for nothing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ ORPHAN_SECONDS = 7.0  # to write a checkpoint and end, once the launcher is gone
 
 
 class Watchdog:
-    """A thread that looks at the clock. Call `heartbeat` whenever something was achieved.
+    """A thread that ends this process when no heartbeat comes for `hang_seconds`.
 
-    Without a beat for `hang_seconds` the stacks of all threads go to `log` and the process ends with 1. A rank that
-    torch's elastic agent started is asked to stop when that agent is gone, and ended when it does not.
+    The stacks of all threads go to `log` then, and the process ends with exit code 1. A rank that torch's elastic agent
+    started is also asked to stop when that agent is gone, and ended where it does not.
+
+    hang_seconds   None: a hang is not looked for
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def heartbeat(self) -> None:
+        """Tell the watchdog that a step, or a batch of an evaluation, was finished."""
         self._idle_seconds = 0.0
 
     def __enter__(self) -> Watchdog:

@@ -15,7 +15,7 @@ from trainlib.config import Config
 from trainlib.data import load_data
 from trainlib.data.dataset import Dataset
 from trainlib.distributed import process_group
-from trainlib.distributed.channel import control_channel
+from trainlib.distributed.channel import open_channel
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.distributed.watchdog import Watchdog
@@ -72,7 +72,7 @@ def run_session(
             with open_trainer(config, run, training, hooks, attempt, start, dataset.class_names) as trainer:
                 if is_main:
                     _begin(config, run, start)
-                completed = trainer.run(StopConsensus(flag, control_channel(config.train)))
+                completed = trainer.run(StopConsensus(flag, open_channel(config.train)))
                 summary = summary_of(trainer) if is_main else {}
                 result = evaluate_test_split(trainer, run, config) if completed else None
                 if attempt is not None:

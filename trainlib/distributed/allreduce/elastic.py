@@ -1,4 +1,4 @@
-"""Elastic training: the same bits on any number of ranks.
+"""The reducer of elastic mode: the same bits on any number of ranks.
 
 Every global batch is cut into V virtual shards. What a shard computes depends on the configuration, the seed, the step
 and the shard, and on nothing else. A rank computes a contiguous range of shards, and their results are added up in one
@@ -37,14 +37,14 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Node(NamedTuple):
-    """The shards from position * 2**level up to (position + 1) * 2**level, those of them that there are."""
+    """A node of the tree of sums: shards from position * 2**level up to (position + 1) * 2**level."""
 
     level: int
     position: int
 
 
 def push(nodes: list[Node], node: Node) -> int:
-    """Append a node to those on its left, joining siblings for as long as there are any; how many times it did."""
+    """Append a node to those on its left, join siblings while there are any, and return how many were joined."""
     joined = 0
     while nodes and node.position % 2 and nodes[-1] == (node.level, node.position - 1):
         nodes.pop()
@@ -55,7 +55,7 @@ def push(nodes: list[Node], node: Node) -> int:
 
 
 def cover(shards: range) -> list[Node]:
-    """The fewest nodes that make up a range of shards, from left to right."""
+    """Return the fewest nodes that make up a range of shards, from left to right."""
     nodes: list[Node] = []
     for shard in shards:
         push(nodes, Node(0, shard))
@@ -63,14 +63,14 @@ def cover(shards: range) -> list[Node]:
 
 
 class TreeSum:
-    """Vectors that are being added up: each is a whole node of the tree, and they come from left to right."""
+    """A sum of vectors in the order of the tree: vectors of whole nodes are added from left to right."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.vectors: list[Tensor] = []
 
     def add(self, node: Node, vector_F: Tensor) -> list[Tensor]:
-        """Take in a vector, adding up siblings in place; returns the vectors that are no longer needed."""
+        """Add a node's vector, summing siblings in place; return the vectors that are no longer needed."""
         done = []
         for _ in range(push(self.nodes, node)):
             left_F = self.vectors.pop()
@@ -81,7 +81,7 @@ class TreeSum:
         return done
 
     def total(self) -> Tensor:
-        """The sum, once all shards are in. Where V is no power of two, some nodes have no sibling on their right."""
+        """Return the sum, once all shards are in. If V is no power of two, some nodes have no sibling on the right."""
         total_F = self.vectors[-1]
         for left_F in reversed(self.vectors[:-1]):
             left_F += total_F
@@ -90,7 +90,7 @@ class TreeSum:
 
 
 def require_alike(virtual_shards: int, accelerator: Accelerator, manifest: Mapping[str, Any] | None) -> None:
-    """See to it that every rank computes the same bits as any other would, now and in the attempts before.
+    """Check that every rank computes the same bits as any other would, now and in earlier attempts of the run.
 
     manifest   of the checkpoint to go on from; its number of threads becomes this attempt's
     Raises UserError, on every rank, where ranks differ, or are more than there are shards. A collective.
@@ -120,7 +120,7 @@ def require_alike(virtual_shards: int, accelerator: Accelerator, manifest: Mappi
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of each tensor's bytes, by name."""
+    """Return the SHA-256 of each tensor's bytes, by name."""
     return {name: weights_sha256({name: tensor}) for name, tensor in tensors.items()}
 
 
@@ -136,7 +136,7 @@ class ElasticReducer:
     fixes_pieces = True
 
     def __init__(self, module: nn.Module, virtual_shards: int, world_size: int):
-        """Raises UserError for a module whose parameters do not fit into one vector."""
+        """Raise UserError for a module whose parameters do not fit into one vector."""
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         types = sorted({str(parameter.dtype) for parameter in self._parameters})
         if len(types) > 1:
@@ -170,7 +170,7 @@ class ElasticReducer:
         """
         vector_F = self._free.pop() if self._free else self._new_vector()
         vector_F.fill_(-0.0)
-        self._look_into(vector_F)
+        self._make_views(vector_F)
         yield
         self._free += self._tree.add(Node(0, shard), vector_F)
 
@@ -192,7 +192,7 @@ class ElasticReducer:
     def finish_step(self) -> None:
         """Leave every rank with the sum over all shards: as the parameters' gradients, and in the buffers."""
         total_F = self._tree.total() if len(self._covers) == 1 else self._exchange()
-        self._look_into(total_F)
+        self._make_views(total_F)
         for buffer, before, change in zip(self._buffers, self._before, self._changes, strict=True):
             mean = change / self._count
             buffer.copy_(before + (mean if buffer.is_floating_point() else mean.round().to(buffer.dtype)))
@@ -218,7 +218,7 @@ class ElasticReducer:
                 )
 
     def _exchange(self) -> Tensor:
-        """Send each rank its chunk of every node held here, add up one's own chunk of all nodes, gather the chunks."""
+        """Send each rank its chunk of every node held here, add up this rank's chunks, and gather the sums."""
         mine, world_size = self._tree.vectors, len(self._covers)
         held = torch.stack([vector_F.view(world_size, -1) for vector_F in mine], dim=1) if len(mine) > 1 else mine[0]
         received_NC = held.new_empty(sum(map(len, self._covers)), self._chunk)
@@ -239,8 +239,8 @@ class ElasticReducer:
         first = self._parameters[0]
         return torch.empty(self._chunk * len(self._covers), dtype=first.dtype, device=first.device)
 
-    def _look_into(self, vector_F: Tensor) -> None:
-        """Gradients, changes of buffers and the number of samples are views of this vector from here on."""
+    def _make_views(self, vector_F: Tensor) -> None:
+        """Make gradients, changes of buffers and the number of samples views of this vector from here on."""
         views = []
         for tensor, offset in zip((*self._parameters, *self._buffers), self._offsets, strict=False):
             views.append(vector_F.as_strided(tensor.shape, tensor.stride(), offset))
