@@ -88,6 +88,10 @@ class BestEffortTracker:
     def _forgiving(self) -> Iterator[None]:
         try:
             yield
+        except ModuleNotFoundError as error:
+            self._tracker = None
+            message = "%s: the package is not installed (`pip install %s`); training goes on without it"
+            logger.warning(message, self._name, error.name)
         except Exception as error:  # noqa: BLE001 - whatever a foreign library raises
             self._tracker = None
             logger.warning("%s stopped working (%s); training goes on without it", self._name, error)

@@ -44,6 +44,8 @@ def draw_curves(run: Path) -> None:
             rows = read_lines(run / "metrics.jsonl")
             if rows:
                 write_atomically(run / "curves.png", picture(rows, run.name))
+        except ModuleNotFoundError as error:
+            problems.append(f"the package is not installed: `pip install {error.name}`")
         except Exception as error:  # noqa: BLE001 - a picture is worth no run
             problems.append(f"{type(error).__name__}: {error}")
 

@@ -43,7 +43,7 @@ def sync(run: Path) -> str:
     """Upload what the server lacks of the run in this directory; what was done, as a line for people."""
     folder = run / "wandb"
     if not (folder / "run-id").exists():
-        raise UserError(f"{run}: W&B has nothing of this run; it was trained with tracking.wandb.mode: disabled")
+        raise UserError(f"{run}: W&B has nothing of this run: tracking was disabled, or wandb not installed")
     name = run_id(folder)
     try:
         with hold_lock(folder):
