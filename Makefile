@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test soak lint docs bench bench-gpu clean
+.PHONY: run test soak lint docs lock bench bench-gpu clean
 
 run: $(VENV)/installed
 	$(BIN)/launch run quickstart $(ARGS)
@@ -25,10 +25,17 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # The tables of docs/config.md, from the configuration's models. A test compares.
 docs: $(VENV)/installed
 	$(BIN)/python -m trainlib.config.docs.reference docs/config.md
+
+# The exact versions of all that development needs, on Python 3.11 and newer; made anew when pyproject.toml changes.
+lock: $(BIN)/python
+	$(PIP_INSTALL) -q uv
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --extra dev --no-annotate --no-emit-index-url \
+		--custom-compile-command 'make lock' pyproject.toml -o requirements-dev.lock
 
 # Our training beside other loops, which are installed into an environment of their own: docs/performance.md.
 # BENCH_ARGS='--data DIR' for class folders of pictures; the default are drawings.

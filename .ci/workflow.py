@@ -1,8 +1,8 @@
 """Run the `run:` lines of a job in .github/workflows on this machine: `workflow.py JOB [KEY=VALUE ...]`.
 
-KEY=VALUE chooses a value of the job's matrix; without one, the first `python` and the last `torch` are taken. Steps
-that use an action (checkout, set-up of Python) are left out, and so are those whose `if:` names another value. The
-interpreter is the one in .venv, whatever version the matrix asks for.
+KEY=VALUE chooses a value of the job's matrix; the defaults are `python=3.11 torch=newest`. Steps that use an action
+(checkout, set-up of Python) are left out, and so are those whose `if:` names another value. The interpreter is the one
+in .venv, whatever version the matrix asks for.
 """
 
 from __future__ import annotations
