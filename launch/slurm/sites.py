@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.slurm.options import FLAG, OMITTED, Options, broken_rule
 from trainlib.config import SlurmConfig
-from trainlib.config.checking.suggest import nearest, one_of, shown
+from trainlib.config.checking.suggest import format_value, nearest, one_of
 from trainlib.config.libraries.kinds import NULL, TEXT, Kind, either, list_of
 from trainlib.config.reading.yaml_source import read_file
 from trainlib.errors import ConfigError, Mistake, UserError
@@ -98,7 +98,7 @@ def _mistakes(values: Mapping[str, Any], known: Sequence[str]) -> Iterator[Mista
             guess = nearest(key, _KINDS)
             yield Mistake(key, "unknown key; " + (f"did you mean {guess}?" if guess else one_of(_KINDS)))
         elif not kind.accepts(value):
-            yield Mistake(key, f"got {shown(value)}, must be {kind.words}")
+            yield Mistake(key, f"got {format_value(value)}, must be {kind.words}")
         elif key == "sbatch":
             for option, setting in _options(value).items():
                 if rule := broken_rule(option, setting, known):

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.config import Config, load_config
-from trainlib.config.checking.suggest import nearest, shown
+from trainlib.config.checking.suggest import format_value, nearest
 from trainlib.config.reading.yaml_source import COMMAND_LINE, Source, read_file
 from trainlib.config.schema import check_run_name
 from trainlib.errors import ConfigError, Mistake
@@ -125,10 +125,10 @@ def _wrong_form(content: Values) -> Iterator[Mistake]:
     if name is not None:
         yield from _wrong_name(name)
     if not (isinstance(configs, list) and configs and all(isinstance(config, str) for config in configs)):
-        given = f"got {shown(configs)}" if "configs" in content else "is missing"
+        given = f"got {format_value(configs)}" if "configs" in content else "is missing"
         yield Mistake("configs", f"{given}, must be a list of configurations, such as [quickstart]")
     if throttle is not None and not (type(throttle) is int and throttle >= 1):
-        yield Mistake("throttle", f"got {shown(throttle)}, must be a whole number >= 1, or null")
+        yield Mistake("throttle", f"got {format_value(throttle)}, must be a whole number >= 1, or null")
     if content.get("grid") is None and content.get("runs") is None:
         yield Mistake("", "has neither grid nor runs: must have one of them, such as grid: {seed: [0, 1]}")
     for section in ("overrides", "grid"):
@@ -139,22 +139,26 @@ def _wrong_form(content: Values) -> Iterator[Mistake]:
     if isinstance(grid := content.get("grid"), dict):
         for key, choices in grid.items():
             if not (isinstance(choices, list) and choices):
-                yield Mistake(f"grid.{key}", f"got {shown(choices)}, must be a list of values, such as [0.01, 0.1]")
+                yield Mistake(
+                    f"grid.{key}", f"got {format_value(choices)}, must be a list of values, such as [0.01, 0.1]"
+                )
 
 
 def _wrong_name(name: Any) -> Iterator[Mistake]:
     if not isinstance(name, str):
-        yield Mistake("name", f"got {shown(name)}, must be text: put it in quotes")
+        yield Mistake("name", f"got {format_value(name)}, must be text: put it in quotes")
         return
     try:
         check_run_name(name)
     except ValueError as error:
-        yield Mistake("name", f"got {shown(name)}, {error}")
+        yield Mistake("name", f"got {format_value(name)}, {error}")
 
 
 def _wrong_runs(runs: Any, grid: Any) -> Iterator[Mistake]:
     if not (isinstance(runs, list) and runs):
-        yield Mistake("runs", f"got {shown(runs)}, must be a list of mappings, such as [{{seed: 0}}, {{seed: 1}}]")
+        yield Mistake(
+            "runs", f"got {format_value(runs)}, must be a list of mappings, such as [{{seed: 0}}, {{seed: 1}}]"
+        )
         return
     for index, values in enumerate(runs):
         yield from _wrong_keys(f"runs.{index}", values)
@@ -165,7 +169,7 @@ def _wrong_runs(runs: Any, grid: Any) -> Iterator[Mistake]:
 
 def _wrong_keys(section: str, values: Any) -> Iterator[Mistake]:
     if not (isinstance(values, dict) and values):
-        yield Mistake(section, f"got {shown(values)}, must be keys with values, such as {{optimizer.lr: 0.1}}")
+        yield Mistake(section, f"got {format_value(values)}, must be keys with values, such as {{optimizer.lr: 0.1}}")
         return
     for key in values:
         if not _DOTTED_KEY.fullmatch(key):

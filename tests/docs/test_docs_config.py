@@ -14,9 +14,9 @@ from paths import REPOSITORY
 
 from trainlib.config import Config, dump_config, load_config, shipped_configs
 from trainlib.config.checking import rules
-from trainlib.config.checking.suggest import shown
+from trainlib.config.checking.suggest import format_value
 from trainlib.config.docs.descriptions import DESCRIPTIONS
-from trainlib.config.docs.reference import MISTAKES, filled, mistakes_of
+from trainlib.config.docs.reference import MISTAKES, fill_page, mistakes_of
 from trainlib.config.reading.yaml_source import parse_value
 from trainlib.errors import ConfigError
 
@@ -34,15 +34,15 @@ def dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert filled(PAGE.read_text()) == PAGE.read_text(), "`make docs` brings it up to date"
+    assert fill_page(PAGE.read_text()) == PAGE.read_text(), "`make docs` brings it up to date"
 
 
 def test_a_key_that_changes_shows_in_the_page() -> None:
     """The comparison above can fail: a page without a row, or with another default, is brought back."""
     page = PAGE.read_text()
     row = next(line for line in page.splitlines() if line.startswith("| `train.batch_size`"))
-    assert filled(page.replace(row + "\n", "")) == page
-    assert filled(page.replace(row, row.replace("64", "65"))) == page
+    assert fill_page(page.replace(row + "\n", "")) == page
+    assert fill_page(page.replace(row, row.replace("64", "65"))) == page
 
 
 def test_every_key_is_on_the_page_and_described() -> None:
@@ -86,7 +86,7 @@ def test_defaults_are_those_of_a_configuration_that_says_nothing(key: str) -> No
     if key == "name":
         assert ROWS[key][1] == "no default"
     else:
-        assert ROWS[key][1] == f"`{value if isinstance(value, str) else shown(value)}`"
+        assert ROWS[key][1] == f"`{value if isinstance(value, str) else format_value(value)}`"
 
 
 BOUNDS = [

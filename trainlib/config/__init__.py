@@ -1,8 +1,8 @@
-"""The configuration of a run: YAML files and overrides, checked whole before anything starts. Never imports torch."""
+"""The configuration of a run: YAML files and overrides, all checked before anything starts. Imports no torch."""
 
 from trainlib.config.compare import Difference, differences, dump_config, is_harmless
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
-from trainlib.config.custom import is_custom, not_here
+from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.load import load_config, read_resolved, shipped_configs
 from trainlib.config.reading.command_line import mark_bare_resume
 from trainlib.config.schema import (
@@ -47,13 +47,13 @@ __all__ = [
     "TrainConfig",
     "WandbConfig",
     "canonical_precision",
+    "custom_part_missing",
     "differences",
     "dump_config",
     "is_custom",
     "is_harmless",
     "load_config",
     "mark_bare_resume",
-    "not_here",
     "read_resolved",
     "shipped_configs",
 ]

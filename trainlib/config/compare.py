@@ -1,4 +1,4 @@
-"""A configuration as text, and what differs between two."""
+"""Configurations as YAML text, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from trainlib.config.schema import Config
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either PyYAML or YAML 1.2 would read as something else, such as "no" or "1e-3"."""
+    """A YAML writer that quotes text which PyYAML or YAML 1.2 would read as another type, such as "no" or "1e-3"."""
 
-    def represent_values(self, values: list[Any]) -> yaml.Node:
+    def represent_short_list(self, values: list[Any]) -> yaml.Node:
+        """Write a list of plain values on one line."""
         flow = not any(isinstance(value, dict | list) for value in values)
         return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow)
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Write values that occur twice in full, not as an alias of the first."""
         return True
 
 
 add_core_schema(_Dumper)
-_Dumper.add_representer(list, _Dumper.represent_values)
+_Dumper.add_representer(list, _Dumper.represent_short_list)
 
 
 def dump_config(config: Config) -> str:
-    """The configuration as YAML, every default visible; `read_resolved` gives an equal one back."""
+    """Return the configuration as YAML with every default; `read_resolved` reads an equal one from it."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A value that two configurations do not share; None stands for an absent one too."""
+    """A dotted key at which two configurations differ, with both values; None also stands for a missing one."""
 
     key: str
     old: Any
@@ -42,7 +44,7 @@ class Difference:
 
 
 def differences(a: Config, b: Config) -> list[Difference]:
-    """Every dotted key in which `b` differs from `a`; a list counts as one value."""
+    """Return every dotted key at which `b` differs from `a`; a list counts as one value."""
     return list(_differences(a.model_dump(), b.model_dump(), ""))
 
 
@@ -56,5 +58,5 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[
 
 
 def is_harmless(key: str) -> bool:
-    """Whether a change of this dotted key leaves what the finished part of a run computed as it is."""
+    """Return True if a change of this dotted key does not affect what a run has already computed."""
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in Config.HARMLESS)

@@ -1,4 +1,4 @@
-"""Fills in what depends on other values, so that a resolved configuration leaves nothing to be decided later."""
+"""Defaults that depend on other values. A resolved configuration has all of them filled in."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ ACTIVATIONS = {
     "MSELoss": "softmax",
     "MultiMarginLoss": "none",
 }
-_Judged = TypeVar("_Judged", Best, EarlyStopping)
+_WithMetric = TypeVar("_WithMetric", Best, EarlyStopping)
 
 
 def better_mode(metric: str) -> Mode:
-    """Whether less (a loss) or more (an accuracy) of a metric is better."""
+    """Return "min" for a metric that is better when lower (a loss), "max" for one that is better when higher."""
     return "min" if metric.endswith("loss") else "max"
 
 
 def schedulers(config: Config) -> Iterator[tuple[str, SchedulerConfig]]:
-    """The schedulers in order, each with its dotted key: `scheduler`, or `scheduler.0`, `scheduler.1`, ..."""
+    """Yield the schedulers in order, each with its dotted key: `scheduler`, or `scheduler.0`, `scheduler.1`, ..."""
     if isinstance(config.scheduler, SchedulerConfig):
         yield "scheduler", config.scheduler
     elif config.scheduler is not None:
@@ -47,7 +47,7 @@ def schedulers(config: Config) -> Iterator[tuple[str, SchedulerConfig]]:
 
 
 def resolve(config: Config) -> Config:
-    """The same configuration with every dependent default made definite. Resolving twice changes nothing more."""
+    """Return the configuration with every dependent default filled in. Resolving twice changes nothing more."""
     filled: dict[str, Any] = {
         "loss": _loss(config.loss),
         "optimizer": _optimizer(config.optimizer),
@@ -93,5 +93,5 @@ def _checkpoint(checkpoint: CheckpointConfig, val_fraction: float) -> Checkpoint
     return checkpoint.model_copy(update={"best": best})
 
 
-def _with_mode(section: _Judged | None) -> _Judged | None:
+def _with_mode(section: _WithMetric | None) -> _WithMetric | None:
     return section and section.model_copy(update={"mode": better_mode(section.metric)})

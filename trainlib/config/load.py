@@ -1,4 +1,4 @@
-"""From the arguments of a command line to a resolved configuration, or to every mistake in it at once."""
+"""The way from command-line arguments to a resolved configuration, or to a list of all mistakes in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainlib.config.checking.arguments import argument_keys, argument_mistakes
 from trainlib.config.checking.messages import schema_mistakes
 from trainlib.config.checking.rules import broken_rules
 from trainlib.config.checking.suggest import nearest
-from trainlib.config.custom import is_custom, not_here
+from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.defaults import resolve
 from trainlib.config.reading.merge import is_override, merge, parse_overrides
 from trainlib.config.reading.yaml_source import Source, read_file
@@ -25,14 +25,16 @@ from trainlib.errors import ConfigError, Mistake
 
 
 def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[str, str] | None = None) -> Config:
-    """The resolved configuration of `CONFIG... [key=value ...]`, in any order.
+    """Load the configuration that the arguments `CONFIG... [key=value ...]`, in any order, describe, and resolve it.
 
     A CONFIG is a path, the name of a shipped configuration or, in Python, a mapping of the same form. They merge from
-    left to right, overrides come last.
+    left to right; overrides come last.
 
-    custom  names of parts that are given in Python, by section (model, loss, data): they replace the configured ones
-    ConfigError lists every mistake with its place. Whether the files that the values name exist is asked where they are
-    read: a resumed run needs no weights file.
+    custom  names of parts that are passed as Python objects, by section (model, loss, data): they replace the
+            configured names
+
+    Raises ConfigError, which lists every mistake with its place. Files that the values name need not exist here: they
+    are looked for where they are read, as a resumed run needs no weights file.
     """
     overrides = [argument for argument in arguments if isinstance(argument, str) and is_override(argument)]
     files = [argument for argument in arguments if argument not in overrides]
@@ -46,22 +48,22 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
         mistakes.extend(error.mistakes)
     if mistakes:
         raise ConfigError(mistakes)
-    given = {section: {"name": name} for section, name in (custom or {}).items()}
-    merged = merge([*layers, Source(given)])
-    named = [file for file in files if isinstance(file, str)]
-    if named:
-        merged.values.setdefault("name", _name_from(named[0]))
-    _refuse_custom_names(merged, given)
+    custom_layer = {section: {"name": name} for section, name in (custom or {}).items()}
+    merged = merge([*layers, Source(custom_layer)])
+    paths = [file for file in files if isinstance(file, str)]
+    if paths:
+        merged.values.setdefault("name", _name_from(paths[0]))
+    _refuse_custom_names(merged, custom_layer)
     return _validated(merged)
 
 
 def read_resolved(path: Path) -> Config:
-    """The configuration that `dump_config` wrote."""
+    """Read a configuration that `dump_config` wrote."""
     return _validated(read_file(path, str(path)))
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with this software, by name: inside the installed package, or beside it."""
+    """Return the paths of the configurations that come with this software, by name."""
     package = Path(trainlib.__file__).parent
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -79,7 +81,7 @@ def _read_all(files: Sequence[str | Mapping[str, Any]]) -> tuple[list[Source], l
 
 
 def _plain(values: Mapping[str, Any]) -> Source:
-    """A mapping from Python as one from a file would be: tuples are lists, NumPy's floats are floats."""
+    """Convert a mapping from Python to the values of a YAML file: tuples to lists, NumPy floats to floats."""
     try:
         return Source(json.loads(json.dumps(dict(values))))
     except TypeError as error:
@@ -87,20 +89,20 @@ def _plain(values: Mapping[str, Any]) -> Source:
         raise ConfigError([Mistake("", rule)]) from error
 
 
-def _refuse_custom_names(source: Source, given: Mapping[str, Any]) -> None:
-    """A name like `custom:TinyNet` in a file, such as an earlier run's config.yaml, brings no class with it."""
+def _refuse_custom_names(source: Source, custom: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a name like `custom:TinyNet`, from an earlier run's config.yaml, without its object."""
     mistakes = []
     for section in ("data", "model", "loss"):
         values = source.values.get(section)
         name = values.get("name") if isinstance(values, dict) else None
-        if isinstance(name, str) and is_custom(name) and section not in given:
-            mistakes.append(Mistake(f"{section}.name", not_here(name), source.locate(f"{section}.name")))
+        if isinstance(name, str) and is_custom(name) and section not in custom:
+            mistakes.append(Mistake(f"{section}.name", custom_part_missing(name), source.locate(f"{section}.name")))
     if mistakes:
         raise ConfigError(mistakes)
 
 
 def _find(file: str) -> tuple[Path, str]:
-    """The path of a CONFIG argument, and how messages call it."""
+    """Return the path of a CONFIG argument, and its name in messages."""
     shipped = shipped_configs()
     path = Path(file)
     if path.is_file():
@@ -115,17 +117,17 @@ def _find(file: str) -> tuple[Path, str]:
 
 
 def _name_from(file: str) -> str:
-    """The run's name where none is given: the first file's, without what a run's name may not hold."""
+    """Return the default name of a run: the first file's, without characters that a name may not hold."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem).lstrip("._-")
     return name[:100] or "run"
 
 
 def _validated(source: Source) -> Config:
-    """Check section by section, so that a wrong value in one does not hide a broken rule between two others."""
+    """Check values section by section, so that a mistake in one does not hide a broken rule between two others."""
     values = source.values
-    elsewhere = argument_keys(values)
-    mistakes = argument_mistakes(values, elsewhere)
-    config, wrong = _parse(values, elsewhere)
+    class_arguments = argument_keys(values)
+    mistakes = argument_mistakes(values, class_arguments)
+    config, wrong = _parse(values, class_arguments)
     mistakes = wrong + [m for m in mistakes if m.key not in {w.key for w in wrong}]
     passed = set(Config.model_fields) - {m.key.partition(".")[0] for m in mistakes}
     mistakes += broken_rules(config, passed)
@@ -136,17 +138,17 @@ def _validated(source: Source) -> Config:
 
 
 def _section_order(mistake: Mistake) -> int:
-    """Unknown top-level keys first, then the sections as in the schema."""
+    """Return a sort key: unknown top-level keys first, then the sections in the order of the schema."""
     order, section = list(Config.model_fields), mistake.key.partition(".")[0]
     return order.index(section) if section in order else -1
 
 
-def _parse(values: dict[str, Any], elsewhere: Sequence[str]) -> tuple[Config, list[Mistake]]:
-    """The configuration, with defaults in place of the sections that have mistakes; and these mistakes."""
+def _parse(values: dict[str, Any], class_arguments: Sequence[str]) -> tuple[Config, list[Mistake]]:
+    """Return the configuration, with defaults for the sections that have mistakes, and the mistakes."""
     try:
         return Config.model_validate(values), []
     except ValidationError as error:
-        mistakes = schema_mistakes(error, values, elsewhere)
+        mistakes = schema_mistakes(error, values, class_arguments)
         wrong = {str(details["loc"][0]) for details in error.errors(include_url=False)}
         assert wrong <= {m.key.partition(".")[0] for m in mistakes}, "every error must become a mistake"
         good = {key: value for key, value in values.items() if key not in wrong}

@@ -1,7 +1,7 @@
-"""The configuration: one model for each section of the YAML, with its defaults, types and single-value rules.
+"""The schema of the configuration: one pydantic model for each section, with defaults, types and single-value rules.
 
-Strict: an unknown key or a value of the wrong type is refused. Rules that need more than one value, or the
-argument list of a torch class, are in `rules`. This package never imports torch, so that a mistake is told at once.
+An unknown key or a value of the wrong type is refused. Rules that join several values, and the argument lists of
+torch's classes, are in `checking`. What each key means is in `docs.descriptions` and in docs/config.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator
 
-from trainlib.config.custom import or_custom
+from trainlib.config.custom import allow_custom
 
 Metric = Literal["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 Mode = Literal["min", "max"]
@@ -24,7 +24,7 @@ def _duration(text: object) -> object:
 
 
 def check_run_name(text: str) -> str:
-    """The name itself, if it can be a run's; ValueError with the rule if not."""
+    """Return the name if it is a valid name for a run; raise ValueError with the rule if not."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
         raise ValueError(
             "must be letters, digits, '.', '_' or '-', at most 100 of them, beginning with a letter or digit: "
@@ -65,13 +65,13 @@ NodeCount = Annotated[
 
 
 class Section(BaseModel):
-    """A section with fixed keys."""
+    """A section of the configuration with a fixed set of keys."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Named(Section):
-    """A section that names a class and carries that class's arguments beside its own keys."""
+    """A section that names a class and, beside its own keys, holds arguments for that class."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
 
@@ -79,23 +79,29 @@ class Named(Section):
 
     @property
     def args(self) -> dict[str, Any]:
-        """The arguments of the named class: every key that is not this section's own."""
+        """The arguments for the named class: every key that is not one of the section's own."""
         return dict(self.__pydantic_extra__ or {})
 
 
 class Normalize(Section):
+    """`data.normalize` with explicit numbers: mean and standard deviation of red, green and blue, on a 0..1 scale."""
+
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
 
 
 class Augment(Section):
+    """`data.augment`: random changes of training images."""
+
     flip: Annotated[bool | Literal["alternating"], BeforeValidator(_flip)] = False
     crop_padding: Annotated[int, Field(ge=0)] = 0
     fill: Literal["black", "reflect"] = "black"
 
 
 class DataConfig(Section):
-    name: Annotated[Literal["cifar10", "image_folder", "synthetic"], WrapValidator(or_custom)] = "cifar10"
+    """`data`: the data set, its validation split, and how its images become the model's input."""
+
+    name: Annotated[Literal["cifar10", "image_folder", "synthetic"], WrapValidator(allow_custom)] = "cifar10"
     root: str = "data"
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     image_size: Annotated[int, Field(ge=8, le=4096)] = 32
@@ -107,6 +113,8 @@ class DataConfig(Section):
 
 
 class ModelConfig(Named):
+    """`model`: the network, its initial weights, and the layers that stay frozen."""
+
     name: str = "cifar10_cnn"
     weights: str | None = None
     head: Literal["replace", "append"] = "replace"
@@ -115,13 +123,15 @@ class ModelConfig(Named):
 
 
 class LossConfig(Named):
+    """`loss`: a loss of torch.nn by its class name."""
+
     name: str = "CrossEntropyLoss"
     activation: Literal["auto", "none", "sigmoid", "softmax", "log_softmax"] = "auto"
     reduction: Literal["mean", "sum", "none"] = "mean"
 
 
 class ParamGroup(Section):
-    """Options for the parameters whose name matches a glob pattern; the first match wins."""
+    """An element of `optimizer.param_groups`: options for the parameters whose names match a pattern."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
 
@@ -129,21 +139,28 @@ class ParamGroup(Section):
 
     @property
     def args(self) -> dict[str, Any]:
+        """The optimizer's arguments for this group: every key but `match`."""
         return dict(self.__pydantic_extra__ or {})
 
 
 class OptimizerConfig(Named):
+    """`optimizer`: a class of torch.optim, or our own MuonSGD, by name."""
+
     name: str = "SGD"
     param_groups: list[ParamGroup] = []
 
 
 class SchedulerConfig(Named):
+    """`scheduler`, or one of its list: a class of torch.optim.lr_scheduler by name."""
+
     interval: Literal["epoch", "step"] = "epoch"
     metric: Metric | None = None
     duration: Duration | None = None
 
 
 class EarlyStopping(Section):
+    """`train.early_stopping`: end the run when a metric no longer improves."""
+
     metric: Metric = "val/loss"
     patience: Annotated[int, Field(ge=1)] = 10
     mode: Mode | None = None  # null = min for a loss, max for an accuracy
@@ -151,13 +168,15 @@ class EarlyStopping(Section):
 
 
 class AverageConfig(Section):
-    """An exponential moving average of the weights, which is evaluated and kept in their place."""
+    """`train.average`: an exponential moving average (EMA) of the weights, evaluated and saved in their place."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     every: Annotated[int, Field(ge=1)] = 1
 
 
 class TrainConfig(Section):
+    """`train`: the length of the run, its batches, and how a step is computed."""
+
     epochs: Annotated[int, Field(ge=1)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -175,15 +194,21 @@ class TrainConfig(Section):
 
 
 class EvaluationConfig(Section):
+    """`evaluation`: test-time augmentation (TTA) in validation, test, evaluation and prediction."""
+
     test_time: Literal["none", "flip", "flip_translate"] = "none"
 
 
 class Best(Section):
+    """`checkpoint.best`: the metric that decides which checkpoint is the best."""
+
     metric: Metric = "val/accuracy"
     mode: Mode | None = None  # null = min for a loss, max for an accuracy
 
 
 class CheckpointConfig(Section):
+    """`checkpoint`: when checkpoints are written, and which are kept."""
+
     every: Duration = "1ep"
     keep: Annotated[int, Field(ge=2)] = 3
     best: Best | None = Best(metric="val/accuracy", mode="max")
@@ -191,6 +216,8 @@ class CheckpointConfig(Section):
 
 
 class WandbConfig(Section):
+    """`tracking.wandb`: Weights & Biases."""
+
     mode: Literal["online", "offline", "disabled"] = "offline"
     project: Annotated[str, Field(min_length=1)] = "trainlaunch"
     group: Annotated[str, Field(min_length=1)] | None = None  # runs that W&B shows together, like those of a sweep
@@ -199,12 +226,14 @@ class WandbConfig(Section):
 
 
 class HealthConfig(Section):
-    """How gradients and weights fare: norms, update-to-weight ratios and histograms."""
+    """`tracking.health`: gradient norms, update-to-weight ratios and histograms of the weights."""
 
     every: Duration = "100st"
 
 
 class TrackingConfig(Section):
+    """`tracking`: the trackers that show a run, and how often rows are logged."""
+
     wandb: WandbConfig = WandbConfig()
     tensorboard: bool = True
     progress: bool = True
@@ -213,6 +242,8 @@ class TrackingConfig(Section):
 
 
 class SlurmConfig(Section):
+    """`slurm`: the resources that `launch submit` asks SLURM for."""
+
     nodes: NodeCount = 1
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
     processes_per_node: Annotated[int, Field(ge=1)] | None = None
@@ -223,22 +254,24 @@ class SlurmConfig(Section):
 
     @property
     def fewest_nodes(self) -> int:
+        """The lower end of `nodes`."""
         return int(str(self.nodes).partition("-")[0])
 
     @property
     def most_nodes(self) -> int:
+        """The upper end of `nodes`."""
         return int(str(self.nodes).rpartition("-")[2])
 
     @property
     def processes_on_each(self) -> int:
-        """Ranks of a node, unless the job is given other GPUs than are asked for here."""
+        """Number of ranks on each node, unless the job gets other GPUs than are asked for here."""
         return self.processes_per_node or self.gpus_per_node or 1
 
 
 class Config(Section):
-    """A whole run. `load_config` makes one; it is frozen, and saved as the run directory's config.yaml."""
+    """The configuration of a whole run; immutable. Made by `load_config`, saved as the run directory's config.yaml."""
 
-    # A change in these does not change what the finished part of a run computed.
+    # Keys whose change does not affect what a run has already computed.
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "model.cache_features",
         "train.epochs",

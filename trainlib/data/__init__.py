@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trainlib.config import DataConfig, not_here
+from trainlib.config import DataConfig, custom_part_missing
 from trainlib.data.augmentation import augment, normalize
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import Images
@@ -49,7 +49,7 @@ def load_data(
             )
         case "synthetic":
             return make_synthetic()
-    raise UserError(f"data.name: {not_here(config.name)}")
+    raise UserError(f"data.name: {custom_part_missing(config.name)}")
 
 
 def dataset_info(config: DataConfig) -> tuple[int, int]:
@@ -65,4 +65,4 @@ def dataset_info(config: DataConfig) -> tuple[int, int]:
             return sum(len(files) for files in train.classes.values()), len(train.classes)
         case "synthetic":
             return NUM_TRAIN, len(SHAPES)
-    raise UserError(f"data.name: {not_here(config.name)}")
+    raise UserError(f"data.name: {custom_part_missing(config.name)}")

@@ -127,7 +127,7 @@ def normalize(images_NCHW: Tensor, mean_3: Sequence[float], std_3: Sequence[floa
 
 @lru_cache(maxsize=8)
 def _affine(mean_3: tuple[float, ...], std_3: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """a and b, [3, 1, 1]; kept, because making a tensor from numbers on a GPU waits for the GPU."""
+    """A and b, [3, 1, 1]; kept, because making a tensor from numbers on a GPU waits for the GPU."""
     scale = torch.tensor([1 / (255 * std) for std in std_3], dtype=torch.float32, device=device)
     shift = torch.tensor(
         [mean / std for mean, std in zip(mean_3, std_3, strict=True)], dtype=torch.float32, device=device

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from trainlib.config import Config, is_custom, not_here
+from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data import ImageSet, load_class_folder, load_data
 from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.rank_slice import RankSlice
@@ -66,7 +66,7 @@ def evaluate(trained: Trained, split: str, folder: str | None, batch_size: int |
     """
     config = trained.config
     if is_custom(config.loss.name):
-        raise UserError(f"loss.name: {not_here(config.loss.name)}")
+        raise UserError(f"loss.name: {custom_part_missing(config.loss.name)}")
     image_set, ids_N = _samples(trained, split, folder)
     size = batch_size or min(config.train.micro_batch_size or config.train.batch_size, BATCH_SIZE)
     with process_group.joined(_possible_here(config).train) as accelerator, torch.no_grad():

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainlib.config import Config, is_custom, load_config, not_here
+from trainlib.config import Config, custom_part_missing, is_custom, load_config
 from trainlib.data.augmentation import Preprocess
 from trainlib.data.decoding.decode import Failure, decode_rows, square
 from trainlib.data.decoding.pool import damaged_images
@@ -128,7 +128,9 @@ def build_module(trained: Trained, device: torch.device, model: ModelSource | No
     state = trained.checkpoint.model_state()
     if is_custom(config.model.name):
         if model is None:
-            raise UserError(f"model.name: {not_here(config.model.name)}, or give it to load_model as `model`")
+            raise UserError(
+                f"model.name: {custom_part_missing(config.model.name)}, or give it to load_model as `model`"
+            )
         module = build_custom(model, num_classes).module
     else:
         with torch.device("meta"):  # neither memory nor initialisation for values that come from the file

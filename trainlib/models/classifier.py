@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainlib.config import ModelConfig, is_custom, not_here
+from trainlib.config import ModelConfig, custom_part_missing, is_custom
 from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, stock_model, without_values
 from trainlib.models.weights import adopt, compare, published, read_weights
@@ -40,7 +40,7 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int, *, load_
                    downloaded and may be gone; the values are to be overwritten
     """
     if is_custom(config.name):
-        raise UserError(f"model.name: {not_here(config.name)}")
+        raise UserError(f"model.name: {custom_part_missing(config.name)}")
     device = torch.get_default_device()
     if config.weights is not None and load_weights:
         module, head = _build_from_weights(config, num_classes, image_size, device)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from trainlib.config import LossConfig, is_custom, not_here
+from trainlib.config import LossConfig, custom_part_missing, is_custom
 from trainlib.errors import UserError
 
 # These compare the logits, or what the activation makes of them, with one-hot targets instead of class indices.
@@ -85,7 +85,7 @@ def count_correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
 
 def _torch_loss(config: LossConfig, num_classes: int) -> nn.Module:
     if is_custom(config.name):
-        raise UserError(f"loss.name: {not_here(config.name)}")
+        raise UserError(f"loss.name: {custom_part_missing(config.name)}")
     args = {
         key: _class_weights(key, value, num_classes) if key in ONE_PER_CLASS and value is not None else value
         for key, value in config.args.items()

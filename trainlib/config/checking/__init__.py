@@ -1,1 +1,1 @@
-"""Checks of a configuration's values, and the messages that mistakes get."""
+"""Checks of a configuration's values, and the messages about mistakes in them."""

@@ -1,4 +1,4 @@
-"""Checks the arguments that a section gives to the class it names, against what that class takes."""
+"""Checks of a section's arguments against those that the class it names takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from trainlib.config.checking.messages import unknown_key
-from trainlib.config.checking.suggest import nearest, one_of, shown
+from trainlib.config.checking.suggest import format_value, nearest, one_of
 from trainlib.config.custom import is_custom
 from trainlib.config.libraries import catalog
 from trainlib.config.libraries.catalog import Family
@@ -20,7 +20,7 @@ Bound = tuple[str, Callable[[Any], bool]]
 
 
 def _each(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """The test for every number of a list, or for one number."""
+    """Return a test that holds for a number, or for every number of a list."""
     return lambda value: all(map(test, value)) if isinstance(value, list) else test(value)
 
 
@@ -63,19 +63,22 @@ _BOUNDS: Mapping[Family, Mapping[str, Bound]] = {
 }
 
 
-def argument_mistakes(values: Mapping[str, Any], elsewhere: Iterable[str]) -> list[Mistake]:
-    """Every wrong name or argument in the sections that name a class. `values` may be wrong in any other way too.
+def argument_mistakes(values: Mapping[str, Any], class_arguments: Iterable[str]) -> list[Mistake]:
+    """Return every wrong name or argument in the sections that name a class.
 
-    elsewhere   where else a key may belong, `argument_keys(values)`
+    values            the whole configuration, which may have other mistakes too
+    class_arguments   `argument_keys(values)`: other places where a misplaced key may belong
     """
     sections = _named_sections(values)
-    return [m for family, key, section in sections for m in _check(family, key, section, elsewhere)]
+    return [m for family, key, section in sections for m in _check(family, key, section, class_arguments)]
 
 
 def argument_keys(values: Mapping[str, Any]) -> list[str]:
-    """The dotted keys of every argument that the named classes, or the default ones, take."""
+    """Return the dotted keys of all arguments that the named classes take, or the default ones where none is named."""
     sections = _named_sections({family: {} for family in get_args(Family)} | dict(values))
-    return [f"{family}.{name}" for family, _, section in sections for name in _taken(family, section)[1] or ()]
+    return [
+        f"{family}.{name}" for family, _, section in sections for name in _class_and_arguments(family, section)[1] or ()
+    ]
 
 
 def _named_sections(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, dict[str, Any]]]:
@@ -87,8 +90,8 @@ def _named_sections(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, di
             yield from ((family, f"{family}.{i}", part) for i, part in enumerate(section) if isinstance(part, dict))
 
 
-def _taken(family: Family, section: Mapping[str, Any]) -> tuple[Any, Mapping[str, Argument] | None]:
-    """The class that a section names, or the default where it names none, and what it takes: None if unknown."""
+def _class_and_arguments(family: Family, section: Mapping[str, Any]) -> tuple[Any, Mapping[str, Argument] | None]:
+    """Return the class that a section names, or the default, and the arguments it takes; None for an unknown class."""
     name = section.get("name", getattr(Config.model_fields[family].default, "name", None))
     if is_custom(name) and family in ("model", "loss"):
         return name, {}
@@ -96,41 +99,41 @@ def _taken(family: Family, section: Mapping[str, Any]) -> tuple[Any, Mapping[str
     return name, catalog.arguments(family, name) if known else None
 
 
-def _check(family: Family, key: str, section: Mapping[str, Any], elsewhere: Iterable[str]) -> Iterator[Mistake]:
+def _check(family: Family, key: str, section: Mapping[str, Any], class_arguments: Iterable[str]) -> Iterator[Mistake]:
     own = names_at(key)
-    given = {argument: value for argument, value in section.items() if argument not in own}
-    name, taken = _taken(family, section)
-    if taken is None:
+    arguments = {argument: value for argument, value in section.items() if argument not in own}
+    name, accepted = _class_and_arguments(family, section)
+    if accepted is None:
         # Without the class, only a misspelt key of the section itself can be told.
-        for wrong in given:
+        for wrong in arguments:
             if guess := nearest(wrong, own):
                 yield Mistake(f"{key}.{wrong}", f"unknown key; did you mean {key}.{guess}?")
         if isinstance(name, str):
             yield Mistake(f"{key}.name", _unknown_name(family, name))
         return
-    yield from _check_given(family, key, given, own, elsewhere, name)
-    for missing in [n for n, argument in taken.items() if argument.required and n not in given]:
-        yield Mistake(f"{key}.{missing}", f"is missing: {name} needs it, {taken[missing].kind.words}")
+    yield from _check_arguments(family, key, arguments, own, class_arguments, name)
+    for missing in [n for n, argument in accepted.items() if argument.required and n not in arguments]:
+        yield Mistake(f"{key}.{missing}", f"is missing: {name} needs it, {accepted[missing].kind.words}")
     groups = section.get("param_groups") if family == "optimizer" else None
     for i, group in enumerate(groups if isinstance(groups, list) else []):
         if isinstance(group, dict):
-            given = {argument: value for argument, value in group.items() if argument != "match"}
-            yield from _check_given(family, f"{key}.param_groups.{i}", given, ["match"], [], name)
+            arguments = {argument: value for argument, value in group.items() if argument != "match"}
+            yield from _check_arguments(family, f"{key}.param_groups.{i}", arguments, ["match"], [], name)
 
 
-def _check_given(
-    family: Family, key: str, given: Mapping[str, Any], own: list[str], elsewhere: Iterable[str], name: str
+def _check_arguments(
+    family: Family, key: str, arguments: Mapping[str, Any], own: list[str], class_arguments: Iterable[str], name: str
 ) -> Iterator[Mistake]:
-    taken = {} if is_custom(name) else catalog.arguments(family, name)
-    for argument, value in given.items():
+    accepted = {} if is_custom(name) else catalog.arguments(family, name)
+    for argument, value in arguments.items():
         full = f"{key}.{argument}"
         bound = _BOUNDS[family].get(argument)
-        if argument not in taken:
-            yield Mistake(full, unknown_key(full, [*taken, *own], elsewhere, name))
-        elif not taken[argument].kind.accepts(value):
-            yield Mistake(full, f"got {shown(value)}, must be {taken[argument].kind.words}")
+        if argument not in accepted:
+            yield Mistake(full, unknown_key(full, [*accepted, *own], class_arguments, name))
+        elif not accepted[argument].kind.accepts(value):
+            yield Mistake(full, f"got {format_value(value)}, must be {accepted[argument].kind.words}")
         elif bound is not None and _is_numeric(value) and not bound[1](value):
-            yield Mistake(full, f"got {shown(value)}, must be {bound[0]}")
+            yield Mistake(full, f"got {format_value(value)}, must be {bound[0]}")
 
 
 def _is_numeric(value: Any) -> bool:
@@ -142,8 +145,8 @@ def _unknown_name(family: Family, name: str) -> str:
         return f"{name} {reason}"
     choices = catalog.names(family)
     if len(choices) <= 20:
-        return f"got {shown(name)}, {one_of(choices, name)}"
+        return f"got {format_value(name)}, {one_of(choices, name)}"
     guess = nearest(name, choices)
     own = ", ".join(catalog.OWN_MODELS)
     rule = f"must be {own} or a classification model of torchvision (torchvision.models.list_models())"
-    return f"got {shown(name)}, {rule}" + (f"; did you mean {guess}?" if guess else "")
+    return f"got {format_value(name)}, {rule}" + (f"; did you mean {guess}?" if guess else "")

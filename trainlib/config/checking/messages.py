@@ -1,4 +1,4 @@
-"""Pydantic's errors in this project's words: what was got, the rule, the fix; one mistake for each wrong value."""
+"""Messages for pydantic's errors: the value, the rule and the fix; one mistake for each wrong value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from trainlib.config.checking.suggest import edit_distance, nearest, one_of, shown
+from trainlib.config.checking.suggest import edit_distance, format_value, nearest, one_of
 from trainlib.config.reading.keys import all_keys, field_at, is_named, literals, names_at, takes_null
 from trainlib.errors import Mistake
 
@@ -35,30 +35,30 @@ _FORMS: Mapping[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def schema_mistakes(error: ValidationError, values: Any, elsewhere: Iterable[str]) -> list[Mistake]:
-    """The mistakes behind a failed validation of `values`; `elsewhere` as for `unknown_key`."""
+def schema_mistakes(error: ValidationError, values: Any, class_arguments: Iterable[str]) -> list[Mistake]:
+    """Return the mistakes behind a failed validation of `values`; for `class_arguments` see `unknown_key`."""
     mistakes: dict[str, Mistake] = {}
     for details in error.errors(include_url=False):
         key, value, fits_form = _place(details, values)
         forms, words = _FORMS.get(key, ((object,), ""))
         if not isinstance(value, forms):
             guess = nearest(value, literals(field)) if isinstance(value, str) and (field := field_at(key)) else None
-            rule = f"got {shown(value)}, must be {words}" + (f"; did you mean {guess}?" if guess else "")
+            rule = f"got {format_value(value)}, must be {words}" + (f"; did you mean {guess}?" if guess else "")
         elif not fits_form:
             continue
         elif details["type"] == "extra_forbidden":
             parent = key.rpartition(".")[0]
-            rule = unknown_key(key, names_at(parent), elsewhere)
+            rule = unknown_key(key, names_at(parent), class_arguments)
         elif details["type"] == "missing":
             rule = "is missing: must be given here"
         else:
-            rule = f"got {shown(value)}, {_value_rule(details, key, value)}"
+            rule = f"got {format_value(value)}, {_value_rule(details, key, value)}"
         mistakes.setdefault(key, Mistake(key, rule))
     return list(mistakes.values())
 
 
 def _place(details: ErrorDetails, values: Any) -> tuple[str, Any, bool]:
-    """Dotted key and value that an error is about, and whether it is about the form that the value has.
+    """Return the dotted key and the value of an error, and True if the error is about the form that the value has.
 
     Pydantic's location holds keys and indices, and between them the name of the form that it tried where a key takes
     several: `('data', 'normalize', 'Normalize', 'std')`. Such a name begins with a capital or holds a bracket.
@@ -93,20 +93,22 @@ def _value_rule(details: ErrorDetails, key: str, value: Any) -> str:
     return details["msg"][:1].lower() + details["msg"][1:]
 
 
-def unknown_key(key: str, valid: Sequence[str], elsewhere: Iterable[str], takes: str = "") -> str:
-    """Why `key` is refused, with the closest of the `valid` names in its section, or the section where it belongs.
+def unknown_key(key: str, valid: Sequence[str], class_arguments: Iterable[str], class_name: str = "") -> str:
+    """Return why `key` is refused, with the closest of the `valid` names in its section, or the section it belongs to.
 
-    elsewhere   dotted keys beyond the schema's: the arguments of the named classes
-    takes       who takes the valid names, where that is a class: `SGD`
+    class_arguments   dotted keys beyond the schema's: the arguments of the named classes
+    class_name        the class that takes the valid names, such as `SGD`; empty for a section's own keys
     """
     section, _, name = key.rpartition(".")
     guess = nearest(name, valid)
-    home = next((k for k in [*all_keys(), *elsewhere] if k.rpartition(".")[2] == name or k == key), None)
+    home = next((k for k in [*all_keys(), *class_arguments] if k.rpartition(".")[2] == name or k == key), None)
     if home and not (guess and edit_distance(guess, name) <= 1):
         where = f"section {home.rpartition('.')[0]}" if "." in home else "the top level"
         return f"unknown key here; it belongs to {where}: did you mean {home}?"
-    listed = f"{takes + ' takes' if takes else 'must be one of'} {', '.join(valid) if valid else 'no arguments'}"
+    listed = (
+        f"{class_name + ' takes' if class_name else 'must be one of'} {', '.join(valid) if valid else 'no arguments'}"
+    )
     if not guess:
         return f"unknown key; {listed}"
     full = f"{section}.{guess}" if section else guess
-    return f"unknown key; did you mean {full}?" + (f" ({listed})" if takes else "")
+    return f"unknown key; did you mean {full}?" + (f" ({listed})" if class_name else "")

@@ -1,10 +1,10 @@
-"""Rules that need more than one value. What needs the data set, the device or a file is checked where that is used."""
+"""Rules that join several values. Rules about the data set, the device or a file are checked where those are used."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from trainlib.config.checking.suggest import one_of, shown
+from trainlib.config.checking.suggest import format_value, one_of
 from trainlib.config.defaults import better_mode, schedulers
 from trainlib.config.libraries import catalog
 from trainlib.config.schema import Augment, Best, Config, EarlyStopping, SchedulerConfig
@@ -16,7 +16,10 @@ _PROBABILITY_ACTIVATIONS = ("auto", "sigmoid", "softmax")
 
 
 def broken_rules(config: Config, passed: set[str]) -> list[Mistake]:
-    """Every broken rule among the sections that passed on their own; the others hold defaults that mean nothing."""
+    """Return the broken rules among the sections in `passed`, whose own values are correct.
+
+    The other sections hold defaults in place of what was written.
+    """
     return [mistake for needs, rule in _RULES if needs <= passed for mistake in rule(config)]
 
 
@@ -155,10 +158,10 @@ def _weights_known(config: Config) -> Iterator[Mistake]:
         return
     path = f"the path of a file ({', '.join(catalog.WEIGHTS_SUFFIXES)})"
     if names:
-        yield Mistake("model.weights", f"got {shown(weights)}, {one_of([*names, path], weights)}")
+        yield Mistake("model.weights", f"got {format_value(weights)}, {one_of([*names, path], weights)}")
     else:
         yield Mistake(
-            "model.weights", f"got {shown(weights)}, must be {path}: {config.model.name} has no named weights"
+            "model.weights", f"got {format_value(weights)}, must be {path}: {config.model.name} has no named weights"
         )
 
 

@@ -1,4 +1,4 @@
-"""Did you mean: the closest of several names, and how a value is shown in a message."""
+"""Suggestions for misspelt names, and the form in which messages show values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Insertions, deletions, replacements and swaps of neighbours between two words (optimal string alignment)."""
+    """Return the number of edits between two words: inserted, deleted, replaced or swapped letters.
+
+    The optimal string alignment distance.
+    """
     before: list[int] = []
     previous = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -24,7 +27,10 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that `word` was probably meant to be: within one edit or a third of its letters, or much alike."""
+    """Return the choice that `word` probably means; None if none is close.
+
+    Close is within one edit, within a third of its letters, or alike by difflib's ratio of 0.7.
+    """
 
     def likeness(choice: str) -> tuple[int, float]:
         a, b = word.casefold(), choice.casefold()
@@ -38,15 +44,15 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def one_of(choices: Iterable[str], got: Any = None) -> str:
-    """`must be one of a, b, c; did you mean b?`"""
+    """Return `must be one of a, b, c; did you mean b?`, where `got` is the wrong value."""
     listed = list(choices)
     guess = nearest(got, listed) if isinstance(got, str) else None
     rule = "must be " + (f"one of {', '.join(listed)}" if len(listed) > 1 else listed[0])
     return rule + (f"; did you mean {guess}?" if guess else "")
 
 
-def shown(value: Any) -> str:
-    """A value as it would be written in YAML, on one line and not too long."""
+def format_value(value: Any) -> str:
+    """Return a value as it is written in YAML, on one line of at most 60 characters."""
     text = "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
     text = {"Infinity": ".inf", "-Infinity": "-.inf", "NaN": ".nan"}.get(text, text)
     return text if len(text) <= 60 else text[:57] + "..."

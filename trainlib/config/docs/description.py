@@ -1,4 +1,4 @@
-"""The form in which a key of the configuration is described."""
+"""The description of a key of the configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 
 class Description(NamedTuple):
-    """meaning: one or more sentences in Markdown; example: a `key=value` of the command line."""
+    """A key's entry in docs/config.md.
+
+    meaning   one or more sentences in Markdown
+    example   a `key=value` that can be typed on the command line
+    """
 
     meaning: str
     example: str

@@ -1,11 +1,11 @@
-"""What each key of the configuration means, for docs/config.md: one row a key, and an example that can be typed."""
+"""Descriptions of the configuration's keys, for the tables of docs/config.md."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from trainlib.config.docs.description import Description
-from trainlib.config.docs.descriptions_of_running import OF_RUNNING
+from trainlib.config.docs.run_descriptions import RUN_DESCRIPTIONS
 
 D = Description
 
@@ -155,5 +155,5 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "How long this one of a list lasts; the last one lasts to the end and needs none.",
         "scheduler='[{name: LinearLR, duration: 1ep}, {name: CosineAnnealingLR}]'",
     ),
-    **OF_RUNNING,
+    **RUN_DESCRIPTIONS,
 }

@@ -1,4 +1,4 @@
-"""docs/config.md: the prose of the page is written there, its tables here, from the models of the configuration.
+"""The tables of docs/config.md, made from the schema. The prose of the page is written in the page.
 
 `python -m trainlib.config.docs.reference docs/config.md` brings the page up to date.
 """
@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainlib.config.checking.suggest import shown
+from trainlib.config.checking.suggest import format_value
 from trainlib.config.docs.descriptions import DESCRIPTIONS
 from trainlib.config.load import load_config
 from trainlib.config.schema import Config
 from trainlib.errors import ConfigError
 
-# What breaks a rule that joins several keys: what is typed after `launch run quickstart`.
+# One configuration for each rule that joins several keys, which breaks it: the words after `launch run quickstart`.
 MISTAKES: tuple[str, ...] = (
     "train='{epochs: 3, steps: 100}'",
     "train='{batch_size: 64, micro_batch_size: 128}'",
@@ -55,8 +55,8 @@ _TYPES = {
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
-def filled(page: str) -> str:
-    """The page with everything between its marks, `<!-- keys data -->` and `<!-- end -->`, as it has to be now."""
+def fill_page(page: str) -> str:
+    """Return the page with its tables, between `<!-- keys data -->` and `<!-- end -->`, made anew."""
 
     def fill(mark: re.Match[str]) -> str:
         match mark[2]:
@@ -72,7 +72,7 @@ def filled(page: str) -> str:
 
 
 def _keys_table(section: str | None) -> str:
-    """The keys of a section, or those that stand alone, as a table."""
+    """Return a table of the keys of a section; without a section, of the top-level keys that are not sections."""
     schema = Config.model_json_schema()
     rows = [row for row in _rows(schema, schema, "") if _belongs(row[0], section)]
     lines = ["| key | type | default | meaning | example |", "|---|---|---|---|---|"]
@@ -89,7 +89,7 @@ def _belongs(key: str, section: str | None) -> bool:
 
 
 def _rows(section: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str, str]]:
-    """Dotted key, type and default of everything in a section, by pydantic's JSON schema."""
+    """Yield dotted key, type and default of everything in a section of pydantic's JSON schema."""
     for name, field in section["properties"].items():
         inner = _reference(field)
         yield prefix + name, _kind(field), _default(field)
@@ -103,11 +103,11 @@ def _default(field: Mapping[str, Any]) -> str:
     value = field["default"]
     if isinstance(value, dict):
         return "those below"
-    return _code(value if isinstance(value, str) else shown(value))
+    return _code(value if isinstance(value, str) else format_value(value))
 
 
 def _reference(field: Mapping[str, Any]) -> str | None:
-    """The name of the section that a field holds, alone or in a list."""
+    """Return the name of the section that a field holds, alone or in a list; None if it holds none."""
     if "$ref" in field:
         return str(field["$ref"].rpartition("/")[2])
     inner = [*field.get("anyOf", ()), *([field["items"]] if "items" in field else ())]
@@ -115,7 +115,7 @@ def _reference(field: Mapping[str, Any]) -> str | None:
 
 
 def _kind(field: Mapping[str, Any]) -> str:
-    """The type of a field in words, with what limits it."""
+    """Return the type of a field in words, with its bounds."""
     if "anyOf" in field:
         return " or ".join(_kind(part) for part in field["anyOf"])
     if "$ref" in field:
@@ -140,7 +140,7 @@ def _code(text: str) -> str:
 
 
 def _mistakes() -> str:
-    """Every joining rule by a configuration that breaks it, and what is said then."""
+    """Return a table of configurations that each break a joining rule, with the error message."""
     lines = ["| `launch run quickstart` … | error |", "|---|---|"]
     for words in MISTAKES:
         said = "; ".join(str(mistake).replace(" (command line)", "") for mistake in mistakes_of(words))
@@ -149,7 +149,7 @@ def _mistakes() -> str:
 
 
 def mistakes_of(words: str) -> Sequence[object]:
-    """The mistakes of `launch run quickstart <words>`; none where it is right."""
+    """Return the mistakes in `launch run quickstart <words>`; empty if there are none."""
     try:
         load_config(["quickstart", *shlex.split(words)])
     except ConfigError as error:
@@ -163,4 +163,4 @@ def _harmless() -> str:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    path.write_text(filled(path.read_text()))
+    path.write_text(fill_page(path.read_text()))

@@ -1,1 +1,1 @@
-"""What torch's and torchvision's classes take, read from their source without importing them."""
+"""The arguments of torch's and torchvision's classes, read from their source without importing them."""

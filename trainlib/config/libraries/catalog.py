@@ -66,7 +66,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     },
     "model": {},
 }
-# The builder fills these in from the length of the schedule.
+# Required by torch, but filled in from the length of the schedule.
 _OPTIONAL = {("CosineAnnealingLR", "T_max"), ("OneCycleLR", "total_steps")}
 _HIDDEN: Mapping[str, set[str]] = {
     "loss": {"size_average", "reduce", "reduction"},
@@ -77,7 +77,7 @@ _HIDDEN: Mapping[str, set[str]] = {
 
 @cache
 def names(family: Family) -> tuple[str, ...]:
-    """Every usable name of a family."""
+    """Return every usable name of a family."""
     if family == "loss":
         return LOSSES
     if family == "model":
@@ -94,7 +94,7 @@ def names(family: Family) -> tuple[str, ...]:
 
 @cache
 def arguments(family: Family, name: str) -> Mapping[str, Argument]:
-    """The arguments that a class takes in a configuration, in its own order. `name` is one of `names(family)`."""
+    """Return the arguments that the class `name`, of `names(family)`, takes in a configuration, in its own order."""
     if family == "model":
         return OWN_MODELS[name] if name in OWN_MODELS else source.model_signature(name)
     if name in OWN_OPTIMIZERS and family == "optimizer":
@@ -110,14 +110,14 @@ def arguments(family: Family, name: str) -> Mapping[str, Argument]:
 
 
 def weights(model: str) -> tuple[str, ...]:
-    """The names of a model's pretrained weights; none where it has none."""
+    """Return the names of a model's pretrained weights; empty if it has none."""
     return source.weight_names(model) if model in source.model_files() else ()
 
 
 def weights_file(text: str) -> Path | None:
-    """The file that `model.weights` is the path of, or None where it can only be the name of pretrained weights.
+    """Return the path that `model.weights` gives, or None if it is the name of pretrained weights.
 
-    Told by its form, with a slash or one of `WEIGHTS_SUFFIXES`: the file need not exist.
+    A path has a slash or one of `WEIGHTS_SUFFIXES`; the file need not exist.
     """
     if "/" in text or "\\" in text or text.endswith(WEIGHTS_SUFFIXES):
         return Path(os.path.expanduser(text))  # Path.expanduser raises for a user that there is not

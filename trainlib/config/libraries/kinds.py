@@ -1,4 +1,4 @@
-"""What values an argument of a library's class takes, read from the annotation in its source."""
+"""The kinds of plain values that an argument of a library's class takes, read from its annotation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kind:
-    """A set of plain values: `words` as in "must be a number", `accepts` to ask whether a value is one of them."""
+    """A set of plain values.
+
+    words     its name in a message, as in "must be a number"
+    accepts   returns True for a value that belongs to it
+    """
 
     words: str
     accepts: Callable[[Any], bool]
 
 
 def is_number(value: Any) -> bool:
-    """A number that a float can hold: finite, and no boolean."""
+    """Return True for a finite number that a float can hold; booleans are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -35,12 +39,13 @@ _PLURALS = {"a number": "numbers", "a whole number": "whole numbers", "true or f
 
 
 def list_of(element: Kind) -> Kind:
+    """Return the kind of lists of any length whose elements are all of one kind."""
     words = f"a list of {_PLURALS.get(element.words, f'({element.words})')}"
     return Kind(words, lambda value: isinstance(value, list) and all(map(element.accepts, value)))
 
 
 def fixed_list(elements: list[Kind]) -> Kind:
-    """A list of so many elements, each of its own kind."""
+    """Return the kind of lists of exactly these elements, each of its own kind."""
     words = "a list [" + ", ".join(element.words for element in elements) + "]"
 
     def accepts(value: Any) -> bool:
@@ -52,20 +57,23 @@ def fixed_list(elements: list[Kind]) -> Kind:
 
 
 def choice(values: list[Any]) -> Kind:
+    """Return the kind of exactly these values."""
     words = ("one of " if len(values) > 1 else "") + ", ".join(map(str, values))
     return Kind(words, lambda value: value in values)
 
 
 def either(kinds: list[Kind]) -> Kind:
+    """Return the union of several kinds."""
     if len(kinds) == 1:
         return kinds[0]
     return Kind(" or ".join(kind.words for kind in kinds), lambda value: any(kind.accepts(value) for kind in kinds))
 
 
 def kind_of(annotation: ast.expr | None, tensor: Kind | None = None) -> Kind | None:
-    """The kind that an annotation stands for; None where no YAML value can be one (a function, a module).
+    """Return the kind that an annotation stands for; None where no YAML value can be one (a function, a module).
 
-    `tensor` is what stands for a Tensor in a configuration, None for nothing. A name that is not known is ANYTHING.
+    tensor   the kind that stands for a Tensor in a configuration; None: nothing does
+    An unknown name is ANYTHING.
     """
     match annotation:
         case ast.Constant(value=None):

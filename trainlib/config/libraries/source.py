@@ -1,4 +1,4 @@
-"""Reads the signatures of torch's and torchvision's classes from their source text, without importing them.
+"""The signatures of torch's and torchvision's classes, read from their source text without importing them.
 
 Importing torch takes seconds; parsing the one file that holds a class takes milliseconds.
 """
@@ -31,7 +31,7 @@ _MODEL_HIDDEN = {
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a class: what it takes, and its default where the source writes it as a plain value."""
+    """An argument of a class: the kind of its values, and its default if the source writes it as a plain value."""
 
     kind: Kind
     required: bool = False
@@ -40,7 +40,7 @@ class Argument:
 
 @cache
 def library(package: str) -> Path:
-    """The folder of an installed package, found without importing it."""
+    """Return the folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     assert folders, f"{package} is not installed"
@@ -49,22 +49,23 @@ def library(package: str) -> Path:
 
 @cache
 def module(package: str, path: str) -> ast.Module:
-    """The syntax tree of one file of a package."""
+    """Return the syntax tree of one file of a package."""
     return ast.parse((library(package) / path).read_text(encoding="utf-8"))
 
 
 def classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
+    """Return a module's classes by name."""
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def imported_classes(tree: ast.Module) -> dict[str, str]:
-    """Of `from torch.optim.sgd import SGD as SGD` lines: class name -> module name `torch.optim.sgd`."""
+    """Return where a module's classes are imported from: class name to module name, `SGD` to `torch.optim.sgd`."""
     found = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
     return {alias.name: str(node.module) for node in found for alias in node.names if alias.name[0].isupper()}
 
 
 def exported(tree: ast.Module) -> list[str]:
-    """The names in a module's `__all__`."""
+    """Return the names in a module's `__all__`."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
             names: list[str] = ast.literal_eval(node.value)
@@ -73,7 +74,7 @@ def exported(tree: ast.Module) -> list[str]:
 
 
 def signature(tree: ast.Module, cls: str, hidden: set[str], tensor: Kind | None = None) -> dict[str, Argument]:
-    """What a class's constructor takes, but for hidden arguments and those that no YAML value can be."""
+    """Return a constructor's arguments, without hidden ones and those that no YAML value can be."""
     arguments: dict[str, Argument] = {}
     for argument, default in _parameters(_constructor(tree, cls)):
         kind = kind_of(argument.annotation, tensor)
@@ -83,7 +84,7 @@ def signature(tree: ast.Module, cls: str, hidden: set[str], tensor: Kind | None 
 
 
 def _constructor(tree: ast.Module, name: str) -> ast.FunctionDef | None:
-    """The `__init__` of a class, its own or the first that it inherits within the file."""
+    """Return the `__init__` of a class, its own or the first that it inherits within the file."""
     cls = classes(tree).get(name)
     if cls is None:
         return None
@@ -93,7 +94,7 @@ def _constructor(tree: ast.Module, name: str) -> ast.FunctionDef | None:
 
 
 def _parameters(function: ast.FunctionDef | None) -> Iterator[tuple[ast.arg, ast.expr | None]]:
-    """Every named parameter but self, with its default."""
+    """Yield every named parameter but self, with its default."""
     if function is None:
         return
     positional = [*function.args.posonlyargs, *function.args.args]
@@ -114,7 +115,7 @@ def _literal(node: ast.expr | None) -> Any:
 
 @cache
 def model_files() -> Mapping[str, str]:
-    """Every classification model of torchvision: name -> file, `models/resnet.py`."""
+    """Return every classification model of torchvision: name to file, such as `models/resnet.py`."""
     builder = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
     files = sorted((library("torchvision") / "models").glob("*.py"))
     return {name: f"models/{file.name}" for file in files for name in builder.findall(file.read_text(encoding="utf-8"))}
@@ -126,7 +127,7 @@ def _builder(name: str) -> tuple[ast.FunctionDef, ast.Module]:
 
 
 def model_signature(name: str) -> dict[str, Argument]:
-    """What a torchvision builder passes on to its class: the class's optional arguments that it does not set itself."""
+    """Return the arguments of a torchvision model: its class's optional ones that its builder does not set itself."""
     builder, tree = _builder(name)
     assert isinstance(builder.returns, ast.Name), f"{name} does not say which class it builds"
     all_arguments = signature(tree, builder.returns.id, _MODEL_HIDDEN)
@@ -140,7 +141,7 @@ def model_signature(name: str) -> dict[str, Argument]:
 
 
 def weight_names(name: str) -> tuple[str, ...]:
-    """The pretrained weights of a torchvision model: `IMAGENET1K_V1`, ..., `DEFAULT`."""
+    """Return the names of a torchvision model's pretrained weights: `IMAGENET1K_V1`, ..., `DEFAULT`."""
     builder, tree = _builder(name)
     (annotation,) = [p.annotation for p, _ in _parameters(builder) if p.arg == "weights" and p.annotation is not None]
     (enum,) = [classes(tree)[n.id] for n in ast.walk(annotation) if isinstance(n, ast.Name) and n.id in classes(tree)]
@@ -149,7 +150,7 @@ def weight_names(name: str) -> tuple[str, ...]:
 
 
 def _popped(builder: ast.FunctionDef) -> set[str]:
-    """Names that a builder takes out of its keyword arguments: `kwargs.pop("dropout", 0.2)`."""
+    """Return the names that a builder takes out of its keyword arguments: `kwargs.pop("dropout", 0.2)`."""
     return {
         str(call.args[0].value)
         for call in ast.walk(builder)
@@ -162,7 +163,7 @@ def _popped(builder: ast.FunctionDef) -> set[str]:
 
 
 def _fixed(builder: ast.FunctionDef, tree: ast.Module) -> set[str]:
-    """Names that a builder gives a value of its own, in calls `f(48, groups=1, **kwargs)` down to the class."""
+    """Return the names that a builder sets itself, in calls `f(48, groups=1, **kwargs)` down to the class."""
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     fixed: set[str] = set()
     for call in [node for node in ast.walk(builder) if isinstance(node, ast.Call)]:

@@ -1,1 +1,1 @@
-"""Reading configuration files and overrides, and merging them."""
+"""Configuration files and command-line overrides: reading and merging."""

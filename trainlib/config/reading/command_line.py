@@ -1,4 +1,4 @@
-"""What `launch run` and the training program read alike from a command line."""
+"""The parsing of command-line arguments that `launch run` and the training program share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainlib.config.reading.merge import is_override
 
 
 def mark_bare_resume(words: Sequence[str]) -> list[str]:
-    """Write `--resume` as `--resume=` where the word after it is not its checkpoint but a config, override or option.
+    """Rewrite `--resume` as `--resume=` where the next word is a config, an override or an option, not a checkpoint.
 
     A checkpoint is a folder: a path, or the name of one, `step-00000123`. So `--resume train.epochs=30` and
     `--resume quickstart` mean the newest checkpoint.

@@ -1,4 +1,4 @@
-"""The keys that the schema knows, by dotted path."""
+"""Look-ups in the schema by dotted key, such as `train.early_stopping.patience`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainlib.config.schema import Config, Named, Section
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """The types of a union, or of an annotation without one."""
+    """Yield the types of a union; of any other annotation, the annotation itself."""
     if get_origin(annotation) in (Union, types.UnionType):
         for part in get_args(annotation):
             yield from _alternatives(part)
@@ -24,7 +24,7 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field of this annotation holds, alone or in a list."""
+    """Return the section class in a field's annotation, alone or in a list; None if there is none."""
     for part in _alternatives(annotation):
         if isinstance(part, type) and issubclass(part, Section):
             return part
@@ -34,7 +34,7 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 
 def section_at(key: str) -> type[Section] | None:
-    """The section at a dotted key, `train.early_stopping`; list indices are passed over. None if there is none."""
+    """Return the section class at a dotted key, in which list indices are skipped; None if there is none."""
     section: type[Section] | None = Config
     for part in key.split(".") if key else []:
         if part.isdigit():
@@ -45,36 +45,37 @@ def section_at(key: str) -> type[Section] | None:
 
 
 def is_named(key: str) -> bool:
-    """Whether the section at a dotted key names a class and carries that class's arguments."""
+    """Return True if the section at a dotted key names a class and holds arguments for it."""
     section = section_at(key)
     return section is not None and issubclass(section, Named)
 
 
 def field_at(key: str) -> FieldInfo | None:
-    """The schema's field of a dotted key."""
+    """Return the schema's field at a dotted key; None if there is none."""
     parent, _, name = key.rpartition(".")
     section = section_at(parent)
     return section.model_fields.get(name) if section else None
 
 
 def names_at(key: str) -> list[str]:
-    """The schema's keys in the section at a dotted key."""
+    """Return the schema's own keys in the section at a dotted key."""
     section = section_at(key)
     return list(section.model_fields) if section else []
 
 
 def takes_null(field: FieldInfo) -> bool:
+    """Return True if the field may be null."""
     return type(None) in _alternatives(field.annotation)
 
 
 def literals(field: FieldInfo) -> list[str]:
-    """The words that a field may be, if it is a choice."""
+    """Return the words that a field may be set to; none if it takes other values than words from a list."""
     return [word for part in _alternatives(field.annotation) if get_origin(part) is Literal for word in get_args(part)]
 
 
 @cache
 def all_keys() -> tuple[str, ...]:
-    """Every dotted key of the schema, sections included: `train`, `train.epochs`, ..."""
+    """Return every dotted key of the schema, sections included: `train`, `train.epochs`, ..."""
 
     def walk(section: type[Section], prefix: str) -> Iterator[str]:
         for name, field in section.model_fields.items():

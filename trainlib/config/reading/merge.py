@@ -1,6 +1,6 @@
-"""Layers of configuration, lowest first: files from left to right, then the command line.
+"""The merging of configuration layers, lowest first: files from left to right, then the command line.
 
-A layer is laid over what lies below it key by key. A section that names a class starts afresh when the name changes, so
+Layers merge key by key, and the higher one wins. A section that names a class starts afresh when the name changes, so
 that the arguments of SGD do not reach AdamW; the keys of `data` mean the same for every data set and stay. An empty
 mapping, or a mapping given on the command line, replaces the section.
 """
@@ -26,12 +26,12 @@ class _Replacement(dict[str, Any]):
 
 
 def is_override(argument: str) -> bool:
-    """Whether a command line argument is `key=value` and not the path of a file."""
+    """Return True if a command-line argument is `key=value`, not the path of a file."""
     return _OVERRIDE.match(argument) is not None
 
 
 def parse_overrides(arguments: Sequence[str]) -> Source:
-    """`key=value` arguments as one layer; a later one wins over an earlier. ConfigError lists every malformed one."""
+    """Parse `key=value` arguments into one layer, in which a later one wins. ConfigError lists every malformed one."""
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
     mistakes: list[Mistake] = []
@@ -73,11 +73,11 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merge(layers: Sequence[Source]) -> Source:
-    """All layers in one, lowest first. ConfigError if a dotted key goes into what is a list below."""
-    return reduce(_lay_over, layers, Source({}))
+    """Merge layers, lowest first. Raises ConfigError if a dotted key leads into a list of a lower layer."""
+    return reduce(_merge_two, layers, Source({}))
 
 
-def _lay_over(base: Source, layer: Source) -> Source:
+def _merge_two(base: Source, layer: Source) -> Source:
     where = dict(base.where)
     values = _merge_section(base.values, layer.values, "", where, layer)
     return Source(values, where | layer.where)
@@ -86,10 +86,10 @@ def _lay_over(base: Source, layer: Source) -> Source:
 def _merge_section(
     base: dict[str, Any], over: dict[str, Any], section: str, where: dict[str, str], layer: Source
 ) -> dict[str, Any]:
-    """The mapping `over` laid over `base`; the places of what it replaces leave `where`."""
+    """Merge the mapping `over` into `base`; remove the places of replaced values from `where`."""
     merged = dict(base)
     if section == "train":
-        _drop_other_length(merged, over)
+        _remove_other_length(merged, over)
     for name, value in over.items():
         key = f"{section}.{name}" if section else name
         old = merged.get(name)
@@ -113,8 +113,8 @@ def _renamed(section: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return bool(new["name"] != old.get("name", getattr(field.default, "name", None)))
 
 
-def _drop_other_length(train: dict[str, Any], over: dict[str, Any]) -> None:
-    """A run is so many epochs or so many steps long: a layer that sets one takes the other away."""
+def _remove_other_length(train: dict[str, Any], over: dict[str, Any]) -> None:
+    """Remove the lower layer's `epochs` where this one sets `steps`, and the other way round."""
     for key, other in (("epochs", "steps"), ("steps", "epochs")):
         if over.get(key) is not None and over.get(other) is None:
             train.pop(other, None)

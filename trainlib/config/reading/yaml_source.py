@@ -1,4 +1,4 @@
-"""YAML read strictly: plain values only, and the place of each one.
+"""A strict YAML reader: plain values only, each with the line where it was written.
 
 The rules are those of YAML 1.2's core schema, not PyYAML's: `1e-3` is a number, only `true` and `false` are booleans
 (so `precision: no` is the text "no"), `01:00:00` and `2024-01-01` are text. A key may appear once. A tag that is not
@@ -41,7 +41,7 @@ class Source:
     where: dict[str, str] = field(default_factory=dict)
 
     def locate(self, key: str) -> str:
-        """Where this key, or the nearest section around it, was written; empty if nowhere."""
+        """Return the place where this key, or the nearest section around it, was written; empty if there is none."""
         while key and key not in self.where:
             key = key.rpartition(".")[0]
         return self.where.get(key, "")
@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def add_core_schema(cls: Any) -> None:
-    """Let this PyYAML loader or dumper class take plain scalars for what YAML 1.2's core schema says."""
+    """Make a PyYAML loader or dumper class type plain scalars by the core schema of YAML 1.2."""
     for name, (pattern, first) in _CORE_SCHEMA.items():
         cls.add_implicit_resolver(_TAG + name, re.compile(f"(?:{pattern})\\Z"), ["" if c == "\0" else c for c in first])
 
@@ -62,24 +62,27 @@ def add_core_schema(cls: Any) -> None:
 add_core_schema(_Loader)
 
 
-def read_file(path: Path, shown: str, dotted_in: Collection[str] = ()) -> Source:
-    """Read a file whose top level is a mapping. ConfigError, with lines, if it is anything else.
+def read_file(path: Path, display_name: str, dotted_in: Collection[str] = ()) -> Source:
+    """Read a YAML file whose top level is a mapping. Raises ConfigError, with lines, for anything else.
 
-    dotted_in   the top-level keys inside which `optimizer.lr: 0.1` may be written, as on the command line
+    display_name   the file's name in messages
+    dotted_in      the top-level keys inside which `optimizer.lr: 0.1` may be written, as on the command line
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError([Mistake("", f"{shown}: cannot be read: {error.strerror}")]) from error
+        raise ConfigError([Mistake("", f"{display_name}: cannot be read: {error.strerror}")]) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Mistake("", "not a text file: must be YAML in UTF-8", f"{shown} line {line}")]) from error
-    reader = _Reader(shown, dotted_in)
+        raise ConfigError(
+            [Mistake("", "not a text file: must be YAML in UTF-8", f"{display_name} line {line}")]
+        ) from error
+    reader = _Reader(display_name, dotted_in)
     node = reader.compose(text)
     if node is None:
-        raise ConfigError([Mistake("", "the file is empty: must hold at least one `key: value`", shown)])
+        raise ConfigError([Mistake("", "the file is empty: must hold at least one `key: value`", display_name)])
     if not isinstance(node, yaml.MappingNode):
         what = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         rule = f"got {what} at the top level, must be keys with values, such as `seed: 0`"
@@ -91,7 +94,7 @@ def read_file(path: Path, shown: str, dotted_in: Collection[str] = ()) -> Source
 
 
 def parse_value(text: str, key: str) -> Any:
-    """The value of `key=text` on the command line. ConfigError if it is not YAML."""
+    """Return the value of `key=text` on the command line. Raises ConfigError if the text is not YAML."""
     reader = _Reader(None)
     try:
         node = reader.compose(text)
@@ -104,23 +107,25 @@ def parse_value(text: str, key: str) -> Any:
 
 
 class _Reader:
-    """Turns the nodes of one document into values, noting places and mistakes on the way."""
+    """A converter of one document's nodes to values, which collects their places and the mistakes in them."""
 
-    def __init__(self, shown: str | None, dotted_in: Collection[str] = ()) -> None:
-        self.shown = shown  # None: the command line, where lines mean nothing
+    def __init__(self, display_name: str | None, dotted_in: Collection[str] = ()) -> None:
+        self.display_name = display_name  # None: the command line, where lines mean nothing
         self.dotted_in = dotted_in
         self.where: dict[str, str] = {}
         self.mistakes: list[Mistake] = []
         self._count = 0
-        self._open: set[int] = set()  # nodes that are being converted: meeting one again is a cycle
+        self._open: set[int] = set()  # nodes that are being converted: one that comes up again is a cycle
 
     def place(self, node: yaml.Node) -> str:
+        """Return where a node begins: `configs/x.yaml line 14`, or `command line`."""
         return self._line(node.start_mark.line)
 
     def _line(self, line: int) -> str:
-        return COMMAND_LINE if self.shown is None else f"{self.shown} line {line + 1}"
+        return COMMAND_LINE if self.display_name is None else f"{self.display_name} line {line + 1}"
 
     def compose(self, text: str) -> yaml.Node | None:
+        """Parse a document into nodes; None if it is empty. Raises ConfigError for text that is not YAML."""
         try:
             node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
         except yaml.reader.ReaderError as error:
@@ -135,6 +140,7 @@ class _Reader:
         return node
 
     def value(self, node: yaml.Node, key: str) -> Any:
+        """Return the plain value of a node at a dotted key."""
         self._count += 1
         if self._count > MAX_VALUES:
             raise ConfigError(
@@ -178,7 +184,7 @@ class _Reader:
         return merged | own
 
     def _merge_key(self, node: yaml.Node, key: str) -> dict[str, Any]:
-        """What `<<: *base` or `<<: [*a, *b]` brings in; the earlier of a list wins."""
+        """Return the keys and values that `<<: *base` or `<<: [*a, *b]` merges in; the first of a list wins."""
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         merged: dict[str, Any] = {}
         for part in parts:
@@ -221,7 +227,7 @@ def _shown_tag(tag: str) -> str:
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
-    """What is wrong with the YAML, in plain words where the reason is a common one."""
+    """Return the syntax error in words, plain ones for the common mistakes."""
     problem = error.problem or "unknown problem"
     if "'\\t'" in problem:
         return "not valid YAML: indent with spaces, not with a tab"

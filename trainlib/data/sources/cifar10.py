@@ -48,7 +48,7 @@ def load_cifar10(root: Path, *, stop_requested: Callable[[], bool]) -> Dataset:
 
 
 def _read(cifar10: Any, root: Path) -> Dataset:
-    """torchvision verifies all checksums before it unpickles anything: RuntimeError for a missing or wrong file."""
+    """Torchvision verifies all checksums before it unpickles anything: RuntimeError for a missing or wrong file."""
     train, test = cifar10(str(root), train=True), cifar10(str(root), train=False)
     return Dataset(_image_set(train), _image_set(test), tuple(train.classes), MEAN, STD)
 

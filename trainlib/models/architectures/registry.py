@@ -84,7 +84,7 @@ class _Sequence(nn.Sequential):
 
 
 def vgg16(width: float = 1.0, dropout: float = 0.5) -> nn.Module:
-    """torchvision's VGG16 with every channel count and hidden layer scaled by `width`; 1000 classes.
+    """Torchvision's VGG16 with every channel count and hidden layer scaled by `width`; 1000 classes.
 
     At width 1 names, shapes and, from the same generator state, initial values are torchvision's.
     """

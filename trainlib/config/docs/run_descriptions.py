@@ -1,4 +1,4 @@
-"""What the keys of `train`, `evaluation`, `checkpoint`, `tracking` and `slurm` mean."""
+"""Descriptions of the keys of `train`, `evaluation`, `checkpoint`, `tracking` and `slurm`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainlib.config.docs.description import Description
 
 D = Description
 
-OF_RUNNING: Mapping[str, Description] = {
+RUN_DESCRIPTIONS: Mapping[str, Description] = {
     "train": D("How long, in what batches, and how.", "train='{epochs: 5, batch_size: 128}'"),
     "train.epochs": D("Length of the run in epochs; 20 where neither this nor `steps` is given.", "train.epochs=5"),
     "train.steps": D("Length of the run in optimizer steps, instead of epochs.", "train.steps=1000"),
