@@ -1,7 +1,8 @@
-"""A chart: lines in an SVG that is stretched to its place, and everything that has a shape or letters in HTML above it.
+"""Charts and their geometry: axes, SVG paths and the data for the page's script; figure.html.j2 draws them.
 
-So it fits any width with letters of one size. It is complete without the script, which adds the read-out under the
-pointer, the logarithmic axis and the switching of lines.
+The SVG is stretched to its place, and everything that has a shape or letters is HTML above it, so a chart fits any
+width with letters of one size. It is complete without the script, which adds the read-out under the pointer, the
+logarithmic axis and the switching of lines.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log10
+from typing import Any
 
-from launch.report.markup import Content, Markup, element, json_data, markup
-from launch.report.series import Point, Points, linear_ticks, log_ticks, tick_label
+from launch.report.series import Points, linear_ticks, log_ticks
 
 WIDTH, HEIGHT = 2000, 1000  # of the drawing, in its own units
 LABEL_GAP = 0.075  # of the width, between the signs of two events
@@ -19,7 +20,7 @@ LABEL_GAP = 0.075  # of the width, between the signs of two events
 
 @dataclass(frozen=True)
 class Line:
-    """One series.
+    """One series of points.
 
     style    raw (pale, what a smooth line is made of) | smooth | thin | line (with dots) | mark (dots alone)
     colour   a colour of the palette, from 0
@@ -35,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Sign:
-    """An event at a step: a sign over a vertical line; the colour of a run where there are several."""
+    """An event at a step, drawn as a sign over a vertical line, in its run's colour where there are several runs."""
 
     step: float
     sign: str
@@ -46,7 +47,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """What switches lines on and off; `colour` is None for an entry that is about lines of several colours."""
+    """A button that switches lines on and off; `colour` is None where it is about lines of several colours."""
 
     key: str
     label: str
@@ -56,7 +57,11 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn. `from_zero`: the axis of values begins at 0, where it need not be logarithmic."""
+    """Lines, signs and legend of one chart.
+
+    from_zero         the linear axis of values begins at 0
+    steps_per_epoch   for the read-out; None where it is not known
+    """
 
     title: str
     lines: Sequence[Line]
@@ -69,55 +74,109 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis, which its ticks span."""
+    """An axis from its first tick to its last."""
 
     name: str
     ticks: list[float]
     scale: Callable[[float], float]
 
     def position(self, value: float) -> float:
-        """0 at the first tick, 1 at the last; what lies beyond is put on the edge."""
+        """Return 0 for the first tick, 1 for the last; a value beyond them is put on the edge."""
         low, high = self.scale(self.ticks[0]), self.scale(self.ticks[-1])
         return min(max((self.scale(value) - low) / (high - low), 0.0), 1.0)
 
+    def percent(self, value: float) -> str:
+        """Return the position as a percentage for CSS."""
+        return f"{100 * self.position(value):.2f}"
 
-def figure(chart: Chart) -> Markup:
-    """The chart with its title, its switches and its data for the read-out."""
-    values = [value for line in chart.lines for _, value in line.points]
-    axes = [_linear_axis(values, chart.from_zero), *_log_axis(values)]
-    steps = _step_axis([step for line in chart.lines for step, _ in line.points])
-    groups = [
-        element("g", _grid(axis), [_path(line, axis, steps) for line in chart.lines], class_=axis.name) for axis in axes
-    ]
-    drawing = element(
-        "svg",
-        groups,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=_description(chart),
-    )
-    plot = element(
-        "div",
-        drawing,
-        [_value_ticks(axis) for axis in axes],
-        _step_ticks(steps),
-        _signs(chart.signs, steps),
-        element("div", class_="cursor", hidden=""),
-        element("div", class_="readout", role="status", hidden=""),
-        class_="plot",
-        tabindex=0,
-        role="group",
-        aria_label=f"{chart.title}: the arrow keys read it out, step by step",
-    )
-    switch = element("button", "log scale", type="button", class_="scale", aria_pressed="false")
-    head = element("figcaption", element("h3", chart.title), switch if len(axes) > 1 else None)
-    note = element("p", chart.note, class_="note") if chart.note else None
-    return element("figure", head, legend(chart.legend), plot, note, _data(chart, steps))
+
+@dataclass(frozen=True)
+class Path:
+    """One path of the SVG: its corners, its classes, and the legend entries that it belongs to."""
+
+    d: str
+    kind: str
+    keys: str
+
+
+class Plot:
+    """A chart with its axes: `steps` across; `axes` upwards, a linear one and, if possible, a logarithmic one."""
+
+    view_box = f"0 0 {WIDTH} {HEIGHT}"
+
+    def __init__(self, chart: Chart):
+        self.chart = chart
+        values = [value for line in chart.lines for _, value in line.points]
+        self.axes = [_linear_axis(values, chart.from_zero), *_log_axis(values)]
+        self.steps = _step_axis([step for line in chart.lines for step, _ in line.points])
+
+    @property
+    def step_ticks(self) -> list[float]:
+        """The round steps on the axis."""
+        first, last = self.steps.ticks
+        return [tick for tick in linear_ticks(first, last, 6) if first <= tick <= last]
+
+    @property
+    def description(self) -> str:
+        """The last value of every line, for readers who do not see it."""
+        ends = [(line.label, line.points[-1]) for line in self.chart.lines if line.style != "raw"]
+        return "; ".join(f"{label}: {value:.4g} at step {step:.0f}" for label, (step, value) in ends)
+
+    def grid(self, axis: Axis) -> str:
+        """Return a path of one horizontal line for each tick of an axis of values."""
+        return "".join(f"M0 {(1 - axis.position(tick)) * HEIGHT:.0f}H{WIDTH}" for tick in axis.ticks)
+
+    def paths(self, axis: Axis) -> list[Path]:
+        """Return the lines over an axis of values.
+
+        A dot is a line of no length with a round end, which stays round in a stretched drawing.
+        """
+        paths = []
+        for line in self.chart.lines:
+            corners = [
+                f"{self.steps.position(step) * WIDTH:.0f} {(1 - axis.position(value)) * HEIGHT:.0f}"
+                for step, value in line.points
+            ]
+            keys = " ".join(line.keys)
+            if line.style != "mark":
+                paths.append(Path("M" + "L".join(corners), f"{line.style} c{line.colour}", keys))
+            if line.style in ("line", "mark"):
+                dots = "".join(f"M{corner}h0" for corner in corners)
+                paths.append(Path(dots, f"{'mark' if line.style == 'mark' else 'dots'} c{line.colour}", keys))
+        return paths
+
+    def signs(self) -> list[tuple[Sign, bool]]:
+        """Return the events by their step, each with whether there is room for its sign beside the one before."""
+        shown = []
+        last = -1.0
+        for sign in sorted(self.chart.signs, key=lambda sign: sign.step):
+            position = self.steps.position(sign.step)
+            has_room = position - last >= LABEL_GAP
+            last = position if has_room else last
+            shown.append((sign, has_room))
+        return shown
+
+    def data(self) -> dict[str, Any]:
+        """Return the points that are drawn, their values to five digits, for the page's script."""
+        return {
+            "steps": self.steps.ticks,
+            "perEpoch": self.chart.steps_per_epoch,
+            "signs": [[sign.step, sign.text] for sign in self.chart.signs],
+            "lines": [
+                {
+                    "label": line.label,
+                    "colour": line.colour,
+                    "keys": line.keys,
+                    "x": [step for step, _ in line.points],
+                    "y": [float(f"{value:.5g}") for _, value in line.points],
+                }
+                for line in self.chart.lines
+            ],
+        }
 
 
 def _step_axis(steps: Sequence[float]) -> Axis:
-    """From 0 to the last step: ends that need not be round."""
+    """Return the axis from 0 to the last step, whose ends need not be round."""
     first, last = min(0.0, *steps), max(steps)
     return Axis("step", [first, last if last > first else first + 1], float)
 
@@ -127,115 +186,9 @@ def _linear_axis(values: Sequence[float], from_zero: bool) -> Axis:
 
 
 def _log_axis(values: Sequence[float]) -> list[Axis]:
-    """An axis for the values above 0; none where there are no two different ones. The others are put on its edge."""
+    """Return an axis for the values above 0, on whose edge the others lie; none without two different ones."""
     positive = {value for value in values if value > 0}
     if len(positive) < 2:
         return []
     ticks = log_ticks(min(positive), max(positive))
     return [Axis("log", ticks, lambda value: log10(max(value, ticks[0])))]
-
-
-def _path(line: Line, axis: Axis, steps: Axis) -> Markup:
-    """The line; a dot is a line of no length with a round end, which stays round in a stretched drawing."""
-    corners = [
-        f"{steps.position(step) * WIDTH:.0f} {(1 - axis.position(value)) * HEIGHT:.0f}" for step, value in line.points
-    ]
-    keys = " ".join(line.keys)
-    parts = []
-    if line.style != "mark":
-        parts.append(element("path", d="M" + "L".join(corners), class_=f"{line.style} c{line.colour}", data_keys=keys))
-    if line.style in ("line", "mark"):
-        dots = "".join(f"M{corner}h0" for corner in corners)
-        kind = "mark" if line.style == "mark" else "dots"
-        parts.append(element("path", d=dots, class_=f"{kind} c{line.colour}", data_keys=keys))
-    return Markup("".join(parts))
-
-
-def _grid(axis: Axis) -> Markup:
-    rows = "".join(f"M0 {(1 - axis.position(tick)) * HEIGHT:.0f}H{WIDTH}" for tick in axis.ticks)
-    return element("path", d=rows, class_="grid")
-
-
-def _value_ticks(axis: Axis) -> Markup:
-    return markup(
-        element("span", tick_label(tick), class_=f"y {axis.name}", style=f"bottom:{100 * axis.position(tick):.2f}%")
-        for tick in axis.ticks
-    )
-
-
-def _step_ticks(steps: Axis) -> Markup:
-    first, last = steps.ticks
-    return markup(
-        element("span", tick_label(tick), class_="x", style=f"left:{100 * steps.position(tick):.2f}%")
-        for tick in linear_ticks(first, last, 6)
-        if first <= tick <= last
-    )
-
-
-def _signs(signs: Sequence[Sign], steps: Axis) -> list[Content]:
-    """A line for each event; its sign only where there is room for it."""
-    shown: list[Content] = []
-    last = -1.0
-    for event in sorted(signs, key=lambda event: event.step):
-        position = steps.position(event.step)
-        room = position - last >= LABEL_GAP
-        last = position if room else last
-        shown.append(
-            element(
-                "span",
-                element("b", event.sign) if room else None,
-                class_="sign" if event.colour is None else f"sign c{event.colour}",
-                style=f"left:{100 * position:.2f}%",
-                title=event.text,
-                data_keys=" ".join(event.keys),
-            )
-        )
-    return shown
-
-
-def legend(entries: Sequence[LegendEntry]) -> Markup | None:
-    """Buttons that switch lines on and off, in all charts of the page; None without entries."""
-    buttons = [
-        element(
-            "button",
-            element("i", class_=f"{entry.style} {'' if entry.colour is None else f'c{entry.colour}'}".strip()),
-            entry.label,
-            type="button",
-            aria_pressed="true",
-            data_key=entry.key,
-        )
-        for entry in entries
-    ]
-    return element("div", buttons, class_="legend", role="group", aria_label="lines shown") if buttons else None
-
-
-def _description(chart: Chart) -> str:
-    """What the lines say, for those who do not see them."""
-    ends = [(line.label, line.points[-1]) for line in chart.lines if line.style != "raw"]
-    return "; ".join(f"{label}: {value:.4g} at step {step:.0f}" for label, (step, value) in ends)
-
-
-def _data(chart: Chart, steps: Axis) -> Markup:
-    """The same points as in the drawing, for the read-out."""
-    return json_data(
-        {
-            "steps": steps.ticks,
-            "perEpoch": chart.steps_per_epoch,
-            "signs": [[event.step, event.text] for event in chart.signs],
-            "lines": [
-                {
-                    "label": line.label,
-                    "colour": line.colour,
-                    "keys": line.keys,
-                    "x": [step for step, _ in line.points],
-                    "y": [_short(point) for point in line.points],
-                }
-                for line in chart.lines
-            ],
-        }
-    )
-
-
-def _short(point: Point) -> float:
-    """The value to five digits, which is what the read-out shows."""
-    return float(f"{point[1]:.5g}")

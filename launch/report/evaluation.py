@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -23,13 +24,25 @@ class PerClass(BaseModel):
 
 
 class Mistake(BaseModel):
-    """A sample that was taken for another class with this probability, and its picture."""
+    """A sample that was taken for another class, with the probability that the model gave that class.
+
+    png   its picture, in base64
+    """
 
     index: Count
     label: Count
     predicted: Count
     probability: float
     png: str
+
+    @property
+    def picture(self) -> str | None:
+        """The picture as a data address, if it is one: what goes into an address is checked to be base64 of a PNG."""
+        try:
+            is_png = base64.b64decode(self.png, validate=True).startswith(b"\x89PNG")
+        except ValueError:
+            is_png = False
+        return f"data:image/png;base64,{self.png}" if is_png else None
 
 
 class Evaluation(BaseModel):
@@ -63,6 +76,19 @@ class Evaluation(BaseModel):
             raise ValueError("the tables are not of as many classes as there are names")
         return self
 
+    def confusions(self) -> list[Record]:
+        """Return the pairs of classes that were confused, the most frequent first.
+
+        Each has `label`, `predicted`, `count` and `share`, which is the count's part of all samples of the label.
+        """
+        found = [
+            {"label": label, "predicted": predicted, "count": count, "share": count / sum(row)}
+            for label, row in enumerate(self.confusion)
+            for predicted, count in enumerate(row)
+            if count and label != predicted
+        ]
+        return sorted(found, key=lambda pair: -pair["count"])
+
 
 def read_evaluation(path: Path) -> Evaluation | None:
     """The evaluation in this file; None where it cannot be read or is not what it should be."""
@@ -70,15 +96,3 @@ def read_evaluation(path: Path) -> Evaluation | None:
         return Evaluation.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def confusions(evaluation: Evaluation) -> list[Record]:
-    """Each pair of classes that were taken for one another: label, predicted, count and share of the label's samples;
-    the most frequent first."""
-    found = [
-        {"label": label, "predicted": predicted, "count": count, "share": count / sum(row)}
-        for label, row in enumerate(evaluation.confusion)
-        for predicted, count in enumerate(row)
-        if count and label != predicted
-    ]
-    return sorted(found, key=lambda pair: -pair["count"])

@@ -42,6 +42,11 @@ class RunFacts:
         return events_of(self.attempts, self.last_step)
 
     @property
+    def used_slurm(self) -> bool:
+        """Whether any attempt was made in a SLURM job."""
+        return any(attempt.job for attempt in self.attempts)
+
+    @property
     def last_step(self) -> int:
         return max((row["step"] for rows in self.rows.values() for row in rows), default=0)
 

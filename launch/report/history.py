@@ -24,6 +24,12 @@ class Job:
         """`123`, `123_4` for an element of an array; with how often it was requeued before."""
         return queue_id(self.begin) + (f", restart {self.begin['restart']}" if self.begin.get("restart") else "")
 
+    @property
+    def name_and_nodes(self) -> str:
+        """`123, on n0 n1`."""
+        nodes = self.begin.get("nodes")
+        return self.name + (f", on {' '.join(map(str, nodes))}" if isinstance(nodes, list) else "")
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -45,6 +51,11 @@ class Attempt:
     ranks: int | None
     host: str
     job: Job | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Duration; None where the beginning or the end is not known."""
+        return (self.ended - self.started).total_seconds() if self.ended and self.started else None
 
     @property
     def how_it_ended(self) -> str:

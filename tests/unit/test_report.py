@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from locks import holding_lock
+from paths import REPOSITORY
 from report_runs import START, end, evaluation, resumed_run, start, training_rows, write_run
 
 from launch.cli import main
 from launch.report.facts import read_facts
-from launch.report.markup import element, json_data
-from launch.report.page import page
+from launch.report.page import page, templates
 
 NOW = START + timedelta(hours=1)
 NASTY = "<script>alert(1)</script>"
@@ -113,13 +113,24 @@ def test_nothing_that_a_run_holds_can_become_code(tmp_path: Path, number: int) -
     assert NASTY in hostile.text
 
 
-def test_elements_are_escaped() -> None:
-    made = element("a", "<b>&\"'", element("i", None, [1, 2.5]), class_='"><x>', data_key="k", title=None)
-    assert made == '<a class="&quot;&gt;&lt;x&gt;" data-key="k">&lt;b&gt;&amp;&quot;&#x27;<i>12.5</i></a>'
-    data = json_data({"a": "</script><!--\u2028"})
-    assert "<" not in data.removeprefix('<script type="application/json">').removesuffix("</script>")
-    inside = data.removeprefix('<script type="application/json">').removesuffix("</script>")
-    assert json.loads(inside) == {"a": "</script><!--\u2028"}
+def test_templates_escape_whatever_they_print() -> None:
+    """In text, in attributes, through macros and as data; no template marks anything as safe or turns that off."""
+    word = "</script><b>&\"'\u2028"
+    made = templates().from_string(
+        '{% from "macros.html.j2" import badge %}<a title="{{ word }}">{{ word }}</a>{{ badge(word) }}{{ nothing }}'
+    )
+    escaped = "&lt;/script&gt;&lt;b&gt;&amp;&#34;&#39;\u2028"
+    assert made.render(word=word, nothing=None) == (
+        f'<a title="{escaped}">{escaped}</a><span class="badge {escaped}">{escaped}</span>—'
+    )
+    data = templates().from_string("{{ {word: 1.5} | tojson }}").render(word=word)
+    assert not set("<>&'\u2028") & set(data)
+    assert json.loads(data) == {word: 1.5}
+    names = templates().list_templates()
+    assert len(names) == 6
+    for name in names:
+        source = (REPOSITORY / "launch/report/templates" / name).read_text()
+        assert not re.search(r"\bsafe\b|autoescape", source), name
 
 
 def test_the_page_asks_for_nothing(tmp_path: Path) -> None:
@@ -170,12 +181,14 @@ def test_values_of_another_type_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_long_run_is_shown_fast_and_small(tmp_path: Path) -> None:
-    """100,000 rows: under 3 seconds of this process, under 3 MB."""
+    """100,000 rows: under 3 MB, and in less time than parsing them eight times takes on this machine at this hour."""
     run = write_run(tmp_path / "x", attempts=[start(1, 0)], rows=training_rows(91_000))
-    assert len((run / "metrics.jsonl").read_text().splitlines()) > 100_000
     before = time.process_time()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    parsed = time.process_time()
+    assert len(rows) > 100_000
     text = report_of(run)
-    assert time.process_time() - before < 3.0
+    assert time.process_time() - parsed < 8 * (parsed - before)
     assert len(text.encode()) < 3_000_000
 
 

@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 from report_runs import training_rows, write_run
 
-from launch.report.chart import Chart, Line, figure
+from launch.report.chart import Chart, Line, Plot
 from launch.report.curves import charts_of
 from launch.report.facts import read_facts
+from launch.report.page import templates
 from launch.report.series import linear_ticks, log_ticks, smoothed, thinned, tick_label
 
 # Series and axes
+
+
+def figure(chart: Chart) -> str:
+    """The HTML of a chart."""
+    return str(templates().get_template("figure.html.j2").module.figure(Plot(chart)))  # type: ignore[attr-defined]
 
 
 def test_thinning_keeps_the_ends_and_every_extreme() -> None:
