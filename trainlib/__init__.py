@@ -1,4 +1,4 @@
-"""Train image classifiers exactly and resumably, from Python: `fit`, `image_dataset` and `load_model`.
+"""Train image classifiers exactly and resumably, from Python: `fit`, `Hook`, `image_dataset` and `load_model`.
 
 Importing this package does not import torch: each function is imported when it is first used.
 """
@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from trainlib.api import fit
     from trainlib.data import image_dataset
     from trainlib.inference.trained_model import load_model
+    from trainlib.training.hooks import Hook
 
-__all__ = ["ConfigError", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model"]
+__all__ = ["ConfigError", "Hook", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model"]
 
-_MODULES = {"fit": "trainlib.api", "image_dataset": "trainlib.data", "load_model": "trainlib.inference.trained_model"}
+_MODULES = {
+    "Hook": "trainlib.training.hooks",
+    "fit": "trainlib.api",
+    "image_dataset": "trainlib.data",
+    "load_model": "trainlib.inference.trained_model",
+}
 
 
 def __getattr__(name: str) -> Any:

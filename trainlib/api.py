@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from trainlib.runs.directory import RunDirectory
 from trainlib.runs.logs import logging_to_console
 from trainlib.runs.stop_request import StopFlag
 from trainlib.train import train
+from trainlib.training.hooks import Hook
 
 logger = logging.getLogger("trainlib")
 
@@ -29,6 +30,7 @@ def fit(
     model: ModelSource | None = None,
     dataset: Dataset | None = None,
     loss: CustomLoss | None = None,
+    hooks: Sequence[Hook] = (),
     fresh: bool = False,
     resume: str | None = None,
 ) -> RunDirectory:
@@ -40,6 +42,7 @@ def fit(
     dataset   from `image_dataset`; the default of `data.image_size` is then the size of its images, if these are square
     loss      a function of logits float32 [N, C] and labels int64 [N] that returns the loss of each sample [N], or
               their mean
+    hooks     objects of `trainlib.Hook`'s subclasses, which follow the training on every rank
     fresh     move an earlier run of this name aside and begin again
     resume    "" to accept harmless changes of the configuration, or the name of one of the run's checkpoints
 
@@ -53,7 +56,7 @@ def fit(
         SystemExit: with code 75 if the run was asked to stop and has a checkpoint. So the lines of a script that
             follow the call only run when the run is finished.
     """
-    custom = CustomParts(model, dataset, loss)
+    custom = CustomParts(model, dataset, loss, hooks)
     flag = StopFlag()
     flag.install()
     try:

@@ -126,8 +126,8 @@ def test_the_trial_before_training_finds_what_fits_and_changes_nothing(norm_loop
     state = norm_loop.state
     before = {name: value.clone() for name, value in state.classifier.module.state_dict().items()}
     dummy_input = norm_loop.samples.train.dummy_input()
-    assert memory.fitting(state, dummy_input, 16) == 8
-    assert memory.fitting(state, dummy_input, 8) is None
+    assert memory.find_limit(state, dummy_input, 16) == 8
+    assert memory.find_limit(state, dummy_input, 8) is None
     assert all(torch.equal(value, before[name]) for name, value in state.classifier.module.state_dict().items())
     assert all(parameter.grad is None for parameter in state.parameters)
 
@@ -140,11 +140,11 @@ def _find_what_fits(room_of_rank: list[int]) -> int:
         small = Small(10, room=10)
         trainer = build_trainer(config, make_dataset(40), accelerator, None, CustomParts(model=small))
         small.room = room_of_rank[rank]
-        found = memory.fitting(trainer.state, trainer.samples.train.dummy_input(), 10)
+        found = memory.find_limit(trainer.state, trainer.samples.train.dummy_input(), 10)
         [micro_batches] = trainer.samples.train.train_batches(
             trainer.plan.batches(0)[:1], 0, trainer.samples.augmentation
         )
-        applied = train_step(trainer.state, 0, memory.cut(micro_batches, found), 20.0).status
+        applied = train_step(trainer.state, 0, memory.split_to_limit(micro_batches, found), 20.0).status
     return 0 if (found, applied) == (3, UpdateStatus.APPLIED) else 1
 
 

@@ -164,7 +164,7 @@ def _require_same_data(config: Config) -> None:
 
 
 def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
-    """The named checkpoint, or the newest good one, or None for a new run.
+    """Return the named checkpoint, or the newest good one, or None for a new run.
 
     Raises CheckpointError when a named one is missing, damaged, or not of this run.
     """

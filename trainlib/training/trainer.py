@@ -152,8 +152,10 @@ class Trainer:
         progress = self.progress
         while True:
             with suppress(torch.OutOfMemoryError):
-                return train_step(self.state, progress.step, memory.cut(micro_batches, progress.fitting), denominator)
-            progress.fitting = memory.smaller(micro_batches, progress.fitting, self.state)
+                return train_step(
+                    self.state, progress.step, memory.split_to_limit(micro_batches, progress.fitting), denominator
+                )
+            progress.fitting = memory.next_limit(micro_batches, progress.fitting, self.state)
 
     def _end_step(self, epoch: int, lr: float, denominator: float, count: int, result: StepResult) -> bool:
         """Do what is due at a step boundary, in the one order that there is; return True at the end of training.

@@ -19,7 +19,7 @@ from trainlib.models import weights_normalization
 
 
 def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
-    """The plan of a run over a training set of `num_samples`, and the indices held out for validation (int64).
+    """Return the plan of a run over `num_samples` training samples, and the indices held out for validation (int64).
 
     Raises DataError when the samples left for training are fewer than a batch, or than `data.limit`.
     """
@@ -41,12 +41,13 @@ def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
 
 
 def build_rank_slice(train: TrainConfig, rank: int, world_size: int) -> RankSlice:
-    """This rank's share of every batch."""
+    """Return this rank's share of every global batch, as the configuration and the world size say."""
     virtual_shards = train.virtual_shards if train.reproducibility == "elastic" else None
     return RankSlice(rank, world_size, train.micro_batch_size, virtual_shards)
 
 
 def build_data_module(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> DataModule:
+    """Return the loaders of the training and test images on this rank's device, and how large their batches are."""
     train, augment = config.train, config.data.augment
     rank_slice = build_rank_slice(train, accelerator.process_index, accelerator.num_processes)
     preprocess = build_preprocess(config, dataset)
@@ -67,6 +68,7 @@ def build_data_module(config: Config, dataset: Dataset, val_ids: torch.Tensor, a
 
 
 def build_preprocess(config: Config, dataset: Dataset) -> Preprocess:
+    """Return how images become the model's input: their size, and the mean and deviation of each channel."""
     mean, std = _normalization(config.data.normalize, config.model, dataset)
     return Preprocess(mean, std, config.data.image_size)
 

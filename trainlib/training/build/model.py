@@ -28,7 +28,7 @@ def build_classifier(
     with_weights: bool = True,
     custom: ModelSource | None = None,
 ) -> Classifier:
-    """The model with its initial weights, a function of the seed; made on the CPU, the same for every device.
+    """Return the model with its initial weights, a function of the seed, made on the CPU: the same for every device.
 
     Its convolutions' weights, and so what they compute, are laid out channels last (docs/decisions/0010): faster on
     CPUs and GPUs alike. A custom model keeps its own layout, as a `view` of it may depend on that.

@@ -154,6 +154,7 @@ def build_train_state(
 
 
 def build_loop_config(config: Config, epoch_steps: int) -> LoopConfig:
+    """Return the settings of the loop, with durations turned into steps."""
     return LoopConfig(
         log_every=config.tracking.log_every,
         log_grad_norm=config.tracking.health is not None,

@@ -46,10 +46,11 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
+        """Optimizer steps done when the checkpoint was taken."""
         return int(self.manifest["step"])
 
     def model_state(self) -> dict[str, Tensor]:
-        """The module's state_dict, on the CPU. Raises CheckpointError when the file holds none."""
+        """Return the module's state_dict, on the CPU. Raises CheckpointError when the file holds none."""
         try:
             return safetensors.torch.load_file(self.path / MODEL)
         except Exception as error:  # a forged file, whose hash is right, can raise anything
@@ -153,7 +154,7 @@ def remove_partial(directory: Path) -> None:
 
 
 def newest(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; damaged ones met on the way are set aside with a warning."""
+    """Return the newest checkpoint that verifies; set aside, with a warning, damaged ones that are newer."""
     for path in reversed(steps_in(directory).values()):
         try:
             return verify(path)
@@ -225,7 +226,7 @@ def _write_files(
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """The manifest's own SHA-256, over its other entries."""
+    """Return the SHA-256 of a manifest's entries, except for the one that holds it."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

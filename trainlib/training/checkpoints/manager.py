@@ -71,6 +71,7 @@ class CheckpointManager:
             self._under_way = None
 
     def close(self) -> None:
+        """Wait for the checkpoint that is being written."""
         if self._writer is not None:
             self._writer.shutdown()
 
@@ -101,7 +102,7 @@ class CheckpointManager:
 
 
 def _host_copy(value: Any) -> Any:
-    """The same nest of dictionaries and lists, its tensors copied to host memory."""
+    """Return the same nest of dictionaries and lists, its tensors copied to host memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -18,11 +18,14 @@ class Pause:
 
 
 class Clock:
+    """The clock of a training: wall time, images per second, and how long steps and checkpoints take."""
+
     def __init__(self, seconds_before: float):
         self._seconds_before = seconds_before
         self.start()
 
     def start(self) -> None:
+        """Begin to measure, before the first step."""
         self._started = time.perf_counter()
         self._images = 0
         self._paused = 0.0
@@ -32,10 +35,12 @@ class Clock:
         self.new_window()
 
     def new_window(self) -> None:
+        """Begin a new window for `images_per_second`."""
         self._window_started = time.perf_counter()
         self._window_images = 0
 
     def count(self, images: int) -> None:
+        """Count the images of a finished step."""
         self._images += images
         self._window_images += images
         now = time.perf_counter()
@@ -58,7 +63,7 @@ class Clock:
         return self._seconds_before + time.perf_counter() - self._started
 
     def saved(self, pause: Pause) -> None:
-        """A checkpoint took this long."""
+        """Note how long a checkpoint took."""
         self.longest_checkpoint = max(self.longest_checkpoint, pause.seconds)
 
     def time_is_up(self, seconds_left: float) -> bool:

@@ -121,7 +121,7 @@ class HealthHook(Hook):
 
 
 def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """The 2-norm of each tensor."""
+    """Return the 2-norm of each tensor, by name."""
     values = torch._foreach_norm([tensor.detach().float() for tensor in tensors.values()]) if tensors else []
     return dict(zip(tensors, torch.stack(list(values)).tolist() if values else [], strict=True))
 

@@ -61,6 +61,7 @@ class PredictionCollector:
         self._rows = [torch.empty(0, 4, dtype=torch.float64, device=device)]
 
     def add(self, micro_batch: MicroBatch, logits_NC: Tensor) -> None:
+        """Keep the predictions for a micro-batch, on its device; nothing waits for it."""
         probabilities_NC = class_probabilities(logits_NC, self._loss)
         predicted_N1 = logits_NC.argmax(dim=1, keepdim=True)
         top = logits_NC.topk(min(TOP, logits_NC.shape[1]), dim=1).indices
@@ -102,7 +103,7 @@ def describe(
     metrics: Metrics,
     source: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The evaluation of exactly these samples as one JSON object, the contents of `evaluation-<split>.json`.
+    """Return the evaluation of exactly these samples as one JSON object, the contents of `evaluation-<split>.json`.
 
     ids_N    their indices in the image set of `batches`, ascending
     source   what was evaluated: {"split", "step", "weights"}
@@ -151,7 +152,7 @@ def per_class(confusion_CC: Tensor, class_names: Sequence[str]) -> list[dict[str
 
 
 def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
-    """The expected calibration error (Guo et al., 2017): 15 bins of equal width, each (a, b], weighted by count.
+    """Return the expected calibration error (Guo et al., 2017): 15 bins of equal width, (a, b], weighted by count.
 
     confidence_N   float64: the probability of the predicted class
     """
@@ -162,7 +163,7 @@ def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
 
 
 def _mistakes(predictions: Predictions, labels_N: Tensor, batches: BatchLoader) -> list[dict[str, Any]]:
-    """The wrong answers that the model was surest of, with their pictures; `index` counts within the split."""
+    """Return the wrong predictions with the highest confidence, and their pictures; `index` counts within the split."""
     wrong = (predictions.predicted_N != labels_N).nonzero()[:, 0]
     surest_first = predictions.confidence_N[wrong].sort(descending=True, stable=True).indices
     chosen = wrong[surest_first[:NUM_MISTAKES]]

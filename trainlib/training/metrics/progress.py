@@ -38,6 +38,7 @@ class Progress:
 
     @classmethod
     def at_start(cls, num_shards: int) -> Progress:
+        """Return the progress of a new run, whose global batches have so many shards."""
         return cls(sums=empty_sums(num_shards))
 
     def record_metrics(
@@ -81,7 +82,7 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], shards: range, num_shards: int) -> Progress:
-        """The saved progress on the rank with these shards. If their number has changed, shard 0 takes all sums."""
+        """Return saved progress for the rank with these shards. If their number has changed, shard 0 takes all sums."""
         values = dict(state)
         saved_P2: Tensor = values.pop("sums_P2")
         saved: Sums = saved_P2.tolist()

@@ -26,6 +26,7 @@ class Metrics:
     count: int
 
     def asdict(self) -> dict[str, float | int]:
+        """Return loss, accuracy and count as a dictionary."""
         return asdict(self)
 
 
@@ -53,7 +54,7 @@ def empty_sums(num_shards: int) -> Sums:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[float]:
-    """The values of scalars, in one transfer. A synchronisation point on a GPU."""
+    """Return the values of scalar tensors, in one transfer. A synchronisation point on a GPU."""
     if not tensors or tensors[0].device.type == "cpu":
         return [tensor.item() for tensor in tensors]
     values: list[float] = torch.stack([tensor.double() for tensor in tensors]).tolist()
@@ -70,7 +71,7 @@ def accumulate(sums: Sums, measured: Iterable[tuple[MicroBatchResult, float, flo
 
 
 def sums_of(measured: Sequence[MicroBatchResult], num_shards: int) -> Sums:
-    """The sums of these micro-batches. A synchronisation point on a GPU."""
+    """Return the sums of these micro-batches. A synchronisation point on a GPU."""
     losses, num_correct = to_host([m.loss for m in measured]), to_host([m.num_correct for m in measured])
     return accumulate(empty_sums(num_shards), zip(measured, losses, num_correct, strict=True))
 
@@ -90,7 +91,7 @@ def gather_sums(sums: Sums, device: torch.device) -> Sums:
 
 
 def metrics_of(sums: Sums, denominator: float, count: int) -> Metrics:
-    """The metrics of all shards together. `denominator` and `count` are those of the whole set.
+    """Return the metrics of all shards together. `denominator` and `count` are those of the whole set.
 
     Parts are added in their order, so that every rank computes the same bits and takes the same decisions from them.
     """

@@ -10,7 +10,7 @@ from trainlib.config import mark_bare_resume
 
 
 def parse_arguments(arguments: Sequence[str] | None, program: str = "trainlib.train") -> argparse.Namespace:
-    """The command line of this program, and of the one that prepares a run for it: `config`, `fresh`, `resume`."""
+    """Parse the command line of the program that trains, or prepares a run: `config`, `fresh`, `resume`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}", description="Train from configuration files.", allow_abbrev=False
     )

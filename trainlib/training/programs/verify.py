@@ -111,7 +111,7 @@ def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | No
 
 
 def _newest(run: RunDirectory, last_step: int) -> Checkpoint | None:
-    """The newest checkpoint up to this step that is whole; None where there is none."""
+    """Return the newest checkpoint up to this step, verified; None where there is none."""
     for step, path in reversed(steps_in(run.checkpoints).items()):
         if step <= last_step:
             return checkpoint.verify(path)

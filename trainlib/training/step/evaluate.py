@@ -43,7 +43,7 @@ def evaluate(
 def evaluation_sums(
     network: Network, objective: Objective, micro_batches: Iterable[MicroBatch], on_batch: OnBatch, num_shards: int = 1
 ) -> Sums:
-    """The sums (see `metrics`) of this rank's pieces, by a network in eval mode. `on_batch` sees their logits."""
+    """Return the metric sums of this rank's micro-batches, by a network in eval mode; `on_batch` sees their logits."""
     measured: list[MicroBatchResult] = []
     for micro_batch in micro_batches:
         logits_NC = network(micro_batch.images_NCHW)

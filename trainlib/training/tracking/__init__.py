@@ -43,7 +43,7 @@ class Trackers:
 
 
 def open_trackers(config: TrackingConfig, run: Path, from_step: int, values: Mapping[str, Any]) -> Trackers:
-    """The trackers that the configuration asks for; metrics.jsonl is always one of them.
+    """Return the trackers that the configuration asks for; metrics.jsonl is always one of them.
 
     values   the configuration and the environment, for W&B
     """
@@ -70,16 +70,19 @@ class BestEffortTracker:
             self._tracker = opened()
 
     def log(self, row: Row) -> None:
+        """Pass the row on."""
         with self._forgiving():
             if self._tracker is not None:
                 self._tracker.log(row)
 
     def flush(self) -> None:
+        """Flush the tracker."""
         with self._forgiving():
             if self._tracker is not None:
                 self._tracker.flush()
 
     def close(self) -> None:
+        """Close the tracker."""
         with self._forgiving():
             if self._tracker is not None:
                 self._tracker.close()

@@ -50,7 +50,7 @@ class Console(Hook):
         self.step(trainer.progress.step)
 
     def step(self, step: int) -> None:
-        """Called after every step; costs one look at the clock, except when it is time for a sign of life."""
+        """Show how far the run is, where it is time for that; otherwise this costs one look at the clock."""
         if self._quiet or (now := time.monotonic()) < self._next_sign:
             return
         if self._bar is not None:
@@ -73,6 +73,7 @@ class Console(Hook):
         logger.log(self._level, f"epoch {self._of_epochs(row['epoch'])}  {row['split']:<5}  {numbers}")
 
     def close(self) -> None:
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -59,7 +59,7 @@ def draw_curves(run: Path) -> None:
 
 
 def picture(rows: Rows, name: str) -> bytes:
-    """A PNG of loss and accuracy over steps, side by side. Values that are missing, as not finite, are left out."""
+    """Return a PNG of loss and accuracy over steps, side by side. Values that are not finite are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -95,7 +95,7 @@ def _draw(axes: Axes, rows: Rows, key: str) -> None:
 
 
 def _series(rows: Rows, key: str, split: str, scope: str | None) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows of one kind."""
+    """Return the steps and the values of the rows of one kind."""
     chosen = [
         row
         for row in rows

@@ -41,6 +41,7 @@ class TensorBoard:
             path.unlink()
 
     def log(self, row: Row) -> None:
+        """Write the numbers and histograms of a row."""
         if self._writer is None:
             self._open()
         step, time = row["step"], datetime.fromisoformat(row["time"]).timestamp()
@@ -61,10 +62,12 @@ class TensorBoard:
             )
 
     def flush(self) -> None:
+        """Write what is buffered to disk."""
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
+        """Close the event file."""
         if self._writer is None:
             self._open()
         self._writer.close()

@@ -32,7 +32,7 @@ def autotune(config: TrainConfig, state: TrainState, samples: DataModule, progre
     dummy_input, size = samples.train.dummy_input(), samples.micro_batch_size
     if state.accelerator.device.type == "cuda" and not state.reducer.fixes_pieces:  # a CPU's memory is not known to end
         most = min(size, progress.fitting or size)
-        progress.fitting = memory.fitting(state, dummy_input, most) or progress.fitting
+        progress.fitting = memory.find_limit(state, dummy_input, most) or progress.fitting
     size = min(size, progress.fitting or size)
     images_NCHW = dummy_input.expand(size, *dummy_input.shape[1:]).contiguous()
     choice = config.compile if progress.compiled is None else progress.compiled

@@ -72,7 +72,7 @@ class Features:
 def cache_features(
     parts: TrainingInputs, steps_done: int, stop_requested: Callable[[], bool], heartbeat: Callable[[], None]
 ) -> Features | None:
-    """The features of all samples that are trained or validated on; None where they change or it would not pay.
+    """Return the features of all samples that are trained or validated on; None where they change or do not pay.
 
     Which of the two is told in the log; with `model.cache_features: true` it is a UserError. Raises StoppedError, on
     every rank, when one of them is asked to stop. `heartbeat` is called whenever something was achieved. A collective.
@@ -119,7 +119,7 @@ class _Cache:
         self.probe = BitwiseProbe(parts.classifier, accelerator, config.seed)
 
     def fill(self, steps_done: int, stop_requested: Callable[[], bool], heartbeat: Callable[[], None]) -> Features:
-        """Raises _Without, on every rank, where it is no use."""
+        """Compute all features. Raises _Without, on every rank, where that is no use."""
         started = time.perf_counter()
         self._require_same_images()
         epochs = (self.parts.plan.total_steps - steps_done) / self.parts.plan.steps_per_epoch
@@ -141,7 +141,7 @@ class _Cache:
         return Features(self.parts.classifier.module.get_submodule(path), FeatureLoader(self.images, images))
 
     def _require_same_images(self) -> None:
-        """The images of a sample must be the same in every epoch."""
+        """Raise _Without where the images of a sample are not the same in every epoch."""
         if self.parts.config.data.augment != Augment():
             raise _Without("data.augment makes other images in every epoch")
         if self.parts.config.evaluation.test_time != "none":
@@ -157,7 +157,7 @@ class _Cache:
             raise _Without(f"that takes longer than it saves in {epochs:.3g} epochs of {len(self.ids_N)} images")
 
     def _choose(self, heartbeat: Callable[[], None]) -> tuple[str, frozenset[int], float]:
-        """The submodule to train: of those that hold all that is trained, the smallest that will do.
+        """Return the submodule to train: of those that hold all that is trained, the smallest that will do.
 
         Also the sizes of this rank's batches that keep their bits, and the part of all images that are in such.
         """
@@ -180,7 +180,7 @@ class _Cache:
         raise _Without(why)
 
     def _kept(self, ids_N: Tensor, heartbeat: Callable[[], None]) -> dict[str, Tensor]:
-        """What each submodule gets of these samples when they are in other batches than they would be in a step."""
+        """Return each submodule's inputs for these samples, computed in other batches than those of a step."""
         mixed = self._padded(torch.cat([ids_N, self.ids_N[: self.chunk]]))
         order = permutation(key("trials", self.parts.config.seed), len(mixed))
         kept: dict[str, list[Tensor]] = {path: [] for path in self.probe.submodules}
@@ -203,7 +203,7 @@ class _Cache:
         return broadcast_object(seconds), first
 
     def _require_time(self, seconds: float) -> None:
-        """A job that ends before its features are computed would begin with them again and again."""
+        """Raise _Without where a job would end before its features are computed, again and again."""
         end_time = launch_variables.job_end_time()
         left = broadcast_object(end_time - time.time() if end_time is not None else math.inf)
         if seconds > left * TIME_FRACTION:
@@ -222,12 +222,12 @@ class _Cache:
         return place
 
     def _padded(self, ids_N: Tensor, multiple: int = 1) -> Tensor:
-        """These samples, and some more so that they are whole chunks: all are computed in batches of one size."""
+        """Return these samples and some more, to make whole chunks: all are computed in batches of one size."""
         missing = -len(ids_N) % (self.chunk * multiple)
         return torch.cat([ids_N, self.ids_N[torch.arange(missing) % len(self.ids_N)]])
 
     def _chunks(self) -> Tensor:
-        """The samples in the order in which they are computed: int64 [round, rank, chunk]."""
+        """Return the samples in the order in which they are computed: int64 [round, rank, chunk]."""
         return self._padded(self.ids_N, self.world_size).view(-1, self.world_size, self.chunk)
 
     def _compute(
@@ -253,7 +253,7 @@ class _Cache:
             heartbeat()
 
     def _tell(self, rows: Tensor, seconds: float, saved: float, step_seconds: tuple[float, float]) -> None:
-        """What it took, and when that is made up for. `saved`: seconds an epoch."""
+        """Log how long the features took, and when that is made up for. `saved`: seconds an epoch."""
         trained, frozen = (1000 * value for value in step_seconds)
         logger.info(
             "features of %d images cached in %.1f s (%.0f MB): a batch of %d images then takes about %.1f instead of "

@@ -24,8 +24,8 @@ ADVICE = "choose a smaller train.batch_size or data.image_size, train.precision=
 STATES_OF_OPTIMIZER = 2  # tensors of a parameter's size, at most, that an optimizer makes at its first step
 
 
-def cut(micro_batches: Sequence[MicroBatch], limit: int | None) -> Sequence[MicroBatch]:
-    """The same samples in pieces of at most `limit`."""
+def split_to_limit(micro_batches: Sequence[MicroBatch], limit: int | None) -> Sequence[MicroBatch]:
+    """Return the same samples in micro-batches of at most `limit` images."""
     if limit is None or all(len(micro_batch.ids_N) <= limit for micro_batch in micro_batches):
         return micro_batches
     return [part for micro_batch in micro_batches for part in _split(micro_batch, limit)]
@@ -40,12 +40,12 @@ def _split(micro_batch: MicroBatch, limit: int) -> list[MicroBatch]:
     ]
 
 
-def smaller(micro_batches: Sequence[MicroBatch], limit: int | None, state: TrainState) -> int:
-    """The limit to try next, after a step with these pieces ran out of memory and left everything as it was.
+def next_limit(micro_batches: Sequence[MicroBatch], limit: int | None, state: TrainState) -> int:
+    """Return the limit to try next, after a step with these micro-batches ran out of memory and changed nothing.
 
     Raises UserError where there is no smaller one, or where other ranks wait for this one in the middle of the step.
     """
-    size = max(len(micro_batch.ids_N) for micro_batch in cut(micro_batches, limit))
+    size = max(len(micro_batch.ids_N) for micro_batch in split_to_limit(micro_batches, limit))
     if size == 1 or state.accelerator.num_processes > 1 or state.reducer.fixes_pieces:
         raise UserError(
             f"train.micro_batch_size: {size} images at a time do not fit into the memory of {state.accelerator.device}"
@@ -54,8 +54,8 @@ def smaller(micro_batches: Sequence[MicroBatch], limit: int | None, state: Train
     return _halved(size, state)
 
 
-def fitting(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
-    """The largest number of images, halving `size`, of which every rank's device can hold a step; None = `size`.
+def find_limit(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
+    """Return the most images, halving `size`, that a step on every rank's device can hold; None = `size`.
 
     A trial of each size before training, in which ranks do not wait for each other, and agree on the smallest. Nothing
     of it stays. stand_in   one input of the engine's model. A collective.

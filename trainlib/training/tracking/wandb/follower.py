@@ -94,12 +94,12 @@ class Follower:
 
 
 def newest_checkpoint(directory: Path) -> int:
-    """The step of the newest checkpoint; 0 where there is none."""
+    """Return the step of the newest checkpoint; 0 where there is none."""
     return max(steps_in(directory / "checkpoints"), default=0)
 
 
 def best_checkpoint(directory: Path, summary: dict[str, Any]) -> Path | None:
-    """The checkpoint of the best evaluation, or the last one; None where it is not there."""
+    """Return the checkpoint of the best evaluation, or the last one; None where it is missing."""
     step = (summary.get("best") or {}).get("step", summary.get("step"))
     path = directory / "checkpoints" / name_of(step or 0)
     return path if path.is_dir() else None
@@ -147,7 +147,7 @@ def _end_soon_after(training: int) -> None:
 
 
 def _word_from(training: int) -> str | None:
-    """What the training process says: `finish`, nothing ("") once it is gone, or None when some time has passed."""
+    """Return what the training process sends: `finish`, nothing ("") once it is gone, or None after some time."""
     if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
         return _line(sys.stdin.fileno())
     return None if os.getppid() == training else ""

@@ -34,7 +34,7 @@ class Point:
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The records of a log, up to its end or to the first place where a crash or a full disk cut it off."""
+    """Yield the records of a W&B log, up to its end or to where a crash or a full disk cut it off."""
     return (data for data, _ in _whole(path.read_bytes()))
 
 
@@ -69,7 +69,7 @@ def _whole(content: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def history(path: Path) -> Iterator[Point]:
-    """The rows of history in one log, in the order in which they were logged."""
+    """Return the rows of history in one log, in the order in which they were logged."""
     for record in _of_kind("history", path):
         yield Point(int(record.history.step.num), _nested(record.history.item))
 
@@ -89,7 +89,7 @@ def _of_kind(kind: str, path: Path) -> Iterator[Any]:
 
 
 def _nested(items: Iterable[Any]) -> dict[str, Any]:
-    """The values of a row by name; those of a picture, a table or a histogram come one by one, each with its path."""
+    """Return the values of a row by name; those of a picture, table or histogram one by one, each with its path."""
     values: dict[str, Any] = {}
     for item in items:
         *path, name = item.nested_key or [item.key]
@@ -101,17 +101,17 @@ def _nested(items: Iterable[Any]) -> dict[str, Any]:
 
 
 def segments(folder: Path, run_id: str) -> list[Path]:
-    """The logs of a run below its folder `wandb`, one for each attempt, oldest first."""
+    """Return the logs of a run below its folder `wandb`, one for each attempt, oldest first."""
     found = folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb")
     return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
 
 
 def key_of(step: int, values: Mapping[str, Any]) -> RowKey:
-    """What tells a row from all others of its run: its step, and the names of its numbers, which say of what it is."""
+    """Return the key that tells a row from all others of its run: its step, and the names of its numbers."""
     return step, frozenset(name for name, value in values.items() if "/" in name and isinstance(value, int | float))
 
 
 def logged_rows(folder: Path, run_id: str) -> dict[RowKey, int]:
-    """The rows that W&B has on disk, with their number in its history."""
+    """Return the rows that W&B has on disk, with their number in its history."""
     points = [point for path in segments(folder, run_id) for point in history(path)]
     return {key_of(point.values["step"], point.values): point.number for point in points if "step" in point.values}

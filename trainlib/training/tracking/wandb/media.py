@@ -11,7 +11,7 @@ from trainlib.runs.rows import Row, health_scalars
 
 
 def health_values(row: Row) -> dict[str, Any]:
-    """The numbers and the histograms of a row of health.jsonl."""
+    """Return the numbers and the histograms of a row of health.jsonl."""
     import wandb
 
     histograms = {
@@ -22,7 +22,7 @@ def health_values(row: Row) -> dict[str, Any]:
 
 
 def evaluation_media(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The confusion matrix and the sample mistakes of an evaluation file."""
+    """Return the confusion matrix and the sample mistakes of an evaluation file, as W&B shows them."""
     import wandb
     from PIL import Image
 

@@ -50,14 +50,14 @@ class Job:
 
     @classmethod
     def of(cls, run: Path, config: WandbConfig, values: Mapping[str, Any]) -> Job:
-        """The job of this process, which trains."""
+        """Return the job that follows the training of this process."""
         mode = effective_mode(config.mode, os.environ)
         own = config.model_dump(exclude={"mode"})
         return cls(directory=str(run.absolute()), name=run.name, mode=mode, pid=os.getpid(), config=values, **own)
 
 
 def effective_mode(mode: Mode, environ: Mapping[str, str]) -> Mode:
-    """The configured mode, or a stricter one that W&B's own variables ask for."""
+    """Return the configured mode, or a stricter one that W&B's own variables ask for."""
     asked = environ.get("WANDB_MODE", "").lower()
     if mode == "disabled" or asked == "disabled" or environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
@@ -90,6 +90,7 @@ class WandbProcess:
         """Nothing: the row is in metrics.jsonl."""
 
     def close(self) -> None:
+        """Tell the follower that training has ended, and wait for it, for a limited time."""
         if self._supervisor is None:
             return
         online = self._job.mode == "online"
@@ -169,7 +170,7 @@ def _lines(stream: IO[bytes] | None) -> Iterator[str]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """It and what it has started, all of which are of its own session."""
+    """Kill a process and all that it has started, which is in the process's own session."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):

@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def run_id(folder: Path) -> str:
-    """The id under which W&B knows this run, made once, before the first contact, and kept in its folder `wandb`."""
+    """Return W&B's id of this run, which is made once, before the first contact, and kept in the folder `wandb`."""
     path = folder / "run-id"
     if not path.exists():
         folder.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def run_id(folder: Path) -> str:
 
 
 def synced_marker(segment: Path) -> Path:
-    """The file by which W&B knows that a segment is uploaded."""
+    """Return the file by which W&B knows that a segment is uploaded."""
     return segment.with_name(f"{segment.name}.synced")
 
 

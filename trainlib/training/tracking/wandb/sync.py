@@ -70,7 +70,7 @@ def is_online(segment: Path) -> bool:
 
 
 def begun_marker(segment: Path) -> Path:
-    """The file that says that an upload has begun, which may have been cut off if it is still there."""
+    """Return the file that exists while an upload is under way, or after one that was cut off."""
     return segment.with_name(f"{segment.name}.begun")
 
 
