@@ -1,4 +1,4 @@
-"""A signal to the launcher is a request that the run stop: remembered, and handed on once the run can hear it."""
+"""Passes stop signals that come to the launcher on to the run, through its STOP file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainlib.runs.stop_request import STOP_SIGNALS, write_stop_file
 
 
 class StopRequest:
-    """Turns signals into the STOP file of a run, once that run's new attempt has begun.
+    """Writes the STOP file of a run when a stop signal comes, as soon as the run's new attempt has begun.
 
-    Before that, the directory may not exist, or belong to an attempt that `--fresh` is about to clear away: what was
-    asked for is remembered. `now` is set by the second Ctrl-C.
+    Before that, the directory may not exist, or belong to a run that `--fresh` is about to move aside: until then the
+    signal is only remembered. A second Ctrl-C sets `now`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -31,6 +31,7 @@ class StopRequest:
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
+        """Context manager: catch the stop signals; put their handlers back on exit."""
         hangup_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup: the run outlives its terminal
         numbers = [number for number in STOP_SIGNALS if not (number == signal.SIGHUP and hangup_ignored)]
         before = {number: signal.signal(number, self._handle) for number in numbers}
@@ -41,12 +42,13 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def run_has_started(self) -> bool:
+        """Return True if the new attempt has begun, by its line in attempts.jsonl."""
         if not self._started:
             self._started = last_start(self._directory) not in (None, self._attempt_before)
         return self._started
 
     def deliver(self) -> None:
-        """Ask the run to stop, where a signal asked for it."""
+        """Write the STOP file, once, if a signal has come."""
         if self._asked and not self._delivered:
             self._delivered = True
             if not (self._directory / "STOP").exists():  # or somebody has asked already
@@ -54,7 +56,7 @@ class StopRequest:
                 self._placed = True
 
     def withdraw(self) -> None:
-        """Once the run has ended: take back a request that it did not come to honour, or the next one would."""
+        """Remove the STOP file, once the run has ended: if the run did not come to it, the next attempt would."""
         if self._placed:
             with suppress(OSError):
                 (self._directory / "STOP").unlink()

@@ -1,1 +1,1 @@
-"""Looking at runs and steering them: list, status, logs, stop, cancel, verify."""
+"""The commands that look at runs and control them: list, status, logs, stop, cancel, verify."""

@@ -1,4 +1,4 @@
-"""What can be done to a run from outside: follow its log, ask it to stop, end it."""
+"""Controls a run from outside: follows its log, asks it to stop, or ends it at once."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _ATTEMPT = re.compile(r"=== attempt (\d+)\b")
 
 
 def log_chunks(directory: Path, rank: int, *, follow: bool, attempt: int | None = None) -> Iterator[str]:
-    """The text of a rank's log; with `follow`, also what comes to it until the run is over.
+    """Return the text of a rank's log, in pieces.
 
-    A run that SLURM is to continue is not over: its log is followed into the next job.
-    attempt   only what this one printed
+    follow    go on with what is appended until the run is over. A run whose SLURM job is to start again is not over
+    attempt   only what this attempt printed
     """
     path = directory / "logs" / f"rank-{rank}.log"
     chunks = _chunks(path, _Progress(directory) if follow else None)
@@ -39,7 +39,7 @@ def log_chunks(directory: Path, rank: int, *, follow: bool, attempt: int | None 
 
 
 class _Progress:
-    """Whether a run goes on: a process holds its lock, or a job of it waits or runs."""
+    """Watches if a run goes on: a process holds its lock, or a job of the run waits or runs."""
 
     def __init__(self, directory: Path):
         self._directory = directory
@@ -47,6 +47,7 @@ class _Progress:
         self._queued = False
 
     def goes_on(self) -> bool:
+        """Return True if the run is not over. The queue is asked every few seconds at most."""
         if is_running(self._directory):
             return True
         if not open_jobs(job_lines(self._directory)):
@@ -80,7 +81,7 @@ def _chunks(path: Path, progress: _Progress | None) -> Iterator[str]:
 
 
 def _of_attempt(chunks: Iterator[str], attempt: int, path: Path) -> Iterator[str]:
-    """The lines from one attempt's heading to the next one's; UserError where it has none in this log."""
+    """Yield the lines from one attempt's heading to the next one's; raise UserError where the log has none."""
     numbers: list[int] = []
     rest = ""
     for chunk in chunks:
@@ -98,7 +99,7 @@ def _of_attempt(chunks: Iterator[str], attempt: int, path: Path) -> Iterator[str
 
 
 def ask_to_stop(directory: Path) -> str:
-    """Put the STOP file into the directory of a run that runs, here or on a cluster; what happens next."""
+    """Ask a run that trains, here or on a cluster, to stop; return a sentence on what happens next."""
     job = None if is_running(directory) else active_job(directory)
     if job is not None and job.waiting:
         raise UserError(
@@ -115,7 +116,7 @@ def ask_to_stop(directory: Path) -> str:
 
 
 def end_run(directory: Path) -> str:
-    """End a run now: cancel its job, waiting or running, or else kill its process on this machine."""
+    """End a run now: cancel its job, or else kill its process on this machine. Return a sentence for the user."""
     job = active_job(directory)
     if job is None:
         return kill_run(directory)
@@ -131,10 +132,10 @@ def end_run(directory: Path) -> str:
 
 
 def kill_run(directory: Path) -> str:
-    """End a running run on this machine by killing its rank 0; the others end when they lose it.
+    """Kill rank 0 of a run on this machine; the other ranks end when they lose it. Return a sentence for the user.
 
     Only a process that is certainly the run's is killed: the run's lock is held, its newest attempt was started on this
-    machine, and the process with its number runs the training program.
+    machine, and the process with the recorded id runs the training program.
     """
     import psutil
 
@@ -160,7 +161,7 @@ def kill_run(directory: Path) -> str:
 
 
 def _is_training(command_line: list[str]) -> bool:
-    """Whether a process runs the training program, by itself or inside `launch run`."""
+    """Return True if a process runs the training program, by itself or inside `launch run`."""
     names = {os.path.basename(word) for word in command_line}
     return (
         "trainlib.train" in names or "train.py" in names or ("run" in names and bool(names & {"launch", "__main__.py"}))

@@ -1,4 +1,4 @@
-"""Runs as text for a terminal."""
+"""The text that `launch list` and `launch status` show of runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainlib.runs.jobs import open_jobs, queue_id
 from trainlib.runs.status import Run, time_of
 from trainlib.runs.tables import STATUS_STYLES, Column, Table, hang
 
-Jobs = Mapping[str, JobState] | None  # those that wait or run now, by id; None where the queue was not asked
+Jobs = Mapping[str, JobState] | None  # the waiting and running jobs by id; None where the queue was not asked
 
 
 def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> Table:
@@ -58,11 +58,12 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
 
 
 def _job_of(run: Run, jobs: Jobs) -> JobState | None:
+    """Return the newest job of a run that waits or runs."""
     return next((jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs), None) if jobs else None
 
 
 def _status(run: Run, jobs: Jobs) -> str:
-    """One word, from the queue where the run has a job there; and what a job waits for."""
+    """Return the state of a run in one word, from the queue where it has a job there, and what a job waits for."""
     job = _job_of(run, jobs)
     if job is None:
         return "submitted" if jobs is None and run.status == "new" and open_jobs(run.jobs) else run.status
@@ -83,14 +84,15 @@ def _explain(run: Run, jobs: Jobs) -> str:
     status = _status(run, jobs)
     what_next = {
         "stopped": "; start it again to continue",
-        "interrupted": ": it ended without a word; start it again to continue",
+        "interrupted": ": the process was killed or the machine went down (no reason was recorded); "
+        "start it again to continue",
         "running": f", process {(run.last_start or {}).get('pid')} on {(run.last_start or {}).get('host')}",
     }
     return status + (what_next.get(status, "") if status == run.status else "")
 
 
 def _progress(newest: Record, planned: Record) -> str:
-    """How far the run is. A run is so many epochs or so many steps long, so only one of the two has a total."""
+    """Return how far a run is; of its step and epoch, the one in which its length is configured has a total."""
     if not newest:
         return ""
     totals = {unit: f" of {planned[f'{unit}s']}" if planned.get(f"{unit}s") else "" for unit in ("step", "epoch")}
@@ -98,7 +100,7 @@ def _progress(newest: Record, planned: Record) -> str:
 
 
 def _metrics(record: Record | None) -> str:
-    """Loss and accuracy of one line of metrics.jsonl."""
+    """Return loss and accuracy of one line of metrics.jsonl."""
     if not record:
         return ""
     texts = [f"{key} {_number(record[key])}" for key in ("loss", "accuracy") if record.get(key) is not None]
@@ -110,7 +112,7 @@ def _metrics(record: Record | None) -> str:
 
 
 def last_error(run: Run) -> str:
-    """What ended the newest failure, as far as anything is known; empty where nothing failed."""
+    """Return how the newest failure of a run came about; empty where nothing failed."""
     left = root_cause(read_all(run.directory))
     if left is not None:
         return _failure(asdict(left))
@@ -120,7 +122,7 @@ def last_error(run: Run) -> str:
 
 
 def _failure(record: Record) -> str:
-    """Which rank failed, where and how, its log, and the last line of that."""
+    """Return which rank failed, where and how, its log, and the last line of that log."""
     ended = f"was killed by {record['signal']}" if record.get("signal") else f"exit code {record.get('exit_code')}"
     if record.get("rank") is not None:
         ended = f"rank {record['rank']} on {record.get('host')}: {ended}"
@@ -169,5 +171,5 @@ def _seconds(run: Run, now: datetime) -> str:
 
 
 def local_time(moment: datetime | None) -> str:
-    """A moment as the clock of this machine shows it; empty for None."""
+    """Return a time in this machine's time zone; empty for None."""
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,4 @@
-"""Compares what several numbers of ranks recorded of the same steps (see `trainlib.training.programs.verify`)."""
+"""Compares the records of the same steps, made with several numbers of ranks by `trainlib.training.programs.verify`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SHOWN = 12  # digits of a digest
 
 
 def read_records(folder: Path, world_size: int) -> list[list[Line]]:
-    """The lines of each rank, in rank order; a rank that wrote nothing has none."""
+    """Return the lines that each rank recorded, in rank order; none for a rank that recorded nothing."""
     files = [folder / f"{world_size}-{rank}.jsonl" for rank in range(world_size)]
     return [[json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [] for file in files]
 
 
 def difference(records: Mapping[int, Sequence[Sequence[Line]]]) -> str | None:
-    """The first thing that is not the same everywhere, in words; None where every bit of every step is.
+    """Return a sentence on the first difference between records; None where every bit of every step is the same.
 
-    records   by number of ranks, each rank's lines; the first rank of the first number is what all are compared with
+    records   each rank's lines, by number of ranks; all are compared with the first rank of the first number
     """
     (first_size, (expected, *_)) = next(iter(records.items()))
     failure = next(_failures(records), None)
@@ -51,7 +51,7 @@ def _failures(records: Mapping[int, Sequence[Sequence[Line]]]) -> Iterator[str]:
 
 
 def _differs(ours: Line, theirs: Line) -> tuple[str, Any, Any] | None:
-    """What differs first between two lines, with the values there and here; in the order of the computation."""
+    """Return the first difference between two lines, in the order of the computation: its name and both values."""
     if "error" in ours or "error" in theirs:
         return None
     if "from_step" in ours:
@@ -72,7 +72,7 @@ def _value(what: str, ours: Any, theirs: Any) -> tuple[str, Any, Any] | None:
 
 
 def _threads(theirs: Line, ours: Line, here: str, there: str) -> str:
-    """What explains a difference, where threads do."""
+    """Return numbers of threads that explain a difference; empty where they are equal."""
     counts = theirs.get("num_threads"), ours.get("num_threads")
     return "" if counts[0] == counts[1] else f" (threads: {counts[0]} {here}, {counts[1]} {there})"
 

@@ -12,11 +12,11 @@ from trainlib.config import SlurmConfig
 from trainlib.errors import UserError
 from trainlib.runs import RUNS
 
-ELEMENTS = "elements"  # the file of a submission's folder that says which run is which element
+ELEMENTS = "elements"  # the file in a submission's folder that lists the elements' arguments
 
 
 def common_slurm(sweep: Sweep) -> SlurmConfig:
-    """What all runs ask of SLURM, as an array's elements all get the same. UserError where they differ."""
+    """Return the section `slurm` that all runs of a sweep share, as one array needs. UserError where they differ."""
     slurm = sweep.elements[0].config.slurm
     if any(element.config.slurm != slurm for element in sweep.elements):
         keys = [key for key in sweep.varied if key.split(".")[0] == "slurm"]
@@ -28,14 +28,14 @@ def common_slurm(sweep: Sweep) -> SlurmConfig:
 
 
 def array_job(sweep: Sweep, elements: Sequence[Element]) -> Job:
-    """The job for some of a sweep's runs. Its folder is a new one: an earlier submission's elements may still wait."""
+    """Return the array job for some of a sweep's runs, with a new folder, as earlier submissions may still wait."""
     folder = _next_folder(RUNS / sweep.name)
     array = f"0-{len(elements) - 1}" + (f"%{sweep.throttle}" if sweep.throttle else "")
     return Job(sweep.name, folder, (f"@{folder / ELEMENTS}",), array)
 
 
 def elements_text(elements: Sequence[Element]) -> str:
-    """What the batch script reads: line k holds the arguments of element k, as shell words."""
+    """Return the file that the batch script reads: line k holds the arguments of element k, as shell words."""
     return "".join(f"{shlex.quote(str(RUNS / element.name / 'config.yaml'))}\n" for element in elements)
 
 

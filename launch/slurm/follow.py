@@ -1,4 +1,4 @@
-"""A job in SLURM's queue, in words, and following one to its end."""
+"""Describes jobs in SLURM's queue in words, and follows one to its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 20.0  # between two questions to the con
 
 
 def state_text(job: JobState) -> str:
-    """`pending (Priority), expected to start at 2030-01-02 03:04:05, requeued 2 times`; times are this machine's."""
+    """Return the state of a job in words: `pending (Priority), expected to start at 2030-01-02 03:04:05`.
+
+    Times are in this machine's time zone.
+    """
     reason = f" ({job.reason})" if job.waiting and job.reason else ""
     nodes = f" on {job.nodes}" if job.nodes else ""
     start = ""
@@ -27,21 +30,24 @@ def state_text(job: JobState) -> str:
 
 
 def active_job(directory: Path) -> JobState | None:
-    """The newest job of a run that waits or runs; None where there is none. Raises QueueError."""
+    """Return the newest job of a run that waits or runs; None where there is none. Raises QueueError."""
     states = job_states(open_jobs(job_lines(directory)))
     return next((job for job in reversed(states.values()) if job.active), None)
 
 
 def active_jobs(jobs: Sequence[Sequence[Record]]) -> dict[str, JobState]:
-    """The jobs that wait or run among those of several runs, by id; asks the controller once. Raises QueueError."""
+    """Return the waiting and running jobs of several runs, by id, with one call of squeue. Raises QueueError.
+
+    jobs   the lines of jobs.jsonl of each run
+    """
     ids = [job_id for lines in jobs for job_id in open_jobs(list(lines))]
     return {job_id: job for job_id, job in job_states(ids).items() if job.active}
 
 
 def wait_for(job_id: str, directory: Path, tell: Callable[[str], None]) -> int:
-    """Follow a job, across its requeues, until it has ended; the exit code that it ended with.
+    """Follow a job, across its requeues, until it has ended; return its exit code.
 
-    tell   is called with each change of its state, in words
+    tell   called with each new state of the job, in words
     """
     told, pause = "", _FIRST_SECONDS
     job: JobState | None = None
@@ -63,7 +69,7 @@ def wait_for(job_id: str, directory: Path, tell: Callable[[str], None]) -> int:
 
 
 def _exit_code(job: JobState | None, job_id: str, lines: Sequence[Record]) -> int:
-    """The code of the ledger's last end; where the batch script was killed before it could write one, the queue's."""
+    """Return the exit code of a job's last end line, or the queue's where the batch script was killed before it."""
     ends = [line for line in lines if line.get("event") == "end" and queue_id(line) == job_id]
     if ends and not ends[-1].get("requeued") and isinstance(ends[-1].get("exit_code"), int):
         return int(ends[-1]["exit_code"])

@@ -1,4 +1,4 @@
-"""Where the nodes of a job meet: the head node, and a port on it that no other job takes."""
+"""Chooses where the ranks of a job connect: the head node, and a port there that no other job takes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from launch.slurm.queue import QueueError, hostnames
 
 # Below the ephemeral ports of every system, from which a port could be given away between the probe and its use.
 FIRST_PORT, NUM_PORTS = 10_000, 20_000
-_STRIDE = 7919  # prime: the walk comes to every port once
+_STRIDE = 7919  # prime, so that every port comes once
 
 
 def node_names(node_list: str | None) -> list[str]:
-    """The nodes of this job, the head first. Raises QueueError: there is no name that could stand in for the head."""
+    """Return the names of this job's nodes, the head first. Raises QueueError where SLURM does not tell them."""
     if not node_list:
         raise QueueError("SLURM_JOB_NODELIST is not set: this is meant to run inside a job of SLURM")
     return hostnames(node_list)
 
 
 def candidate_ports(rendezvous_id: str) -> Iterator[int]:
-    """Every port from 10000 to 29999 once, in an order that two jobs, or two starts of one, do not share."""
+    """Yield every port from 10000 to 29999 once, in an order of its own for each start of each job."""
     first = int.from_bytes(hashlib.sha256(rendezvous_id.encode()).digest()[:8], "big")
     for number in range(NUM_PORTS):
         yield FIRST_PORT + (first + number * _STRIDE) % NUM_PORTS
 
 
 def free_ports(rendezvous_id: str, count: int, is_free: Callable[[int], bool] | None = None) -> Sequence[int]:
-    """The first `count` candidates that are free on this machine. Raises QueueError where there are not as many."""
+    """Return the first `count` candidates that are free on this machine. Raises QueueError where there are too few."""
     found = list(islice(filter(is_free or port_is_free, candidate_ports(rendezvous_id)), count))
     if len(found) < count:
         raise QueueError(f"no {count} ports between {FIRST_PORT} and {FIRST_PORT + NUM_PORTS - 1} are free here")
@@ -38,7 +38,7 @@ def free_ports(rendezvous_id: str, count: int, is_free: Callable[[int], bool] | 
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on it, on any address of this machine."""
+    """Return True if a server could listen at this port on all addresses of this machine."""
     families = [socket.AF_INET, *([socket.AF_INET6] if socket.has_dualstack_ipv6() else [])]
     with ExitStack() as sockets:
         for family in families:

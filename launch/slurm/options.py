@@ -1,4 +1,4 @@
-"""Options of sbatch, as a command line and a site preset give them; time limits."""
+"""Checks options of sbatch, from the command line and from site presets, and reads time limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from trainlib.config.checking.suggest import nearest
 from trainlib.errors import UserError
 
-# An option without a value, and one that is left out although it is set elsewhere.
+# The value of an option that takes none, and that of an option to leave out although it is set elsewhere.
 FLAG, OMITTED = "", None
 Options = Mapping[str, str | None]
 
@@ -25,9 +25,10 @@ _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(
 
 
 def parse_options(words: Sequence[str], known: Sequence[str] = ()) -> dict[str, str | None]:
-    """`KEY=VALUE`, `KEY` for an option without a value, and `KEY=null` to leave out one that is set elsewhere.
+    """Return the options in words of the command line: `KEY=VALUE`, `KEY` alone, or `KEY=null` to omit one.
 
     known   the options that this machine's sbatch takes; empty where that could not be found out
+    Raises UserError for a word that is no such option.
     """
     options: dict[str, str | None] = {}
     for word in words:
@@ -41,7 +42,7 @@ def parse_options(words: Sequence[str], known: Sequence[str] = ()) -> dict[str, 
 
 
 def broken_rule(key: str, value: str | None, known: Sequence[str]) -> str | None:
-    """Why an option is refused: sbatch does not have it, or it is not to be set. None where it is good."""
+    """Return why an option is refused: sbatch does not have it, or it must not be set. None for a good one."""
     if key in _RESERVED:
         return f"cannot be set: {_RESERVED[key]}"
     if key == "export" and value is not OMITTED and "ALL" not in value.split(","):
@@ -56,12 +57,12 @@ def broken_rule(key: str, value: str | None, known: Sequence[str]) -> str | None
 
 
 def long_options(help_text: str) -> list[str]:
-    """The long options that `sbatch --help` lists."""
+    """Return the long options in the text of `sbatch --help`, sorted."""
     return sorted(set(_LONG_OPTION.findall(help_text)))
 
 
 def minutes_of(time: str) -> float | None:
-    """A time limit as SLURM writes it, in minutes; None for no limit. UserError where it is no such time.
+    """Return a time limit as SLURM writes it, in minutes; None for no limit. Raises UserError for other text.
 
     `90` (minutes), `90:00`, `1:30:00`, `1-12` (days-hours), `1-12:30`, `1-12:30:00`, `UNLIMITED`.
     """

@@ -1,4 +1,4 @@
-"""SLURM's queue, through its own commands: the state of jobs, and what can be done to them. Needs no accounting.
+"""Asks and controls SLURM's queue through its own commands, without SLURM's accounting.
 
 A job's id is as the queue names it: `123`, and `123_4` for element 4 of array 123.
 """
@@ -24,33 +24,33 @@ _SECONDS = 60  # for a busy controller to answer
 _FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "StartTime", "EndTime", "NodeList", "exit_code")
 _LONGEST_PAUSE = 10.0  # seconds between two tries: well within a job's KillWait
 _UNKNOWN_JOB = "Invalid job id specified"
-_SPEAKER = re.compile(r"^\w+: (error|fatal): (?=.)")
-_UNHEARD = re.compile(
+_MESSAGE_PREFIX = re.compile(r"^\w+: (error|fatal): (?=.)")
+_NO_ANSWER = re.compile(
     r"Unable to contact slurm controller|timed out|Zero Bytes|[Cc]onnection (failure|refused)|standby mode"
 )
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-_THERE = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _USABLE_NODES = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
 
 
 class QueueError(TrainlaunchError):
-    """SLURM's commands are missing, or the controller does not answer or refuses; the message is its own."""
+    """SLURM's commands are missing, or its controller does not answer or refuses; the message is SLURM's own."""
 
 
 class NoAnswerError(QueueError):
-    """The controller is down, or too busy: the same may do later."""
+    """The controller is down or too busy; the same request may succeed later."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as the queue sees it. Finished ones stay visible for some minutes.
+    """The state of one job in the queue. Finished jobs stay there for some minutes.
 
     state       PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL ...
-    reason      why it does not run, or how it ended: Resources, BeginTime, NonZeroExitCode ...; may be empty
-    restarts    how often it was requeued
-    start, end  unix seconds; of a pending job the start that SLURM expects; None where it is not known
-    nodes       as SLURM writes them, `n[0-1]`; empty while it waits
-    exit_code   as a shell gives it; 0 until it has ended
+    reason      why the job does not run, or how it ended: Resources, BeginTime, NonZeroExitCode ...; may be empty
+    restarts    how often the job was requeued
+    start, end  unix seconds; for a pending job the start that SLURM expects; None where they are not known
+    nodes       as SLURM writes them, `n[0-1]`; empty while the job waits
+    exit_code   as a shell gives it; 0 until the job has ended
     """
 
     job_id: str
@@ -64,17 +64,20 @@ class JobState:
 
     @property
     def waiting(self) -> bool:
-        """Whether it is still to run."""
+        """Return True if the job is still to run."""
         return self.state in _WAITING
 
     @property
     def active(self) -> bool:
-        """Whether it waits or runs: false once it has ended for good."""
-        return self.waiting or self.state in _THERE
+        """Return True if the job waits or runs: it has not ended for good."""
+        return self.waiting or self.state in _RUNNING
 
 
 def insist(ask: Callable[[], _Answer], seconds: float) -> _Answer:
-    """What `ask` returns, tried for so long where the controller does not answer. Raises QueueError."""
+    """Return what `ask` returns, and try it for this many seconds while the controller does not answer.
+
+    Raises QueueError.
+    """
     deadline, pause = time.monotonic() + seconds, 1.0
     while True:
         try:
@@ -88,7 +91,10 @@ def insist(ask: Callable[[], _Answer], seconds: float) -> _Answer:
 
 
 def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """The jobs that the queue still knows, by id; the id of an array gives all its elements. Raises QueueError."""
+    """Return those of the jobs that the queue still knows, by id. Raises QueueError.
+
+    job_ids   the id of an array gives all its elements
+    """
     if not job_ids:
         return {}
     columns = ",".join(f"{field}:|" for field in _FIELDS)
@@ -98,7 +104,7 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
 
 
 def parse_states(text: str) -> dict[str, JobState]:
-    """The lines of squeue, whose fields are those of `_FIELDS`, times as unix seconds."""
+    """Return the jobs in squeue's output, by id; its fields are `_FIELDS`, its times unix seconds."""
     states = {}
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("|")]
@@ -124,14 +130,14 @@ def requeue(job_id: str) -> None:
 
 
 def cancel(job_id: str) -> None:
-    """End a job, or take it out of the queue; nothing happens to one that has ended."""
+    """End a job, or take it out of the queue; a job that has ended stays as it is."""
     _run("scancel", job_id)
 
 
 def exclude(job_id: str, nodes: Sequence[str], num_nodes: int) -> bool:
-    """Have a job that waits start without these nodes; False where fewer than the `num_nodes` it needs would be left.
+    """Make a waiting job start without these nodes; return False where too few others would be left.
 
-    The queue itself does not tell that number right after a requeue, when some of the nodes are free already.
+    num_nodes   the number that the job needs; right after a requeue, the queue itself does not tell it
     """
     partition, excluded = _run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%P|%x").strip().split("|")
     usable = _run("sinfo", "-h", "-N", "-p", partition, "-o", "%N %T")
@@ -144,7 +150,7 @@ def exclude(job_id: str, nodes: Sequence[str], num_nodes: int) -> bool:
 
 
 def down_nodes(nodes: Sequence[str]) -> list[str]:
-    """Those of these nodes that are down; one that is slow to answer is not. Raises QueueError."""
+    """Return those of these nodes that are down; a node that is slow to answer is not. Raises QueueError."""
     if not nodes:
         return []
     lines = [line.split() for line in _run("sinfo", "-h", "-N", "-n", ",".join(nodes), "-o", "%N %T").splitlines()]
@@ -152,7 +158,10 @@ def down_nodes(nodes: Sequence[str]) -> list[str]:
 
 
 def enough_others(sinfo: str, unwanted: Sequence[str], num_nodes: int) -> bool:
-    """Whether enough nodes of `NODE STATE` lines are up without the unwanted ones."""
+    """Return True if enough nodes are up beside the unwanted ones.
+
+    sinfo   lines `NODE STATE`
+    """
     lines = (line.split() for line in sinfo.splitlines())
     up = {words[0] for words in lines if len(words) == 2 and words[1].startswith(_USABLE_NODES) and "*" not in words[1]}
     return len(up - set(unwanted)) >= num_nodes
@@ -160,8 +169,11 @@ def enough_others(sinfo: str, unwanted: Sequence[str], num_nodes: int) -> bool:
 
 @dataclass(frozen=True)
 class Partition:
-    """nodes, usable: how many there are, and how many of them run or could run jobs; gpus: of a node, the most.
+    """A partition of the cluster.
 
+    nodes     number of nodes
+    usable    number of nodes that run jobs, or could
+    gpus      number of GPUs of the node that has the most
     minutes   the longest time that a job may ask for; None where there is no limit
     """
 
@@ -175,12 +187,15 @@ class Partition:
 
 
 def partitions() -> list[Partition]:
-    """The partitions that the controller knows, in its order. Raises QueueError."""
+    """Return the partitions that the controller knows, in its order. Raises QueueError."""
     return parse_partitions(_run("sinfo", "-h", "-a", "-o", "%P|%a|%D|%T|%G|%l"))
 
 
 def parse_partitions(sinfo: str) -> list[Partition]:
-    """From `NAME|AVAIL|NODES|STATE|GRES|TIMELIMIT` lines, one for each state that nodes of a partition are in."""
+    """Return the partitions in sinfo's output.
+
+    sinfo   lines `NAME|AVAIL|NODES|STATE|GRES|TIMELIMIT`, one for each state that nodes of a partition are in
+    """
     found: dict[str, Partition] = {}
     for line in sinfo.splitlines():
         name, available, nodes, state, gres, limit = line.split("|")
@@ -198,18 +213,18 @@ def parse_partitions(sinfo: str) -> list[Partition]:
 
 
 def on_each_node(words: Sequence[str], nodes: int) -> str:
-    """What a command prints, run once on each node of the allocation that this is in. Raises QueueError."""
+    """Run a command once on each node of this allocation; return all that it prints. Raises QueueError."""
     return _run(*one_task_a_node(nodes), *words)
 
 
 def one_task_a_node(nodes: int) -> list[str]:
-    """The words before a command that is to run once on each node of the allocation, beside what else runs there."""
+    """Return the words that run a command once on each node of this allocation, beside other steps."""
     tasks = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     return ["srun", *tasks, "--overlap", "--cpu-bind=none", "--kill-on-bad-exit=1"]
 
 
 def hostnames(node_list: str) -> list[str]:
-    """The names in SLURM's short form: `n[0-1]` is n0 and n1. Raises QueueError where SLURM cannot tell."""
+    """Return the names of nodes in SLURM's short form: `n[0-1]` is n0 and n1. Raises QueueError."""
     names = _run("scontrol", "show", "hostnames", node_list).split()
     if not names:
         raise QueueError(f"scontrol show hostnames {node_list!r} named no node")
@@ -217,7 +232,7 @@ def hostnames(node_list: str) -> list[str]:
 
 
 def _run(*words: str, ignore: str | None = None) -> str:
-    """What a command of SLURM prints. Raises QueueError with what it said where it failed, unless `ignore` is in it."""
+    """Return what a command of SLURM prints. Raises QueueError with its error, unless `ignore` is in that."""
     environment = _without_filters(os.environ) | {"SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
@@ -228,15 +243,15 @@ def _run(*words: str, ignore: str | None = None) -> str:
     except subprocess.TimeoutExpired:
         raise NoAnswerError(f"{words[0]} got no answer from SLURM's controller in {_SECONDS} s") from None
     if done.returncode != 0 and not (ignore and ignore in done.stderr):
-        lines = (_SPEAKER.sub("", line) for line in done.stderr.splitlines())
+        lines = (_MESSAGE_PREFIX.sub("", line) for line in done.stderr.splitlines())
         said = "; ".join(line for line in lines if line) or f"exit code {done.returncode}"
-        kind = NoAnswerError if _UNHEARD.search(said) else QueueError
+        kind = NoAnswerError if _NO_ANSWER.search(said) else QueueError
         raise kind(f"{' '.join(words[:2])} failed: {said}")
     return done.stdout
 
 
 def _without_filters(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without the users' defaults for squeue, sinfo and scancel, which would hide jobs or change columns."""
+    """Return the environment without the user's defaults for squeue, sinfo and scancel, which could hide jobs."""
     prefixes = ("SQUEUE_", "SINFO_", "SCANCEL_")
     return {name: value for name, value in environment.items() if not name.startswith(prefixes)}
 
@@ -248,7 +263,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _shell_code(text: str) -> int:
-    """`7:0`, or the number that wait() gives, as a shell would say it: 128 + the number of a signal."""
+    """Return an exit code as a shell gives it, 128 + the number of a signal, from `7:0` or a number of wait()."""
     code, colon, number = text.partition(":")
     if colon:
         return 128 + int(number) if int(number) else int(code)

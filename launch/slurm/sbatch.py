@@ -1,4 +1,4 @@
-"""The call of sbatch that starts a run, as a pure function of what was asked."""
+"""Makes the call of sbatch that submits a run, by pure functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.slurm.sites import Site
 from trainlib.config import SlurmConfig
 from trainlib.errors import UserError
 
-# Other ways to say the same, which sbatch would take beside ours.
+# Options that say the same as one of ours, which sbatch would take beside it: ours is then left out.
 _INSTEAD = {
     "no-requeue": "requeue",
     "gres": "gpus-per-node",
@@ -29,11 +29,11 @@ _KEPT = {"SLURM_CONF"}
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted.
+    """A job to submit.
 
-    name       in the queue
-    directory  of the run, or of the sweep: logs go to its logs/, and its code/ holds the code
-    arguments  of the batch script
+    name       its name in the queue
+    directory  the run's or the sweep's: logs go to its logs/, and its code/ holds the code
+    arguments  the arguments of the batch script
     array      `0-7%2`: elements and throttle; None for a single job
     """
 
@@ -53,10 +53,10 @@ def sbatch_command(
     debug: bool = False,
     inherited: Mapping[str, str],
 ) -> Command:
-    """The call of sbatch, with the environment that it and the job need beyond the caller's.
+    """Return the call of sbatch, with the environment variables that it and the job need beyond the caller's.
 
-    options    of the command line's --sbatch: they win over the site's, and the site's over this software's
-    inherited  the caller's environment; what belongs to another job in it is kept from this one
+    options    those of --sbatch, which win over the site's, as the site's do over this software's
+    inherited  the caller's environment; its variables of another job are kept from this one
     """
     code = (job.directory / "code").absolute()
     variables = {
@@ -100,7 +100,7 @@ def _overridden(options: Options, by: Options) -> Options:
 
 
 def _check_times(options: Options) -> None:
-    """Raise UserError for a time limit that is none, or that is over before the warning of its end could help."""
+    """Raise UserError for a time limit that SLURM does not take, or that is shorter than the warning of its end."""
     minutes = minutes_of(options.get("time") or "UNLIMITED")
     seconds = (options.get("signal") or "").rpartition("@")[2]
     if minutes is not None and seconds.isdecimal() and minutes * 60 <= int(seconds):
@@ -111,9 +111,9 @@ def _check_times(options: Options) -> None:
 
 
 def of_another_job(environment: Mapping[str, str]) -> list[str]:
-    """The variables that would carry over from a job, or a launch, inside which this is called.
+    """Return the names of variables that another job, or another launch, in which this is called has set.
 
-    SBATCH_* outside a job are a person's own defaults and stay; inside one they are that job's.
+    SBATCH_* outside a job are a person's own defaults and stay; inside a job they are that job's.
     """
     inside = "SLURM_JOB_ID" in environment
     names = {name for name in environment if _OF_A_JOB.fullmatch(name)}
@@ -122,7 +122,7 @@ def of_another_job(environment: Mapping[str, str]) -> list[str]:
 
 
 def call_text(command: Command) -> str:
-    """The call as a POSIX shell runs it, an option a line."""
+    """Return the call as text that a POSIX shell runs, one option a line."""
     unset = [f"-u {name}" for name in command.without]
     assignments = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
     return " \\\n    ".join([*(["env", *unset] if unset else []), *assignments, *map(shlex.quote, command.words)])

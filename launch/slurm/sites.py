@@ -1,4 +1,4 @@
-"""Site presets: what is particular to a cluster and not to a run, from slurm/sites/NAME.yaml or a file of one's own."""
+"""Site presets: the settings of a cluster, from slurm/sites/NAME.yaml or a file of the user's own."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SBATCH_OPTIONS = ("account", "qos", "constraint")
 
 @dataclass(frozen=True)
 class Site:
-    """A cluster.
+    """The settings of a cluster.
 
     partition, time  for runs whose configuration names none
-    options          of sbatch
+    options          options of sbatch
     modules          environment modules that a job loads before it starts
-    srun             more options for srun, as shell words: those of a container, say
-    environment      variables for the ranks
-    $NAME in the last two is a variable of the environment in which this is read.
+    srun             further options of srun, as shell words, such as those of a container
+    environment      environment variables for the ranks
+    $NAME in the last two is replaced by that variable of the environment in which the preset is read.
     """
 
     partition: str | None = None
@@ -54,15 +54,16 @@ _KINDS = {
 
 
 def shipped_files() -> Path:
-    """The folder of the batch script and the site presets: inside the installed package, or beside it."""
+    """Return the folder of the batch script and the site presets, inside the installed package or beside it."""
     installed = Path(__file__).with_name("files")
     return installed if installed.is_dir() else Path(__file__).parents[2] / "slurm"
 
 
 def load_site(name: str | None, known: Sequence[str] = ()) -> Site:
-    """The preset of a file, or a shipped one by its name; an empty one for None. ConfigError lists every mistake.
+    """Return the preset in a file, or a shipped one by its name; an empty one for None.
 
     known   the options that this machine's sbatch takes, as for `broken_rule`
+    Raises ConfigError with every mistake in it.
     """
     if name is None:
         return Site()
@@ -74,7 +75,7 @@ def load_site(name: str | None, known: Sequence[str] = ()) -> Site:
 
 
 def overrides(site: Site, slurm: SlurmConfig) -> list[str]:
-    """What the site says of a run whose configuration does not, as overrides of that configuration."""
+    """Return the partition and time of a site, where the configuration has none, as overrides of it."""
     says = {"partition": site.partition, "time": site.time}
     unsaid = [key for key in says if key not in slurm.model_fields_set or getattr(slurm, key) is None]
     return [f"slurm.{key}={json.dumps(says[key])}" for key in unsaid if says[key] is not None]

@@ -1,4 +1,4 @@
-"""A copy of the code in a run directory, so that editing the code after a submission changes nothing in the job."""
+"""Copies the code into a run directory, so that editing it after a submission changes nothing in the job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "COMMIT"  # trainlib.runs.environment reads it: the copy is outside ver
 
 
 def take_snapshot(directory: Path) -> Path:
-    """Copy this software, without data or runs, to directory/code, its commit beside it; replace what is there."""
+    """Copy this software to directory/code, with its commit in a file COMMIT; replace an earlier copy."""
     code, new = directory / NAME, directory / f".{NAME}.new"
     shutil.rmtree(new, ignore_errors=True)
     for module in (launch, errors):

@@ -1,4 +1,4 @@
-"""Submitting a job: what is asked of SLURM beforehand, the call of sbatch, and undoing everything where it fails."""
+"""Submits a job: checks what SLURM would refuse, calls sbatch, and undoes everything where that fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECONDS = 120  # sbatch tries again by itself while the controller is busy
 
 
 class SubmissionError(TrainlaunchError):
-    """sbatch refused the job, or could not be reached; ends with its exit code."""
+    """sbatch refused the job or could not be started; `exit_code` is its own."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -34,7 +34,7 @@ class SubmissionError(TrainlaunchError):
 
 
 def known_options() -> list[str]:
-    """The options that this machine's sbatch has; none where there is no sbatch, or no configuration of it."""
+    """Return the long options of this machine's sbatch; none where there is no sbatch, or it has no configuration."""
     try:
         done = subprocess.run(["sbatch", "--help"], capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -43,6 +43,7 @@ def known_options() -> list[str]:
 
 
 def require_sbatch() -> None:
+    """Raise UserError where this machine has no sbatch."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "no sbatch on this machine: SLURM's commands are not installed, or not on PATH. Submit on a login node of "
@@ -51,10 +52,10 @@ def require_sbatch() -> None:
 
 
 def check_limits(slurm: SlurmConfig, known: Sequence[Partition], options: Mapping[str, str | None]) -> None:
-    """Raise UserError for what SLURM would refuse, or, worse, keep in its queue for ever.
+    """Raise UserError for a job that SLURM would refuse, or keep in its queue for ever.
 
-    options  of the command line and the site. Where they name a partition, time or nodes of their own, these count; a
-             QOS may lift a partition's limits, so they are not looked at then
+    options  those of the command line and the site, whose partition, time and nodes win over `slurm`'s; with a QOS,
+             which may lift a partition's limits, these are not checked
     """
     partitions = {partition.name: partition for partition in known}
     wanted = options.get("partition", slurm.partition)
@@ -92,7 +93,7 @@ def _named(names: list[str]) -> str:
 
 
 def refuse_queued(directory: Path) -> None:
-    """Raise UserError where a job of this run waits or runs already. QueueError where SLURM cannot tell."""
+    """Raise UserError where a job of this run waits or runs already, and QueueError where SLURM cannot tell."""
     for job in queue.job_states(open_jobs(job_lines(directory))).values():
         if job.active:
             raise UserError(
@@ -102,7 +103,7 @@ def refuse_queued(directory: Path) -> None:
 
 
 def call_sbatch(command: Command) -> str:
-    """Submit; the job's id. Raises SubmissionError with sbatch's own words."""
+    """Submit a job and return its id. Raises SubmissionError with sbatch's own message."""
     try:
         done = subprocess.run(
             command.words,
@@ -125,7 +126,7 @@ def call_sbatch(command: Command) -> str:
 
 
 def record_submission(directory: Path, job_id: str, command: Command, array_task: int | None = None) -> None:
-    """Write into a run's ledger that it is in the queue; where that fails the job is taken out again."""
+    """Write into a run's jobs.jsonl that it is in the queue; where that fails, cancel the job."""
     record = {"event": "submitted", "job_id": job_id, "array_task": array_task, "command": list(command.words)}
     try:
         jobs.append(directory, record)
@@ -136,9 +137,10 @@ def record_submission(directory: Path, job_id: str, command: Command, array_task
 
 @contextmanager
 def undone_on_failure(directory: Path) -> Iterator[None]:
-    """Whatever is done to a run directory inside is undone where it fails: made, moved aside, set aside, rewritten.
+    """Context manager: undo all changes in a run directory where the block fails.
 
-    What a run made is moved and never deleted, so what was there before is found again by its inode.
+    They are files made, moved aside, set aside or rewritten. What a run made is moved and never deleted, so what was
+    there before is found again by its inode.
     """
     before = {path.stat().st_ino: path for path in (directory, *directory.glob("checkpoints/*")) if path.exists()}
     texts = {path: path.read_bytes() for path in (*directory.glob("*.yaml"), *directory.glob("*.json"))}

@@ -1,1 +1,1 @@
-"""Many runs from one file: what they are (grid), here one after another (local), what came out (results)."""
+"""Sweeps, many runs from one file: reading the file (grid), training here (local), comparing results (results)."""

@@ -1,4 +1,4 @@
-"""A sweep file, and the runs that it stands for, each with its whole configuration. Nothing is started here.
+"""Reads a sweep file into the runs that it stands for, each with its whole configuration. Starts nothing.
 
     name: lr-and-seed                    # optional: the file's own name
     configs: [quickstart]                # as for `launch run`
@@ -43,9 +43,9 @@ Values = Mapping[str, Any]
 class Element:
     """One run of a sweep.
 
-    values      what the sweep sets for this run alone, by dotted key
+    values      the values that the sweep sets for this run alone, by dotted key
     arguments   CONFIG... key=value ..., as `launch run` takes them
-    config      what they come to
+    config      the configuration that the arguments give
     """
 
     name: str
@@ -56,7 +56,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Sweep:
-    """throttle: how many elements may run at the same time on SLURM; None for as many as it has room for."""
+    """All runs of a sweep file. `throttle` is how many of them may run at the same time on SLURM; None for no limit."""
 
     name: str
     elements: tuple[Element, ...]
@@ -64,15 +64,16 @@ class Sweep:
 
     @property
     def varied(self) -> list[str]:
-        """The dotted keys that are not the same in all elements, in the file's order."""
+        """Return the dotted keys whose values are not the same in all elements, in the file's order."""
         keys = dict.fromkeys(key for element in self.elements for key in element.values)
         return [key for key in keys if len({json.dumps(e.values.get(key)) for e in self.elements}) > 1]
 
 
 def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep in a file, every element's configuration checked; `overrides` (key=value) go over the file's own.
+    """Return the sweep in a file, with every element's configuration checked.
 
-    ConfigError lists every mistake with its place, those of the elements' configurations among them.
+    overrides   `key=value`, which go over the file's own
+    Raises ConfigError with every mistake and its place, those of the elements' configurations among them.
     """
     source = read_file(path, str(path), dotted_in=("overrides", "grid", "runs"))
     mistakes = list(_wrong_form(source.values))
@@ -102,9 +103,9 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def element_names(sweep: str, combinations: Sequence[Values]) -> list[str]:
-    """A run name for each combination: `sweep-lr0.1-seed0`, which stays when the grid grows.
+    """Return a run name for each combination: `sweep-lr0.1-seed0`, which stays the same when the grid grows.
 
-    Where these would be too long or not all different, they are numbered instead, from `sweep-000` on.
+    Names that would be too long, or not all different, are numbered instead, from `sweep-000` on.
     """
     labels = short_keys(dict.fromkeys(key for values in combinations for key in values))
     labels |= {key: "" for key in labels if key.endswith(".name")}  # SGD, not optimizer-SGD
@@ -115,7 +116,7 @@ def element_names(sweep: str, combinations: Sequence[Values]) -> list[str]:
 
 
 def _wrong_form(content: Values) -> Iterator[Mistake]:
-    """What is wrong with the file itself, apart from the configurations in it."""
+    """Yield the mistakes in the file itself, apart from the configurations in it."""
     for key in content:
         if key not in KEYS:
             guess = nearest(key, KEYS)
@@ -179,14 +180,14 @@ def _wrong_keys(section: str, values: Any) -> Iterator[Mistake]:
 
 
 def _combinations(grid: Mapping[str, Sequence[Any]], runs: Sequence[Values]) -> Iterator[Values]:
-    """Each of the runs with every combination of the grid; the grid's last key varies fastest."""
+    """Yield each of the runs with every combination of the grid; the grid's last key varies fastest."""
     for run in runs:
         for choice in itertools.product(*grid.values()):
             yield {**run, **dict(zip(grid, choice, strict=True))}
 
 
 def _elements(source: Source, planned: Sequence[tuple[str, Values, tuple[str, ...]]]) -> tuple[Element, ...]:
-    """The elements, each (name, values, arguments) resolved; ConfigError with the mistakes of all of them."""
+    """Return the elements from (name, values, arguments) each; raise ConfigError with the mistakes of all of them."""
     elements: list[Element] = []
     mistakes: dict[Mistake, None] = {}  # in order; what is wrong in every element is told once
     seen: dict[str, str] = {}
@@ -207,7 +208,7 @@ def _elements(source: Source, planned: Sequence[tuple[str, Values, tuple[str, ..
 
 
 def _relocated(mistake: Mistake, source: Source) -> Mistake:
-    """The sweep's values are given as if on the command line: where in the file they really are."""
+    """Return a mistake on the command line with the place in the sweep file from which its value came."""
     sections = ("grid", *(f"runs.{index}" for index in range(len(source.values.get("runs") or []))), "overrides")
     key = mistake.key
     while mistake.where == COMMAND_LINE and key:
@@ -219,14 +220,14 @@ def _relocated(mistake: Mistake, source: Source) -> Mistake:
 
 
 def _words(values: Values) -> list[str]:
-    """Values as `key=value` arguments; JSON is YAML."""
+    """Return values as `key=value` arguments, in JSON, which is YAML."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key as short as tells it from the others: `lr`, or `optimizer.lr` beside another lr.
+    """Return for each dotted key the shortest ending that no other key has: `lr`, or `optimizer.lr` beside another lr.
 
-    The name of a class goes by its section: `optimizer`.
+    `.name` at the end is left out: `optimizer.name` is `optimizer`.
     """
     whole = {key: key.removesuffix(".name") for key in keys}
     short = {}
@@ -240,14 +241,14 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """A value in few words: `0.1`, `backbone`; of a mapping what is in it, `SGD-lr0.1`."""
+    """Return a value as short text: `0.1`, `backbone`; a mapping gives its contents, `SGD-lr0.1`."""
     if isinstance(value, Mapping):
         return "-".join(_part("" if key == "name" else key, inner) for key, inner in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _part(label: str, value: Any) -> str:
-    """What a name says of one value: `lr0.1`, `freeze-backbone`; a class says itself what it is, `SGD-lr0.1`."""
+    """Return the part of a run name for one value: `lr0.1`, `freeze-backbone`; for a class `SGD-lr0.1`."""
     text = _NOT_IN_NAMES.sub("-", value_text(value)).strip("-")
     if not label or not text or (isinstance(value, Mapping) and "name" in value):
         return text or label

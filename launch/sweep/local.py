@@ -1,4 +1,4 @@
-"""The runs of a sweep here, one after another, each in a process of its own."""
+"""Trains the runs of a sweep on this machine, one after another, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from trainlib.runs.stop_request import STOP_SIGNALS
 
 
 def run_command(element: Element, options: Sequence[str]) -> list[str]:
-    """What runs a prepared element: its directory holds its configuration."""
+    """Return the command that trains an element whose run directory holds its configuration."""
     return [sys.executable, "-m", "launch", "run", str(RUNS / element.name / "config.yaml"), *options]
 
 
 def run_here(elements: Sequence[Element], options: Sequence[str]) -> int:
-    """Run the elements, all prepared; the exit code.
+    """Train the elements, whose run directories are prepared; return the exit code of the whole.
 
-    options   more of `launch run`
-    A signal, Ctrl-C the first of them, is passed on: the run that is under way writes a checkpoint, and no other is
-    begun (75); after a second Ctrl-C that run ends at once (130). A run that fails does not keep the others from
-    running; the sweep then ends with the first one's code. One that `launch stop` ended counts as stopped (75).
+    options   further options of `launch run`
+    A stop signal, such as Ctrl-C, is passed on: the current run writes a checkpoint, and no other is started (75);
+    after a second Ctrl-C that run ends at once (130). A run that fails does not keep the others from being trained;
+    the exit code is then that of the first failure. A run that `launch stop` ended counts as stopped (75).
     """
     codes: dict[str, int] = {}
     with _passing_signals_on() as relay:
@@ -43,7 +43,10 @@ def run_here(elements: Sequence[Element], options: Sequence[str]) -> int:
 
 
 def report(codes: Mapping[str, int]) -> int:
-    """Tell which runs failed, from the exit codes by name; the exit code of the whole."""
+    """Print which runs failed, and return the exit code of the whole.
+
+    codes   each run's exit code, by its name
+    """
     failed = {name: code for name, code in codes.items() if code not in (EXIT_OK, EXIT_STOPPED)}
     for name, code in failed.items():
         print(f"error: {name} ended with exit code {code}: launch status {name}", file=sys.stderr)
@@ -51,7 +54,7 @@ def report(codes: Mapping[str, int]) -> int:
 
 
 class _Relay:
-    """Runs one process at a time, in a session of its own: a Ctrl-C in the terminal reaches it only through here."""
+    """Runs one process at a time and passes stop signals on to it, in a session that Ctrl-C does not reach."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -59,7 +62,7 @@ class _Relay:
         self._child: subprocess.Popen[bytes] | None = None
 
     def run(self, words: Sequence[str]) -> int:
-        """The exit code, as a shell would give it."""
+        """Run a command to its end; return its exit code, 128 + the signal's number where a signal ended it."""
         if self.asked:
             return EXIT_STOPPED
         self._child = subprocess.Popen(words, start_new_session=True)
@@ -69,6 +72,7 @@ class _Relay:
         return code if code >= 0 else 128 - code
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a stop signal: remember it, and pass it on to the process."""
         self.asked_again = self.asked_again or (self.asked and number == signal.SIGINT)
         self.asked = True
         if self._child is not None and self._child.returncode is None:

@@ -1,4 +1,4 @@
-"""What came out of a sweep: the runs side by side, the best one first."""
+"""The results of a sweep: its runs side by side, the best one first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainlib.runs.tables import STATUS_STYLES, Column, Table
 
 
 def is_finished(element: Element) -> bool:
-    """Whether the element's run is complete, and was of a configuration that computes the same."""
+    """Return True if the element's run is complete, with a configuration that computes the same."""
     directory = RUNS / element.name
     if read_run(directory).summary.get("status") != "completed":
         return False
@@ -47,7 +47,7 @@ def results_table(sweep: Sweep) -> Table:
 
 
 def _rank(element: Element, run: Run) -> tuple[bool, float]:
-    """What to sort by, least first: those without a number yet come last."""
+    """Return the sort key of a run: the best one comes first, and runs without a result come last."""
     best = element.config.checkpoint.best
     value = _test_accuracy(run) if best is None else _best(element, run)
     if value is None:
@@ -56,7 +56,7 @@ def _rank(element: Element, run: Run) -> tuple[bool, float]:
 
 
 def _best(element: Element, run: Run) -> float | None:
-    """The best value of the metric by which the best checkpoint is chosen; the newest one while the run goes on."""
+    """Return the best value of the metric that chooses the best checkpoint; the newest value while the run goes on."""
     best = element.config.checkpoint.best
     if best is None:
         return None

@@ -110,7 +110,8 @@ def test_status_tells_all(tmp_path: Path) -> None:
     times = [local(START + seconds * second) for seconds in (0, 7, 9)]
     assert run_details(read_run(directory), START) == (
         "run:         x\n"
-        "status:      interrupted: it ended without a word; start it again to continue\n"
+        "status:      interrupted: the process was killed or the machine went down (no reason was recorded); "
+        "start it again to continue\n"
         "progress:    step 10, epoch 1\n"
         "train:       loss 0.5000, accuracy 0.5000, at step 10, over 100 samples\n"
         "val:         loss 0.5000, accuracy 0.7500, at step 10, over 100 samples\n"
