@@ -1,22 +1,35 @@
-# `make run`, `make test` and `make soak` do all the set-up: an environment in .venv, the package in it, then the job.
+# `make run`, `make test` and the others do all the set-up: an environment in .venv, the package in it, then the job.
 # PYTHON=...  the interpreter, 3.11 or newer      ARGS=...  more for `launch run`      PYTEST_ARGS=...  more for pytest
+# WORKERS=...  processes that run the tests, 2 by default
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+IN_PARALLEL := -n $(WORKERS) --dist loadgroup --durations=10
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test soak lint docs lock bench bench-gpu clean
+.PHONY: run test test-slow coverage soak lint docs lock bench bench-gpu clean
 
 run: $(VENV)/installed
 	$(BIN)/launch run quickstart $(ARGS)
 
+# What a change needs, in at most five minutes on two cores.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(IN_PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
-# The tests of faults, which are short in `make test`, at their full length: kills, damage, full disks, signals.
+# The rest, in at most twenty-five minutes: SLURM clusters, launchers that are killed, browsers, W&B, long trainings.
+test-slow: $(VENV)/installed-dev
+	$(PYTEST) $(IN_PARALLEL) -m slow $(PYTEST_ARGS)
+
+# Lines and branches that `make test` runs; fails below the floor that pyproject.toml sets.
+coverage: $(VENV)/installed-dev
+	$(PYTEST) $(IN_PARALLEL) -m "not slow" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+# The tests of faults at their full length, for hours: kills, damage, full disks, signals.
 soak: $(VENV)/installed-dev
-	SOAK=1 $(BIN)/python -m pytest tests/faults/test_kills.py tests/faults/test_damage.py tests/faults/test_disk.py tests/faults/test_signals.py \
+	SOAK=1 $(PYTEST) tests/faults/test_kills.py tests/faults/test_damage.py tests/faults/test_disk.py tests/faults/test_signals.py \
 		tests/faults/test_malicious.py tests/training/test_resume.py tests/faults/test_failures.py tests/faults/test_launch_deaths.py \
 		tests/training/test_elastic.py tests/faults/test_elastic_faults.py tests/slurm/test_slurm_faults.py \
 		tests/slurm/test_slurm_elastic.py $(PYTEST_ARGS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
@@ -25,12 +27,51 @@ os.environ["TRAINLAUNCH_NUM_THREADS"] = "1"  # the same bits at every world size
 os.environ["WANDB_MODE"] = "disabled"  # the tests of W&B take it out again
 
 
+LEFT_OUT = pytest.StashKey[dict[str, int]]()  # number of tests by marker
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that take minutes belong to `make soak` (SOAK=1) and not to `make test`."""
+    """Leave out what only `make soak` runs (SOAK=1), and keep each file's tests in one process.
+
+    Fixtures of modules are made once then; and one process has the SLURM cluster.
+    """
     if not SOAK:
         long = [item for item in items if item.get_closest_marker("soak")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
+    for item in items:
+        needs_cluster = "cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cluster" if needs_cluster else item.path.stem))
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what is left out, for the end of the output."""
+    for item in items:
+        counts = item.config.stash.setdefault(LEFT_OUT, {})
+        for name in ("soak", "slow"):
+            if item.get_closest_marker(name):
+                counts[name] = counts.get(name, 0) + 1
+                break
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under pytest-xdist, a worker tells the main process what it left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """All workers leave out the same tests."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out, and which command runs it."""
+    commands = {"slow": "make test-slow", "soak": "make soak"}
+    for name, count in sorted(config.stash.get(LEFT_OUT, {}).items()):
+        terminalreporter.write_line(f"left out: {count} tests that are {name}; `{commands[name]}` runs them")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,8 +93,17 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a working directory with the finished run of tests/support/trained.py, not to be changed."""
-    cwd = tmp_path_factory.mktemp("trained")
-    assert ranks.train(TRAINING, world_size=2, cwd=cwd) == [0, 0]
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        cwd = tmp_path_factory.mktemp("trained")
+        assert ranks.train(TRAINING, world_size=2, cwd=cwd) == [0, 0]
+        return cwd
+    cwd = tmp_path_factory.getbasetemp().parent / "trained"  # the same one for all workers
+    with (cwd.parent / "trained.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (cwd.parent / "trained.done").exists():
+            cwd.mkdir()
+            assert ranks.train(TRAINING, world_size=2, cwd=cwd) == [0, 0]
+            (cwd.parent / "trained.done").touch()
     return cwd
 
 
