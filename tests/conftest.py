@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import ranks
 from needs import need
 from slurm_cluster import PROGRAMS, Cluster
-from soak import SOAK
+from soak import SOAK, rounds
 from trained import TRAINING
 
 # A shell that starts the tests in the background ignores these, and every process of a test would inherit that.
@@ -26,6 +27,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRAINLAUNCH_NUM_THREADS"] = "1"  # the same bits at every world size that the tests compare
 os.environ["WANDB_MODE"] = "disabled"  # the tests of W&B take it out again
 
+
+# The same examples at every run; more of them under `make soak`. A loaded machine is slow: no deadline.
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, max_examples=rounds(25, 2000))
+hypothesis.settings.load_profile("tests")
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()  # number of tests by marker
 
