@@ -39,7 +39,7 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()  # number of tests by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what only `make soak` runs (SOAK=1), and keep each file's tests in one process.
 
-    Fixtures of modules are made once then; and one process has the SLURM cluster.
+    Fixtures of modules are made once then; and one process has the SLURM cluster. What needs that is slow.
     """
     if not SOAK:
         long = [item for item in items if item.get_closest_marker("soak")]
@@ -48,6 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         needs_cluster = "cluster" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("cluster" if needs_cluster else item.path.stem))
+        if needs_cluster:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

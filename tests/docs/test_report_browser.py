@@ -17,6 +17,8 @@ from report_runs import START, resumed_run, training_rows, write_run
 from launch.report.facts import read_facts
 from launch.report.page import page
 
+pytestmark = pytest.mark.slow
+
 PHONE = {"width": 375, "height": 800}
 HOSTILE = "<script>document.title = 'taken over'</script>"
 

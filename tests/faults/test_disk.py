@@ -75,6 +75,7 @@ def test_every_call_of_saving_and_pruning_may_fail(tmp_path: Path, code: int, fo
         assert len(list(directory.iterdir())) == 3, "something half done is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (2, 0), (2, 1)])
 def test_every_call_of_a_training_may_fail(tmp_path: Path, images: Path, world_size: int, rank: int) -> None:
     """Once, and for good from there on: the run goes on or ends with one message, and the next one is bitwise."""
@@ -105,6 +106,7 @@ def train_within(limit: int, arguments: list[str], rank: int) -> int:
     return ranks.main(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "rank"), [(0, 0), (1000, 0), (100_000, 0), (0, 1)])
 def test_a_real_limit_on_file_sizes(tmp_path: Path, images: Path, limit: int, rank: int) -> None:
     training = tiny.arguments(images, 5, EVERY)

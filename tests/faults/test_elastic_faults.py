@@ -6,9 +6,12 @@ import random
 import signal
 from pathlib import Path
 
+import pytest
 import ranks
 import tiny
 from soak import rounds
+
+pytestmark = pytest.mark.slow
 
 EVERY = 4
 WORLD_SIZES = (1, 2, 3, 4)

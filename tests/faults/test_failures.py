@@ -94,6 +94,7 @@ def train_with_a_full_disk(arguments: list[str], steps: list[int]) -> int:
     return main(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_full_disk_ends_the_run_only_when_nothing_can_be_saved(tmp_path: Path, world_size: int) -> None:
     run = RunDirectory(tmp_path / "runs/run")
@@ -107,12 +108,14 @@ def test_a_full_disk_ends_the_run_only_when_nothing_can_be_saved(tmp_path: Path,
     assert run.summary()["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_final_checkpoint_that_cannot_be_written_is_no_completed_run(tmp_path: Path) -> None:
     assert ranks.run(train_with_a_full_disk, TRAINING, [9], world_size=1, cwd=tmp_path) == [1]
     assert "the checkpoint of step 9 could not be written" in ranks.console(tmp_path)
     assert ranks.train(TRAINING, cwd=tmp_path) == [0]
 
 
+@pytest.mark.slow
 def test_best_weights_that_could_not_be_written_are_replaced_by_the_last(tmp_path: Path) -> None:
     best = [*TRAINING, "optimizer.lr=1e-30"]  # nothing is learnt: the first epoch is as good as any
     assert ranks.run(train_with_a_full_disk, best, [3], world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
@@ -139,6 +142,7 @@ def hang(arguments: list[str], step: int) -> int:
     return main(arguments)
 
 
+@pytest.mark.slow
 def test_a_hanging_rank_is_noticed_and_stacks_are_dumped(tmp_path: Path) -> None:
     hanging = [*TRAINING, "train.hang_seconds=2"]
     assert ranks.run(hang, hanging, 3, world_size=2, cwd=tmp_path) == [1, -9]  # a launcher kills the stopped one

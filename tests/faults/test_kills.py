@@ -38,6 +38,7 @@ def assert_little_was_lost(cwd: Path, reached: list[int], intervals: int = 1) ->
         assert last - step <= intervals * EVERY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("background", "kills"), [(False, rounds(20, 70)), (True, rounds(3, 20))])
 def test_killed_at_random_and_resumed_is_the_same_in_every_bit(
     tmp_path: Path, images: Path, background: bool, kills: int
@@ -148,6 +149,7 @@ def test_a_kill_at_every_point_of_saving_and_pruning_loses_nothing(tmp_path: Pat
         assert len(list(directory.iterdir())) == 3, "something half done is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_training_killed_at_any_call_that_writes_goes_on_bitwise(
     tmp_path: Path, images: Path, world_size: int

@@ -16,6 +16,8 @@ from paths import REPOSITORY
 
 from trainlib.runs.status import Run, read_run
 
+pytestmark = pytest.mark.slow
+
 START_SECONDS = 180.0  # to import torch several times on a busy machine
 GONE_SECONDS = 10.0  # what the design promises, from the death on
 

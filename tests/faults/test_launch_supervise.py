@@ -135,6 +135,7 @@ with open(f"rank-{os.environ['RANK']}.json", "w") as file:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [2, 7])
 def test_a_failing_rank_gives_its_code_and_is_named(code: int, tmp_path: Path) -> None:
     program = f"""\

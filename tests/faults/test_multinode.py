@@ -21,6 +21,8 @@ from trainlib.errors import UserError
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import read_lines
 
+pytestmark = pytest.mark.slow
+
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 TRAINING = [
     "quickstart",

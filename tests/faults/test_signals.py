@@ -39,6 +39,7 @@ def assert_stopped_well(cwd: Path, attempts: int) -> None:
     assert newest.step == ends[-1]["step"] == tiny.last_step(cwd)
 
 
+@pytest.mark.slow
 def test_signalled_at_random_all_ranks_stop_at_the_same_step(tmp_path: Path, images: Path) -> None:
     choice = random.Random(40)
     stops = rounds(10, 40)

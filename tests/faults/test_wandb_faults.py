@@ -21,6 +21,8 @@ from needs import need
 
 from trainlib.runs.files import read_lines
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 15.0  # seconds that W&B may cost
 ONLINE = "tracking.wandb.mode=online"
 KEY = {"WANDB_API_KEY": 40 * "0"}

@@ -217,6 +217,7 @@ def final(cwd: Path) -> checkpoint.Checkpoint:
     return newest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "boundaries", "changes"),
     [(1, (1, 4), ("checkpoint.background=true", "train.micro_batch_size=5")), (2, (4,), (NORM,))],

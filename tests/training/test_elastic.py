@@ -138,6 +138,7 @@ def train(images: Path, cwd: Path, world_size: int, *changes: str) -> Path:
             ["model={name: resnet18}", SGD, "train.virtual_shards=4", "data.limit=24", "train.epochs=1"],
             (1, 4),
             id="resnet18-batchnorm",
+            marks=pytest.mark.slow,
         ),
         pytest.param(["train.precision=bf16", "train.micro_batch_size=1", *UNEVEN], (1, 2), id="bf16-micro-batches"),
         pytest.param(

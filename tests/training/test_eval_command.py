@@ -91,6 +91,7 @@ def run_copy(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path / "runs/run"
 
 
+@pytest.mark.slow
 def test_splits_of_the_training_set(trained: Path, tmp_path: Path) -> None:
     """val is what was held out and train the 512 that were trained on; each gets a file of its own."""
     cwd = tmp_path
@@ -166,6 +167,7 @@ def test_mistakes_are_one_message_and_exit_code_2(
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_several_processes_under_the_launcher(trained: Path) -> None:
     """The console holds the figures once, and nothing of what the launcher's own machinery says."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}

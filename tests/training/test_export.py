@@ -107,6 +107,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES.values())
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
 def test_other_programs_get_the_same_logits(exported: Path, trained: Path, name: str, suffix: str) -> None:

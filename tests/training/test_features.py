@@ -209,6 +209,7 @@ def train_both(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
             assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "runs"),
     [

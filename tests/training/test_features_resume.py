@@ -30,12 +30,14 @@ TRAINING = [
 VGG_ON = "model={name: vgg16, width: 0.0625, freeze: features, cache_features: true}"
 
 
+@pytest.mark.slow
 def test_one_rank_is_asked_to_stop_while_features_are_computed(tmp_path: Path) -> None:
     signalled = (stop_within, [*TRAINING, VGG_ON], "trainlib.training.tuning.feature_cache", "_gather", 1, 1)
     assert ranks.run(*signalled, world_size=2, cwd=tmp_path) == [EXIT_STOPPED] * 2, ranks.console(tmp_path)
     assert "before training began" in ranks.console(tmp_path)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_with_and_without(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A cache is harmless: it may come and go."""
 

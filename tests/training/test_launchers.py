@@ -37,6 +37,7 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in ours} | {"PYTHONPATH": repository}
 
 
+@pytest.mark.slow
 def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[str, str]) -> None:
     digests = {}
     for name, (command, variables) in LAUNCHERS.items():

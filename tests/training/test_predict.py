@@ -120,6 +120,7 @@ def test_lines_for_people_are_aligned(in_trained: Path, tmp_path: Path, capsys: 
         assert 0.1 < float(cells[20:26]) <= 1
 
 
+@pytest.mark.slow
 def test_standard_input_and_a_reader_that_stops(in_trained: Path, tmp_path: Path) -> None:
     """One image's bytes through a pipe; `| head -1` of many ends without a word."""
     for index in range(9):

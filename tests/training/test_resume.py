@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,22 @@ from trainlib.errors import EXIT_STOPPED
 from trainlib.runs.files import read_lines
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_stopping_at_any_step_changes_no_bit(tmp_path: Path, world_size: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "steps"),
+    [
+        (2, [7]),  # within the second epoch, and between two checkpoints
+        pytest.param(1, range(1, STEPS), marks=pytest.mark.slow),
+        pytest.param(2, range(1, STEPS), marks=pytest.mark.slow),
+    ],
+    ids=["2-ranks-at-one-step", "1-rank", "2-ranks"],
+)
+def test_stopping_at_any_step_changes_no_bit(tmp_path: Path, world_size: int, steps: Iterable[int]) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     assert ranks.train(VGG, world_size=world_size, cwd=whole) == [0] * world_size, ranks.console(whole)
     assert len([row for row in tiny.rows(whole) if row.get("scope") == "step"]) == STEPS
 
-    for step in range(1, STEPS):
+    for step in steps:
         cwd = tmp_path / f"stopped-at-{step}"
         cwd.mkdir()
         codes = ranks.run(train_until, VGG, step, world_size=world_size, cwd=cwd)
@@ -36,6 +45,7 @@ def test_stopping_at_any_step_changes_no_bit(tmp_path: Path, world_size: int) ->
         assert tiny.rows(cwd) == tiny.rows(whole)
 
 
+@pytest.mark.slow
 def test_three_ranks_add_their_gradients_in_the_same_order_after_a_resume(tmp_path: Path) -> None:
     """With two ranks any order of adding gives the same bits; with three it does not."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -48,6 +58,7 @@ def test_three_ranks_add_their_gradients_in_the_same_order_after_a_resume(tmp_pa
     assert tiny.rows(stopped) == tiny.rows(whole)
 
 
+@pytest.mark.slow
 def test_stopping_at_every_step_in_turn_changes_no_bit(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()

@@ -96,6 +96,7 @@ def test_a_flipped_bit_of_a_gradient_is_named(trained: Path, tmp_path: Path) -> 
     assert found.endswith(" with 1 process")
 
 
+@pytest.mark.slow
 def test_a_run_in_exact_mode_shows_where_its_sizes_part(trained: Path, tmp_path: Path) -> None:
     """Two halves of a batch are added up in another order than the whole."""
     exact = tiny.arguments(trained / "images", 2, 4, "model={name: cifar10_cnn}")
@@ -108,6 +109,7 @@ def test_a_run_in_exact_mode_shows_where_its_sizes_part(trained: Path, tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_a_rank_that_asks_for_other_threads_is_named(trained: Path, tmp_path: Path) -> None:
     found = compared(trained, tmp_path, ask_for_two_threads)
     assert found is not None
@@ -115,6 +117,7 @@ def test_a_rank_that_asks_for_other_threads_is_named(trained: Path, tmp_path: Pa
     assert "num_threads is 2 on rank 1 and 1 on rank 0" in found
 
 
+@pytest.mark.slow
 def test_a_rank_that_takes_other_threads_unseen_is_named(trained: Path, tmp_path: Path) -> None:
     """Whether or not its kernels then come to other bits."""
     found = compared(trained, tmp_path, take_two_threads_unseen)
@@ -124,6 +127,7 @@ def test_a_rank_that_takes_other_threads_unseen_is_named(trained: Path, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_the_command(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole of it, with ranks under accelerate launch; from the beginning, as no checkpoint has 6 steps to go."""
     monkeypatch.chdir(trained)

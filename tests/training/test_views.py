@@ -65,7 +65,10 @@ def test_it_is_the_mean_over_the_views(test_time: str, height: int, width: int) 
         assert with_tta(network, test_time) is network
 
 
-@pytest.fixture(scope="module", params=TEST_TIMES)
+@pytest.fixture(
+    scope="module",
+    params=["flip_translate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "flip"))],
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A working directory with images and a short run on two ranks, and how it evaluates."""
     cwd = tmp_path_factory.mktemp("views")
@@ -110,12 +113,12 @@ def test_validation_and_test_of_a_run(run: tuple[Path, str]) -> None:
     rows = [row for row in tiny.rows(cwd) if row["split"] == "val" and row["step"] == 8]
     labels_N = torch.arange(2).repeat_interleave(30)[val_ids]
     expected = figures(expected_logits(checkpoint, pixels_of(cwd, "train")[val_ids], test_time), labels_N)
-    assert {key: rows[0][key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert {key: rows[0][key] for key in expected} == pytest.approx(expected, rel=1e-5)
 
     tested = find_trained(cwd / "runs/run").checkpoint.path
     logits_NC = expected_logits(tested, pixels_of(cwd, "test"), test_time)
     expected = figures(logits_NC, torch.arange(2).repeat_interleave(5))
-    assert {key: tiny.summary(cwd)["test"][key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert {key: tiny.summary(cwd)["test"][key] for key in expected} == pytest.approx(expected, rel=1e-5)
     if test_time != "none":
         without = figures(expected_logits(tested, pixels_of(cwd, "test"), "none"), torch.arange(2).repeat_interleave(5))
         assert abs(without["loss"] - expected["loss"]) > 1e-4, "the views should differ"
@@ -135,7 +138,7 @@ def test_launch_eval(run: tuple[Path, str]) -> None:
     found: dict[str, Any] = json.loads(ranks.console(cwd).splitlines()[-1])
     logits_NC = expected_logits(find_trained(cwd / "runs/run").checkpoint.path, pixels_of(cwd, "test"), test_time)
     expected = figures(logits_NC, torch.arange(2).repeat_interleave(5))
-    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-5)
     for mistake in found["mistakes"]:
         assert mistake["probability"] == pytest.approx(float(logits_NC[mistake["index"]].softmax(0).max()), abs=1e-5)
 

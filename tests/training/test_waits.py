@@ -175,6 +175,7 @@ NEVER_BEFORE_THE_FIRST_STEP = (
 )
 
 
+@pytest.mark.slow
 def test_the_first_step_waits_for_no_module_that_it_does_not_need(tmp_path: Path) -> None:
     """They take as long to import as torch itself; those that are needed later come later."""
     program = f"""

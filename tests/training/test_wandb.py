@@ -20,6 +20,8 @@ import wandb_server
 import yaml
 from paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 EVERY = 4
 SECRETS = {"WANDB_API_KEY": "canary" + 34 * "0", "SOME_TOKEN": "canary in a coal mine"}
 

@@ -64,6 +64,7 @@ def test_ranks_together_see_what_one_process_sees(micro_batch_size: int | None) 
             assert torch.equal(torch.cat([part[step][1] for part in parts]), labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [[], ["train.micro_batch_size=2"], ["loss={weight: [1,2,3,4,5,1,2,3,4,5]}"]])
 def test_losses_and_learning_rates_do_not_depend_on_the_world_size(tmp_path: Path, changes: list[str]) -> None:
     rows = {}
@@ -103,6 +104,7 @@ def evaluate_sizes() -> None:
             Path("found.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_several_ranks_evaluate_the_model_that_the_checkpoint_holds(tmp_path: Path) -> None:
     """Each rank gathers BatchNorm statistics of its own; the ones that count are those that are saved."""
     from safetensors.torch import load_file
@@ -135,6 +137,7 @@ def _config() -> Any:
     return resolved({"train": {"epochs": 1, "batch_size": 16}, "data": {"name": "synthetic"}})
 
 
+@pytest.mark.slow
 def test_evaluation_is_exact_at_every_size_and_world_size(tmp_path: Path) -> None:
     found = {}
     for world_size in (1, 2, 4):

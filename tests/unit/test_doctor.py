@@ -188,6 +188,7 @@ def test_ranks_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 def test_the_whole_command(tmp_path: Path) -> None:
     """From outside: two real ranks, JSON that holds every topic once, an exit code that fits, no secret, no files."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "offline", "WANDB_API_KEY": CANARY}

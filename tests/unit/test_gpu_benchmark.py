@@ -102,6 +102,7 @@ def run(folder: Path, *arguments: str) -> str:
     return (folder / "results" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_recipes_and_a_network_are_compared(tmp_path: Path) -> None:
     make_images(tmp_path / "images")
     for name, text in (("clone/airbench94_muon.py", SCRIPT), ("recipe/fast.yaml", RECIPE)):
@@ -117,6 +118,7 @@ def test_recipes_and_a_network_are_compared(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "airbench" / "model.pt").exists()
 
 
+@pytest.mark.slow
 def test_vgg16_and_waits(tmp_path: Path) -> None:
     table = run(tmp_path, "--parts", "vgg16,waits")
     assert "\n| VGG16: ours / Accelerate, tensors |" in table

@@ -70,6 +70,7 @@ def tracked(arguments: list[str]) -> int:
     return ranks.main(arguments)
 
 
+@pytest.mark.slow
 def test_looking_changes_no_bit(tmp_path: Path, images: Path) -> None:
     """With clipping, in a run that was continued; what each tracker has of it is the same."""
     plain, watched = tiny.in_folder(tmp_path, "plain"), tiny.in_folder(tmp_path, "watched")

@@ -19,6 +19,7 @@ from bench.scaling import CNN, all_reduce, efficiency, step_seconds
 from bench.verdicts import Verdict, verdict_table, verdicts
 
 
+@pytest.mark.slow
 def test_every_arm_trains_the_same_curve(tmp_path: Path) -> None:
     """Two rounds of our training, the bare loop and two of the peers, from class folders: no curve is refused."""
     make_images(tmp_path / "images")
@@ -51,6 +52,7 @@ def test_another_curve_is_refused() -> None:
         _require_equal_curves({"bare loop": (1.0, curve), "ours": (1.0, [2.3, 2.2, 2.15])}, 3)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth() -> None:
     """In 200 made-up benchmarks whose true ratio is 1.5, about 95 % of the intervals hold it, and none is a point."""
     generator = random.Random(3)
@@ -69,6 +71,7 @@ def test_rounds_that_agree_leave_no_doubt() -> None:
     assert bootstrap([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
 
 
+@pytest.mark.slow
 def test_ranks_share_a_step(tmp_path: Path) -> None:
     """Two processes and one take turns, and the losses of both halves add up to those of the whole."""
     command = [sys.executable, "-m", "bench.run", "--quick", "--batch-size", "16", "--parts", "ranks"]

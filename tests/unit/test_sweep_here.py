@@ -33,6 +33,7 @@ def attempts(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_sweep_here_is_interrupted_and_continued(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C stops the run under way with a checkpoint and begins no other. The second start continues it, runs the
     rest, and ends with the bits of undisturbed runs; the third finds nothing to do."""

@@ -43,6 +43,7 @@ def in_folder(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_compiled_model_resumes_bitwise_and_trains_what_a_plain_one_does(tmp_path: Path) -> None:
     need("g++")
     whole, halves, plain = (in_folder(tmp_path / name) for name in ("whole", "halves", "plain"))

@@ -194,6 +194,7 @@ def test_a_checkpoint_does_not_need_the_weights_file(weights: str) -> None:
     assert resumed.module.state_dict().keys() == fresh.module.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_weights_file_and_does_not_begin_without(workdir: Path) -> None:
     run = ["quickstart", "data={name: synthetic, limit: 64, val_fraction: 0}", "model.weights=w.pth"]
     run += ["train={steps: 1, batch_size: 32}", "tracking={tensorboard: false, progress: false}"]
