@@ -61,7 +61,7 @@ def test_a_configuration_is_the_same_after_it_is_saved(config: dict[str, Any]) -
     assert read == resolved
     assert differences(read, resolved) == []
     assert dump_config(read) == dump_config(resolved)
-    assert (read.seed, read.data.root, read.optimizer.lr) == (
+    assert (read.seed, read.data.root, read.optimizer.args["lr"]) == (
         config["seed"],
         config["data"]["root"],
         config["optimizer"]["lr"],
