@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_streamed_with_the_same_results(
     resident = load(root)
     for path in folder.iterdir():
         path.unlink()
-    monkeypatch.setattr(cache, "RESIDENT_FRACTION", 0.0)
+    monkeypatch.setattr(cache, "MAX_FRACTION", 0.0)
     with caplog.at_level("INFO", logger="trainlib.data"):
         streamed = load(root)
     assert isinstance(streamed.train.images, StreamedImages)

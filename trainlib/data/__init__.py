@@ -1,9 +1,10 @@
-"""The data sets: images as uint8 arrays, fetched by index, and what happens to a batch on its device."""
+"""Data sets of uint8 images, fetched by index, and the augmentation and batching of them on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from trainlib.config import DataConfig, custom_part_missing
 from trainlib.data.augmentation import augment, normalize
@@ -17,6 +18,7 @@ from trainlib.errors import UserError
 
 __all__ = [
     "Dataset",
+    "DatasetInfo",
     "ImageSet",
     "Images",
     "augment",
@@ -33,11 +35,12 @@ __all__ = [
 def load_data(
     config: DataConfig, *, stop_requested: Callable[[], bool] = lambda: False, is_main: bool = True
 ) -> Dataset:
-    """The data set that the configuration names, whole and in its own order.
+    """Load the whole data set that the configuration names, in its own order.
 
-    stop_requested  looked at while images are decoded and while another process prepares the data
-    is_main         show progress and warnings; true on one rank
-    `image_folder` images come in `image_size`, the others in their own 32x32.
+    stop_requested  called again and again while images are decoded or another process decodes them; True ends that
+    is_main         True on the one rank that shows progress and warnings
+    Images of `image_folder` have the configured `image_size`, the others their own 32 x 32 pixels.
+
     Raises DataError for data that is missing, damaged or of the wrong form, StoppedError when asked to stop.
     """
     match config.name:
@@ -52,17 +55,24 @@ def load_data(
     raise UserError(f"data.name: {custom_part_missing(config.name)}")
 
 
-def dataset_info(config: DataConfig) -> tuple[int, int]:
-    """How many training images and how many classes there will be; nothing is decoded or downloaded.
+class DatasetInfo(NamedTuple):
+    """The numbers of training images, including those for validation, and of classes."""
+
+    num_train: int
+    num_classes: int
+
+
+def dataset_info(config: DataConfig) -> DatasetInfo:
+    """Return the size of the configured data set; nothing is decoded or downloaded.
 
     Raises DataError for folders that are missing or of the wrong form.
     """
     match config.name:
         case "cifar10":
-            return 50_000, 10
+            return DatasetInfo(50_000, 10)
         case "image_folder":
             train, _ = list_images(Path(config.root))
-            return sum(len(files) for files in train.classes.values()), len(train.classes)
+            return DatasetInfo(sum(len(files) for files in train.classes.values()), len(train.classes))
         case "synthetic":
-            return NUM_TRAIN, len(SHAPES)
+            return DatasetInfo(NUM_TRAIN, len(SHAPES))
     raise UserError(f"data.name: {custom_part_missing(config.name)}")

@@ -1,4 +1,4 @@
-"""Augmentation and normalisation of whole batches, on the device that they are on."""
+"""Augmentation and normalization of whole batches of images, on their device, with the same bits on every device."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ def augment(
     crop_padding: int,
     fill: str = "black",
 ) -> Tensor:
-    """Random crops and horizontal flips: uint8 [N, 3, H, W] to the same.
+    """Crop and flip images at random: uint8 [N, 3, H, W] to uint8 [N, 3, H, W].
 
     ids_N           int64 [N] on the images' device: the samples' indices in their data set
     flip            True: mirror half of the images, another half in each epoch; "alternating": mirror half of them in
                     epoch 0, and in every other epoch those that it did not mirror in the one before (Jordan, "94% on
                     CIFAR-10 in 3.29 Seconds on a Single GPU", 2024)
     crop_padding    p: surround the images with p pixels, then cut out H x W at one of the (2p + 1)^2 places
-    fill            what these pixels are: "black", or "reflect": the image mirrored at its outermost pixels
+    fill            the padding: "black", or "reflect": the image mirrored at its outermost pixels
 
-    What happens to a sample depends on (seed, epoch, its index) alone, and is the same on every device. Of the 63 bits
+    A sample's crop and flip depend on (seed, epoch, its index) alone, and are the same on every device. Of the 63 bits
     drawn for a sample, bit 0 is the flip, bits 1-31 modulo 2p + 1 the row, bits 32-62 modulo 2p + 1 the column. The
-    half that "alternating" begins with has its own bits, which do not depend on the epoch.
+    half that "alternating" mirrors first has bits of its own, which do not depend on the epoch.
     """
     bits_N = draw(key("augment", seed, epoch), ids_N)
     if crop_padding:
@@ -95,10 +95,10 @@ def augment(
 
 
 def _reflected(images_NCHW: Tensor, padding: int) -> Tensor:
-    """The images within so many pixels of their mirror images, whose outermost row or column is the image's own.
+    """Pad images on all sides with their mirror images, in which the outermost rows and columns are not repeated.
 
-    Line by line, as torch mirrors no integers on GPUs. A padding wider than the image goes on with the image itself,
-    and so on, as NumPy's does.
+    Line by line, as torch has no reflection padding of integers on GPUs. A padding wider than the image alternates
+    between mirror image and image, as NumPy's "reflect" does.
     """
     padded = F.pad(images_NCHW, (padding,) * 4)
     for dim in (2, 3):
@@ -110,24 +110,26 @@ def _reflected(images_NCHW: Tensor, padding: int) -> Tensor:
 
 
 def normalize(images_NCHW: Tensor, mean_3: Sequence[float], std_3: Sequence[float], image_size: int) -> Tensor:
-    """uint8 [N, 3, H, W] to float32 [N, 3, image_size, image_size], on the images' device.
+    """Convert uint8 [N, 3, H, W] to normalized float32 [N, 3, image_size, image_size], on the images' device.
 
-    Scaled to 0..1, minus mean, over std, computed as `x * a - b`, where a = 1 / (255 * std) and b = mean / std are
+    The result is (x / 255 - mean) / std, computed as x * a - b, where a = 1 / (255 * std) and b = mean / std are
     rounded from float64 to float32, and so are the product and the difference, one by one: every device gives the same
-    bits. Images of another size are first resized (bilinear, antialiased).
+    bits. Images of another size are resized first (bilinear, antialiased).
     """
     if len(images_NCHW) == 0:  # interpolate refuses it
         return torch.empty((0, 3, image_size, image_size), device=images_NCHW.device)
     values = images_NCHW.to(torch.float32)
     if values.shape[2:] != (image_size, image_size):
         values = F.interpolate(values, (image_size, image_size), mode="bilinear", antialias=True)
-    scale, shift = _affine(tuple(mean_3), tuple(std_3), values.device)
+    scale, shift = _scale_and_shift(tuple(mean_3), tuple(std_3), values.device)
     return values.mul_(scale).sub_(shift)
 
 
 @lru_cache(maxsize=8)
-def _affine(mean_3: tuple[float, ...], std_3: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """A and b, [3, 1, 1]; kept, because making a tensor from numbers on a GPU waits for the GPU."""
+def _scale_and_shift(
+    mean_3: tuple[float, ...], std_3: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return a and b of `normalize`, [3, 1, 1]; cached, as making a tensor from numbers waits for a GPU."""
     scale = torch.tensor([1 / (255 * std) for std in std_3], dtype=torch.float32, device=device)
     shift = torch.tensor(
         [mean / std for mean, std in zip(mean_3, std_3, strict=True)], dtype=torch.float32, device=device

@@ -1,7 +1,7 @@
-"""Decoded images kept on disk: decoded once, then memory-mapped by every process of every later run.
+"""The cache of decoded images on disk: decoded once, then memory-mapped by every process of every later run.
 
 An entry is two files, `<key>.npy` (uint8 [N, 3, S, S]) and `<key>.json` (mean and std), each written under a temporary
-name and renamed. The key covers whatever decides the bits. Any of it may be deleted at any time.
+name and renamed. The key is a hash of all that decides the bits. The files may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from trainlib.errors import DataError
 from trainlib.runs.locks import exclusive_lock
 
 FORMAT = 1
-RESIDENT_FRACTION = 0.5  # of the available memory and of the free disk that decoded images may take
+MAX_FRACTION = 0.5  # of the available memory and of the free disk that decoded images may take
 
 logger = logging.getLogger("trainlib.data")
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file: absolute path, size in bytes and time of its last change in ns since 1970."""
+    """An image file: absolute path, size in bytes, and time of its last change in nanoseconds since 1970."""
 
     path: str
     size: int
@@ -46,7 +46,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Training and test images, and the channel statistics of the training images."""
+    """Training and test images, and mean and standard deviation of the training images' channels, on a 0..1 scale."""
 
     train: Images
     test: Images
@@ -62,9 +62,11 @@ def load_decoded(
     stop_requested: Callable[[], bool],
     is_main: bool,
 ) -> DecodedImages:
-    """The files as images of `image_size`: from the cache, or decoded into it by the first process that comes.
+    """Return the files' images, square with `image_size` pixels a side, from the cache.
 
-    Where they would take too much memory or disk they are streamed instead.
+    If the cache lacks them, the first process that holds the lock decodes them into it, and the others wait. Images
+    that would take too much memory or disk are decoded again for every batch instead (`StreamedImages`).
+
     Raises DataError for damaged images and for a cache that cannot be written, StoppedError when asked to stop.
     """
     files = [*train, *test]
@@ -92,7 +94,7 @@ def load_decoded(
 
 
 def cache_folder() -> Path:
-    """$TRAINLAUNCH_CACHE, or the user's cache folder as the XDG base directory specification has it."""
+    """Return $TRAINLAUNCH_CACHE or, by the XDG base directory specification, trainlaunch in the user's cache folder."""
     if own := os.environ.get("TRAINLAUNCH_CACHE"):
         return Path(own).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "trainlaunch"
@@ -107,7 +109,7 @@ def _key(files: Sequence[ImageFile], image_size: int) -> str:
 
 @contextmanager
 def _locked(path: Path, stop_requested: Callable[[], bool], delay: float) -> Iterator[None]:
-    """Hold the entry's lock; any failure to write the entry is told with the way out."""
+    """Hold the entry's lock; turn a failure to write the entry into a DataError that names the fix."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(path, stop_requested=stop_requested, delay=delay):
@@ -129,19 +131,19 @@ def _images(images_NCHW: np.ndarray | None, paths: list[str], num_train: int, im
 def _fits(shape: tuple[int, ...], folder: Path, is_main: bool) -> bool:
     need = int(np.prod(shape, dtype=np.int64))
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(folder).free
-    if need <= min(memory, disk) * RESIDENT_FRACTION:
+    if need <= min(memory, disk) * MAX_FRACTION:
         return True
     if is_main:
         logger.info(
             "Decoded, the images would take %.1f GB, more than %.0f%% of the %.1f GB of available memory or of the "
             "%.1f GB free in %s: they are decoded anew for each batch, which is slower.",
-            *(need / 1e9, RESIDENT_FRACTION * 100, memory / 1e9, disk / 1e9, folder),
+            *(need / 1e9, MAX_FRACTION * 100, memory / 1e9, disk / 1e9, folder),
         )
     return False
 
 
 def _open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array, memory-mapped copy-on-write; None where there is none or it is damaged."""
+    """Memory-map the array copy-on-write; None if it is missing or damaged."""
     try:
         images_NCHW = np.load(path, mmap_mode="c")
     except (OSError, ValueError, EOFError):
@@ -152,7 +154,7 @@ def _open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 def _decode(
     paths: list[str], array_path: Path, shape: tuple[int, ...], stop_requested: Callable[[], bool], is_main: bool
 ) -> None:
-    """Decode all files into the entry's array, which appears only when it is complete and on disk."""
+    """Decode all files into the entry's array, which gets its name only once it is complete and on disk."""
     partial = array_path.with_suffix(".partial")
     try:
         _reserve(partial, shape)
@@ -168,7 +170,7 @@ def _decode(
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
-    """An .npy file of this shape with all its blocks: a full disk fails here, not as SIGBUS in a mapped write."""
+    """Create an .npy file with all its disk blocks, so that a full disk fails here, not as SIGBUS in a mapped write."""
     np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("rb+") as file:
@@ -177,7 +179,7 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
 
 @contextmanager
 def _progress(total: int, show_bar: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function to be called with the number of images just done."""
+    """Show progress; yield a function to be called with the number of images just decoded."""
     if show_bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -20,16 +20,16 @@ DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
 
 
 class Images(Protocol):
-    """Decoded images, uint8 RGB, all of one size."""
+    """Decoded images, uint8 RGB, all of one size, in batches by index."""
 
     def __len__(self) -> int: ...
 
     def to(self, device: torch.device) -> Images:
-        """The same images, whose batches are on `device`."""
+        """Return the same images with their batches on `device`."""
         ...
 
     def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
-        """For each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, 3, H, W] on the set's device.
+        """Yield, for each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, 3, H, W] on their device.
 
         Raises DataError for an image that cannot be decoded.
         """
@@ -37,7 +37,7 @@ class Images(Protocol):
 
 
 class InMemoryImages:
-    """Images in memory, uint8 [N, 3, H, W] (perhaps a memory-mapped file): a batch is one gather."""
+    """Images in memory or in a memory-mapped file, uint8 [N, 3, H, W]: a batch is one gather."""
 
     def __init__(self, images_NCHW: Tensor, device: torch.device | None = None):
         self.images_NCHW = images_NCHW
@@ -47,7 +47,7 @@ class InMemoryImages:
         return len(self.images_NCHW)
 
     def to(self, device: torch.device) -> InMemoryImages:
-        """Moves the images to the device; where they would take too much of its memory, only each batch is moved."""
+        """Move the images to the device or, if they would take too much of its memory, each batch as it is fetched."""
         if device.type == "cuda" and self.images_NCHW.device != device:
             free, _ = torch.cuda.mem_get_info(device)
             if self.images_NCHW.nbytes > free * DEVICE_MEMORY_FRACTION:
@@ -55,6 +55,7 @@ class InMemoryImages:
         return InMemoryImages(self.images_NCHW.to(device))
 
     def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the images uint8 [B, 3, H, W] for each tensor of indices, int64 [B]."""
         if not ids:
             return
         # One transfer for all indices; one a batch would make every step wait for the device.
@@ -64,9 +65,9 @@ class InMemoryImages:
 
 
 class StreamedImages:
-    """Image files that are decoded anew for each batch, ahead of it, by worker processes.
+    """Image files that worker processes decode for each batch, ahead of it, for data that does not fit in memory.
 
-    The same bits as the resident images, for data that does not fit in memory.
+    The bits are those of the same images decoded into memory.
     """
 
     def __init__(self, paths: Sequence[str], image_size: int, device: torch.device | None = None):
@@ -78,9 +79,11 @@ class StreamedImages:
         return len(self.paths)
 
     def to(self, device: torch.device) -> StreamedImages:
+        """Return the same images with their batches on `device`."""
         return StreamedImages(self.paths, self.image_size, device)
 
     def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the images uint8 [B, 3, S, S] for each tensor of indices, int64 [B]; DataError for a damaged file."""
         on_cuda = self.device.type == "cuda"
         loader: DataLoader[Tensor | list[Failure]] = DataLoader(
             _DecodedBatches(self.paths, self.image_size),
@@ -98,12 +101,14 @@ class StreamedImages:
 
 
 class _DecodedBatches(TorchDataset[Tensor | list[Failure]]):
+    """The data set of torch's DataLoader, whose items are whole batches."""
+
     def __init__(self, paths: Sequence[str], image_size: int):
         self.paths = paths
         self.image_size = image_size
 
     def __getitem__(self, ids: list[int]) -> Tensor | list[Failure]:
-        """The batch, or the files that are damaged; an exception would reach the parent with a traceback in it."""
+        """Decode a batch, or return the damaged files: an exception would reach the parent with a traceback in it."""
         images_NCHW = np.empty((len(ids), 3, self.image_size, self.image_size), np.uint8)
         failures = decode_rows(images_NCHW, 0, [self.paths[i] for i in ids])
         return failures or torch.from_numpy(images_NCHW)
@@ -114,5 +119,5 @@ def _cores_of_this_rank() -> int:
 
 
 def _leave_signals_to_parent(_worker: int) -> None:
-    """SLURM signals every process of a job; a worker that died of it would take the checkpoint with it."""
+    """Ignore signals in a worker: SLURM sends them to every process, and a dead worker would cost the checkpoint."""
     ignore_stop_signals()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainlib.config import Config, custom_part_missing, is_custom, load_config
 from trainlib.data.augmentation import Preprocess
-from trainlib.data.decoding.decode import Failure, decode_rows, square
+from trainlib.data.decoding.decode import Failure, decode_rows, resize_and_crop
 from trainlib.data.decoding.pool import damaged_images
 from trainlib.errors import CheckpointError, UserError
 from trainlib.models import build_model
@@ -214,9 +214,9 @@ class TrainedModel:
         failures: list[Failure] = []
         for row, picture in enumerate(pictures):
             if isinstance(picture, np.ndarray):
-                images_NCHW[row] = square(Image.fromarray(picture), size)
+                images_NCHW[row] = resize_and_crop(Image.fromarray(picture), size)
             elif isinstance(picture, Image.Image):
-                images_NCHW[row] = square(picture, size)
+                images_NCHW[row] = resize_and_crop(picture, size)
             else:
                 failures += decode_rows(images_NCHW, row, [os.fspath(picture)])
         if failures:

@@ -1,1 +1,1 @@
-"""Decoding image files in worker processes, and the cache of decoded images."""
+"""The decoding of image files, in worker processes."""

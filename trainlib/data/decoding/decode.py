@@ -1,4 +1,4 @@
-"""Image files to uint8 arrays; also the program that a decoding worker process runs (see `pool`).
+"""The decoding of image files to uint8 arrays; also the program of a decoding worker process (see `pool`).
 
 Imports neither torch nor the rest of the project, so that a worker is up in a tenth of a second.
 """
@@ -19,17 +19,17 @@ Failure = tuple[str, str]  # path, reason
 
 
 def decode_image(file: str | IO[bytes], size: int) -> np.ndarray:
-    """A file's first image as uint8 RGB [3, size, size] (see `square`). Raises whatever PIL raises for a bad file."""
+    """Decode a file's first image to uint8 RGB [3, size, size] (see `resize_and_crop`); raise what PIL raises."""
     with Image.open(file) as image:
-        return square(image, size)
+        return resize_and_crop(image, size)
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """An image of any size and mode as uint8 RGB [3, size, size].
+def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Convert an image of any size and mode to uint8 RGB [3, size, size].
 
-    Turned as its EXIF orientation says, the shorter side scaled to `size` (bilinear, antialiased), then the centre
-    cut out: what torchvision's Resize and CenterCrop do to a PIL image. One of that size already is not touched.
-    Transparency is dropped, as PIL's `convert("RGB")` does, and 16 bits a channel become the upper 8.
+    The image is turned by its EXIF orientation, its shorter side is scaled to `size` (bilinear, antialiased), and the
+    centre is cut out, as torchvision's Resize and CenterCrop do with a PIL image. An image of that size is not
+    resampled. Transparency is dropped, as by PIL's `convert("RGB")`; of 16 bits a channel the upper 8 are kept.
     """
     rgb = to_rgb(ImageOps.exif_transpose(image))
     width, height = rgb.size
@@ -42,7 +42,7 @@ def square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in 8-bit RGB. Raises ValueError where its range of values is not known."""
+    """Convert an image of any mode to 8-bit RGB. Raises ValueError if the range of its values is not known."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known: export it with 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip at 255 instead of scaling
@@ -53,7 +53,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def decode_rows(images_NCHW: np.ndarray, start: int, paths: Sequence[str]) -> list[Failure]:
     """Decode the files into rows start, start + 1, ... of `images_NCHW` (uint8 [N, 3, S, S]).
 
-    Returns the files that could not be decoded, with the reason; their rows are left as they were.
+    Returns path and reason of the files that could not be decoded; their rows are left as they were.
     """
     failures = []
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def decode_rows(images_NCHW: np.ndarray, start: int, paths: Sequence[str]) -> li
 
 
 def main() -> None:
-    """For each line of stdin, {"start", "paths"}, decode into the .npy file that argv names and answer with a line."""
+    """Run a worker: for each line {"start", "paths"} of stdin, decode into the .npy file in argv and print the failures."""
     # The parent decides when to end: a signal to the whole process group must not kill a worker under it. These are
     # STOP_SIGNALS of trainlib.runs.stop_request, which importing trainlib would cost a tenth of a second (see above).
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

@@ -1,4 +1,4 @@
-"""Decoding many image files into one .npy file, with all cores."""
+"""A pool of worker processes that decode image files into one .npy file, on all cores."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import numpy as np
 from trainlib.data.decoding import decode
 from trainlib.errors import DataError, StoppedError, TrainlaunchError
 
-CHUNK_SIZE = 64  # images between two looks at `stop_requested`
+CHUNK_SIZE = 64  # images between two calls of `stop_requested`
 PARALLEL_FROM = 500  # images; fewer are decoded sooner than the workers have started
 NAMED_AT_MOST = 10
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -36,11 +36,12 @@ def decode_files(
     stop_requested: Callable[[], bool],
     advance: Callable[[int], None],
 ) -> list[decode.Failure]:
-    """Decode file i into row i of the .npy file at `array_path` (uint8 [N, 3, S, S], of its final size already).
+    """Decode file i into row i of the .npy file at `array_path`: uint8 [N, 3, S, S], created before at its full size.
 
-    advance     called with the number of images that have just been done
-    Returns the files that could not be decoded, in order. Raises StoppedError when asked to stop, and TrainlaunchError
-    when a worker dies; no worker outlives this call.
+    advance     called with the number of images that have just been decoded
+    Returns the files that could not be decoded, in order.
+
+    Raises StoppedError when asked to stop, and TrainlaunchError when a worker dies. No worker outlives this call.
     """
     chunks = [(start, paths[start : start + CHUNK_SIZE]) for start in range(0, len(paths), CHUNK_SIZE)]
     num_workers = min(available_cores(), len(chunks))
@@ -59,18 +60,18 @@ def decode_files(
             worker = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
             stack.callback(worker.kill)  # runs before the worker's own exit, which waits for its end
             workers.append(worker)
-        failures = _hand_out(chunks, workers, stop_requested, advance)
+        failures = _distribute(chunks, workers, stop_requested, advance)
     position = {path: row for row, path in enumerate(paths)}
     return sorted(failures, key=lambda failure: position[failure[0]])
 
 
-def _hand_out(
+def _distribute(
     chunks: list[tuple[int, Sequence[str]]],
     workers: list[subprocess.Popen[bytes]],
     stop_requested: Callable[[], bool],
     advance: Callable[[int], None],
 ) -> list[decode.Failure]:
-    """Keep one chunk at a time with each worker until all are done."""
+    """Send chunks to the workers, one at a time to each, until all are decoded; return the failures."""
     failures: list[decode.Failure] = []
     waiting = iter(chunks)
     with selectors.DefaultSelector() as answers:
@@ -119,7 +120,7 @@ def _check_stop(stop_requested: Callable[[], bool]) -> None:
 
 
 def damaged_images(failures: Sequence[decode.Failure]) -> DataError:
-    """The error for images that cannot be decoded."""
+    """Return the error that names images that cannot be decoded, with the reasons."""
     lines = [f"  {path}: {reason}" for path, reason in failures[:NAMED_AT_MOST]]
     if len(failures) > NAMED_AT_MOST:
         lines.append(f"  ... and {len(failures) - NAMED_AT_MOST} more")

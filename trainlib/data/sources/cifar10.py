@@ -19,13 +19,15 @@ from trainlib.runs.locks import exclusive_lock
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
-TIMEOUT_SECONDS = 30.0  # without an answer from the server
+TIMEOUT_SECONDS = 30.0  # for an answer of the server
 
 
 def load_cifar10(root: Path, *, stop_requested: Callable[[], bool]) -> Dataset:
-    """50,000 training and 10,000 test images, 32x32, from `root`; downloaded there by the first process that comes.
+    """Load CIFAR-10 from `root`, where one process downloads it if it is missing.
 
-    Raises DataError where they are neither there nor to be had, StoppedError when asked to stop while waiting.
+    50,000 training and 10,000 test images of 32 x 32 pixels.
+
+    Raises DataError if they are neither there nor can be downloaded, StoppedError when asked to stop while waiting.
     """
     from torchvision.datasets import CIFAR10
 
@@ -35,7 +37,7 @@ def load_cifar10(root: Path, *, stop_requested: Callable[[], bool]) -> Dataset:
         with contextlib.suppress(RuntimeError):
             return _read(CIFAR10, root)
         root.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(root / ".cifar10.lock", stop_requested=stop_requested), _download_manners():
+        with exclusive_lock(root / ".cifar10.lock", stop_requested=stop_requested), _download_settings():
             CIFAR10(str(root), download=True)
             return _read(CIFAR10, root)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -59,8 +61,8 @@ def _image_set(split: Any) -> ImageSet:
 
 
 @contextlib.contextmanager
-def _download_manners() -> Iterator[None]:
-    """A silent server is given up, and what torchvision prints stays out of stdout."""
+def _download_settings() -> Iterator[None]:
+    """Set a timeout for servers that do not answer, and redirect torchvision's printing from stdout to stderr."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:

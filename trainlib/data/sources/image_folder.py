@@ -1,4 +1,4 @@
-"""Class folders of images: root/train/<class>/*, root/test/<class>/*. What is wrong with them is told all at once."""
+"""The data set `image_folder`: images in root/train/<class>/ and root/test/<class>/. All mistakes are told at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ logger = logging.getLogger("trainlib.data")
 
 
 def load_image_folder(root: Path, image_size: int, *, stop_requested: Callable[[], bool], is_main: bool) -> Dataset:
-    """The images under `root`, of `image_size`, sorted by class name, then by path."""
+    """Load the images under `root`, square with `image_size` pixels a side, sorted by class name, then by path.
+
+    Raises DataError with everything that is wrong, StoppedError when asked to stop.
+    """
     train, test = list_images(root, warn=is_main)
     class_names = tuple(train.classes)
     files = load_decoded(
@@ -52,9 +55,11 @@ def _labels(class_counts: list[int]) -> Tensor:
 
 
 def load_class_folder(folder: Path, class_names: Sequence[str], image_size: int) -> ImageSet:
-    """The images in folder/<class>/*, of `image_size`, for a model of these classes; some of them may be missing.
+    """Load the images in folder/<class>/ for a model of these classes, of which some may be missing.
 
-    Sorted by class, then by path. Raises DataError with everything that is wrong.
+    The images are square with `image_size` pixels a side, sorted by class, then by path.
+
+    Raises DataError with everything that is wrong.
     """
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
@@ -72,20 +77,20 @@ def load_class_folder(folder: Path, class_names: Sequence[str], image_size: int)
         raise DataError("\n".join([f"{folder} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]))
     files = [split.classes.get(name, []) for name in class_names]
     images = load_decoded([*itertools.chain(*files)], [], image_size, stop_requested=lambda: False, is_main=False).train
-    return ImageSet(images, _labels([len(of) for of in files]))
+    return ImageSet(images, _labels([len(of_class) for of_class in files]))
 
 
 def find_images(folder: str) -> list[str]:
-    """The paths of all image files in the folder and in those below it, sorted; hidden ones are left out."""
+    """Return the paths of all image files in the folder and those below it, sorted, without hidden ones."""
     return sorted(file.path for file in _walk(folder, ancestors=()) if _is_image(file.name))
 
 
 @dataclass(frozen=True)
-class Split:
-    """What lies in train or in test.
+class SplitFolder:
+    """The files in root/train or in root/test.
 
     classes     the images of each class, sorted by path; classes sorted by name
-    left_out    files that no class takes: not an image by their name, or outside of the class folders
+    left_out    files that belong to no class: not an image by their name, or outside of the class folders
     broken      links whose target is missing
     """
 
@@ -95,10 +100,10 @@ class Split:
     broken: list[str]
 
 
-def list_images(root: Path, *, warn: bool = True) -> tuple[Split, Split]:
-    """The image files of train and of test.
+def list_images(root: Path, *, warn: bool = True) -> tuple[SplitFolder, SplitFolder]:
+    """List the image files of train and of test; nothing is decoded.
 
-    Raises DataError with everything that is wrong. What is left out is named in a warning.
+    Raises DataError with everything that is wrong. A warning names the files that are left out.
     """
     root = root.expanduser().absolute()
     _check_split_folders(root)
@@ -143,7 +148,7 @@ def _is_image(name: str) -> bool:
 
 
 def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
-    """The folder's entries without hidden ones and those that file managers leave behind, by name."""
+    """Return a folder's entries by name, without hidden ones and those that file managers leave behind."""
     try:
         with os.scandir(folder) as entries:
             kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in SYSTEM_FILES]
@@ -152,8 +157,8 @@ def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def _list_split(folder: Path) -> Split:
-    split = Split(folder, {}, [], [])
+def _list_split(folder: Path) -> SplitFolder:
+    split = SplitFolder(folder, {}, [], [])
     for entry in _visible(folder):
         if not entry.is_dir():
             split.left_out.append(entry.path)
@@ -174,7 +179,7 @@ def _list_split(folder: Path) -> Split:
 
 
 def _walk(folder: str, ancestors: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
-    """All files below the folder; links are followed, except back to where the walk came from."""
+    """Yield all files below the folder; links are followed, but not back to a folder on the way to them."""
     real = os.path.realpath(folder)
     if real in ancestors:
         return
@@ -185,8 +190,8 @@ def _walk(folder: str, ancestors: tuple[str, ...]) -> Iterator[os.DirEntry[str]]
             yield entry
 
 
-def _mistakes(train: Split, test: Split) -> list[str]:
-    """One sentence for each kind of mistake, with the remedy."""
+def _mistakes(train: SplitFolder, test: SplitFolder) -> list[str]:
+    """Return one sentence for each kind of mistake, with the fix."""
     if not train.classes:
         return _unusable(train)
     found = _unusable(train, test)
@@ -206,14 +211,14 @@ def _mistakes(train: Split, test: Split) -> list[str]:
     return found
 
 
-def _unusable(*splits: Split) -> list[str]:
-    """What is wrong with the folders and files themselves, whatever the classes are."""
+def _unusable(*splits: SplitFolder) -> list[str]:
+    """Return the mistakes that do not depend on the other split: no classes, broken links, empty classes."""
     if not any(split.classes for split in splits):
         return [f"{splits[0].folder} has no class folders: sort its images into one folder for each class."]
     found = []
     if broken := [path for split in splits for path in split.broken]:
         found.append(f"Links that lead to no file ({len(broken)}): {_name_some(broken)}. Delete or mend them.")
-    empty = [f"{split.folder.name}/{name}" for split in splits for name, of in split.classes.items() if not of]
+    empty = [f"{split.folder.name}/{name}" for split in splits for name, files in split.classes.items() if not files]
     if empty:
         found.append(f"Class folders without an image ({len(empty)}): {_name_some(empty)}. Fill or delete them.")
     return found

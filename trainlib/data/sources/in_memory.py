@@ -1,4 +1,4 @@
-"""Data sets that are given in Python: arrays, or anything with a length and (image, label) pairs, read into memory."""
+"""Data sets passed as Python objects: arrays, or map-style data sets of (image, label) pairs, read into memory."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 
 
-class Samples(Protocol):
-    """A map-style data set, as torch and torchvision have them: sample i is an image and its label."""
+class MapStyleDataset(Protocol):
+    """A map-style data set, as in torch and torchvision: item i is an image and its label."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
-Split: TypeAlias = Samples | tuple[Any, Any] | ImageSet
+SplitSource: TypeAlias = MapStyleDataset | tuple[Any, Any] | ImageSet
 
 
-def image_dataset(train: Split, test: Split, classes: Sequence[str] | None = None) -> Dataset:
-    """A data set for `trainlib.fit`. Each split is one of
+def image_dataset(train: SplitSource, test: SplitSource, classes: Sequence[str] | None = None) -> Dataset:
+    """Make a data set for `trainlib.fit` from two splits, each in one of three forms.
 
     a pair      images, a uint8 array or tensor [N, H, W], [N, H, W, 3] or [N, 3, H, W], and N whole labels from 0 on
-    samples     anything with a length whose item i is (image, label); the image a PIL image, or one uint8 array or
+    map style   anything with a length whose item i is (image, label); the image a PIL image, or one uint8 array or
                 tensor; all of one size. Every item is read once, here: random changes belong to `data.augment`
-    ImageSet    labels, and images that are fetched as they are needed, for what does not fit into memory
+    ImageSet    labels, and images that are fetched as they are needed, for data that does not fit into memory
 
-    classes     their names, in the order of the labels; by default the samples' own `classes`, else "0", "1", ...
-    Every rank makes the same data set, so what draws random numbers on the way needs a seed.
+    classes     their names, in the order of the labels; by default the split's own `classes`, else "0", "1", ...
+    Every rank must make the same data set, so code that draws random numbers on the way needs a seed.
+
     Raises DataError naming the split, the value and the rule.
     """
     names = classes if classes is not None else getattr(train, "classes", None)
@@ -53,7 +54,7 @@ def image_dataset(train: Split, test: Split, classes: Sequence[str] | None = Non
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Twelve hex digits that are others for other labels, classes or, where they are in memory, images."""
+    """Return twelve hex digits of a hash over the labels, the class names and, where they are in memory, the images."""
     digest = hashlib.sha256("\0".join(dataset.class_names).encode())
     for image_set in (dataset.train, dataset.test):
         digest.update(image_set.labels_N.contiguous().numpy().data)
@@ -64,7 +65,7 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:12]
 
 
-def _image_set(split: Split, name: str) -> ImageSet:
+def _image_set(split: SplitSource, name: str) -> ImageSet:
     if isinstance(split, ImageSet):
         return split
     if isinstance(split, tuple):
@@ -85,15 +86,15 @@ def _image_set(split: Split, name: str) -> ImageSet:
 
 
 def _image(image: Any, place: str) -> Tensor:
-    """One image as uint8 [3, H, W]."""
+    """Convert one image to uint8 [3, H, W]."""
     if isinstance(image, Image.Image):
         image = np.asarray(to_rgb(image))
     return _stacked(image[None] if isinstance(image, Tensor) else np.asarray(image)[None], place)[0]
 
 
-def _stacked(given: Any, place: str) -> Tensor:
-    """uint8 images of any layout as a contiguous tensor [N, 3, H, W] on the CPU."""
-    images: Tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+def _stacked(values: Any, place: str) -> Tensor:
+    """Convert uint8 images of any layout to a contiguous tensor [N, 3, H, W] on the CPU."""
+    images: Tensor = values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     if images.dtype != torch.uint8:
         raise DataError(
             f"{place}: got values of {images.dtype}, must be uint8, 0 to 255, in RGB; of floats from 0 to 1 make "

@@ -1,4 +1,4 @@
-"""An embedded data set: 32x32 RGB drawings of ten shapes, the same bits everywhere, made in under a second.
+"""The data set `synthetic`: 32 x 32 RGB drawings of ten shapes, the same bits everywhere, made in under a second.
 
 Shapes vary in place, size, rotation, colours and polarity (light on dark or dark on light), over a shaded background
 with distracting dots and pixel noise. No class is another one's mirror image, so flips are safe.
@@ -26,9 +26,9 @@ SQRT_HALF = 0.70710678
 
 
 def make_synthetic(num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: int = 0) -> Dataset:
-    """The drawings: sample i is of class i % 10, so that the classes are equally frequent.
+    """Draw the data set. Sample i is of class i % 10, so that the classes are equally frequent.
 
-    num_train, num_test     images; the first n of a larger set are the set of n
+    num_train, num_test     numbers of images; the first n of a larger set are the set of n
     seed                    another seed draws other images
     """
     train = _make_split(key("synthetic train", seed), num_train)
@@ -47,7 +47,7 @@ def _make_split(stream: int, num_images: int) -> ImageSet:
 
 
 def _draw_images(shape: Callable[[Tensor, Tensor], Tensor], stream: int, ids_N: Tensor) -> Tensor:
-    """uint8 [N, 3, 32, 32]: the shape over its background; image i depends on `ids_N[i]` alone."""
+    """Draw a shape over its background: uint8 [N, 3, 32, 32]; image i depends on `ids_N[i]` alone."""
     random = _Uniform(stream, ids_N)
     axis = (torch.arange(SIZE) + 0.5) / (SIZE / 2) - 1
     x, y = axis[None, None, :], axis[None, :, None]  # -1 to 1, right and down
@@ -77,7 +77,7 @@ def _draw_images(shape: Callable[[Tensor, Tensor], Tensor], stream: int, ids_N: 
 
 
 class _Uniform:
-    """Each call draws one more float32 [N, 1, 1], uniform over an interval, for the samples `ids_N`."""
+    """A generator of uniform random numbers for the samples `ids_N`: each call draws one more, float32 [N, 1, 1]."""
 
     def __init__(self, stream: int, ids_N: Tensor):
         self.stream, self.ids_N, self.num_calls = stream, ids_N, 0
@@ -90,7 +90,7 @@ class _Uniform:
 
 
 def _noise(stream: int, ids_N: Tensor, channel: int) -> Tensor:
-    """float32 [N, 32, 32], uniform in -NOISE to NOISE; the lowest 6 bytes of a draw make six pixels."""
+    """Draw pixel noise, float32 [N, 32, 32], uniform in -NOISE to NOISE; the lowest 6 bytes of a draw make six pixels."""
     num_draws = -(-SIZE * SIZE // 6)
     bits = draw(key(stream, "noise", channel), ids_N[:, None] * num_draws + torch.arange(num_draws))
     bytes_N = torch.stack([bits >> shift & 255 for shift in range(0, 48, 8)], dim=2).flatten(1)
@@ -98,13 +98,13 @@ def _noise(stream: int, ids_N: Tensor, channel: int) -> Tensor:
 
 
 def _rotation(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of 2 * atan(t), without a library function that rounds as it likes."""
+    """Return cosine and sine of 2 * atan(t), without library functions, which may round differently elsewhere."""
     square = t * t
     return (1 - square) / (1 + square), 2 * t / (1 + square)
 
 
 def _coverage(distance: Tensor) -> Tensor:
-    """How much of a pixel lies inside, 0 to 1, from the signed distance of its centre to the outline."""
+    """Return the part of each pixel inside a shape, 0 to 1, from the signed distance of its centre to the outline."""
     return (0.5 - distance * (SIZE / 2)).clamp(0, 1)
 
 
@@ -137,7 +137,7 @@ def _cross(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _bars(position: Tensor) -> Tensor:
-    """Bars across the axis, CELL wide and CELL apart, one of them in the middle."""
+    """Return the distance to bars across the axis, CELL wide and CELL apart, one of them in the middle."""
     phase = position / (2 * CELL) + 0.5
     return ((phase - phase.floor() - 0.5).abs() - 0.25) * (2 * CELL)
 
