@@ -21,7 +21,7 @@ from trainlib.config.libraries import catalog
 from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.losses import DENSE_TARGETS, Objective
 from trainlib.models.optimizers.build import build_optimizer
-from trainlib.models.optimizers.muon import orthogonalized
+from trainlib.models.optimizers.muon import orthogonalize
 from trainlib.models.optimizers.schedule import Schedule
 
 PAGE = (REPOSITORY / "docs/losses-and-optimizers.md").read_text()
@@ -160,7 +160,7 @@ def test_singular_values(cells: list[str]) -> None:
     for step in range(1, 6):
         x = a * x - b * x**3 + c * x**5
         if step in (1, 3, 5):
-            assert printed([x, orthogonalized(matrix, step)[0, 0, 0].item()]) == [cells[1 + step // 2]] * 2
+            assert printed([x, orthogonalize(matrix, step)[0, 0, 0].item()]) == [cells[1 + step // 2]] * 2
 
 
 @pytest.mark.parametrize("cells", table("average | 1 | 2 | 3 | 4 | 5 | 6"), ids=lambda cells: str(cells[0]))

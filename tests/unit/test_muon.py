@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
 from trainlib.models.optimizers.build import build_optimizer
-from trainlib.models.optimizers.muon import MuonSGD, orthogonalized
+from trainlib.models.optimizers.muon import MuonSGD, orthogonalize
 
 
 def matrix(rows: int, columns: int, smallest: float = 0.02) -> Tensor:
@@ -34,7 +34,7 @@ def test_an_orthogonalised_matrix_has_the_same_directions_and_singular_values_ne
     shape: tuple[int, int], scale: float
 ) -> None:
     given = matrix(*shape)
-    (found,) = orthogonalized(scale * given[None], 5)
+    (found,) = orthogonalize(scale * given[None], 5)
     u, _, vt = torch.linalg.svd(given.double(), full_matrices=False)
     values = u.T @ found.double() @ vt.T  # diagonal where the directions are those of the matrix itself
     assert values.diagonal().min() > 0.68
@@ -46,7 +46,7 @@ def test_an_orthogonalised_matrix_has_the_same_directions_and_singular_values_ne
 @pytest.mark.parametrize("shape", [(16, 16), (12, 70), (70, 12), (64, 216)])
 def test_so_it_does_in_bfloat16_as_on_gpus(shape: tuple[int, int]) -> None:
     given = matrix(*shape)
-    (found,) = orthogonalized(given[None].bfloat16(), 5)
+    (found,) = orthogonalize(given[None].bfloat16(), 5)
     u, _, vt = torch.linalg.svd(given.double(), full_matrices=False)
     values = u.T @ found.double() @ vt.T
     assert found.dtype == torch.bfloat16
@@ -57,7 +57,7 @@ def test_so_it_does_in_bfloat16_as_on_gpus(shape: tuple[int, int]) -> None:
 
 def test_more_steps_lift_smaller_singular_values() -> None:
     given = matrix(20, 30, smallest=0.004)[None]
-    smallest = [float(torch.linalg.svdvals(orthogonalized(given, steps)).min()) for steps in (1, 3, 5)]
+    smallest = [float(torch.linalg.svdvals(orthogonalize(given, steps)).min()) for steps in (1, 3, 5)]
     assert smallest == sorted(smallest)
     assert smallest[1] < 0.3
     assert smallest[2] > 0.68
@@ -65,10 +65,10 @@ def test_more_steps_lift_smaller_singular_values() -> None:
 
 def test_matrices_of_a_batch_do_not_mix_and_zero_stays_zero() -> None:
     batch = torch.stack([matrix(12, 20), torch.zeros(12, 20), 7 * matrix(12, 20).flip(0)])
-    found = orthogonalized(batch, 5)
+    found = orthogonalize(batch, 5)
     assert torch.equal(found[1], torch.zeros(12, 20))
     for index in (0, 2):
-        assert torch.allclose(found[index], orthogonalized(batch[index : index + 1], 5)[0], atol=1e-5)
+        assert torch.allclose(found[index], orthogonalize(batch[index : index + 1], 5)[0], atol=1e-5)
 
 
 def network() -> nn.Sequential:
@@ -159,7 +159,7 @@ def test_without_momentum_the_gradient_itself_is_orthogonalised() -> None:
     assert weight.grad is not None
     gradient = weight.grad.clone()
     optimizer.step()
-    assert torch.allclose(before - weight, orthogonalized(gradient[None], 5)[0], atol=1e-5)
+    assert torch.allclose(before - weight, orthogonalize(gradient[None], 5)[0], atol=1e-5)
     assert torch.equal(weight.grad, gradient)
 
 

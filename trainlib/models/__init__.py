@@ -1,4 +1,4 @@
-"""Classifiers: from the configuration's `model` section to a module with the right number of classes."""
+"""Networks, their weights, losses, optimizers and schedules."""
 
 from trainlib.models.classifier import Classifier, build_model, check_forward, preserve_buffers, set_train_mode
 from trainlib.models.weights import weights_normalization

@@ -1,4 +1,4 @@
-"""From an architecture to a classifier: initial weights, the last layer, and what is frozen."""
+"""The classifier: an architecture with initial weights, a last layer for the data's classes, and frozen layers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import nn
 
 from trainlib.config import ModelConfig, custom_part_missing, is_custom
 from trainlib.errors import UserError, WeightsError
-from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, stock_model, without_values
-from trainlib.models.weights import adopt, compare, published, read_weights
+from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, build_architecture, empty_init
+from trainlib.models.weights import assign_state, compare_state, published_weights, read_weights
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model for images: float32 [N, 3, S, S] to logits [N, num_classes].
+    """A network from images float32 [N, 3, S, S] to logits [N, num_classes], with the names of its parts.
 
-    module   the network; a plain torchvision or torch module
+    module   the network, a plain torchvision or torch module
     head     name of the last linear layer, such as `fc`, `classifier.6` or `fc.1`
     frozen   names of the modules that do not learn: without gradients, and always in eval mode
     """
@@ -30,14 +30,15 @@ class Classifier:
 
 
 def build_model(config: ModelConfig, num_classes: int, image_size: int, *, load_weights: bool = True) -> Classifier:
-    """The configured classifier, float32, on torch's default device (`with torch.device(...)`), in train mode.
+    """Build the configured classifier, float32, on torch's default device (`with torch.device(...)`), in train mode.
 
     Initial values come from torch's global generator alone. On the meta device nothing is allocated or downloaded:
-    weights are only looked for and compared. Raises UserError for a model that cannot be built as configured,
-    WeightsError for weights that are missing, damaged or do not fit.
+    weights files are looked for, and names and shapes are compared.
 
-    load_weights   False for the same classifier around a checkpoint's values: `weights` are neither read nor
-                   downloaded and may be gone; the values are to be overwritten
+    load_weights   False if a checkpoint's values follow: `weights` are neither read nor downloaded, and may be gone
+
+    Raises UserError for a model that cannot be built as configured, WeightsError for weights that are missing, damaged
+    or do not fit.
     """
     if is_custom(config.name):
         raise UserError(f"model.name: {custom_part_missing(config.name)}")
@@ -45,8 +46,8 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int, *, load_
     if config.weights is not None and load_weights:
         module, head = _build_from_weights(config, num_classes, image_size, device)
     else:
-        with without_values() if device.type == "meta" else nullcontext():
-            module = _stock(config, num_classes, image_size)
+        with empty_init() if device.type == "meta" else nullcontext():
+            module = _build_unchanged(config, num_classes, image_size)
             head = _attach_head(module, config, num_classes)
     module.to(device)
     classifier = Classifier(module, head, _freeze(module, head, config.freeze))
@@ -55,7 +56,7 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int, *, load_
 
 
 def set_train_mode(classifier: Classifier) -> None:
-    """Train mode, except for what is frozen: its BatchNorm statistics do not move and its dropout drops nothing."""
+    """Set train mode, but eval mode for frozen modules: their BatchNorm statistics stay, their dropout is off."""
     classifier.module.train()
     for name, module in classifier.module.named_modules():
         if name in classifier.frozen:
@@ -65,8 +66,8 @@ def set_train_mode(classifier: Classifier) -> None:
 def check_forward(classifier: Classifier, image_size: int, num_classes: int, *, num_images: int = 2) -> None:
     """Raise UserError unless images of this size give logits [num_images, num_classes]; the model is left as it was.
 
-    A forward pass where the model is: on the meta device it computes nothing but shapes. There torch imports its
-    compiler for linear layers, which takes longer than a few images do on a real device.
+    A forward pass on the model's device; on the meta device it computes only shapes. There torch imports its compiler
+    for linear layers, which takes longer than a few images do on a real device.
     """
     module = classifier.module
     images_NCHW = torch.zeros(num_images, 3, image_size, image_size, device=next(module.parameters()).device)
@@ -88,7 +89,7 @@ def check_forward(classifier: Classifier, image_size: int, num_classes: int, *, 
 
 @contextmanager
 def preserve_buffers(module: nn.Module) -> Iterator[None]:
-    """Put back what BatchNorm has learned from the images of a trial."""
+    """Context manager: restore the buffers on exit, so that a test pass leaves BatchNorm's statistics as they were."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
@@ -97,37 +98,40 @@ def preserve_buffers(module: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
-def _stock(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
-    """The architecture before its last layer changes; published weights, named, decide on some of its arguments."""
-    by_name = config.weights is not None and published(config) is not None
-    return stock_model(config, num_classes, image_size, published_weights=by_name)
+def _build_unchanged(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+    """Build the architecture before its last layer is changed."""
+    by_name = config.weights is not None and published_weights(config) is not None
+    return build_architecture(config, num_classes, image_size, published_weights=by_name)
 
 
 def _build_from_weights(
     config: ModelConfig, num_classes: int, image_size: int, device: torch.device
 ) -> tuple[nn.Module, str]:
-    """The module with the configured weights; those of a stock model are loaded before its head changes."""
-    with without_values():
-        module = _stock(config, num_classes, image_size)
+    """Build the module with the configured weights, and return its head's name.
+
+    Weights of the published architecture are loaded before its head is changed, others after it.
+    """
+    with empty_init():
+        module = _build_unchanged(config, num_classes, image_size)
     state = read_weights(config, device)
-    stock_misfit = compare(module, state)
-    if not stock_misfit:
-        adopt(module, state, device)
+    mismatch_before = compare_state(module, state)
+    if not mismatch_before:
+        assign_state(module, state, device)
         return module, _attach_head(module, config, num_classes)
-    with without_values():
+    with empty_init():
         head = _attach_head(module, config, num_classes)
-    final_misfit = compare(module, state)
-    if final_misfit:
-        message = f"{config.weights} does not fit {config.name} at data.image_size {image_size}: {stock_misfit}"
-        if final_misfit != stock_misfit:
-            message += f"; nor with a head for {num_classes} classes: {final_misfit}"
+    mismatch_after = compare_state(module, state)
+    if mismatch_after:
+        message = f"{config.weights} does not fit {config.name} at data.image_size {image_size}: {mismatch_before}"
+        if mismatch_after != mismatch_before:
+            message += f"; nor with a head for {num_classes} classes: {mismatch_after}"
         raise WeightsError(f"model.weights: {message}")
-    adopt(module, state, device)
+    assign_state(module, state, device)
     return module, head
 
 
 def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> str:
-    """Give the module a fresh last layer for `num_classes`; returns that layer's name."""
+    """Give the module a new last layer for `num_classes`, and return that layer's name."""
     name = _last_layer(module)
     if config.name in BUILT_FOR_CLASSES:
         if config.head == "append":
@@ -150,14 +154,14 @@ def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> st
 
 
 def _last_layer(module: nn.Module) -> str:
-    """The name of the last linear layer; of the last convolution in a model without any (SqueezeNet)."""
+    """Return the name of the last linear layer or, in a model without any (SqueezeNet), of the last convolution."""
     linear: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
     convolutions: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Conv2d)]
     return (linear or convolutions)[-1]
 
 
 def _fresh(layer: nn.Module, num_classes: int, *, behind: bool) -> nn.Module:
-    """A new layer of the same kind, linear or 1x1 convolution, to stand in this one's place or behind it."""
+    """Return a new layer of the same kind, linear or 1x1 convolution, to replace this one or to follow it."""
     if isinstance(layer, nn.Conv2d):
         inputs = layer.out_channels if behind else layer.in_channels
         return nn.Conv2d(inputs, num_classes, kernel_size=1, bias=layer.bias is not None)
@@ -167,7 +171,7 @@ def _fresh(layer: nn.Module, num_classes: int, *, behind: bool) -> nn.Module:
 
 
 def _freeze(module: nn.Module, head: str, freeze: str | None) -> frozenset[str]:
-    """Turn off the gradients of the frozen part; returns the names of its modules."""
+    """Turn off the gradients of the frozen part, and return the names of its modules."""
     if freeze is None:
         return frozenset()
     if freeze == "features":

@@ -1,4 +1,4 @@
-"""Parts of a run that are given in Python instead of named in the configuration: a model, a data set, a loss."""
+"""Parts of a run that are passed to `trainlib.fit` as Python objects: a model, a data set, a loss."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 ModelSource = nn.Module | Callable[[int], nn.Module]
 
-TOLERANCE = 1e-4  # relative, between the loss of some samples and what it is when they are taken one by one
+TOLERANCE = 1e-4  # relative, between the loss of several samples and the mean of their losses one by one
 
 
 @dataclass(frozen=True)
 class CustomParts:
-    """What `trainlib.fit` was given; None for a part that the configuration names.
+    """The model, data set and loss that were passed to `trainlib.fit`; None for a part that the configuration names.
 
-    model     a module, which is trained in place, or a function or class that makes one for a number of classes; images
-              float32 [N, 3, S, S] to logits [N, C]. Parameters that require no gradient are left as they are.
-    dataset   see `image_dataset`
+    model     a module, which is trained in place, or a function or class that makes one for a number of classes; from
+              images float32 [N, 3, S, S] to logits [N, C]. Parameters that require no gradient are not trained.
+    dataset   made by `image_dataset`
     loss      logits float32 [N, C] and labels int64 [N], in 0..C-1, to the loss of each sample [N], or to their mean
     hooks     objects that follow the training (see `trainlib.Hook`)
     """
@@ -41,9 +41,9 @@ class CustomParts:
     hooks: Sequence[Hook] = ()
 
     def names(self) -> dict[str, str]:
-        """The `name` of each configuration section that a part replaces: the class's, and for data its fingerprint."""
-        given = (("model", self.model), ("loss", self.loss))  # a module may have a length, and be false
-        names = {section: _name(part) for section, part in given if part is not None}
+        """Return the `name` of each section that a part replaces: `custom:` with its class, or with the data's hash."""
+        parts = (("model", self.model), ("loss", self.loss))  # a module may have a length, and be false
+        names = {section: _name(part) for section, part in parts if part is not None}
         return names | ({"data": CUSTOM_PREFIX + fingerprint(self.dataset)} if self.dataset else {})
 
 
@@ -57,9 +57,9 @@ def _name(part: object) -> str:
 
 
 def build_custom(source: ModelSource, num_classes: int) -> Classifier:
-    """The given model, or the one that the given function makes; the caller seeds torch's generators.
+    """Return the classifier around a module, or around the module that a function makes for `num_classes`.
 
-    Raises UserError for what is no module, or one whose weights a checkpoint cannot hold.
+    The caller seeds torch's generators. Raises UserError if there is no module, or if a checkpoint cannot hold it.
     """
     module = source if isinstance(source, nn.Module) else source(num_classes)
     if not isinstance(module, nn.Module):
@@ -76,9 +76,9 @@ def build_custom(source: ModelSource, num_classes: int) -> Classifier:
 
 
 def check_custom_model(classifier: Classifier, image_size: int, num_classes: int, *, num_images: int = 2) -> None:
-    """What `check_forward` asks, of a given model, which is left as it was.
+    """Check a custom model as `check_forward` does a configured one; the model is left as it was.
 
-    A real forward pass: what others write may do things that have no meaning on the meta device.
+    A real forward pass, as custom code may do things that have no meaning on the meta device. Raises UserError.
     """
     module, name = classifier.module, type(classifier.module).__name__
     device = next(module.parameters(), torch.empty(0)).device
@@ -99,9 +99,9 @@ def check_custom_model(classifier: Classifier, image_size: int, num_classes: int
 
 
 def check_custom_loss(objective: Objective, num_classes: int, device: torch.device) -> None:
-    """Raise UserError unless the given loss of some samples is the mean of what it is for each of them.
+    """Raise UserError unless the custom loss of several samples is the mean of their losses one by one.
 
-    Without that there is no exact loss of a batch that several ranks or micro-batches compute in parts.
+    Otherwise a batch that several ranks or micro-batches compute would have no exact loss.
     """
     labels_N = torch.arange(6) % num_classes
     logits_NC = torch.linspace(-2, 3, 6 * num_classes).view(6, num_classes).sin()  # of no sum that is 0 by symmetry

@@ -1,4 +1,4 @@
-"""The training objective: the configured torch.nn loss, in a form that adds up exactly over the parts of a batch."""
+"""The training objective: the configured loss of torch.nn, in a form that adds up exactly over parts of a batch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from trainlib.config import LossConfig, custom_part_missing, is_custom
 from trainlib.errors import UserError
 
-# These compare the logits, or what the activation makes of them, with one-hot targets instead of class indices.
+# Losses of the activated logits and one-hot targets, instead of class indices.
 DENSE_TARGETS = ("BCELoss", "BCEWithLogitsLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "MSELoss")
 # With reduction mean these divide by the summed class weights of the labels; every other loss by the number of samples.
 WEIGHTED_MEAN = ("CrossEntropyLoss", "NLLLoss")
 ONE_PER_CLASS = ("weight", "pos_weight")
-
 
 CustomLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,21 +26,21 @@ class Objective:
 
         loss(A) == sum over P of loss(P) * denominator(P) / denominator(A)
 
-    A part with denominator 0 has no share in the sum; leave it out, as its mean is not a number.
+    A part with denominator 0 adds nothing; leave it out, as its mean is not a number.
     Reduction `none` is the mean over all of torch's unreduced elements, in which class weights do not divide.
     Call it outside autocast: the loss is computed in float32, or in the logits' float64.
     """
 
     def __init__(self, config: LossConfig, num_classes: int, device: torch.device, custom: CustomLoss | None = None):
-        """Raises UserError for an argument that torch refuses, or class weights of the wrong number.
+        """Build the loss. Raises UserError for arguments that torch refuses, or a wrong number of class weights.
 
-        custom   in place of a loss of torch.nn (see `custom.CustomParts`)
+        custom   used in place of a loss of torch.nn (see `custom_parts.CustomParts`)
         """
         self._activation = config.activation
         self._reduction = config.reduction
         self._num_classes = num_classes
         self._is_dense = config.name in DENSE_TARGETS
-        self._shares_C = _shares(config, num_classes)
+        self._weights_C = _denominator_weights(config, num_classes)
         try:
             self.module = custom if custom is not None else _torch_loss(config, num_classes)
             if custom is None:
@@ -53,7 +52,7 @@ class Objective:
             self.module.to(device)
 
     def __call__(self, logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-        """The loss of exactly these samples, a scalar; with reduction mean and sum it is bitwise torch's own."""
+        """Return the loss of exactly these samples, a scalar; with reduction mean and sum it is bitwise torch's own."""
         if logits_NC.dtype is not torch.float32:
             logits_NC = logits_NC.to(torch.promote_types(logits_NC.dtype, torch.float32))
         if self._activation == "sigmoid":
@@ -70,16 +69,19 @@ class Objective:
         return loss.mean() if loss.ndim else loss
 
     def denominator(self, labels_N: Tensor) -> float:
-        """What `__call__` divides by for these labels, on the CPU: their number or summed weights; 1 for a sum."""
+        """Return the number that `__call__` divides by: the count or summed class weights of these labels; 1 for a sum.
+
+        labels_N   int64 [N] on the CPU
+        """
         if self._reduction == "sum":
             return 1.0
-        if self._shares_C is None:
+        if self._weights_C is None:
             return float(len(labels_N))
-        return float(self._shares_C[labels_N].sum())
+        return float(self._weights_C[labels_N].sum())
 
 
 def count_correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """How many samples have their largest logit at their label: an int64 scalar, on the logits' device."""
+    """Return the number of samples whose largest logit is at their label: an int64 scalar on the logits' device."""
     return (logits_NC.argmax(dim=1) == labels_N).sum()
 
 
@@ -103,16 +105,16 @@ def _class_weights(key: str, value: object, num_classes: int) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
-def _shares(config: LossConfig, num_classes: int) -> Tensor | None:
-    """What a sample of each class adds to the denominator of a mean, float64 [C]; None where it is 1 for all."""
+def _denominator_weights(config: LossConfig, num_classes: int) -> Tensor | None:
+    """Return the weight of each class in the denominator of a mean, float64 [C]; None if all are 1."""
     if config.name not in WEIGHTED_MEAN or config.reduction != "mean":
         return None
     weight, ignored = config.args.get("weight"), config.args.get("ignore_index", -100)
     if weight is None and not 0 <= ignored < num_classes:
         return None
-    shares_C = (
+    weights_C = (
         torch.ones(num_classes, device="cpu") if weight is None else _class_weights("weight", weight, num_classes)
     )
     if 0 <= ignored < num_classes:
-        shares_C[ignored] = 0.0
-    return shares_C.double()
+        weights_C[ignored] = 0.0
+    return weights_C.double()

@@ -11,13 +11,15 @@ Network = Callable[[Tensor], Tensor]  # images float32 [N, 3, S, S], normalised,
 
 
 def with_tta(network: Network, test_time: str) -> Network:
-    """A function that answers as this network, in eval mode, does on average (`evaluation.test_time`).
+    """Return a function from images to the network's mean logits over several views of each image.
 
-    none            the network itself
-    flip            the image and its mirror image, left to right
-    flip_translate  the same, which count for half; and for the other half both of the image moved by a pixel, up and
-                    left, and down and right, where what comes in mirrors the image's edge
-    Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024).
+    test_time   `evaluation.test_time`, the views:
+        none            the image alone: the network itself is returned
+        flip            the image and its mirror image, left to right
+        flip_translate  these two, with half of the weight, and both of the image moved by one pixel, up and left and
+                        down and right, with the other half; reflected pixels fill the edge
+
+    The network must be in eval mode. Method: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024).
     """
 
     def flip(images_NCHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Initial weights: where they are, reading them safely, and whether they fit the model."""
+"""Initial weights: finding the file, reading it safely, and comparing its tensors with the model's."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from torch import Tensor, nn
 from trainlib.config import ModelConfig
 from trainlib.config.libraries.catalog import WEIGHTS_SUFFIXES, weights_file
 from trainlib.errors import WeightsError
-from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, torchvision_model, without_values
+from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, empty_init, torchvision_model
 
 State = dict[str, Tensor]
 Channels = tuple[float, float, float]
 
 NAMES_SHOWN = 3
 
-# What DistributedDataParallel and torch.compile put in front of every name.
+# The prefixes that DistributedDataParallel and torch.compile add to every name.
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
-# DenseNet's published files still have the dots in `norm.1.weight` that its module names have lost.
+# DenseNet's published files have dots, as in `norm.1.weight`, where its module names have none.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)$")
 _AUXILIARY = re.compile(r"^(?:aux1|aux2|AuxLogits)\.")
 
 
-def published(config: ModelConfig) -> Enum | None:
-    """The member of the model's torchvision weights that `weights` names, or None where it is a path.
+def published_weights(config: ModelConfig) -> Enum | None:
+    """Return the torchvision weights that `model.weights` names, a member of the model's enum; None if it is a path.
 
-    Raises WeightsError where it is neither.
+    Raises WeightsError if it is neither.
     """
     from torchvision.models import get_model_weights
 
@@ -59,11 +59,11 @@ def published(config: ModelConfig) -> Enum | None:
 
 
 def weights_normalization(config: ModelConfig) -> tuple[Channels, Channels] | None:
-    """Mean and standard deviation, of images scaled to 0..1, that torchvision's weights were trained with.
+    """Return the mean and standard deviation, on a 0..1 scale, that torchvision's weights were trained with.
 
-    None where the section names no published weights.
+    None if the section names no published weights.
     """
-    member = None if config.weights is None else published(config)
+    member = None if config.weights is None else published_weights(config)
     if member is None:
         return None
     transform = member.value.transforms()
@@ -72,20 +72,20 @@ def weights_normalization(config: ModelConfig) -> tuple[Channels, Channels] | No
 
 
 def read_weights(config: ModelConfig, device: torch.device) -> State:
-    """The state_dict that `weights` stands for, on the CPU, with the names that the architecture uses today.
+    """Read the state_dict of `model.weights`, on the CPU, with the names that the architecture has today.
 
-    On the meta device nothing is downloaded, and published weights are their shapes.
+    For the meta device nothing is downloaded: published weights are empty tensors of the right shapes.
     Raises WeightsError for a file that is missing, damaged or holds anything but tensors.
     """
-    member = published(config)
+    member = published_weights(config)
     if member is not None and device.type == "meta":
         image_size = min(member.value.meta["min_size"])
-        with without_values():
+        with empty_init():
             state: State = torchvision_model(config.name, image_size, {}, published_weights=True).state_dict()
         return state
     assert config.weights is not None
-    path = weights_file(config.weights) if member is None else _downloaded(config.name, member)
-    assert path is not None, "published knows a path when it sees one"
+    path = weights_file(config.weights) if member is None else _download(config.name, member)
+    assert path is not None, "published_weights returns None only for a path"
     if not path.is_file():
         raise WeightsError(
             f"model.weights: got {config.weights!r}, must be an existing file: {path.absolute()} is none"
@@ -94,8 +94,8 @@ def read_weights(config: ModelConfig, device: torch.device) -> State:
         return _canonical(config.name, read_state(path))
 
 
-def _downloaded(model: str, member: Enum) -> Path:
-    """The published file in torch's cache folder, fetched where it is not there yet."""
+def _download(model: str, member: Enum) -> Path:
+    """Return the published file in torch's cache folder; download it if it is not there."""
     url = member.value.url
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / Path(urlparse(url).path).name
@@ -114,9 +114,9 @@ def _downloaded(model: str, member: Enum) -> Path:
 
 
 def read_state(path: Path) -> State:
-    """The state_dict in a .pt, .pth or .safetensors file, bare or under `state_dict` or `model`. Runs none of its code.
+    """Read the state_dict in a .pt, .pth or .safetensors file, bare or under `state_dict` or `model`.
 
-    Raises WeightsError for a file that is damaged or holds anything but tensors.
+    No code in the file is run. Raises WeightsError for a file that is damaged or holds anything but tensors.
     """
     try:
         content = _load(path)
@@ -159,7 +159,7 @@ def _load(path: Path) -> Any:
 
 
 def _is_whole_pickle(path: Path) -> bool:
-    """Whether this is a zip or a pickle that can be walked to its end: refused for what it holds, not for damage."""
+    """Return True for a zip, or a pickle that can be parsed to its end: refused for its content, not for damage."""
     if zipfile.is_zipfile(path):
         return True
     try:
@@ -170,7 +170,7 @@ def _is_whole_pickle(path: Path) -> bool:
 
 
 def _canonical(model: str, state: State) -> State:
-    """The same tensors under the names of today's architecture, without wrappers and auxiliary heads."""
+    """Return the tensors under the names of today's architecture, without wrapper prefixes and auxiliary heads."""
     renamed = {_OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", name)): value for name, value in state.items()}
     if model in INCEPTIONS:
         return {name: value for name, value in renamed.items() if not _AUXILIARY.match(name)}
@@ -178,8 +178,8 @@ def _canonical(model: str, state: State) -> State:
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """How a state_dict differs from a model's: names, and for `mismatched` both shapes."""
+class StateMismatch:
+    """The differences between a state_dict and a model's: parameter names and, for `mismatched`, both shapes."""
 
     missing: list[str]
     unexpected: list[str]
@@ -197,10 +197,13 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
-def compare(module: nn.Module, state: State) -> Misfit:
-    """What keeps this state_dict from loading into this module. Old files lack BatchNorm's counters: no misfit."""
+def compare_state(module: nn.Module, state: State) -> StateMismatch:
+    """Return the differences that keep a state_dict from loading into a module.
+
+    BatchNorm's counters, which old files lack, may be missing.
+    """
     expected = module.state_dict()
-    return Misfit(
+    return StateMismatch(
         missing=[n for n in expected if n not in state and not n.endswith("num_batches_tracked")],
         unexpected=[n for n in state if n not in expected],
         mismatched=[
@@ -215,10 +218,10 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def adopt(module: nn.Module, state: State, device: torch.device) -> None:
-    """Make these tensors the module's own, in its dtypes, on this device; they fit, and `state` is emptied.
+def assign_state(module: nn.Module, state: State, device: torch.device) -> None:
+    """Replace the module's tensors by those of a matching state_dict, in the module's dtypes, on this device.
 
-    One tensor at a time, so that the weights are in memory once. On the meta device there is nothing to take.
+    `state` is emptied one tensor at a time, so that the weights are in memory once. Nothing is done on the meta device.
     """
     if device.type == "meta":
         return
@@ -230,7 +233,7 @@ def adopt(module: nn.Module, state: State, device: torch.device) -> None:
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the bytes of all tensors in name order, each contiguous and little endian."""
+    """Return the SHA-256 over the bytes of all tensors in name order, each contiguous and little endian."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -67,7 +67,10 @@ def decode_rows(images_NCHW: np.ndarray, start: int, paths: Sequence[str]) -> li
 
 
 def main() -> None:
-    """Run a worker: for each line {"start", "paths"} of stdin, decode into the .npy file in argv and print the failures."""
+    """Run a worker: decode the files that each line of stdin, {"start", "paths"}, names into the .npy file in argv.
+
+    For each line it prints the failures, as a JSON list.
+    """
     # The parent decides when to end: a signal to the whole process group must not kill a worker under it. These are
     # STOP_SIGNALS of trainlib.runs.stop_request, which importing trainlib would cost a tenth of a second (see above).
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

@@ -50,7 +50,10 @@ def load_cifar10(root: Path, *, stop_requested: Callable[[], bool]) -> Dataset:
 
 
 def _read(cifar10: Any, root: Path) -> Dataset:
-    """Torchvision verifies all checksums before it unpickles anything: RuntimeError for a missing or wrong file."""
+    """Read the files through torchvision, which verifies their checksums before it unpickles anything.
+
+    Raises RuntimeError for a missing or wrong file.
+    """
     train, test = cifar10(str(root), train=True), cifar10(str(root), train=False)
     return Dataset(_image_set(train), _image_set(test), tuple(train.classes), MEAN, STD)
 

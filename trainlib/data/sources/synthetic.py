@@ -90,7 +90,7 @@ class _Uniform:
 
 
 def _noise(stream: int, ids_N: Tensor, channel: int) -> Tensor:
-    """Draw pixel noise, float32 [N, 32, 32], uniform in -NOISE to NOISE; the lowest 6 bytes of a draw make six pixels."""
+    """Draw pixel noise, float32 [N, 32, 32], uniform in -NOISE to NOISE; six pixels from each draw's lowest 6 bytes."""
     num_draws = -(-SIZE * SIZE // 6)
     bits = draw(key(stream, "noise", channel), ids_N[:, None] * num_draws + torch.arange(num_draws))
     bytes_N = torch.stack([bits >> shift & 255 for shift in range(0, 48, 8)], dim=2).flatten(1)

@@ -1,4 +1,4 @@
-"""The network of a fast CIFAR-10 recipe: whitened patches, then three groups of two convolutions."""
+"""The network `cifar10_fast` of a fast CIFAR-10 recipe: whitened patches, then three groups of two convolutions."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ PATCH_SIDE = 2
 PATCH_NUMBERS = 3 * PATCH_SIDE**2
 POOLING = 2 ** len(GROUP_CHANNELS)
 
-# Statistics that move fast, as there are few steps; float32 is exact enough for so small an eps, which only keeps a
-# channel without variance from being divided by 0.
+# Statistics move fast, as there are few steps. float32 is exact enough for so small an eps, which only prevents a
+# division by 0 for a channel without variance.
 NORM_MOMENTUM, NORM_EPS = 0.4, 1e-12
 
 
 class Cifar10Fast(nn.Sequential):
-    """Logits float32 [N, num_classes] from images [N, 3, S, S], S at least 9.
+    """A convolutional network from images float32 [N, 3, S, S], S at least 9, to logits [N, num_classes].
 
     After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), and the later recipe with Muon: patches of
     2 x 2 become 24 channels; then GELU, three groups that halve the side, a maximum over what is left of it, and
     a linear layer whose weights begin with a standard deviation of 1 and whose output is divided by their number.
 
     width       scales the channels of the groups: 64, 256, 256
-    whitening   the first convolution has fixed weights, the whitening of patches of the training images. They are for
-                `trainlib.models.architectures.whitening` to fill in: until then they are random
-    dirac       the first channels that a group's convolutions give begin as copies of those they get
+    whitening   the first convolution has fixed weights that whiten patches of the training images; random until
+                `trainlib.models.architectures.whitening.init_whitening` fills them in
+    dirac       convolutions begin with their first output channels as copies of their inputs
     """
 
     whiten: nn.Conv2d
@@ -62,7 +62,7 @@ class Cifar10Fast(nn.Sequential):
 
 
 class _Divide(nn.Module):
-    """Divides by a constant, which is no weight."""
+    """A layer that divides by a constant, which is no weight."""
 
     def __init__(self, divisor: int):
         super().__init__()
@@ -94,7 +94,7 @@ def _convolution(inputs: int, outputs: int, dirac: bool) -> nn.Conv2d:
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    """The weights stay 1: the convolution before has a scale already."""
+    """Build a BatchNorm whose weights stay 1, as the convolution before it has a scale already."""
     norm = nn.BatchNorm2d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
     norm.weight.requires_grad_(False)
     return norm

@@ -1,4 +1,4 @@
-"""Architectures, before their last layer is changed: our own, VGG16 with a width, and torchvision's classifiers."""
+"""Architectures by name, before their last layer is changed: our own, VGG16 with a width, and torchvision's."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ VGG16_CHANNELS: tuple[int | str, ...] = (
 )
 VGG16_HIDDEN = 4096
 
-# Built for the number of classes, and nobody publishes weights of them.
+# Built for the number of classes; no weights of them are published.
 BUILT_FOR_CLASSES = ("cifar10_cnn", "cifar10_fast")
 
 # These have auxiliary heads, and inputs that their published weights expect normalised differently.
 INCEPTIONS = ("googlenet", "inception_v3")
 
 
-def stock_model(
+def build_architecture(
     config: ModelConfig, num_classes: int, image_size: int, *, published_weights: bool = False
 ) -> nn.Module:
-    """The named architecture as it is published: 1000 classes, or `num_classes` for one of our own.
+    """Build the named architecture as it is published: with 1000 classes, or `num_classes` for one of our own.
 
-    published_weights   whether it is to take a file that torchvision publishes, by that file's name
+    published_weights   True if weights that torchvision publishes will be loaded by name
+
     Raises UserError when the architecture refuses an argument or the image size.
     """
     try:
@@ -60,7 +61,7 @@ def stock_model(
 
 
 def cifar10_cnn(num_classes: int, image_size: int) -> nn.Module:
-    """Three 5x5 convolutions and two linear layers, without activations: logits [N, num_classes] from [N, 3, S, S]."""
+    """Build three 5x5 convolutions and two linear layers, without activations: [N, 3, S, S] to [N, num_classes]."""
     side = image_size // 8
     features = nn.Sequential(
         nn.Conv2d(3, 32, kernel_size=5, padding=2),
@@ -84,7 +85,7 @@ class _Sequence(nn.Sequential):
 
 
 def vgg16(width: float = 1.0, dropout: float = 0.5) -> nn.Module:
-    """Torchvision's VGG16 with every channel count and hidden layer scaled by `width`; 1000 classes.
+    """Build torchvision's VGG16 with every channel count and hidden layer scaled by `width`; 1000 classes.
 
     At width 1 names, shapes and, from the same generator state, initial values are torchvision's.
     """
@@ -111,7 +112,7 @@ def vgg16(width: float = 1.0, dropout: float = 0.5) -> nn.Module:
 
 
 def torchvision_model(name: str, image_size: int, args: dict[str, Any], *, published_weights: bool) -> nn.Module:
-    """A torchvision classifier by name, with 1000 classes, fitted to the image size where its shape depends on it."""
+    """Build a torchvision classifier by name: 1000 classes, and the image size where the architecture depends on it."""
     from torchvision.models import get_model_builder
 
     kwargs = dict(args)
@@ -127,10 +128,10 @@ def torchvision_model(name: str, image_size: int, args: dict[str, Any], *, publi
 
 
 @contextmanager
-def without_values() -> Iterator[None]:
-    """Modules built in here have their parameters on the meta device: shapes, but neither memory nor initialisation.
+def empty_init() -> Iterator[None]:
+    """Context manager: modules built inside have their parameters on the meta device, without memory or values.
 
-    `torch.device("meta")` alone is not enough: RegNet computes its widths with tensors, and reads them.
+    `torch.device("meta")` would not do: RegNet computes its widths with tensors, and reads them.
     """
     from accelerate import init_empty_weights
 

@@ -18,12 +18,12 @@ from trainlib.models.architectures.cifar10_fast import PATCH_NUMBERS, PATCH_SIDE
 
 NUM_IMAGES = 5_000
 BATCH_SIZE = 100
-EPS = 5e-4  # added to variances, so that a component of nearly none is not blown up
+EPS = 5e-4  # added to variances, so that a component of almost no variance is not scaled up without limit
 
 
 @torch.no_grad()
 def init_whitening(module: nn.Module, images: Images, ids_N: Tensor, preprocess: Preprocess) -> None:
-    """Fill in the whitening of a model that asks for one; others are left as they are.
+    """Fill in the whitening weights of a `Cifar10Fast` that has them; other models are left as they are.
 
     ids_N   int64: the training samples' indices in `images`
     """
@@ -32,9 +32,9 @@ def init_whitening(module: nn.Module, images: Images, ids_N: Tensor, preprocess:
 
 
 def whitening_weights(images: Images, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
-    """float32 [24, 3, 2, 2] on the CPU: a function of these images alone, in every bit.
+    """Compute the whitening weights, float32 [24, 3, 2, 2] on the CPU: a function of these images alone, in every bit.
 
-    Of at most 5,000 images, evenly spaced: class folders come one class after the other. Components are in order of
+    From at most 5,000 images, evenly spaced: class folders come one class after the other. Components are in order of
     their variance, the largest first; of each and its negative, that one is first whose first number of at least half
     the largest size is positive.
     """
@@ -51,7 +51,7 @@ def whitening_weights(images: Images, ids_N: Tensor, preprocess: Preprocess) -> 
 
 
 def _patch_covariance(images: Images, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
-    """Of the numbers of a patch, in the order of a convolution's weights, normalised: float64 [12, 12] on the CPU.
+    """Compute the covariance, float64 [12, 12], of a patch's normalized numbers in the order of a convolution's weights.
 
     Sums are of whole numbers from 0 to 255, to which resized images are rounded. So float64 holds them exactly, and
     they are the same in any order: with any number of threads, on any CPU.

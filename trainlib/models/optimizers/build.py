@@ -1,4 +1,4 @@
-"""The optimizer: any class of torch.optim, or our own, by name, with parameter groups chosen by name pattern."""
+"""The optimizer: a class of torch.optim, or our own, by name, with parameter groups chosen by name pattern."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from trainlib.models.optimizers.muon import MuonSGD
 
 OWN: Mapping[str, type[Optimizer]] = {"MuonSGD": MuonSGD}
 NAMES_SHOWN = 5
-# One kernel for all parameters, which can also be told by a flag on the device that a gradient is not to be applied.
-# None on CPUs: there it rounds otherwise than torch's loop over the parameters does.
+# By device type, the optimizers with a fused kernel, which updates all parameters at once and skips the update if the
+# device flag `found_inf` is 1. None on CPUs, where the fused kernel rounds differently from torch's loop.
 FUSED = {"cuda": ("SGD", "Adam", "AdamW", "Adagrad")}
 # Options that choose an optimizer's kernels. They suit the device, which may be another one after a resume, so that a
 # checkpoint's values of them are not restored.
 KERNEL_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
-GUARDED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
+DECORATED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
 
 
 def build_optimizer(
     config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]], device: torch.device | None = None
 ) -> Optimizer:
-    """The configured optimizer over the parameters that require gradients.
+    """Build the configured optimizer over the parameters that require gradients.
 
-    named_parameters   canonical names (no `module.`, no `_orig_mod.`), which `param_groups` match as globs on the whole
-                       name, case included; the first match wins
-    device             on which it will step, for the choice of its kernels; None = torch's own choice
-    Its groups are those of the configuration, in order, then the rest, where there is any.
-    Raises UserError when there is nothing to train, a group would be empty, or a value or parameter is refused.
+    named_parameters   parameters with canonical names (no `module.`, no `_orig_mod.`), which the patterns of
+                       `param_groups` match as a whole, case included; the first match wins
+    device             the device that it will step on, for the choice of kernels; None: torch's own choice
+
+    Its parameter groups are those of the configuration, in order, then one of all other parameters, if there are any.
+    Raises UserError if no parameter is trained, a group is empty, or torch refuses an argument.
     """
     trainable = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
     if not trainable:
@@ -45,7 +46,7 @@ def build_optimizer(
     for index, group in enumerate(config.param_groups):
         matched = [name for name in rest if fnmatchcase(name, group.match)]
         if not matched:
-            raise UserError(_matches_nothing(index, group.match, list(trainable)))
+            raise UserError(_no_match(index, group.match, list(trainable)))
         _check_options(f"optimizer.param_groups.{index}", config, config.args | group.args)
         groups.append({"params": [rest.pop(name) for name in matched], **group.args})
     if rest:
@@ -56,27 +57,34 @@ def build_optimizer(
 def _kernels(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter], device: torch.device | None
 ) -> dict[str, Any]:
-    """`fused`, where this device has one kernel for all that the optimizer does, and nothing else is asked for."""
-    asked = {*config.args, *(option for group in config.param_groups for option in group.args)}
-    suits = device is not None and config.name in FUSED.get(device.type, ())
-    if suits and not asked & {"fused", "foreach", "differentiable"} and all(p.is_floating_point() for p in parameters):
+    """Return `fused` if the device has a fused kernel and the configuration asks for no other kernels."""
+    options = {*config.args, *(option for group in config.param_groups for option in group.args)}
+    has_fused = device is not None and config.name in FUSED.get(device.type, ())
+    if (
+        has_fused
+        and not options & {"fused", "foreach", "differentiable"}
+        and all(p.is_floating_point() for p in parameters)
+    ):
         return {"fused": True}
     return {}
 
 
 def skips_on_found_inf(optimizer: Optimizer) -> bool:
-    """Whether its steps change no weight where `found_inf`, a tensor on their device, is 1: fused ones, and ours."""
+    """Return True if the optimizer leaves all weights unchanged when its device tensor `found_inf` is 1.
+
+    torch's fused kernels do, and MuonSGD.
+    """
     return isinstance(optimizer, MuonSGD) or all(group.get("fused") for group in optimizer.param_groups)
 
 
 def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:
-    """The same optimizer, whose methods are torch's own without what torch puts around them.
+    """Return a subclass of an optimizer whose methods lack torch's decorators; it computes the same.
 
-    What is computed is the same, and hooks are called where there are any. But the decorators that guard the methods
-    from torch.compile, which nothing here does with an optimizer, import torch's compiler the first time that one is
-    made: more than a second, as much as the rest of torch. And to tell torch's profiler of each step takes 0.03 ms.
+    Hooks are called if there are any. The decorators disable torch.compile inside of the methods, which are not
+    compiled here, and import torch's compiler when the first optimizer is made: more than a second, as much as the rest
+    of torch. The report of each step to torch's profiler takes 0.03 ms.
     """
-    methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in GUARDED}
+    methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in DECORATED}
     bare = torch.no_grad()(methods["step"])
     with_hooks = Optimizer.profile_hook_step(bare)
 
@@ -100,11 +108,11 @@ def _construct(place: str, name: str, params: list[Any], options: dict[str, Any]
 
 
 def _check_options(place: str, config: OptimizerConfig, options: dict[str, Any]) -> None:
-    """Let the class judge a group's options: it checks only those that a constructor gets, not those inside a group."""
+    """Raise UserError for options of a group that the class refuses: torch checks only those of the constructor."""
     _construct(place, config.name, [nn.Parameter(torch.zeros(1, 1, device="cpu"))], options)
 
 
-def _matches_nothing(index: int, pattern: str, trainable: list[str]) -> str:
+def _no_match(index: int, pattern: str, trainable: list[str]) -> str:
     taken = [name for name in trainable if fnmatchcase(name, pattern)]
     if taken:
         reason = (

@@ -1,7 +1,7 @@
-"""MuonSGD: matrices and filters step along an orthogonal matrix, all other parameters as in SGD.
+"""MuonSGD, an optimizer that updates matrices and filters as Muon does, all other parameters as SGD does.
 
-Muon is of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; that the filters' norm is held
-fixed is of their airbench94_muon, which trains CIFAR-10 in seconds. torch.optim.Muon takes matrices alone.
+Muon: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). Filters of a fixed norm are from
+their airbench94_muon, which trains CIFAR-10 in seconds. torch.optim.Muon takes only matrices.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x³ and x⁵: Jordan et al.'s, steep at 0, where most singular values are
-SMALLEST_NORM = 1e-7  # what is smaller is not scaled up any further, and zero stays zero
+# Of x, x³ and x⁵, by Jordan et al.: the polynomial is steep at 0, where most singular values are.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+SMALLEST_NORM = 1e-7  # a smaller norm is taken for this one, so that zero stays zero
 
 
 class MuonSGD(Optimizer):
-    """One optimizer for a whole network; every argument may differ from group to group.
+    """An optimizer for a whole network: Muon for matrices and filters, SGD for all else.
 
-    A weight [O, ...] of two or more dimensions, in a group with `muon`, is a matrix [O, I] to it. With its gradient G:
+    Every argument may differ from group to group. In a group with `muon`, a weight [O, ...] of two or more dimensions
+    is taken as a matrix [O, I]. With its gradient G:
 
         buffer = momentum · buffer + G                     the first buffer is G
         U      = G + momentum · buffer, or the buffer without `nesterov`
         weight = weight · sqrt(O) / |weight| with `normalize_weights`, else weight · (1 - lr · weight_decay)
-        weight = weight - lr · orthogonalized(U)
+        weight = weight - lr · orthogonalize(U)
 
-    The size of a gradient is of no account to it. All else is stepped by torch's own SGD, in the same bits. Nothing in
-    a step waits for the device. As in torch's fused optimizers, no weight moves where the attribute `found_inf`, a
-    tensor on the device, is 1.0; but momentum does.
+    The length of G does not change the size of the update. All other parameters are updated by torch's own SGD, in the
+    same bits. A step never waits for the device. As in torch's fused optimizers, weights stay unchanged, but momentum
+    does not, if the attribute `found_inf`, a tensor on the device, is 1.0.
     """
 
     def __init__(
@@ -46,7 +48,10 @@ class MuonSGD(Optimizer):
         normalize_weights: bool = False,
         ns_steps: int = 5,
     ):
-        """ns_steps: of the Newton-Schulz iteration. Raises ValueError for a value that has no meaning."""
+        """Set the defaults of all groups. Raises ValueError for a value that has no meaning.
+
+        ns_steps   number of steps of the Newton-Schulz iteration
+        """
         for name, value, smallest in (
             ("lr", lr, 0),
             ("momentum", momentum, 0),
@@ -71,6 +76,7 @@ class MuonSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters that have gradients; return the loss of `closure`, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -90,7 +96,7 @@ class MuonSGD(Optimizer):
             by_shape.setdefault(update_OI.shape, []).append((weight, update_OI))
         for pairs in by_shape.values():  # those of one shape at once: fewer and larger kernels
             updates_BOI = torch.stack([update_OI for _, update_OI in pairs])
-            directions_BOI = orthogonalized(updates_BOI, group["ns_steps"])
+            directions_BOI = orthogonalize(updates_BOI, group["ns_steps"])
             directions_BOI = self._unless_found(directions_BOI, 0.0)
             for (weight, _), direction_OI in zip(pairs, directions_BOI, strict=True):
                 if group["normalize_weights"]:
@@ -101,11 +107,11 @@ class MuonSGD(Optimizer):
                 weight.add_(direction_OI.reshape(weight.shape), alpha=-group["lr"])
 
     def _unless_found(self, value: Any, otherwise: float) -> Any:
-        """The value, or the other one where `found_inf` is up."""
+        """Return the value, or the other one if `found_inf` is 1."""
         return value if self.found_inf is None else torch.where(self.found_inf == 1, otherwise, value)
 
     def _updates(self, group: dict[str, Any], weights: list[Tensor]) -> list[Tensor]:
-        """Gradients with momentum."""
+        """Return the gradients of weights, with momentum."""
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         if not gradients or group["momentum"] == 0:
             return gradients
@@ -139,15 +145,15 @@ class MuonSGD(Optimizer):
                 self.state[parameter]["momentum_buffer"] = buffer
 
 
-def orthogonalized(matrices_BOI: Tensor, num_steps: int) -> Tensor:
-    """The matrices with their singular values brought near 1; those of 0 stay there.
+def orthogonalize(matrices_BOI: Tensor, num_steps: int) -> Tensor:
+    """Return the matrices [B, O, I] with singular values near 1 instead of their own; singular values of 0 stay 0.
 
-    Of U S Vᵀ it makes U p(S) Vᵀ, with an odd polynomial of degree 5 applied `num_steps` times (a Newton-Schulz
-    iteration). After five steps what was above 0.002 of the matrix's norm is between 0.68 and 1.21; after three, what
-    was above 0.02.
+    U S Vᵀ becomes U p(S) Vᵀ, with an odd polynomial of degree 5 applied `num_steps` times (a Newton-Schulz iteration).
+    After five steps singular values that were above 0.002 of the matrix's norm are between 0.68 and 1.21; after three
+    steps, those that were above 0.02.
 
-    On GPUs in bfloat16, which is far faster, and whose errors are smaller than that spread; elsewhere in the type that
-    comes in. The result has the type of the computation.
+    On GPUs it computes in bfloat16, which is far faster, and whose errors are smaller than that range; elsewhere in the
+    dtype of the matrices. The result has the dtype of the computation.
     """
     norms_B11 = torch.linalg.vector_norm(matrices_BOI, dim=(1, 2), keepdim=True)
     x: Tensor = matrices_BOI / norms_B11.clamp(min=SMALLEST_NORM)  # no singular value is above 1

@@ -1,4 +1,4 @@
-"""The learning rate over a run: torch's schedulers, one after another, stepped once per optimizer step or per epoch."""
+"""The learning-rate schedule: torch's schedulers, one after another, stepped once per optimizer step or per epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainlib.data.batches.plan import to_steps
 from trainlib.errors import UserError
 from trainlib.models.optimizers.build import KERNEL_OPTIONS
 
-# What a scheduler that is as long as the schedule itself calls its length.
+# The argument for the length of a scheduler that may last as long as its part of the schedule.
 LENGTH_ARGUMENT = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
 
 # Options of a parameter group that no scheduler changes.
@@ -23,11 +23,11 @@ Options = dict[str, Any]
 
 
 class Schedule:
-    """Sets the options of the optimizer's groups: `lr`, and with CyclicLR and OneCycleLR the momentum too.
+    """The learning-rate schedule, which sets the `lr` of an optimizer's parameter groups; some also set the momentum.
 
     A list of schedulers runs in sequence. Each lasts its `duration`, the last one to the end of the run, and begins
-    from the optimizer's configured options; a boundary is a milestone of torch's SequentialLR. Everything is counted
-    in optimizer steps that were applied. Without a scheduler nothing changes.
+    with the optimizer's configured options; a boundary is a milestone of torch's SequentialLR. Steps are optimizer
+    steps that were applied. Without a scheduler nothing changes.
     """
 
     def __init__(
@@ -38,51 +38,51 @@ class Schedule:
         total_steps: int,
         steps_per_epoch: int,
     ):
-        """`optimizer` is fresh: its options are the ones that every scheduler begins from.
+        """Start the schedule at step 0.
 
-        `config` is resolved: all but the last of a list have a duration, and ReduceLROnPlateau has its metric.
+        config      resolved: all schedulers of a list but the last have a duration, and ReduceLROnPlateau a metric
+        optimizer   new: its options are those that every scheduler begins with
 
-        Raises UserError for a value that torch refuses, in any of the schedulers.
+        Raises UserError for an argument that torch refuses, in any of the schedulers.
         """
-        self._elements = [] if config is None else [config] if isinstance(config, SchedulerConfig) else list(config)
+        self._configs = [] if config is None else [config] if isinstance(config, SchedulerConfig) else list(config)
         self._optimizer = optimizer
         self._steps_per_epoch = steps_per_epoch
-        self._starts = _starts(self._elements, steps_per_epoch)
+        self._starts = _starts(self._configs, steps_per_epoch)
         self._ends = [*self._starts[1:], total_steps]
         self._base = _options(optimizer)
         self._step = 0  # optimizer steps applied
-        self._index = 0  # the scheduler whose turn it is
+        self._index = 0  # of the current scheduler
         self._current: lr_scheduler.LRScheduler | None = None
-        for index in range(len(self._elements)):
+        for index in range(len(self._configs)):
             self._try(index)
-        if self._elements:
+        if self._configs:
             self._begin(0)
 
     @property
     def lr(self) -> float:
-        """The learning rate of the optimizer's first group."""
+        """The learning rate of the optimizer's first parameter group."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     def after_step(self) -> None:
-        """Call after every optimizer step that was applied."""
+        """Move the schedule by one step; to be called after every optimizer step that was applied."""
         self._step += 1
         if self._index + 1 < len(self._starts) and self._step == self._starts[self._index + 1]:
             self._begin(self._index + 1)
-        elif self._elements and self._elements[self._index].interval == "step":
+        elif self._configs and self._configs[self._index].interval == "step":
             self._advance()
 
     def after_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Call after the last step of every epoch. `metrics`: `val/loss` and the like, for ReduceLROnPlateau."""
+        """Move the schedule by one epoch; to be called after `after_step` of its last step.
+
+        metrics   the epoch's metrics by name, such as `val/loss`, for ReduceLROnPlateau
+        """
         # A scheduler whose turn began with this epoch's last step is at its own epoch 0.
-        if (
-            self._elements
-            and self._elements[self._index].interval == "epoch"
-            and self._step > self._starts[self._index]
-        ):
+        if self._configs and self._configs[self._index].interval == "epoch" and self._step > self._starts[self._index]:
             self._advance(metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on from here: plain numbers, strings, lists and dictionaries."""
+        """Return the state, of plain numbers, strings, lists and dictionaries."""
         return {
             "step": self._step,
             "index": self._index,
@@ -91,13 +91,13 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was called, before or after the optimizer's own state is loaded.
+        """Continue from a state, before or after the optimizer's own state is loaded.
 
-        A scheduler goes on with the lengths that it began with (`T_max`, `total_steps`), though the run be extended.
-        Where they were the run's own, it stays at its last value from there on.
+        A scheduler keeps the length that it began with (`T_max`, `total_steps`) if the run has been made longer. If
+        that was the length of the run, it stays at its last value from there on.
         """
         self._step = state["step"]
-        if self._elements:
+        if self._configs:
             self._begin(state["index"])
             assert self._current is not None
             self._current.load_state_dict(state["scheduler"])
@@ -107,8 +107,8 @@ class Schedule:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _try(self, index: int) -> None:
-        """Make a scheduler and move it once, so that a value that torch refuses is told before training."""
-        config = self._elements[index]
+        """Make a scheduler and move it once, so that an argument that torch refuses is reported before training."""
+        config = self._configs[index]
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler", UserWarning)
@@ -120,8 +120,8 @@ class Schedule:
             raise UserError(f"scheduler {config.name}: {error}") from error
 
     def _begin(self, index: int) -> None:
-        """Hand over to a scheduler: its constructor sets the learning rate of its step or epoch 0."""
-        config = self._elements[index]
+        """Make a scheduler the current one: its constructor sets the learning rate of its step or epoch 0."""
+        config = self._configs[index]
         args = config.args
         length = LENGTH_ARGUMENT.get(config.name)
         if length is not None and not {length, "epochs", "steps_per_epoch"} & args.keys():
@@ -131,7 +131,7 @@ class Schedule:
         self._index = index
 
     def _advance(self, metrics: Mapping[str, float] | None = None) -> None:
-        scheduler, config = self._current, self._elements[self._index]
+        scheduler, config = self._current, self._configs[self._index]
         if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
             assert metrics is not None, "ReduceLROnPlateau has interval epoch"
             assert config.metric is not None, "resolved with the configuration"
@@ -141,26 +141,26 @@ class Schedule:
             scheduler.step()
 
     def _is_over(self) -> bool:
-        """Whether the scheduler has come to its last value, to stay there."""
+        """Return True if the scheduler has reached its last value, at which it stays."""
         scheduler = self._current
         if isinstance(scheduler, lr_scheduler.OneCycleLR):
             return bool(scheduler.last_epoch + 1 >= scheduler.total_steps)  # torch goes past it, and then fails
-        if isinstance(scheduler, lr_scheduler.CosineAnnealingLR) and "T_max" not in self._elements[self._index].args:
+        if isinstance(scheduler, lr_scheduler.CosineAnnealingLR) and "T_max" not in self._configs[self._index].args:
             return bool(scheduler.last_epoch >= scheduler.T_max)  # torch climbs up again, as a T_max asks for
         return False
 
     def _length(self, index: int) -> int:
-        """How long a scheduler runs, in its own interval's unit; an epoch that has begun counts."""
+        """Return the length of a scheduler in steps or epochs, by its interval; a begun epoch counts as one."""
         steps = max(1, self._ends[index] - self._starts[index])
-        return steps if self._elements[index].interval == "step" else -(-steps // self._steps_per_epoch)
+        return steps if self._configs[index].interval == "step" else -(-steps // self._steps_per_epoch)
 
 
-def _starts(elements: list[SchedulerConfig], steps_per_epoch: int) -> list[int]:
-    """The optimizer step at which each scheduler begins."""
+def _starts(configs: list[SchedulerConfig], steps_per_epoch: int) -> list[int]:
+    """Return the optimizer step at which each scheduler begins."""
     starts = [0]
-    for element in elements[:-1]:
-        assert element.duration is not None, "every scheduler of a list but the last has a duration"
-        starts.append(starts[-1] + to_steps(element.duration, steps_per_epoch))
+    for config in configs[:-1]:
+        assert config.duration is not None, "every scheduler of a list but the last has a duration"
+        starts.append(starts[-1] + to_steps(config.duration, steps_per_epoch))
     return starts
 
 
@@ -171,7 +171,7 @@ def _options(optimizer: Optimizer) -> list[Options]:
 
 
 def _set_options(optimizer: Optimizer, options: list[Options]) -> None:
-    """Give every group exactly these options: what one scheduler leaves there must not reach the next."""
+    """Set every group's options to exactly these, so that no option of one scheduler reaches the next."""
     for group, values in zip(optimizer.param_groups, options, strict=True):
         kept = {key: value for key, value in group.items() if key in NOT_SCHEDULED}
         group.clear()
@@ -179,5 +179,5 @@ def _set_options(optimizer: Optimizer, options: list[Options]) -> None:
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """What changes as a scheduler runs. Its milestones, phases and functions come from its arguments again."""
+    """Return the plain values of a scheduler's state; its milestones and functions follow from its arguments."""
     return {key: value for key, value in state.items() if isinstance(value, int | float | str | list | None)}
