@@ -51,7 +51,7 @@ def whitening_weights(images: Images, ids_N: Tensor, preprocess: Preprocess) -> 
 
 
 def _patch_covariance(images: Images, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
-    """Compute the covariance, float64 [12, 12], of a patch's normalized numbers in the order of a convolution's weights.
+    """Compute the covariance, float64 [12, 12], of a patch's normalized numbers, ordered as in a convolution's weights.
 
     Sums are of whole numbers from 0 to 255, to which resized images are rounded. So float64 holds them exactly, and
     they are the same in any order: with any number of threads, on any CPU.
