@@ -27,16 +27,19 @@ if TYPE_CHECKING:
     from trainlib.models.custom_parts import CustomParts
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit code (see `errors`)."""
+def main(arguments: Sequence[str] | None = None, config: Config | None = None) -> int:
+    """Run the program and return its exit code (see `errors`).
+
+    config   the configuration that the arguments name, where the caller has read it already
+    """
     options = parse_arguments(arguments)
     rank = launch_variables.rank()
     flag = StopFlag()
     flag.install()
-    config: Config | None = None
     try:
         with logging_to_console():
-            config = load_config(options.config)
+            if config is None:
+                config = load_config(options.config)
             done = train(config, flag, rank=rank, fresh=options.fresh, resume=options.resume)
             return EXIT_OK if done else EXIT_STOPPED
     except ConfigError as error:

@@ -6,10 +6,14 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import click
 
 from trainlib.errors import UserError
+
+if TYPE_CHECKING:
+    from trainlib.config import Config
 
 
 class ResumableCommand(click.Command):
@@ -33,14 +37,6 @@ def configs(command: Callable[..., int]) -> Callable[..., int]:
     return click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [key=value ...]")(command)
 
 
-def load_run_name(arguments: Sequence[str]) -> str:
-    """Validate the configuration, before torch is imported; the run's name."""
-    from trainlib.config import load_config
-
-    name: str = load_config(arguments).name
-    return name
-
-
 def parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
     """A number of processes; `auto` is None."""
     if value == "auto":
@@ -50,13 +46,22 @@ def parse_processes(context: click.Context, option: click.Parameter, value: str)
     return int(value)
 
 
-def call(program: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> int:
-    """Run a program of trainlib in this interpreter. Named, not imported: the launcher does not build on trainlib.
+def call(
+    program: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    config: Config | None = None,
+) -> int:
+    """Run a program of trainlib in this interpreter and return its exit code.
 
-    environment   all variables that it is to see, in place of this process's own
+    It is named, not imported: the launcher does not build on trainlib.
+
+    environment   all variables that the program is to see, in place of this process's own
+    config        the configuration that the arguments name, for a program that takes one: it is not read again
     """
+    given = {} if config is None else {"config": config}
     with _environment(environment) if environment is not None else nullcontext():
-        code: int = importlib.import_module(program).main(arguments)
+        code: int = importlib.import_module(program).main(list(arguments), **given)
     return code
 
 

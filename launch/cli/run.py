@@ -11,7 +11,6 @@ from launch.cli.arguments import (
     ResumableCommand,
     call,
     configs,
-    load_run_name,
     parse_processes,
     refuse_fresh_resume,
 )
@@ -56,11 +55,12 @@ def run(
     key=value. Exit code 0: done, 2: a mistake in what was asked, 75: stopped with a checkpoint, run again to continue.
     """
     from launch.local.devices import choose_processes, count_gpus, require_given_gpus
+    from trainlib.config import load_config
 
     refuse_fresh_resume(fresh, resume)
     config_words = config_arguments(arguments, name)
     training = training_arguments(config_words, fresh=fresh, resume=resume)
-    run_name = load_run_name(config_words)
+    config = load_config(config_words)  # before torch is imported: mistakes are told at once
     gpus = count_gpus()
     if not dry_run:
         require_given_gpus(gpus, os.environ)
@@ -72,11 +72,11 @@ def run(
         return 0
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
-        return call(TRAINING_MODULE, training, command.variables(os.environ))
+        return call(TRAINING_MODULE, training, command.variables(os.environ), config)
     from launch.local.supervise import run_ranks
     from trainlib.runs import RUNS
 
-    return run_ranks(command, RUNS / run_name, node_rank or 0)
+    return run_ranks(command, RUNS / config.name, node_rank or 0)
 
 
 @click.command()
@@ -86,8 +86,9 @@ def check(arguments: tuple[str, ...]) -> int:
 
     Everything is built once, without memory and without data, so that what does not fit together is told now.
     """
-    load_run_name(arguments)
-    return call("trainlib.training.programs.check", list(arguments))
+    from trainlib.config import load_config
+
+    return call("trainlib.training.programs.check", arguments, config=load_config(arguments))
 
 
 def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown: bool) -> Node | None:

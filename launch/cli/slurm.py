@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,7 +16,8 @@ from launch.cli.arguments import ResumableCommand, call, configs, refuse_fresh_r
 from launch.local.command import Command, config_arguments, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED
 
-PREPARATION = "trainlib.training.programs.prepare"
+if TYPE_CHECKING:
+    from trainlib.config import Config
 
 
 @click.command(cls=ResumableCommand)
@@ -64,8 +66,10 @@ def submit(
     words = config_arguments([*arguments, *_overrides(flags)], name)
     known = submission.known_options()
     extra, preset = sbatch_options.parse_options(options, known), sites.load_site(site, known)
-    words += sites.overrides(preset, load_config(words).slurm)
     config = load_config(words)
+    if of_site := sites.overrides(preset, config.slurm):
+        words += of_site
+        config = load_config(words)
     directory = RUNS / config.name
     job = sbatch.Job(config.name, directory, (str(directory / "config.yaml"),))
     command = sbatch.sbatch_command(
@@ -81,7 +85,7 @@ def submit(
         submission.refuse_queued(directory)
     except queue.QueueError as error:
         raise queue.QueueError(f"{error}; nothing was queued: try again when SLURM answers") from error
-    job_id = _queue(directory, training_arguments(words, fresh=fresh, resume=resume), command)
+    job_id = _queue(directory, training_arguments(words, fresh=fresh, resume=resume), config, command)
     click.echo(
         f"{config.name} is job {job_id}; launch status {config.name} tells how far it is, launch logs -f {config.name} "
         "what it prints",
@@ -95,23 +99,23 @@ def _overrides(flags: Mapping[str, object]) -> list[str]:
     return [f"slurm.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
 
 
-def _queue(directory: Path, training: Sequence[str], command: Command) -> str:
-    """Prepare the run directory and submit; the job's id. Where any of it fails, all of it is undone."""
+def _queue(directory: Path, training: Sequence[str], config: Config, command: Command) -> str:
+    """Prepare the run directory, submit, and return the job's id. Where any of it fails, all of it is undone."""
     from launch.slurm.snapshot import take_snapshot
     from launch.slurm.submit import call_sbatch, record_submission, undone_on_failure
 
     with undone_on_failure(directory):
-        _prepare(training)
+        prepare(training, config)
         take_snapshot(directory)
         job_id = call_sbatch(command)
         record_submission(directory, job_id, command)
     return job_id
 
 
-def _prepare(arguments: Sequence[str]) -> None:
-    """Have the run directory made, or the run continued there; ends the command where that is refused."""
+def prepare(arguments: Sequence[str], config: Config) -> None:
+    """Have the run directory made, or the run continued there; end the command where that is refused."""
     with redirect_stdout(sys.stderr):
-        code = call(PREPARATION, list(arguments))
+        code = call("trainlib.training.programs.prepare", arguments, config=config)
     if code:
         raise click.exceptions.Exit(code)
 

@@ -7,21 +7,20 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.arguments import call, refuse_fresh_resume
+from launch.cli.arguments import refuse_fresh_resume
+from launch.cli.slurm import prepare
 from launch.local.command import RESUME_LATEST, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 
 if TYPE_CHECKING:
     from launch.sweep.grid import Element, Sweep
-
-PREPARATION = "trainlib.training.programs.prepare"
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ def sweep(
     latest = RESUME_LATEST if resume else None
     refuse_fresh_resume(fresh, latest)
     plan = read_sweep(Path(file), overrides)
-    if site and not local:
-        plan = read_sweep(Path(file), [*overrides, *_of_site(site, plan)])
+    if site and not local and (of_site := _of_site(site, plan)):
+        plan = read_sweep(Path(file), [*overrides, *of_site])
     if results:
         show(results_table(plan))
         return EXIT_OK
@@ -181,10 +180,7 @@ def _in_queue(elements: Sequence[Element]) -> dict[str, str]:
 def _prepare(elements: Sequence[Element], flags: Sequence[str]) -> None:
     """Have each run's directory made, or the run continued there; ends the command where that is refused."""
     for element in elements:
-        with redirect_stdout(sys.stderr):
-            code = call(PREPARATION, [*element.arguments, *flags])
-        if code:
-            raise click.exceptions.Exit(code)
+        prepare([*element.arguments, *flags], element.config)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ PROGRAM = """\
 import os, sys
 assert "torch" not in sys.modules
 
-def main(arguments):
+def main(arguments, config=None):
     print(os.environ["TRAINLAUNCH_WORLD_SIZE"], arguments)
     return 75
 """
@@ -148,7 +148,7 @@ def test_one_process_trains_in_this_interpreter(config: Path) -> None:
 def test_one_process_is_no_rank_of_another_launch_and_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """RANK and its like in the shell would make it wait for other ranks for ever."""
 
-    def train(arguments: list[str]) -> int:
+    def train(arguments: list[str], config: object) -> int:
         inside.update(os.environ)
         os.environ["SET_BY_THE_TRAINING"] = "1"
         raise KeyboardInterrupt

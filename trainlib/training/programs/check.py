@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainlib.config import dump_config, load_config
+from trainlib.config import Config, dump_config, load_config
 from trainlib.errors import EXIT_OK, UserError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check a configuration; the resolved one goes to standard output. Returns the exit code (see `errors`)."""
+def main(arguments: Sequence[str] | None = None, config: Config | None = None) -> int:
+    """Check a configuration, print the resolved one and return the exit code (see `errors`).
+
+    config   the configuration that the arguments name, where the caller has read it already
+    """
     try:
-        config = load_config(sys.argv[1:] if arguments is None else arguments)
+        if config is None:
+            config = load_config(sys.argv[1:] if arguments is None else arguments)
         from trainlib.data import dataset_info
         from trainlib.training.build.model import check_build
 

@@ -15,11 +15,15 @@ from trainlib.runs.directory import RunDirectory
 from trainlib.training.programs.arguments import parse_arguments
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare a run; returns the exit code (see `errors`)."""
+def main(arguments: Sequence[str] | None = None, config: Config | None = None) -> int:
+    """Prepare a run and return the exit code (see `errors`).
+
+    config   the configuration that the arguments name, where the caller has read it already
+    """
     options = parse_arguments(arguments, "trainlib.training.programs.prepare")
     try:
-        config = load_config(options.config)
+        if config is None:
+            config = load_config(options.config)
         from trainlib.data import dataset_info
         from trainlib.training.build.model import check_build
 
