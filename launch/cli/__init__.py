@@ -1,4 +1,4 @@
-"""The `launch` command. Imports that take time are made where they are used, so that help and errors come at once."""
+"""The `launch` command. Slow imports are made in the functions that need them, so that help and errors come at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from trainlib.runs.stop_request import ignore_stop_signals
 
 
 def program() -> NoReturn:
-    """The `launch` program: run one command and exit with its code."""
+    """Run one command and exit with its code: the `launch` program."""
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the code
     sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command and return its exit code."""
     try:
         code = cli.main(arguments, prog_name="launch", standalone_mode=False)
     except click.exceptions.Abort:
@@ -48,7 +48,7 @@ def _show_version(context: click.Context, option: click.Parameter, wanted: bool)
 
 
 class _InOrder(click.Group):
-    """Lists its commands in the order in which they were added, which is that of a run's life."""
+    """A group that lists its commands in the order in which they were added, which is that of a run's life."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

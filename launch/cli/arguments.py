@@ -1,4 +1,4 @@
-"""What several commands take and do alike."""
+"""Arguments and actions that several commands share."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class ResumableCommand(click.Command):
     """A command whose --resume takes a value only where one follows."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words as click does, after a --resume without a value is marked as such."""
         if "--resume" in args:
             from trainlib.config import mark_bare_resume
 
@@ -28,17 +29,18 @@ class ResumableCommand(click.Command):
 
 
 def refuse_fresh_resume(fresh: bool, resume: str | None) -> None:
+    """Raise UserError where both options are given."""
     if fresh and resume is not None:
         raise UserError("--fresh and --resume: one starts over, the other goes on; give one of them")
 
 
 def configs(command: Callable[..., int]) -> Callable[..., int]:
-    """The arguments CONFIG... [key=value ...]."""
+    """Give a command the arguments CONFIG... [key=value ...]."""
     return click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [key=value ...]")(command)
 
 
 def parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
-    """A number of processes; `auto` is None."""
+    """Return the value of --processes, None for `auto`."""
     if value == "auto":
         return None
     if not value.isdecimal() or int(value) < 1:
@@ -67,7 +69,7 @@ def call(
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Exactly these environment variables inside, and those from before afterwards."""
+    """Replace all environment variables of this process inside the block, and restore them after it."""
     before = dict(os.environ)
     try:
         os.environ.clear()

@@ -1,4 +1,4 @@
-"""`launch doctor`."""
+"""The command `launch doctor`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
 )
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, all at the end.")
 def doctor(processes: int | None, as_json: bool) -> int:
-    """What this machine has for training, and what is wrong with it.
+    """Show what this machine has for training, and what is wrong with it.
 
     Exit code 0: no problem found, 1: some; each is told with what to do about it.
     """
@@ -59,7 +59,7 @@ def _show(finding: Finding) -> None:
 
 
 def _checks(processes: int | None) -> Iterator[Finding]:
-    """Every check, the quick ones first."""
+    """Run every check, the quick ones first."""
     from launch.doctor.cluster import check_cluster
     from launch.doctor.ranks import check_ranks
     from launch.doctor.software import check_software

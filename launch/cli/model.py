@@ -1,4 +1,4 @@
-"""`launch eval`, `launch predict` and `launch export`: commands that use what a run has trained."""
+"""The commands that use a trained model: `launch eval`, `launch predict` and `launch export`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL = "RUN|CHECKPOINT"
 def evaluate(
     model: str, split: str | None, data: str | None, processes: int | None, batch_size: int | None, as_json: bool
 ) -> int:
-    """Exact figures of a trained model.
+    """Compute exact figures of a trained model.
 
     Loss, accuracy, top-5 accuracy, calibration error, a table of the classes, the confusion matrix. RUN is a run's name
     or directory, and stands for its best weights, or its last where there are no best ones. The figures of one of its
@@ -45,7 +45,7 @@ def evaluate(
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def predict(model: str, images: tuple[str, ...], top: int, batch_size: int, as_json: bool) -> int:
-    """The class of each image, and how probable it is.
+    """Name the class of each image, and how probable it is.
 
     IMAGE is a file, a folder (all images in it, at any depth), or - for one image on standard input. Exit code 1: some
     files could not be read, which are named on standard error; 2: none could.
@@ -75,7 +75,7 @@ def export(model: str, export_format: str, output: str | None, force: bool) -> i
 
 
 def _resolved(model: str) -> str:
-    """A run's name as its directory; what is no run and no checkpoint is refused before torch is imported."""
+    """Return the run's directory, or the checkpoint as given; refuse anything else before torch is imported."""
     from trainlib.runs.status import find_run
 
     path = Path(model)

@@ -1,4 +1,4 @@
-"""`launch report`."""
+"""The command `launch report`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the page.")
 @click.option("--open", "open_it", is_flag=True, help="Show it in the browser.")
 def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
-    """One HTML page about a run, or several.
+    """Make one HTML page about a run, or several.
 
     It prints where the page is. The page holds all that it needs, so that it can be sent on, and opens without a
     network. That of one run goes to runs/NAME/report.html, that of several to report.html.

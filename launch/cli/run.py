@@ -1,4 +1,4 @@
-"""`launch run` and `launch check`."""
+"""The commands `launch run` and `launch check`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def check(arguments: tuple[str, ...]) -> int:
 
 
 def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown: bool) -> Node | None:
-    """This machine's place among several; None where there is only this one.
+    """Return this machine's place among several, None where there is only this one.
 
     may_be_unknown  a head that cannot be reached from here is no error, as nothing will be started
     """

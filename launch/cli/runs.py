@@ -1,4 +1,4 @@
-"""Commands that look at runs and steer them."""
+"""The commands that look at runs and steer them: `list`, `status`, `logs`, `stop` and `cancel`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("list")
 def list_runs() -> int:
-    """The runs in runs/, newest last."""
+    """List the runs in runs/, newest last."""
     from launch.runs.show import runs_table
     from trainlib.runs import RUNS
     from trainlib.runs.status import all_runs
@@ -30,7 +30,7 @@ def list_runs() -> int:
 @click.command()
 @click.argument("run")
 def status(run: str) -> int:
-    """How far a run is: RUN is its name or its directory."""
+    """Show how far a run is: RUN is its name or its directory."""
     from launch.runs.show import run_details
     from trainlib.runs.status import find_run, read_run
     from trainlib.runs.tables import terminal
@@ -48,7 +48,7 @@ def status(run: str) -> int:
 @click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
 @click.option("--attempt", type=click.IntRange(min=1), help="Only what this start of the run printed.")
 def logs(run: str, follow: bool, rank: int, attempt: int | None) -> int:
-    """What a rank of a run has printed."""
+    """Show what a rank of a run has printed."""
     from launch.runs.control import log_chunks
     from trainlib.runs.status import find_run
 
@@ -83,7 +83,7 @@ def cancel(run: str) -> int:
 
 
 def _active_jobs(runs: Sequence[Run]) -> dict[str, JobState] | None:
-    """The runs' jobs that wait or run; None, with a note, where SLURM cannot be asked."""
+    """Return the runs' jobs that wait or run, by job id; None, with a note, where SLURM does not answer."""
     from launch.slurm.follow import active_jobs
     from launch.slurm.queue import QueueError
 

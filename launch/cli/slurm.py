@@ -1,4 +1,4 @@
-"""`launch submit`."""
+"""The command `launch submit`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def submit(
     wait: bool,
     dry_run: bool,
 ) -> int:
-    """Train on a SLURM cluster; prints the job's id.
+    """Train on a SLURM cluster; print the job's id.
 
     Everything is checked before the job is queued. The job continues by itself after a preemption or its time
     limit. What goes into it is copied to runs/NAME now: later changes of the config or the code do not reach it.
@@ -113,7 +113,7 @@ def _queue(directory: Path, training: Sequence[str], config: Config, command: Co
 
 
 def prepare(arguments: Sequence[str], config: Config) -> None:
-    """Have the run directory made, or the run continued there; end the command where that is refused."""
+    """Make the run directory, or prepare to continue the run in it; end the command where that is refused."""
     with redirect_stdout(sys.stderr):
         code = call("trainlib.training.programs.prepare", arguments, config=config)
     if code:

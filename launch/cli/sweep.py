@@ -1,4 +1,4 @@
-"""`launch sweep`."""
+"""The command `launch sweep`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Submission:
-    """What the command line says of SLURM."""
+    """The options for SLURM of one command line."""
 
     options: tuple[str, ...]
     site: str | None
@@ -100,7 +100,7 @@ def sweep(
 
 
 def _of_site(site: str, plan: Sweep) -> list[str]:
-    """What the site says of SLURM where the runs do not."""
+    """Return overrides with the partition and time of the site, where the runs name none."""
     from launch.slurm import sites
 
     return sites.overrides(sites.load_site(site), plan.elements[0].config.slurm)
@@ -163,7 +163,7 @@ def _submit(
 
 
 def _in_queue(elements: Sequence[Element]) -> dict[str, str]:
-    """The elements that wait or run in a job already, with its id; none where SLURM cannot be asked."""
+    """Return the job id of each element that waits or runs already, by name; none where SLURM does not answer."""
     from launch.slurm.queue import QueueError, job_states
     from trainlib.runs import RUNS
     from trainlib.runs.jobs import job_lines, open_jobs
@@ -178,14 +178,14 @@ def _in_queue(elements: Sequence[Element]) -> dict[str, str]:
 
 
 def _prepare(elements: Sequence[Element], flags: Sequence[str]) -> None:
-    """Have each run's directory made, or the run continued there; ends the command where that is refused."""
+    """Make each run's directory, or prepare to continue the run in it; end the command where that is refused."""
     for element in elements:
         prepare([*element.arguments, *flags], element.config)
 
 
 @contextmanager
 def _undone_on_failure(directories: Sequence[Path]) -> Iterator[None]:
-    """Whatever is done to these directories inside is undone where it fails."""
+    """Undo everything that the block did to these directories if it fails."""
     from launch.slurm.submit import undone_on_failure
 
     with ExitStack() as stack:
@@ -195,7 +195,7 @@ def _undone_on_failure(directories: Sequence[Path]) -> Iterator[None]:
 
 
 def _wait(job_id: str, elements: Sequence[Element]) -> int:
-    """Follow the elements, one after another, to the last one's end; the exit code of the whole."""
+    """Follow the elements, one after another, to the end of the last; return the exit code of the sweep."""
     from launch.slurm.follow import wait_for
     from launch.sweep.local import report
     from trainlib.runs import RUNS

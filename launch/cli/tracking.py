@@ -1,4 +1,4 @@
-"""Commands that pass on what a run has tracked."""
+"""The command `launch wandb-sync`."""
 
 from __future__ import annotations
 

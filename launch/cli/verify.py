@@ -1,4 +1,4 @@
-"""`launch verify`."""
+"""The command `launch verify`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -
 
 
 def _summary(processes: int, lines: Sequence[Mapping[str, Any]]) -> str:
-    """What rank 0 came to."""
+    """Return a line about the steps that rank 0 made and the weights that it ended with."""
     plural = "" if processes == 1 else "es"
     steps = [line for line in lines if "step" in line]
     if not steps:

@@ -1,1 +1,1 @@
-"""What this machine has for training: each check tells what it found, a verdict, and what to do about it."""
+"""Checks of this machine for training: each gives the facts, a verdict, and advice."""

@@ -1,4 +1,4 @@
-"""SLURM: is it here, does it answer, and do the nodes of this allocation share this folder?"""
+"""Check of SLURM: its commands, its controller, and the folder that the nodes of an allocation share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ else:
 
 
 def check_cluster() -> Iterator[Finding]:
-    """The commands, the controller and its partitions; inside an allocation of several nodes, their shared folder."""
+    """Check the commands, the controller and its partitions; in an allocation of several nodes, their shared folder."""
     missing = [command for command in _COMMANDS if shutil.which(command) is None]
     if len(missing) == len(_COMMANDS):
         yield note("SLURM", "not found; launch run works without it, launch submit needs sbatch")
@@ -65,7 +65,7 @@ def check_cluster() -> Iterator[Finding]:
 
 
 def describe(found: list[Partition]) -> Finding:
-    """What the controller says of its partitions."""
+    """Return the finding about the partitions that the controller lists."""
     if not any(partition.up for partition in found):
         listed = ", ".join(partition.name for partition in found)
         return problem("SLURM", f"no partition is up ({listed or 'there are none'})", "ask who runs the cluster: sinfo")
@@ -81,7 +81,7 @@ def describe(found: list[Partition]) -> Finding:
 
 
 def _shared_folder(runs: Path, nodes: int) -> Finding:
-    """Each node must see a file that this one makes, and respect the lock that this one holds on it."""
+    """Check that each node sees a file that this one makes, and respects the lock that this one holds on it."""
     import fcntl
 
     folder = runs if runs.is_dir() else Path()
@@ -102,7 +102,7 @@ def _shared_folder(runs: Path, nodes: int) -> Finding:
 
 
 def judge_shared(answers: str, folder: Path, nodes: int, word: str) -> Finding:
-    """From the lines HOST shared|missing|unlocked WORD of all nodes."""
+    """Return the finding that follows from the lines `HOST shared|missing|unlocked WORD` of all nodes."""
     lines = [line.split(maxsplit=2) for line in answers.splitlines() if line.strip()]
     said = {kind: [line[0] for line in lines if line[1:2] == [kind]] for kind in ("shared", "missing", "unlocked")}
     stale = [line[0] for line in lines if line[1] != "missing" and line[2:] != [word]]

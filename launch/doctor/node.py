@@ -1,4 +1,4 @@
-"""The measuring ranks of one node; `python -m launch.doctor.node` is what srun starts on each of several."""
+"""Start of the measuring ranks on one node; srun runs `python -m launch.doctor.node` on each of several."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ MODULE = "trainlib.distributed.measure"
 
 
 def num_nodes(environment: Mapping[str, str]) -> int:
-    """The nodes of the allocation that this is in; 1 outside one."""
+    """Return the number of nodes in this SLURM allocation, 1 outside one."""
     return int(environment.get("SLURM_JOB_NUM_NODES") or 1) if "SLURM_JOB_ID" in environment else 1
 
 
 def measuring_command(output: Path, processes: int, node: Node | None = None) -> Command:
-    """Start this machine's ranks like those of a training."""
+    """Return the command that starts this machine's measuring ranks, in the way training starts its own."""
     return command_here([str(output)], processes, count_gpus(), module=MODULE, node=node)
 
 
 def node_words(output: Path, processes: int) -> list[str]:
-    """What each node of this allocation is to run. Raises QueueError where its head cannot be found out."""
+    """Return the command line for each node of this allocation. Raises QueueError if its first node is not found."""
     head = node_names(os.environ.get("SLURM_JOB_NODELIST"))[0]
     (port,) = free_ports(f"doctor-{os.environ['SLURM_JOB_ID']}-{os.getpid()}", 1)
     return [sys.executable, "-m", "launch.doctor.node", str(output), str(processes), head, str(port)]
 
 
 def main() -> None:
-    """Become the launcher of this node's ranks."""
+    """Replace this process by the launcher of this node's ranks."""
     output, processes, head, port = sys.argv[1:]
     interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_to(head, own_interfaces())
     place = Node(num_nodes(os.environ), int(os.environ["SLURM_NODEID"]), (head, int(port)), interface)

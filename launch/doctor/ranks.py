@@ -1,4 +1,4 @@
-"""Torch, its devices, and a measured all-reduce between ranks that are started like those of a training."""
+"""Check of torch and its devices, and a measured all-reduce between ranks that start like those of training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the ranks wrote: facts (None where they did not come so far), a record for each size; and how they ended."""
+    """The output of the measuring ranks, and their end.
+
+    facts     versions and devices; None if the ranks ended before they wrote them
+    reduced   one record for each size of the all-reduce
+    """
 
     facts: Mapping[str, Any] | None
     reduced: list[Mapping[str, Any]]
@@ -36,7 +40,7 @@ class Outcome:
 
 
 def check_ranks(processes: int | None) -> Iterator[Finding]:
-    """Devices as torch sees them, then the all-reduce, inside an allocation between all of its nodes.
+    """Check the devices that torch sees, then the all-reduce, in an allocation between all of its nodes.
 
     processes   of each node; None for one for each GPU. Without GPUs, two, or one on each of several nodes
     """
@@ -56,7 +60,7 @@ def check_ranks(processes: int | None) -> Iterator[Finding]:
 
 
 def run_ranks(processes: int, *, nodes: int = 1, seconds: float = _SECONDS) -> Outcome:
-    """Start that many ranks of the measuring program on each node, and wait for their end. Raises QueueError."""
+    """Start `processes` ranks of the measuring program on each node, and wait for their end. Raises QueueError."""
     shared = None if nodes == 1 else Path().absolute()  # rank 0 may be on another machine than this process
     with tempfile.TemporaryDirectory(prefix=".launch-doctor-", dir=shared) as folder:
         output, log = Path(folder) / "output.jsonl", Path(folder) / "log"
@@ -90,7 +94,7 @@ def run_ranks(processes: int, *, nodes: int = 1, seconds: float = _SECONDS) -> O
 
 
 def devices(facts: Mapping[str, Any], gpus: int, driver: str | None, cpu_flags: set[str]) -> Iterator[Finding]:
-    """Whether torch can use what the machine has, and in which precisions."""
+    """Return findings about torch, the devices that it can use, and their precisions."""
     build = f"torch {facts['torch']}, " + (f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built for CPUs")
     if facts["torchvision"]:
         advice = "install torch and torchvision together, from the same index"
@@ -113,7 +117,10 @@ def devices(facts: Mapping[str, Any], gpus: int, driver: str | None, cpu_flags: 
 
 
 def all_reduce(outcome: Outcome, processes: int, nodes: int = 1) -> Finding:
-    """How fast gradients travel between the ranks, so many on each node, and whether their sums are right."""
+    """Return the finding about the speed of the all-reduce, and whether its sums are right.
+
+    processes   ranks on each node
+    """
     topic = "all-reduce"
     measured = outcome.reduced
     ranks = f"{processes * nodes} ranks" + (f" on {nodes} nodes" if nodes > 1 else "")
@@ -147,7 +154,7 @@ def _ending(outcome: Outcome) -> str:
 
 
 def _kill_tree(child: subprocess.Popen[bytes]) -> None:
-    """End what is left of the ranks, which are in sessions of their own."""
+    """Kill the remaining ranks, each of which is in a session of its own."""
     import psutil
 
     if child.poll() is not None:

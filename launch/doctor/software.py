@@ -1,4 +1,4 @@
-"""Python and the packages, as they are installed; nothing is imported."""
+"""Check of Python and the installed packages, without importing them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 def check_software() -> Iterator[Finding]:
-    """Python, then the packages: that they are there, as new as this software wants them, and fit each other."""
+    """Check Python, then the packages: installed, new enough for this software, and fitting each other."""
     yield ok("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     installed = {name: version for name in SHOWN if (version := _version(name)) is not None}
     wanted = {name: found for name in ("trainlaunch", "torchvision") if (found := _requirements(name))}
@@ -34,7 +34,7 @@ def check_software() -> Iterator[Finding]:
 
 
 def unmet(owner: str, requirements: Sequence[str], installed: Mapping[str, str | None]) -> list[str]:
-    """Which of a package's requirements, as its metadata writes them (`torch (==2.11.0)`), do not hold.
+    """Return the requirements of a package that do not hold, from its metadata (`torch (==2.11.0)`).
 
     Only those without conditions count, and of their versions only the least and the exact one.
     """
@@ -60,7 +60,7 @@ def _holds(version: str, clause: str) -> bool:
 
 
 def _numbers(version: str) -> list[int]:
-    """The release numbers of a version: 2.11.0+cu128 is [2, 11]; zeros at the end mean nothing."""
+    """Return the release numbers of a version, without zeros at the end: [2, 11] for 2.11.0+cu128."""
     release = _NUMBER.findall(re.split(r"[+a-z]", version.lstrip("=<>~! "))[0])
     numbers = [int(number) for number in release]
     while numbers and numbers[-1] == 0:

@@ -1,4 +1,4 @@
-"""Whether a folder is good to keep runs in: room, speed, and what checkpoints rely on its file system for."""
+"""Check of a folder for runs: room, speed, and the promises of its file system that checkpoints rely on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CLOCK_SECONDS = 2.0
 
 
 def check_storage(topic: str, folder: Path) -> Iterator[Finding]:
-    """The folder, or the one in which it would be made: can it be written, and how good is it at that?"""
+    """Check that the folder, or the one in which it would be made, can be written, and how fast."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing) as scratch:
@@ -74,7 +74,7 @@ def _speed(topic: str, folder: Path, scratch: Path) -> Finding:
 
 
 def _promises(topic: str, scratch: Path) -> Iterator[Finding]:
-    """Atomic renames, locks and the clock; told only where one is missing, as all of them are the rule."""
+    """Check renames, locks and the clock; there is a finding only where one is not as it should be."""
     if not renames_are_atomic(scratch):
         yield problem(topic, "a file is gone for a moment while it is replaced", "keep runs/ on another file system")
     if (lock_error := lock_fault(scratch / "lock")) is not None:
@@ -89,7 +89,10 @@ def _promises(topic: str, scratch: Path) -> Iterator[Finding]:
 
 
 def file_system(path: Path, mountinfo: str) -> str:
-    """The type of the file system that holds an absolute path: `ext4`, `nfs4`; see proc(5) for the format."""
+    """Return the type of the file system that holds an absolute path: `ext4`, `nfs4`.
+
+    mountinfo   the text of /proc/self/mountinfo, see proc(5)
+    """
     best, kind = -1, "unknown file system"
     for line in mountinfo.splitlines():
         fields, _, source = line.partition(" - ")
@@ -103,7 +106,7 @@ def file_system(path: Path, mountinfo: str) -> str:
 
 
 def renames_are_atomic(folder: Path) -> bool:
-    """Whether a reader always finds the file whole while it is replaced again and again."""
+    """Return True if a reader always finds the file whole while it is replaced again and again."""
     target, other = folder / "renamed", folder / "replacement"
     texts = [b"a" * 4096, b"b" * 4096]
     target.write_bytes(texts[0])
@@ -130,7 +133,7 @@ def renames_are_atomic(folder: Path) -> bool:
 
 
 def lock_fault(path: Path) -> str | None:
-    """What is wrong with locks on this file; None where one process's lock keeps another out."""
+    """Return the fault of locks on this file, None where one process's lock keeps another out."""
     import fcntl
 
     with path.open("w") as first, path.open("w") as second:
@@ -148,7 +151,7 @@ def lock_fault(path: Path) -> str | None:
 
 
 def _bytes_per_second(path: Path) -> float:
-    """How fast new bytes reach the disk, flushing included."""
+    """Return the speed at which new bytes reach the disk, flushing included."""
     start, written = time.perf_counter(), 0
     with path.open("wb", buffering=0) as file:
         while written < _WRITE_BYTES and time.perf_counter() - start < _WRITE_SECONDS:

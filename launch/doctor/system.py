@@ -1,4 +1,4 @@
-"""The machine itself: cores, memory, limits of a process, shared memory."""
+"""Check of the machine: cores, memory, limits of a process, shared memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_SHARED = 1 * GIB  # NCCL takes some for every pair of GPUs; Docker gives 
 
 
 def check_system() -> Iterator[Finding]:
-    """Cores, memory, the limits that trainings run into, and /dev/shm."""
+    """Check cores, memory, the limits of a process that training may reach, and /dev/shm."""
     import psutil
 
     physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count()
@@ -38,7 +38,7 @@ def check_system() -> Iterator[Finding]:
 
 
 def limits(files: int, locked_bytes: int, *, has_infiniband: bool) -> Finding:
-    """The limits of open files and of locked memory, which InfiniBand needs without one."""
+    """Return the finding about the limits of open files and of locked memory, which InfiniBand needs unlimited."""
     locked = "unlimited" if locked_bytes == resource.RLIM_INFINITY else f"{locked_bytes // 1024} KiB"
     opened = "unlimited" if files == resource.RLIM_INFINITY else str(files)
     text = f"{opened} open files, {locked} of locked memory"
@@ -52,7 +52,10 @@ def limits(files: int, locked_bytes: int, *, has_infiniband: bool) -> Finding:
 
 
 def shared_memory(size: int) -> Finding:
-    """The size of /dev/shm, through which the processes of one machine exchange gradients."""
+    """Return the finding about /dev/shm, through which the processes of one machine exchange gradients.
+
+    size   in bytes
+    """
     text = f"{size / GIB:.1f} GiB" if size >= GIB else f"{size >> 20} MiB"
     if size < _LEAST_SHARED:
         advice = "several GPUs need more: docker run --shm-size=1g (or --ipc=host)"

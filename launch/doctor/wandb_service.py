@@ -1,4 +1,4 @@
-"""Weights & Biases: installed, logged in, reachable. The key itself is neither read out nor shown."""
+"""Check of Weights & Biases: installed, logged in, reachable. The key itself is never shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLOCK_SECONDS = 60.0
 
 
 def check_wandb() -> Iterator[Finding]:
-    """The package, a key, the mode that the environment asks for, the server. Nothing of it stops a training."""
+    """Check the package, the key, the mode in the environment and the server. None of them can stop training."""
     try:
         version = metadata.version("wandb")
     except metadata.PackageNotFoundError:
@@ -39,7 +39,7 @@ def check_wandb() -> Iterator[Finding]:
 
 
 def key_source(server: str, environment: Mapping[str, str], netrc_file: Path) -> str | None:
-    """Where a key for this server is; None where there is none."""
+    """Return the place of a key for this server, None where there is none."""
     if environment.get("WANDB_API_KEY"):
         return "WANDB_API_KEY"
     with suppress(OSError, netrc.NetrcParseError):

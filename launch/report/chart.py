@@ -112,7 +112,7 @@ class Plot:
 
     @property
     def step_ticks(self) -> list[float]:
-        """The round steps on the axis."""
+        """Round steps for the labels of the axis."""
         first, last = self.steps.ticks
         return [tick for tick in linear_ticks(first, last, 6) if first <= tick <= last]
 

@@ -1,4 +1,4 @@
-"""Several runs side by side: which is best, and in what their configurations differ. Pure."""
+"""Comparison of several runs: their ranking, and the differences of their configurations."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ABSENT = "—"
 
 @dataclass(frozen=True)
 class Ranking:
-    """The runs, best first, and the words for what they were compared by."""
+    """The runs, best first, and the metric that they were compared by, in words."""
 
     runs: list[RunFacts]
     by: str
 
 
 def ranking(runs: Sequence[RunFacts]) -> Ranking:
-    """By the accuracy of the test where every run has one, otherwise by that of the best validation.
+    """Rank runs by their test accuracy where every run has one, otherwise by their best validation accuracy.
 
     Runs without it come last; of equals, the one with the lower loss comes first, and then the order given.
     """
@@ -38,7 +38,7 @@ def ranking(runs: Sequence[RunFacts]) -> Ranking:
 
 
 def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
-    """The dotted keys, but for the name, whose values are not the same in all runs, each with the runs' values."""
+    """Return the dotted keys, except the name, whose values are not the same in all runs, each with all values."""
     flat = [dict(_flat(run.config)) for run in runs]
     for config in flat:
         if "train.precision" in config:
@@ -49,7 +49,7 @@ def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
 
 
 def shown(value: Any) -> str:
-    """A value as the configuration has it, in one line."""
+    """Return a value as YAML would have it, in one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
@@ -60,7 +60,7 @@ def shown(value: Any) -> str:
 
 
 def _flat(config: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a list, and an empty mapping, counts as one value."""
+    """Yield dotted keys and values; a list, and an empty mapping, counts as one value."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")

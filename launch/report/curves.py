@@ -1,4 +1,4 @@
-"""Which curves there are of one run, or of several over one another."""
+"""The curves of one run, or of several runs over one another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAIN_ONLY = {
 
 
 def charts_of(runs: Sequence[RunFacts]) -> list[Chart]:
-    """Loss, accuracy, learning rate, throughput, and the gradient's norm where it was written; those with data."""
+    """Return the charts with data: loss, accuracy, learning rate, throughput and gradient norm."""
     charts = [_chart(title, _metric_lines(runs, key), runs) for key, title in METRICS.items()]
     for key, title in TRAIN_ONLY.items():
         places = range(len(runs)) if len(runs) > 1 else [None]
@@ -31,14 +31,14 @@ def charts_of(runs: Sequence[RunFacts]) -> list[Chart]:
 
 
 def common_legend(runs: Sequence[RunFacts]) -> list[LegendEntry]:
-    """What several runs' lines have in common in all charts: the run, and what was measured."""
+    """Return the legend that the charts of several runs share: an entry for each run and each split."""
     named = [LegendEntry(f"run{index}", run.name, "smooth", colour_of(index)) for index, run in enumerate(runs)]
     kinds = [("train", "train", "thin"), ("val", "validation", "line"), ("test", "test", "mark")]
     return [*named, *(LegendEntry(key, label, style, None) for key, label, style in kinds)]
 
 
 def colour_of(index: int) -> int:
-    """The colour of the run at this place."""
+    """Return the colour of the run at this place, from 0."""
     return index % COLOURS
 
 
@@ -78,7 +78,7 @@ def _metric_lines(runs: Sequence[RunFacts], key: str) -> list[Line]:
 
 
 def _train_lines(run: RunFacts, key: str, index: int | None) -> list[Line]:
-    """What only training rows have, step by step unless a short run has more epochs than such rows."""
+    """Return the lines of a value that only training rows have, by step or, if there are more of these, by epoch."""
     points = max(run.points(key, "train", "step"), run.points(key, "train", "epoch"), key=len)
     label, colour = ("each row", TRAIN) if index is None else (run.name, colour_of(index))
     keys = () if index is None else (f"run{index}",)
@@ -88,7 +88,7 @@ def _train_lines(run: RunFacts, key: str, index: int | None) -> list[Line]:
 
 
 def _step_lines(label: str, points: Points, colour: int, keys: tuple[str, ...]) -> list[Line]:
-    """The rows as they are, and over them their mean where there are many."""
+    """Return a line of all rows and, where there are many, a second one of their mean."""
     window = window_of(points)
     if window == 1:
         return [_line(label, points, "smooth", colour, keys)]
@@ -113,7 +113,7 @@ def _signs(run: RunFacts, index: int | None) -> list[Sign]:
 
 
 def _own_legend(lines: Sequence[Line]) -> list[LegendEntry]:
-    """The legend of a single run's chart: the kinds of lines that it has."""
+    """Return the legend of a single run's chart: an entry for each kind of line in it."""
     entries = [
         LegendEntry("steps", "train, steps", "smooth", TRAIN),
         LegendEntry("epochs", "train, epochs", "line", TRAIN),

@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class PerClass(BaseModel):
-    """One class: how many samples it has, and how well it was found."""
+    """The figures of one class."""
 
     name: str
     count: Count
@@ -37,7 +37,7 @@ class Mistake(BaseModel):
 
     @property
     def picture(self) -> str | None:
-        """The picture as a data address, if it is one: what goes into an address is checked to be base64 of a PNG."""
+        """The picture as a `data:` address, which may hold nothing else; None if `png` is not the base64 of a PNG."""
         try:
             is_png = base64.b64decode(self.png, validate=True).startswith(b"\x89PNG")
         except ValueError:
@@ -46,7 +46,7 @@ class Mistake(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """What the model of a run makes of one split.
+    """The evaluation of a model on one split.
 
     confusion   [true class][predicted class], counts
     mistakes    the most confident first
@@ -91,7 +91,7 @@ class Evaluation(BaseModel):
 
 
 def read_evaluation(path: Path) -> Evaluation | None:
-    """The evaluation in this file; None where it cannot be read or is not what it should be."""
+    """Return the evaluation in this file, None where it cannot be read or is not valid."""
     try:
         return Evaluation.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""All that the files of a run tell, read once, for the report to be made from."""
+"""The facts of a run that the report is made from, read once from its files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLITS = ("test", "val", "train")  # in the order in which their evaluations are
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run.
+    """The facts of one run.
 
     rows          the lines of metrics.jsonl that have a step, by (split, scope)
     evaluations   those of evaluation-<split>.json, the test's first; the names of unreadable files are beside them
@@ -39,45 +39,48 @@ class RunFacts:
 
     @property
     def events(self) -> list[Event]:
+        """Resumes and ends that are marked on the curves."""
         return events_of(self.attempts, self.last_step)
 
     @property
     def used_slurm(self) -> bool:
-        """Whether any attempt was made in a SLURM job."""
+        """True if any attempt was made in a SLURM job."""
         return any(attempt.job for attempt in self.attempts)
 
     @property
     def last_step(self) -> int:
+        """The last step of any row, 0 before the first."""
         return max((row["step"] for rows in self.rows.values() for row in rows), default=0)
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """As the first row of a whole epoch tells; None before that."""
+        """Steps of the first epoch, as its row has them; None before that row is written."""
         row = next((row for row in self.rows.get(("train", "epoch"), []) if row.get("epoch") == 1), None)
         return row["step"] if row else None
 
     def points(self, key: str, split: str, scope: str | None = None) -> list[Point]:
-        """(step, value) of the rows of one kind that hold a finite number under `key`."""
+        """Return (step, value) of the rows of one kind that hold a finite number under `key`."""
         return [(row["step"], row[key]) for row in self.rows.get((split, scope), []) if is_number(row.get(key))]
 
     def seconds(self, now: datetime) -> float | None:
-        """How long the training took in all its attempts; of a run without a summary, how long the newest one took."""
+        """Return the duration of all attempts, or of the newest one where the run has no summary."""
         seconds = self.run.summary.get("seconds")
         return seconds if is_number(seconds) else self.run.seconds(now)
 
     def best_val(self, key: str = "accuracy") -> Point | None:
-        """The step and value of the best validation: the highest accuracy, the lowest loss."""
+        """Return the step and value of the best validation: the highest accuracy, or the lowest loss."""
         best = min if key == "loss" else max
         return best(self.points(key, "val"), key=lambda point: point[1], default=None)
 
     def test(self, key: str = "accuracy") -> float | None:
-        """What the test gave: the newest row's, or the summary's."""
+        """Return a test metric, from the newest row or else from the summary."""
         points = self.points(key, "test")
         value = points[-1][1] if points else (self.run.summary.get("test") or {}).get(key)
         return value if is_number(value) else None
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
+    """Return True for a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

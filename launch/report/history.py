@@ -1,4 +1,4 @@
-"""What happened to a run: its attempts, how each ended, and what SLURM says of it. Pure: from lines to facts."""
+"""The history of a run: its attempts, their ends and reasons, with what SLURM recorded. Pure: from lines to facts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from trainlib.runs.status import time_of
 
 @dataclass(frozen=True)
 class Job:
-    """A job's time on the cluster, from jobs.jsonl: one begin, and its end where there is one."""
+    """One stay of a job on the cluster, from jobs.jsonl: its begin, and its end where there is one."""
 
     begin: Record
     end: Record
 
     @property
     def name(self) -> str:
-        """`123`, `123_4` for an element of an array; with how often it was requeued before."""
+        """The job's id, `123` or `123_4` for an element of an array, and the number of its restart."""
         return queue_id(self.begin) + (f", restart {self.begin['restart']}" if self.begin.get("restart") else "")
 
     @property
     def name_and_nodes(self) -> str:
-        """`123, on n0 n1`."""
+        """The name, and the nodes where they are known: `123, on n0 n1`."""
         nodes = self.begin.get("nodes")
         return self.name + (f", on {' '.join(map(str, nodes))}" if isinstance(nodes, list) else "")
 
@@ -59,14 +59,14 @@ class Attempt:
 
     @property
     def how_it_ended(self) -> str:
-        """`attempt 2 was stopped: SIGTERM`; `attempt 1 was interrupted: preempted, requeued`."""
+        """The end in words: `attempt 2 was stopped: SIGTERM`."""
         verb = "was " if self.outcome in ("stopped", "interrupted") else ""
         return f"attempt {self.number} {verb}{self.outcome}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something to mark on the curves: `resumed`, or how the last attempt ended before the run was complete."""
+    """An event that is marked on the curves: a resume, or the end of the last attempt of an incomplete run."""
 
     step: int
     sign: str
@@ -74,7 +74,7 @@ class Event:
 
 
 def jobs_of(lines: Sequence[Record]) -> list[Job]:
-    """The begins of jobs.jsonl in their order, each with the end that follows it."""
+    """Return the begins of jobs.jsonl in their order, each with the end that follows it."""
     jobs: list[Job] = []
     for line in lines:
         if line.get("event") == "begin":
@@ -85,7 +85,7 @@ def jobs_of(lines: Sequence[Record]) -> list[Job]:
 
 
 def attempts_of(lines: Sequence[Record], jobs: Sequence[Job], *, running: bool) -> list[Attempt]:
-    """The attempts of attempts.jsonl. A job's cause explains the last attempt that was made in it.
+    """Return the attempts of attempts.jsonl. A job's cause explains the last attempt that was made in it.
 
     running   the last attempt is still going
     """
@@ -102,7 +102,7 @@ def attempts_of(lines: Sequence[Record], jobs: Sequence[Job], *, running: bool) 
 
 
 def events_of(attempts: Sequence[Attempt], last_step: int) -> list[Event]:
-    """Each resume, at the step from which it went on; and the end of the last attempt, unless it completed the run.
+    """Return each resume, at the step that it continues from, and the end of the last attempt of an incomplete run.
 
     last_step   how far the run is known to have come
     """
@@ -120,7 +120,7 @@ def events_of(attempts: Sequence[Attempt], last_step: int) -> list[Event]:
 
 
 def _job_of(start: Record, jobs: Sequence[Job]) -> Job | None:
-    """The job that began last before this attempt. Numbers do not tell: an element of an array has two of them."""
+    """Return the last job that began before this attempt; its id would not do, as elements of an array have two."""
     moment = time_of(start)
     if moment is None or not start.get("slurm_job_id"):
         return None

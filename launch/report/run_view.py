@@ -1,4 +1,4 @@
-"""The words of one run's page that take more than a look at one of its files."""
+"""The text of one run's page that is not just a value from one of its files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunView:
 
 
 def view_of(run: RunFacts) -> RunView:
-    """Put one run into words."""
+    """Return the text about one run."""
     model, data = (run.config.get(key) for key in ("model", "data"))
     named = [part.get("name") for part in (model, data) if isinstance(part, dict)]
     speed = run.run.summary.get("images_per_second")

@@ -1,4 +1,4 @@
-"""Series of (step, value) and the axes that they are drawn on: thinned, smoothed, ticked. Pure arithmetic."""
+"""Arithmetic of curves: series of (step, value) are thinned and smoothed, axes get ticks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMOOTH_FROM = 40  # points: a shorter series is shown as it is
 
 
 def thinned(points: Points, buckets: int) -> list[Point]:
-    """At most 2 * buckets + 2 of the points, in their order: the lowest and the highest of each bucket, and both ends.
+    """Return at most 2 * buckets + 2 of the points: the lowest and the highest of each bucket, and both ends.
 
     Buckets are equal parts of the range of steps, so that a spike of one step stays as high as it was.
     """
@@ -34,12 +34,12 @@ def thinned(points: Points, buckets: int) -> list[Point]:
 
 
 def window_of(points: Points) -> int:
-    """Over how many points a series of this length is averaged: an odd number, 1 for a short one."""
+    """Return the number of points that a series of this length is averaged over: odd, and 1 for a short series."""
     return 1 if len(points) < SMOOTH_FROM else 2 * min(len(points) // 60 + 1, 250) + 1
 
 
 def smoothed(points: Points, window: int) -> list[Point]:
-    """Each value's mean with its neighbours, half of `window` on either side; at the ends, as many as there are."""
+    """Return the mean of each value and its neighbours, half of `window` on either side, fewer at the ends."""
     total, sums = 0.0, [0.0]
     for _, value in points:
         total += value
@@ -52,7 +52,7 @@ def smoothed(points: Points, window: int) -> list[Point]:
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers that span [low, high]: the first is at or below it, the last at or above."""
+    """Return about `count` round numbers, the first at or below `low`, the last at or above `high`."""
     if not high > low:
         low, high = (0.0, 1.0) if low == 0 else (low - abs(low) / 2, low + abs(low) / 2)
     rough = (high - low) / count
@@ -63,7 +63,7 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Round numbers that span [low, high], both above 0, evenly on a logarithmic axis or nearly so."""
+    """Return round numbers that span [low, high], both above 0, nearly evenly on a logarithmic axis."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         every = [factor * 10.0**power for power in range(first, max(last, first + 1) + 1) for factor in factors]
@@ -77,7 +77,7 @@ def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """A short form: 0.25, 20k, 1.5M, 1e-5."""
+    """Return a number in its short form: 0.25, 20k, 1.5M, 1e-5."""
     size = abs(value)
     for limit, suffix in ((1e6, "M"), (1e4, "k")):
         if size >= limit:

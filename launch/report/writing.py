@@ -1,4 +1,4 @@
-"""Putting the page on disk: whole, or not at all."""
+"""Writing of the page to disk, whole or not at all."""
 
 from __future__ import annotations
 
