@@ -22,7 +22,7 @@ _COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
 )
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, all at the end.")
 def doctor(processes: int | None, as_json: bool) -> int:
-    """Show what this machine has for training, and what is wrong with it.
+    """Show what this machine has for training, and its faults.
 
     Exit code 0: no problem found, 1: some; each is told with what to do about it.
     """

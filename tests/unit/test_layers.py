@@ -24,7 +24,17 @@ LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 
 # Slow to import, so imported only inside the functions that use them.
-LAZY = {"wandb", "tensorboard", "torch.utils.tensorboard", "matplotlib", "torchvision", "pandas", "sklearn"}
+LAZY = {
+    "rich",
+    "jinja2",
+    "wandb",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "matplotlib",
+    "torchvision",
+    "pandas",
+    "sklearn",
+}
 NEVER_IN_THE_LAUNCHER = {"torch", "torchvision", "accelerate", "numpy"}
 
 FILES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
