@@ -27,7 +27,7 @@ from typing import Any
 from trainlib.config import Config, load_config
 from trainlib.config.checking.suggest import format_value, nearest
 from trainlib.config.reading.yaml_source import COMMAND_LINE, Source, read_file
-from trainlib.config.schema import check_run_name
+from trainlib.config.schema.values import check_run_name
 from trainlib.errors import ConfigError, Mistake
 
 KEYS = ("name", "configs", "overrides", "grid", "runs", "throttle")

@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer, lr_scheduler
 
 from trainlib.config import LossConfig, load_config
-from trainlib.config.defaults import ACTIVATIONS
 from trainlib.config.libraries import catalog
+from trainlib.config.schema.defaults import ACTIVATIONS
 from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.losses import DENSE_TARGETS, Objective
 from trainlib.models.optimizers.build import build_optimizer

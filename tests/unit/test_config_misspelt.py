@@ -12,7 +12,7 @@ import pytest
 from trainlib.config import load_config
 from trainlib.config.checking.suggest import edit_distance, nearest
 from trainlib.config.libraries import catalog
-from trainlib.config.reading.keys import all_keys
+from trainlib.config.schema.keys import all_keys
 from trainlib.errors import ConfigError
 
 FULL: dict[str, Any] = {

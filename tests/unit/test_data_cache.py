@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainlib.config.schema import DataConfig
+from trainlib.config.schema.sections import DataConfig
 from trainlib.data import Dataset, cache, load_data
 from trainlib.data.cache import cache_folder
 from trainlib.data.decoding import pool

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from trainlib.config.schema import DataConfig
+from trainlib.config.schema.sections import DataConfig
 from trainlib.data import Dataset, load_data
 from trainlib.errors import DataError
 

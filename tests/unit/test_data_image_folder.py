@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from trainlib.config.schema import DataConfig
+from trainlib.config.schema.sections import DataConfig
 from trainlib.data import load_data
 from trainlib.data.sources.image_folder import list_images
 from trainlib.errors import DataError

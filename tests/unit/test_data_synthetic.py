@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import RidgeClassifier
 from torch import nn
 
-from trainlib.config.schema import DataConfig
+from trainlib.config.schema.sections import DataConfig
 from trainlib.data import load_data
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.sources.synthetic import make_synthetic

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as torchvision_functional
 
-from trainlib.config.schema import Augment
+from trainlib.config.schema.sections import Augment
 from trainlib.data.augmentation import augment, normalize
 from trainlib.randomness import draw, key
 

@@ -5,7 +5,7 @@ from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
 from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.load import load_config, read_resolved, shipped_configs
 from trainlib.config.reading.command_line import mark_bare_resume
-from trainlib.config.schema import (
+from trainlib.config.schema.sections import (
     Augment,
     Best,
     CheckpointConfig,
@@ -23,8 +23,8 @@ from trainlib.config.schema import (
     TrackingConfig,
     TrainConfig,
     WandbConfig,
-    canonical_precision,
 )
+from trainlib.config.schema.values import canonical_precision
 
 __all__ = [
     "CUSTOM_PREFIX",

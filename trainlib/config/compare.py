@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from trainlib.config.reading.yaml_source import add_core_schema
-from trainlib.config.schema import Config
+from trainlib.config.schema.sections import Config
 
 
 class _Dumper(yaml.SafeDumper):

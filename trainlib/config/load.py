@@ -17,10 +17,10 @@ from trainlib.config.checking.messages import schema_mistakes
 from trainlib.config.checking.rules import broken_rules
 from trainlib.config.checking.suggest import nearest
 from trainlib.config.custom import custom_part_missing, is_custom
-from trainlib.config.defaults import resolve
 from trainlib.config.reading.merge import is_override, merge, parse_overrides
 from trainlib.config.reading.yaml_source import Source, read_file
-from trainlib.config.schema import Config
+from trainlib.config.schema.defaults import resolve
+from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError, Mistake
 
 

@@ -11,9 +11,9 @@ from trainlib.config.custom import is_custom
 from trainlib.config.libraries import catalog
 from trainlib.config.libraries.catalog import Family
 from trainlib.config.libraries.kinds import is_number
-from trainlib.config.libraries.source import Argument
-from trainlib.config.reading.keys import names_at
-from trainlib.config.schema import Config
+from trainlib.config.libraries.signatures import Argument
+from trainlib.config.schema.keys import names_at
+from trainlib.config.schema.sections import Config
 from trainlib.errors import Mistake
 
 Bound = tuple[str, Callable[[Any], bool]]

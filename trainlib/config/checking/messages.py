@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trainlib.config.checking.suggest import edit_distance, format_value, nearest, one_of
-from trainlib.config.reading.keys import all_keys, field_at, is_named, literals, names_at, takes_null
+from trainlib.config.schema.keys import all_keys, field_at, is_named, literals, names_at, takes_null
 from trainlib.errors import Mistake
 
 _TYPE_RULES = {

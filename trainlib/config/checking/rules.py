@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from trainlib.config.checking.suggest import format_value, one_of
-from trainlib.config.defaults import better_mode, schedulers
 from trainlib.config.libraries import catalog
-from trainlib.config.schema import Augment, Best, Config, EarlyStopping, SchedulerConfig
+from trainlib.config.schema.sections import Augment, Best, Config, EarlyStopping, SchedulerConfig
+from trainlib.config.schema.values import better_mode
 from trainlib.errors import Mistake
 
 Rule = Callable[[Config], Iterator[Mistake]]
@@ -71,7 +71,7 @@ def _early_stopping_has_metric(config: Config) -> Iterator[Mistake]:
 
 
 def _plateau_has_metric(config: Config) -> Iterator[Mistake]:
-    for key, scheduler in schedulers(config):
+    for key, scheduler in config.schedulers():
         if scheduler.name == "ReduceLROnPlateau" and scheduler.metric is not None:
             yield from _needs_validation(f"{key}.metric", scheduler.metric, config)
 
@@ -104,7 +104,7 @@ def _scheduler_durations(config: Config) -> Iterator[Mistake]:
             rule = f"got {config.scheduler.duration}, but a single scheduler lasts the whole run: leave it out"
             yield Mistake("scheduler.duration", rule)
         return
-    for key, scheduler in list(schedulers(config))[:-1]:
+    for key, scheduler in list(config.schedulers())[:-1]:
         if scheduler.duration is None:
             yield Mistake(
                 f"{key}.duration", "is missing: every scheduler of a list but the last needs one, like 5ep or 500st"
@@ -117,7 +117,7 @@ def _scheduler_list_not_empty(config: Config) -> Iterator[Mistake]:
 
 
 def _plateau_rules(config: Config) -> Iterator[Mistake]:
-    listed = list(schedulers(config))
+    listed = list(config.schedulers())
     for i, (key, scheduler) in enumerate(listed):
         if scheduler.name != "ReduceLROnPlateau":
             if scheduler.metric is not None:
@@ -139,7 +139,7 @@ def _plateau_rules(config: Config) -> Iterator[Mistake]:
 
 def _cycled_momentum(config: Config) -> Iterator[Mistake]:
     taken = catalog.arguments("optimizer", config.optimizer.name)
-    for key, scheduler in schedulers(config):
+    for key, scheduler in config.schedulers():
         cycles = "cycle_momentum" in catalog.arguments("scheduler", scheduler.name)
         if cycles and scheduler.args.get("cycle_momentum", True) and not {"momentum", "betas"} & set(taken):
             rule = f"must be false: {config.optimizer.name} has no momentum for {scheduler.name} to cycle"

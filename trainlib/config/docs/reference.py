@@ -15,7 +15,7 @@ from typing import Any
 from trainlib.config.checking.suggest import format_value
 from trainlib.config.docs.descriptions import DESCRIPTIONS
 from trainlib.config.load import load_config
-from trainlib.config.schema import Config
+from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError
 
 # One configuration for each rule that joins several keys, which breaks it: the words after `launch run quickstart`.

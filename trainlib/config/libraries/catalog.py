@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from trainlib.config.libraries import source as source
+from trainlib.config.libraries import signatures
 from trainlib.config.libraries.kinds import BOOLEAN, NUMBER, WHOLE, list_of
-from trainlib.config.libraries.source import Argument
+from trainlib.config.libraries.signatures import Argument
 
 Family = Literal["loss", "optimizer", "scheduler", "model"]
 
@@ -81,14 +81,14 @@ def names(family: Family) -> tuple[str, ...]:
     if family == "loss":
         return LOSSES
     if family == "model":
-        return (*OWN_MODELS, *sorted(set(source.model_files()) - set(OWN_MODELS)))
+        return (*OWN_MODELS, *sorted(set(signatures.model_files()) - set(OWN_MODELS)))
     if family == "optimizer":
-        tree = source.module("torch", "optim/__init__.py")
-        known = [n for n in source.exported(tree) if n in source.imported_classes(tree) and n != "Optimizer"]
+        tree = signatures.module("torch", "optim/__init__.py")
+        known = [n for n in signatures.exported(tree) if n in signatures.imported_classes(tree) and n != "Optimizer"]
         known += OWN_OPTIMIZERS
     else:
-        tree = source.module("torch", "optim/lr_scheduler.py")
-        known = [n for n in source.exported(tree) if n in source.classes(tree) and n != "LRScheduler"]
+        tree = signatures.module("torch", "optim/lr_scheduler.py")
+        known = [n for n in signatures.exported(tree) if n in signatures.classes(tree) and n != "LRScheduler"]
     return tuple(n for n in known if n not in REFUSED[family])
 
 
@@ -96,22 +96,22 @@ def names(family: Family) -> tuple[str, ...]:
 def arguments(family: Family, name: str) -> Mapping[str, Argument]:
     """Return the arguments that the class `name`, of `names(family)`, takes in a configuration, in its own order."""
     if family == "model":
-        return OWN_MODELS[name] if name in OWN_MODELS else source.model_signature(name)
+        return OWN_MODELS[name] if name in OWN_MODELS else signatures.model_signature(name)
     if name in OWN_OPTIMIZERS and family == "optimizer":
         return OWN_OPTIMIZERS[name]
     path, tensor = "optim/lr_scheduler.py", None
     if family == "loss":
         path, tensor = "nn/modules/loss.py", list_of(NUMBER)
     elif family == "optimizer":
-        home = source.imported_classes(source.module("torch", "optim/__init__.py"))[name]
+        home = signatures.imported_classes(signatures.module("torch", "optim/__init__.py"))[name]
         path = home.removeprefix("torch.").replace(".", "/") + ".py"
-    found = source.signature(source.module("torch", path), name, _HIDDEN[family], tensor)
+    found = signatures.signature(signatures.module("torch", path), name, _HIDDEN[family], tensor)
     return {k: Argument(a.kind, a.required and (name, k) not in _OPTIONAL, a.default) for k, a in found.items()}
 
 
 def weights(model: str) -> tuple[str, ...]:
     """Return the names of a model's pretrained weights; empty if it has none."""
-    return source.weight_names(model) if model in source.model_files() else ()
+    return signatures.weight_names(model) if model in signatures.model_files() else ()
 
 
 def weights_file(text: str) -> Path | None:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-from trainlib.config.reading.keys import is_named
 from trainlib.config.reading.yaml_source import COMMAND_LINE, Source, parse_value
-from trainlib.config.schema import Config
+from trainlib.config.schema.keys import is_named
+from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError, Mistake
 
 _OVERRIDE = re.compile(r"[^/\\=\s]*=")

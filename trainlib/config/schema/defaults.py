@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from trainlib.config.libraries import catalog
-from trainlib.config.schema import (
+from trainlib.config.schema.sections import (
     Best,
     CheckpointConfig,
     Config,
     EarlyStopping,
     LossConfig,
-    Mode,
     OptimizerConfig,
     SchedulerConfig,
     TrainConfig,
 )
+from trainlib.config.schema.values import better_mode
 
 EPOCHS = 20
 ACTIVATIONS = {
@@ -31,19 +30,6 @@ ACTIVATIONS = {
     "MultiMarginLoss": "none",
 }
 _WithMetric = TypeVar("_WithMetric", Best, EarlyStopping)
-
-
-def better_mode(metric: str) -> Mode:
-    """Return "min" for a metric that is better when lower (a loss), "max" for one that is better when higher."""
-    return "min" if metric.endswith("loss") else "max"
-
-
-def schedulers(config: Config) -> Iterator[tuple[str, SchedulerConfig]]:
-    """Yield the schedulers in order, each with its dotted key: `scheduler`, or `scheduler.0`, `scheduler.1`, ..."""
-    if isinstance(config.scheduler, SchedulerConfig):
-        yield "scheduler", config.scheduler
-    elif config.scheduler is not None:
-        yield from ((f"scheduler.{i}", scheduler) for i, scheduler in enumerate(config.scheduler))
 
 
 def resolve(config: Config) -> Config:

@@ -1,4 +1,4 @@
-"""The schema of the configuration: one pydantic model for each section, with defaults, types and single-value rules.
+"""The schema of the configuration: one pydantic model for each section, with defaults, types and bounds.
 
 An unknown key or a value of the wrong type is refused. Rules that join several values, and the argument lists of
 torch's classes, are in `checking`. What each key means is in `docs.descriptions` and in docs/config.md.
@@ -6,62 +6,13 @@ torch's classes, are in `checking`. What each key means is in `docs.descriptions
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator
 
 from trainlib.config.custom import allow_custom
-
-Metric = Literal["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
-Mode = Literal["min", "max"]
-
-
-def _duration(text: object) -> object:
-    if not (isinstance(text, str) and re.fullmatch(r"[1-9][0-9]*(ep|st)", text)):
-        raise ValueError("must be a duration: a whole number of epochs or steps, like 20ep or 500st")
-    return text
-
-
-def check_run_name(text: str) -> str:
-    """Return the name if it is a valid name for a run; raise ValueError with the rule if not."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        raise ValueError(
-            "must be letters, digits, '.', '_' or '-', at most 100 of them, beginning with a letter or digit: "
-            "it names the folder runs/<name>"
-        )
-    return text
-
-
-def _node_count(value: object) -> object:
-    if isinstance(value, str) and (ends := re.fullmatch(r"([1-9][0-9]*)-([1-9][0-9]*)", value)):
-        if int(ends[1]) < int(ends[2]):
-            return value
-        raise ValueError("must go from fewer to more, like 1-4, or be one number")
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("must be a whole number, or a range like 1-4, of which the queue may give any")
-    if value < 1:
-        raise ValueError("must be >= 1")
-    return value
-
-
-def canonical_precision(value: object) -> object:
-    """Return `fp32` for `no`, which is its name in Accelerate and in older configurations; others as they are."""
-    return "fp32" if value == "no" else value
-
-
-def _flip(value: object) -> object:
-    if not isinstance(value, bool) and value != "alternating":
-        raise ValueError("must be true, false or alternating")
-    return value
-
-
-Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
-Precision = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(canonical_precision)]
-NodeCount = Annotated[
-    Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],
-    BeforeValidator(_node_count),
-]
+from trainlib.config.schema.values import Duration, Flip, Metric, Mode, NodeCount, Precision, check_run_name
 
 
 class Section(BaseModel):
@@ -93,7 +44,7 @@ class Normalize(Section):
 class Augment(Section):
     """`data.augment`: random changes of training images."""
 
-    flip: Annotated[bool | Literal["alternating"], BeforeValidator(_flip)] = False
+    flip: Flip = False
     crop_padding: Annotated[int, Field(ge=0)] = 0
     fill: Literal["black", "reflect"] = "black"
 
@@ -298,3 +249,10 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     slurm: SlurmConfig = SlurmConfig()
+
+    def schedulers(self) -> Iterator[tuple[str, SchedulerConfig]]:
+        """Yield the schedulers in order, each with its dotted key: `scheduler`, or `scheduler.0`, `scheduler.1`, ..."""
+        if isinstance(self.scheduler, SchedulerConfig):
+            yield "scheduler", self.scheduler
+        elif self.scheduler is not None:
+            yield from ((f"scheduler.{i}", scheduler) for i, scheduler in enumerate(self.scheduler))

@@ -1,0 +1,64 @@
+"""Types of single values of the configuration, with their rules: durations, metrics, precisions, names."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+Metric = Literal["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+Mode = Literal["min", "max"]
+
+
+def _duration(text: object) -> object:
+    if not (isinstance(text, str) and re.fullmatch(r"[1-9][0-9]*(ep|st)", text)):
+        raise ValueError("must be a duration: a whole number of epochs or steps, like 20ep or 500st")
+    return text
+
+
+def check_run_name(text: str) -> str:
+    """Return the name if it is a valid name for a run; raise ValueError with the rule if not."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise ValueError(
+            "must be letters, digits, '.', '_' or '-', at most 100 of them, beginning with a letter or digit: "
+            "it names the folder runs/<name>"
+        )
+    return text
+
+
+def _node_count(value: object) -> object:
+    if isinstance(value, str) and (ends := re.fullmatch(r"([1-9][0-9]*)-([1-9][0-9]*)", value)):
+        if int(ends[1]) < int(ends[2]):
+            return value
+        raise ValueError("must go from fewer to more, like 1-4, or be one number")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("must be a whole number, or a range like 1-4, of which the queue may give any")
+    if value < 1:
+        raise ValueError("must be >= 1")
+    return value
+
+
+def canonical_precision(value: object) -> object:
+    """Return `fp32` for `no`, which is its name in Accelerate and in older configurations; others as they are."""
+    return "fp32" if value == "no" else value
+
+
+def _flip(value: object) -> object:
+    if not isinstance(value, bool) and value != "alternating":
+        raise ValueError("must be true, false or alternating")
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(canonical_precision)]
+NodeCount = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],
+    BeforeValidator(_node_count),
+]
+Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]
+
+
+def better_mode(metric: str) -> Mode:
+    """Return "min" for a metric that is better when lower (a loss), "max" for one that is better when higher."""
+    return "min" if metric.endswith("loss") else "max"
