@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     if is_main:
         width = shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
-        show(*([to_json(evaluation)] if options.json else evaluation_text(evaluation, width)))
+        if options.json:
+            print(to_json(evaluation))
+        else:
+            show(*evaluation_text(evaluation, width))
         if trained.run is not None and options.data is None:
             _write(trained.run, evaluation)
     return EXIT_OK

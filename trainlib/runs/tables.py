@@ -71,18 +71,22 @@ def terminal() -> Console | None:
 
 
 def show(*parts: str | Table) -> None:
-    """Print text and tables to standard output, one below the other.
+    """Print lines of text and tables to standard output, one below the other.
 
-    On a terminal rich draws the tables: headings in bold, cells in their styles, text that is too wide wrapped within
-    its column. Plain columns are printed on a pipe, of tables with more than `MAX_RICH_ROWS` rows, and of those that
-    even wrapped are too wide for the terminal.
+    On a terminal lines are wrapped between words, and rich draws the tables: headings in bold, cells in their styles,
+    text that is too wide wrapped within its column. Plain columns are printed on a pipe, of tables with more than
+    `MAX_RICH_ROWS` rows, and of those that even wrapped are too wide for the terminal.
     """
     console = terminal()
     for part in parts:
-        drawn = None
-        if console is not None and isinstance(part, Table) and part.num_rows <= MAX_RICH_ROWS:
-            drawn = _rich_table(part, console.width)
-        print(part) if console is None or drawn is None else console.print(drawn)
+        if console is None:
+            print(part)
+        elif isinstance(part, str):
+            print(_wrapped(part, console.width))
+        elif part.num_rows <= MAX_RICH_ROWS and (drawn := _rich_table(part, console.width)) is not None:
+            console.print(drawn)
+        else:
+            print(part)
 
 
 def hang(head: str, text: str, width: int | None) -> str:
@@ -94,16 +98,11 @@ def hang(head: str, text: str, width: int | None) -> str:
     """
     if width is None:
         return head + text
-    indent = " " * len(head)
-    words = " ".join(text.split())
-    return textwrap.fill(
-        words,
-        width,
-        initial_indent=head,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return _wrapped(" ".join(text.split()), width, initial_indent=head, subsequent_indent=" " * len(head))
+
+
+def _wrapped(text: str, width: int, **indents: str) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False, **indents)  # type: ignore[arg-type]
 
 
 def _rich_table(table: Table, width: int) -> RichTable | None:
@@ -115,9 +114,9 @@ def _rich_table(table: Table, width: int) -> RichTable | None:
     if widths is None:
         return None
     drawn = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    for column, columns_width in zip(table.columns, widths, strict=True):
+    for column, column_width in zip(table.columns, widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.on_right else "left"
-        drawn.add_column(column.title, justify=justify, overflow="fold", width=columns_width)
+        drawn.add_column(column.title, justify=justify, overflow="fold", width=column_width)
     styled = [[Text(cell, column.styles.get(cell, "")) for cell in column.cells] for column in table.columns]
     for row in zip(*styled, strict=True):
         drawn.add_row(*row)
@@ -133,19 +132,19 @@ def _column_widths(table: Table, width: int) -> list[int] | None:
     """
     from rich.cells import cell_len
 
-    whole, least = [], []
+    whole, least, longest = [], [], []
     for column in table.columns:
-        texts = [column.title, *column.cells]
-        longest_word = max((cell_len(word) for text in texts for word in text.split()), default=0)
-        whole.append(max(map(cell_len, texts)))
-        least.append(longest_word if longest_word <= WHOLE_WORD else WORD_PART)
+        whole.append(max(map(cell_len, [column.title, *column.cells])))
+        longest_word = max((cell_len(word) for cell in column.cells for word in cell.split()), default=0)
+        longest.append(longest_word)
+        least.append(max(cell_len(column.title), longest_word if longest_word <= WHOLE_WORD else WORD_PART))
     widths = list(whole)
     missing = sum(widths) + GAP * (len(widths) - 1) - width
     while missing > 0:
         index = max(range(len(widths)), key=lambda index: widths[index] - least[index])
         if widths[index] <= least[index]:
             return None
-        given = 1 if least[index] == WORD_PART else widths[index] - least[index]
+        given = 1 if longest[index] > WHOLE_WORD else widths[index] - least[index]
         widths[index] -= given
         missing -= given
     most = max(range(len(widths)), key=lambda index: whole[index] - widths[index])
