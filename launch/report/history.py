@@ -36,7 +36,7 @@ class Attempt:
     """One start of a run and how it ended.
 
     number     from 1
-    outcome    running | completed | stopped | failed | interrupted (it ended without a word)
+    outcome    running | completed | stopped | failed | interrupted (no end was recorded: killed, say)
     reason     why it ended, as far as anything is known; may be empty
     from_step, end_step   end_step is None where the attempt could not tell
     """
@@ -130,18 +130,16 @@ def _job_of(start: Record, jobs: Sequence[Job]) -> Job | None:
 
 def _attempt(start: Record, end: Record, decided: Record, job: Job | None, running: bool) -> Attempt:
     outcome = str(end.get("status", "failed")) if end else "running" if running else "interrupted"
-    causes = [end.get("reason"), decided.get("cause") if outcome != "completed" else None, decided.get("error")]
-    said = [str(cause).replace("_", " ") if cause is causes[1] else str(cause) for cause in causes if cause]
-    if decided.get("requeued"):
-        said.append("requeued")
-    if outcome == "interrupted" and not said:
-        said.append("killed, or its machine was lost")
-    unsaid = [text for index, text in enumerate(said) if text not in (outcome, *said[:index])]
+    cause = str(decided.get("cause") or "").replace("_", " ") if outcome != "completed" else ""
+    reasons = [end.get("reason"), cause, decided.get("error"), "requeued" if decided.get("requeued") else ""]
+    different = dict.fromkeys(str(reason) for reason in reasons if reason and reason != outcome)
+    if outcome == "interrupted" and not different:
+        different["killed, or its machine was lost"] = None
     step = end.get("step", decided.get("step"))
     return Attempt(
         number=int(start.get("attempt") or 0),
         outcome=outcome,
-        reason=", ".join(unsaid),
+        reason=", ".join(different),
         from_step=int(start.get("from_step") or 0),
         end_step=step if isinstance(step, int) else None,
         started=time_of(start),

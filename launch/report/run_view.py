@@ -9,7 +9,8 @@ from launch.runs.show import last_error
 
 STATES = {
     "running": "This run is still going: the page shows what there was when it was made.",
-    "interrupted": "This run ended without a word. Start it again to continue.",
+    "interrupted": "The process of this run was killed or its machine went down: no reason was recorded. Start it "
+    "again to continue.",
     "stopped": "This run was stopped with a checkpoint. Start it again to continue.",
     "failed": "This run failed. What it wrote before that is shown.",
     "new": "This run has not begun.",
