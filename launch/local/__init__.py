@@ -1,1 +1,1 @@
-"""Starting and supervising ranks on this machine."""
+"""Start and supervise the ranks of this machine."""

@@ -1,4 +1,4 @@
-"""The command that starts a training, as a pure function of what was asked."""
+"""The command line and environment that start a training, as pure functions of the user's options."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ STOP_SECONDS = 7  # for ranks to write a checkpoint and end, once their agent or
 RESUME_LATEST = ""  # --resume without a checkpoint
 
 
-# What tells a process of which launch it is a rank: set by torchrun and SLURM scripts, by MPI's launchers, which
-# Accelerate listens to as well, and by cluster software that sets torchrun's own options. Left over in a shell, they
-# make a process wait for ranks that never come.
+# Variables that make a process a rank of some launch: set by torchrun and SLURM scripts, by MPI's launchers, which
+# Accelerate reads as well, and by cluster software that sets torchrun's own options. Left over in a shell, they make
+# a process wait for ranks that never come.
 _RANK_VARIABLES = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|NODE_RANK|ROLE_NAME|MASTER_(ADDR|PORT)"
     r"|(TORCHELASTIC_|PET_|PMI_|OMPI_COMM_WORLD_|MV2_COMM_WORLD_|MPI_LOCAL).*"
@@ -28,18 +28,23 @@ _RANK_VARIABLES = re.compile(
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, the environment variables that it needs beyond the caller's, and those that it must not get."""
+    """A command line with its changes to the caller's environment.
+
+    words         the program and its arguments
+    environment   variables to add
+    without       names of variables to remove
+    """
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
     without: Sequence[str] = ()
 
     def variables(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The whole environment to run it in."""
+        """Return the whole environment of the command, for a caller that has the environment `inherited`."""
         return {**{name: value for name, value in inherited.items() if name not in self.without}, **self.environment}
 
     def shell_text(self) -> str:
-        """One line that a POSIX shell runs as this command."""
+        """Return one line of text that runs this command in a POSIX shell."""
         unset = [word for name in self.without for word in ("-u", name)]
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*(["env", *unset] if unset else []), *assignments, shlex.join(self.words)])
@@ -49,10 +54,11 @@ class Command:
 class Node:
     """This machine's place among the machines of a run.
 
-    rank        from 0, the head, on
-    head        (host, port) at which the ranks of all machines meet: an address of machine 0, the same for all
+    count       number of machines
+    rank        this machine's number, from 0; machine 0 is the head
+    head        (host, port) of the rendezvous: an address of machine 0, the same for all machines
     interface   the network interface through which this machine reaches the head; None leaves the choice to gloo
-    run_id      tells the machines of this run from those of another one that come to the same port
+    run_id      distinguishes this run from another run whose machines connect to the same port
     """
 
     count: int
@@ -63,29 +69,33 @@ class Node:
 
 
 def left_by_another_launch(environment: Mapping[str, str]) -> list[str]:
-    """The variables that make a process a rank of some launch that is not this one."""
+    """Return the names of the variables that would make a process a rank of some other launch, sorted."""
     return sorted(name for name in environment if _RANK_VARIABLES.fullmatch(name))
 
 
 def accelerate_launch(python: str) -> tuple[str, ...]:
-    """The words that start `accelerate launch` with this interpreter's packages: its console script if it has one."""
+    """Return the words that start `accelerate launch` with the packages of the interpreter `python`.
+
+    They are the path of its console script if it is installed, else a module for `python -m`.
+    """
     script = Path(python).parent / "accelerate"
     return (str(script), "launch") if script.is_file() else (python, "-m", "accelerate.commands.launch")
 
 
 def config_arguments(arguments: Sequence[str], name: str | None) -> list[str]:
-    """The configs and overrides as given, then `name` as one more override.
+    """Return the configs and overrides as given, then `name=NAME` as one more override.
 
-    Values of overrides are YAML, where 2024 and null are not text: the name is given in quotes.
+    Values of overrides are YAML, where 2024 and null are not text, so the name is quoted.
     """
     return [*arguments, *([f"name={json.dumps(name, ensure_ascii=False)}"] if name is not None else [])]
 
 
 def training_arguments(configs: Sequence[str], *, fresh: bool, resume: str | None) -> list[str]:
-    """What the training program gets: the configs and overrides, then what the options say.
+    """Return the arguments of the training program: the configs and overrides, then the options.
 
-    `resume` is None where it was not asked for and RESUME_LATEST where no checkpoint was named. It comes last, so that
-    its optional value cannot be taken for anything else.
+    resume   None without --resume, RESUME_LATEST for --resume without a checkpoint, else the checkpoint
+
+    `--resume` comes last, so that its optional value cannot be taken for anything else.
     """
     result = list(configs)
     if fresh:
@@ -108,11 +118,16 @@ def training_command(
     node: Node | None = None,
     module: str = TRAINING_MODULE,
 ) -> Command:
-    """Start `processes` ranks of the training program on this machine, which may be one of several.
+    """Return the command that starts `processes` ranks of the training program on this machine.
 
-    `python` is the interpreter, `accelerate` are the words that start `accelerate launch`, and `module` is another
-    program to start in the same way. On a machine without GPUs, Accelerate starts several ranks only where it is told
-    both --multi_gpu and ACCELERATE_USE_CPU.
+    arguments    what each rank gets
+    python       the interpreter
+    accelerate   the words that start `accelerate launch`
+    without      names of environment variables that the ranks must not inherit
+    node         this machine's place among several; None where there is only this one
+    module       the program that each rank runs
+
+    On a machine without GPUs, Accelerate starts several ranks only with both --multi_gpu and ACCELERATE_USE_CPU.
     """
     world_size = processes * (node.count if node else 1)
     environment = {"TRAINLAUNCH_WORLD_SIZE": str(world_size)}
@@ -120,7 +135,7 @@ def training_command(
         return Command((python, "-m", module, *arguments), environment, without)
     if on_cpu:
         environment = {"ACCELERATE_USE_CPU": "true", **environment}
-    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STOP_SECONDS)  # heeded from torch 2.12 on; 30 s before
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STOP_SECONDS)  # torch reads it from 2.12 on; before, it is 30 s
     if node is not None and node.interface is not None:
         environment["GLOO_SOCKET_IFNAME"] = node.interface
     if node is not None and node.run_id is not None:
@@ -132,7 +147,7 @@ def training_command(
         "--machine_rank": str(node.rank if node else 0),
         **({"--main_process_ip": node.head[0]} if node else {}),
         "--gpu_ids": "all",
-        "--main_process_port": str(node.head[1] if node else 0),  # 0: a free one, so that two runs here do not meet
+        "--main_process_port": str(node.head[1] if node else 0),  # 0: a free one, so that two runs here do not collide
         "--mixed_precision": "no",  # the precision is the config's to say
         "--dynamo_backend": "no",
     }
@@ -143,7 +158,7 @@ def training_command(
 def command_here(
     arguments: Sequence[str], processes: int, gpus: int, *, module: str = TRAINING_MODULE, node: Node | None = None
 ) -> Command:
-    """`training_command` for this interpreter, this environment and a machine with so many GPUs."""
+    """Return `training_command` for this interpreter, this environment and a machine with `gpus` GPUs."""
     return training_command(
         arguments,
         processes,

@@ -1,4 +1,4 @@
-"""How many processes to start: the GPUs of this machine, counted without importing torch."""
+"""Number of processes to start here, from the number of GPUs, which are counted without importing torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainlib.errors import TrainlaunchError, UserError
 
 
 def visible_gpus(installed: int, environment: Mapping[str, str]) -> int:
-    """How many of the `installed` NVIDIA GPUs a program started with this environment may use."""
+    """Return how many of the `installed` NVIDIA GPUs a program may use that is started with this environment."""
     if environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return 0
     visible = environment.get("CUDA_VISIBLE_DEVICES")
@@ -27,9 +27,11 @@ def visible_gpus(installed: int, environment: Mapping[str, str]) -> int:
 
 
 def choose_processes(requested: int | None, gpus: int) -> int:
-    """The number of processes: one for each GPU where `requested` is None, and never more than there are GPUs.
+    """Return the number of processes to start on a machine with `gpus` GPUs.
 
-    A machine without GPUs runs any number, one where it is not told.
+    requested   the user's number; None for one process for each GPU, or one on a machine without GPUs
+
+    Raises UserError for more processes than GPUs; a machine without GPUs runs any number.
     """
     if requested is None:
         return max(gpus, 1)
@@ -42,7 +44,7 @@ def choose_processes(requested: int | None, gpus: int) -> int:
 
 
 def require_given_gpus(gpus: int, environment: Mapping[str, str]) -> None:
-    """Raise TrainlaunchError where SLURM gave this node GPUs and none can be seen: that is no reason to use the CPU."""
+    """Raise TrainlaunchError if SLURM gave this node GPUs and none is visible, rather than train on the CPU."""
     given = environment.get("SLURM_GPUS_ON_NODE", "")
     on_cpu = environment.get("ACCELERATE_USE_CPU") or environment.get("CUDA_VISIBLE_DEVICES") == ""
     if given.isdecimal() and int(given) and not gpus and not on_cpu:
@@ -53,7 +55,7 @@ def require_given_gpus(gpus: int, environment: Mapping[str, str]) -> None:
 
 
 def count_gpus() -> int:
-    """The NVIDIA GPUs that a training on this machine may use."""
+    """Return the number of NVIDIA GPUs that a training on this machine may use."""
     return visible_gpus(_installed_gpus(), os.environ)
 
 

@@ -1,30 +1,21 @@
-"""How several ranks ended, read from what `accelerate launch` writes on its standard error.
+"""Which rank made a run of several ranks fail, judged from what torch's elastic agent reports.
 
-It ends with 1 whatever its ranks ended with; their own exit codes are only in the report of torch's elastic agent.
-All of this is pure: text in, facts out.
+`accelerate launch` exits with 1 whatever its ranks exited with; their own exit codes are in the report that
+`trainlib.distributed.agent` writes. All of this is pure: text in, facts out.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_USER_ERROR
 
-_FAILURE = re.compile(
-    r"^ +host +: (?P<host>\S+)\n"
-    r"^ +rank +: (?P<rank>\d+) \(local_rank: \d+\)\n"
-    r"^ +exitcode +: (?P<code>-?\d+) \(pid: (?P<pid>\d+)\)",
-    re.MULTILINE,
-)
-_CLOSING = re.compile(r"Sending process (\d+) closing signal")
-_AGENT_LOG = re.compile(r"^[IWEC]\d{4} [\d:.]+ \d+ \S*torch/distributed/")
 _PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use|another process is utilizing it", re.IGNORECASE)
-_TRACEBACK = "Traceback (most recent call last):"
-_AGENT_FRAME = re.compile(r'^ +File ".*[/\\]accelerate[/\\]commands[/\\]|^ +File ".*[/\\]bin[/\\]accelerate"')
 
 # A process that dies of these was not told to: no other rank's death is the reason.
 _CRASHES = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
@@ -32,13 +23,12 @@ _CRASHES = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -s
 
 @dataclass(frozen=True)
 class RankFailure:
-    """The rank that ended the run.
+    """A rank that did not end well.
 
     exit_code   as subprocess gives it: negative for a signal
     """
 
     rank: int
-    host: str
     exit_code: int
     pid: int
 
@@ -48,88 +38,72 @@ class RankFailure:
         return self.exit_code if self.exit_code >= 0 else 128 - self.exit_code
 
 
-def find_failure(text: str) -> RankFailure | None:
-    """The rank whose failure brought the others down; None where the text holds no report.
+@dataclass
+class AgentReport:
+    """What the agent has reported so far.
 
-    The agent names the rank that it saw first, which may be one that only lost the connection to a rank that died a
-    moment before. So a crash comes first, except of a rank that was still alive when the agent began to close the
-    others, then a mistake of the user's: rank 0's, if it found it too, for it has told it. A rank that says itself
-    that it only lost another one comes last, and one that the agent ended is no reason at all.
+    log        its own log messages and tracebacks
+    closing    processes of the ranks that it asked to end, as another rank had failed
+    failures   ranks that failed, first observed first
     """
-    failures = [RankFailure(int(m["rank"]), m["host"], int(m["code"]), int(m["pid"])) for m in _FAILURE.finditer(text)]
+
+    log: list[str] = field(default_factory=list)
+    closing: list[int] = field(default_factory=list)
+    failures: list[RankFailure] = field(default_factory=list)
+
+    def add_line(self, line: str) -> None:
+        """Take in one line of the report. A line that was cut off, as by a SIGKILL, is left out."""
+        try:
+            message = json.loads(line)
+        except json.JSONDecodeError:
+            return
+        if "log" in message:
+            self.log.append(message["log"])
+        if "closing" in message:
+            self.closing.append(message["closing"])
+        if "failures" in message:
+            self.failures = [RankFailure(**failure) for failure in message["failures"]]
+
+
+def find_cause(failures: Sequence[RankFailure], closing: Collection[int]) -> RankFailure | None:
+    """Return the failure that brought the other ranks down; None where no rank failed.
+
+    failures   first observed first
+    closing    processes that the agent asked to end
+
+    The rank observed first may only have lost the connection to a rank that died a moment before. So a crash comes
+    first, except of a rank that was still alive when the agent began to close the others; then a mistake of the
+    user's: rank 0's, if it found it too, for it has told it. A rank that says itself that it only lost the connection
+    comes last, and a rank that the agent ended is never the cause.
+    """
     if not failures:
         return None
-    closed = {int(pid) for pid in _CLOSING.findall(text)}
-    crashed = [f for f in failures if f.exit_code in _CRASHES and f.pid not in closed]
+    crashed = [f for f in failures if f.exit_code in _CRASHES and f.pid not in closing]
     mistaken = sorted((f for f in failures if f.exit_code == EXIT_USER_ERROR), key=lambda f: f.rank)
-    seen_first = failures[-1]  # the root cause is the report's last entry
-    if seen_first in crashed:
-        return seen_first
-    if crashed or mistaken:
-        return (crashed or mistaken)[0]
-    own = [f for f in failures if f.exit_code != EXIT_CONNECTION_LOST and not (f.exit_code < 0 and f.pid in closed)]
-    return seen_first if seen_first in own or not own else own[0]
+    own = [f for f in failures if f.exit_code != EXIT_CONNECTION_LOST and not (f.exit_code < 0 and f.pid in closing)]
+    return (crashed or mistaken or own or failures)[0]
 
 
-def closing_pid(line: str) -> int | None:
-    """The process that the agent asks to end, as another one has failed; None where the line says no such thing."""
-    match = _CLOSING.search(line)
-    return int(match[1]) if match else None
+def port_is_taken(agent_log: str) -> bool:
+    """Return True if the ranks could not connect because another program listens at the port that they were given."""
+    return _PORT_TAKEN.search(agent_log) is not None
 
 
-def port_is_taken(text: str) -> bool:
-    """Whether the ranks could not meet because another program listens at the port that they were given."""
-    return _PORT_TAKEN.search(text) is not None
-
-
-def describe(failure: RankFailure, log: Path, last_lines: Sequence[str]) -> str:
-    """One message: which rank, where, how it ended, and the end of its log."""
+def describe(failure: RankFailure, host: str, log: Path, last_lines: Sequence[str]) -> str:
+    """Return one message: which rank failed, on which host, how it ended, and the end of its log."""
     if failure.exit_code < 0:
         ended = f"was {killed_by(-failure.exit_code)}"
     else:
         ended = f"ended with exit code {failure.exit_code}"
-    text = f"rank {failure.rank} on {failure.host} {ended}; its log is {log}"
+    text = f"rank {failure.rank} on {host} {ended}; its log is {log}"
     if not last_lines:
         return text
     return "\n".join([f"{text}, which ends with:", *(f"  {line}" for line in last_lines)])
 
 
 def killed_by(number: int) -> str:
-    """What a signal did to a process, with the signal's name."""
+    """Return `killed by` and the name of a signal."""
     try:
         return f"killed by {signal.Signals(number).name}"
     except ValueError:
         return f"killed by signal {number}"
-
-
-class StderrFilter:
-    """Tells the ranks' own lines on standard error from the agent's and Accelerate's talk about them.
-
-    The agent's log lines are known by their form. Accelerate's traceback and the report come last, when all ranks have
-    ended; since a rank's traceback begins in the same way, its first lines are held back until they tell whose it is.
-    """
-
-    def __init__(self) -> None:
-        self._held: list[str] = []
-        self._agent_is_ending = False
-
-    def feed(self, line: str) -> list[str]:
-        """The lines to show now that this one has come."""
-        if self._agent_is_ending or _AGENT_LOG.match(line):
-            return []
-        if line.startswith(_TRACEBACK):
-            shown, self._held = self._held, [line]
-            return shown
-        if not self._held:
-            return [line]
-        if _AGENT_FRAME.match(line):
-            self._agent_is_ending = True
-            self._held = []
-            return []
-        self._held.append(line)
-        return [] if "<frozen runpy>" in line else self.close()
-
-    def close(self) -> list[str]:
-        """The lines that are still held back."""
-        held, self._held = self._held, []
-        return held

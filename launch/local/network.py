@@ -1,4 +1,4 @@
-"""Where the machines of a run meet: the head's address, and this machine's way to it."""
+"""The address of a run's first machine, the head, and the network interface of this machine that leads to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT_PORT = 29500  # torchrun's
 
 
 def parse_head(text: str) -> tuple[str, int]:
-    """`HOST`, `HOST:PORT` or `[IPv6]:PORT` as (host, port). Raises UserError."""
+    """Parse `HOST`, `HOST:PORT` or `[IPv6]:PORT` into (host, port). Raises UserError for any other text."""
     host, colon, port = text.rpartition(":")
     if not colon or (text.startswith("[") and text.endswith("]")):
         host, port = text, str(DEFAULT_PORT)
@@ -23,9 +23,11 @@ def parse_head(text: str) -> tuple[str, int]:
 
 
 def interface_to(host: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:
-    """The interface of this machine that leads to `host`, which may be this machine itself.
+    """Return the name of this machine's network interface that leads to `host`, or None if there is none.
 
+    host         a name or an address, which may be of this machine itself
     interfaces   addresses of each interface of this machine, by its name
+
     Gloo otherwise binds to whatever the machine's own name resolves to, often the loopback, which no other machine
     reaches. Nothing is sent. Raises UserError for a host that cannot be found or reached.
     """
@@ -47,7 +49,7 @@ def interface_to(host: str, interfaces: Mapping[str, Sequence[str]]) -> str | No
 
 
 def own_interfaces() -> dict[str, list[str]]:
-    """The addresses of each network interface of this machine."""
+    """Return the addresses of each network interface of this machine, by its name."""
     import psutil
 
     families = (socket.AF_INET, socket.AF_INET6)

@@ -1,36 +1,28 @@
-"""Runs several ranks as a child process: passes signals on, shows what the ranks say, and tells how they ended."""
+"""Run a training of several ranks as a child process: pass signals on, show what ranks print, tell how they ended."""
 
 from __future__ import annotations
 
 import ctypes
 import io
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 import psutil
 
+from launch.local.agent import Agent
 from launch.local.command import STOP_SECONDS, Command
-from launch.local.failure import (
-    RankFailure,
-    StderrFilter,
-    closing_pid,
-    describe,
-    find_failure,
-    killed_by,
-    port_is_taken,
-)
+from launch.local.failure import RankFailure, describe, find_cause, killed_by, port_is_taken
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs import failure_record
@@ -46,67 +38,68 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
-    """Run the command, which trains into `directory`; the exit code is that of the rank that ended it.
+    """Run the command, which trains into `directory`, and return the exit code of the rank that ended the run.
 
     The ranks are in sessions of their own, so a Ctrl-C in the terminal reaches only this process. It asks the run to
-    stop through the STOP file, which the ranks agree on; a second one kills them all. Signals to the agent are not
-    heeded, as it would give the ranks a few seconds only: SLURM sends them to every process of a job.
+    stop through the STOP file, which the ranks agree on; a second Ctrl-C kills them all. The agent, the parent of the
+    ranks, ignores signals, as it would give the ranks a few seconds only: SLURM sends them to every process of a job.
     """
     stop = StopRequest(directory)
     if sys.platform == "linux":
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # ranks whose agent is killed become children of this process
+    log = directory / "logs" / "launcher.log"
     cleared = False
     with stop.catching_signals():
-        child = subprocess.Popen(
-            command.words,
-            env=command.variables(os.environ) | {"PET_SIGNALS_TO_HANDLE": "SIGHUP"},  # torchrun's --signals-to-handle
-            stdin=subprocess.DEVNULL,
+        agent = Agent(
+            command,
+            environment={"PET_SIGNALS_TO_HANDLE": "SIGHUP"},  # torchrun's --signals-to-handle
             stderr=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=_prepare_agent,
         )
+        child = agent.process
         assert child.stderr is not None
         # newline="": a progress bar ends its lines in \r, which must reach the terminal at once and as they are
         stderr = _StderrRelay(io.TextIOWrapper(child.stderr, encoding="utf-8", errors="replace", newline=""))
-        while child.poll() is None and not stop.now:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(_POLL_SECONDS)
+        running = True
+        while running and not stop.now:
+            running = agent.wait(_POLL_SECONDS) is None
             if stop.run_has_started():
                 if not cleared:
                     failure_record.clear(directory, node_rank)
                     cleared = True
                 stop.deliver()
-                stderr.write_log(directory / "logs" / "launcher.log")
-            _kill_ranks(child, stderr.overdue_pids(_CLOSING_SECONDS if stop.run_has_started() else _REFUSED_SECONDS))
+                _append(log, stderr.take_lines())
+            _kill_ranks(child, agent.overdue_ranks(_CLOSING_SECONDS if stop.run_has_started() else _REFUSED_SECONDS))
         if stop.now:
             _kill_tree(child)
         elif child.returncode < 0:
             _end_orphans()
         stderr.finish()
+        agent.wait(0)
         stop.withdraw()
     if stop.run_has_started():
-        stderr.write_log(directory / "logs" / "launcher.log")
+        _append(log, [*stderr.take_lines(), *agent.report.log])
     if stop.now:
         print("killed: the run continues from its last checkpoint when it is started again", file=sys.stderr)
         return EXIT_INTERRUPTED
     if child.returncode == 0:
         return 0
-    failure = find_failure(stderr.text)
-    if failure is not None:
-        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # which the agent may know as localhost
-        failure = replace(failure, host=host)
-        if stop.run_has_started() and failure.shell_code != EXIT_STOPPED:
-            _record_failure(failure, directory, node_rank)
-    return _report_failure(failure, stderr.text, directory, child.returncode)
+    failure = find_cause(agent.report.failures, agent.report.closing)
+    if failure is None:
+        return _report_no_rank(agent.report.log, directory, child.returncode)
+    if stop.run_has_started() and failure.shell_code != EXIT_STOPPED:
+        _record_failure(failure, directory, node_rank)
+    return _report_rank(failure, directory)
 
 
 def _record_failure(failure: RankFailure, directory: Path, node_rank: int) -> None:
-    """Leave in the run directory which rank failed here, and its last word."""
+    """Write to the run directory which rank failed on this machine, and the last line of its log."""
     log = _log_of(failure, directory)
     record = FailureRecord(
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         rank=failure.rank,
-        host=failure.host,
+        host=_host(),
         exit_code=failure.shell_code,
         signal=signal.Signals(-failure.exit_code).name if failure.exit_code < 0 else None,
         log=str(log),
@@ -119,88 +112,76 @@ def _log_of(failure: RankFailure, directory: Path) -> Path:
     return directory / "logs" / f"rank-{failure.rank}.log"
 
 
-def _report_failure(failure: RankFailure | None, stderr_text: str, directory: Path, launcher_code: int) -> int:
-    """Say which rank failed, where rank 0 has not said so itself; return the exit code to end with."""
-    if failure is None and launcher_code > 0 and was_stopped(directory):  # the agent was asked to end itself
-        return EXIT_STOPPED
-    if failure is None and launcher_code < 0:
-        ended = f"accelerate launch was {killed_by(-launcher_code)}"
-        print(f"error: {ended}; run the same command to continue from the last checkpoint", file=sys.stderr)
-        return 128 - launcher_code
-    if failure is None and port_is_taken(stderr_text):
-        print(
-            "error: another program listens at the port of --head: give another port, on all machines", file=sys.stderr
-        )
-        return EXIT_PORT_TAKEN
-    if failure is None:  # the ranks did not come to run, or something ended Accelerate itself
-        last_lines = "\n".join(stderr_text.splitlines()[-_LOG_TAIL_LINES:])
-        print(f"{last_lines}\nerror: accelerate launch ended with exit code {launcher_code}", file=sys.stderr)
-        return launcher_code
+def _report_rank(failure: RankFailure, directory: Path) -> int:
+    """Print which rank failed, where rank 0 has not said so itself; return the exit code to end with."""
     told_by_rank_0 = failure.shell_code == EXIT_STOPPED or (failure.shell_code == EXIT_USER_ERROR and not failure.rank)
     if not told_by_rank_0:
         log = _log_of(failure, directory)
         # What rank 0 said is on the console already.
         tail = _last_lines(log) if failure.rank else []
-        print(f"error: {describe(failure, log, tail)}", file=sys.stderr)
+        print(f"error: {describe(failure, _host(), log, tail)}", file=sys.stderr)
     return failure.shell_code
 
 
+def _report_no_rank(agent_log: Sequence[str], directory: Path, agent_code: int) -> int:
+    """Print why the agent ended although it named no rank that failed; return the exit code to end with."""
+    if agent_code > 0 and was_stopped(directory):  # the agent was asked to end itself
+        return EXIT_STOPPED
+    if agent_code < 0:
+        ended = f"accelerate launch was {killed_by(-agent_code)}"
+        print(f"error: {ended}; run the same command to continue from the last checkpoint", file=sys.stderr)
+        return 128 - agent_code
+    if port_is_taken("".join(agent_log)):
+        print(
+            "error: another program listens at the port of --head: give another port, on all machines", file=sys.stderr
+        )
+        return EXIT_PORT_TAKEN
+    # The ranks did not come to run, or something ended Accelerate itself.
+    last_lines = "".join(agent_log).splitlines()[-_LOG_TAIL_LINES:]
+    print("\n".join([*last_lines, f"error: accelerate launch ended with exit code {agent_code}"]), file=sys.stderr)
+    return agent_code
+
+
+def _host() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _append(path: Path, lines: Sequence[str]) -> None:
+    """Append lines to a log file; a log that cannot be written is not worth an error."""
+    if lines:
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+
+
 class _StderrRelay:
-    """Reads the child's standard error on a thread: the ranks' own lines are shown at once, all of it is kept."""
+    """Shows each line of the child's standard error at once, read on a thread, and keeps it for the log."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-        self._lines: list[str] = []
-        self._written = 0
-        self._closing: dict[int, float] = {}  # pid: when the agent asked it to end
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-
-    @property
-    def text(self) -> str:
-        return "".join(self._lines)
 
     def finish(self) -> None:
         """Wait for the last lines; not for long, as a process that outlives the ranks may hold the pipe."""
         self._thread.join(timeout=5)
 
-    def overdue_pids(self, seconds: float) -> list[int]:
-        """The ranks that had this long to end, after another one failed.
-
-        A rank that waits for the others, or is stopped, does not see the agent's SIGTERM, and the agent waits 30 s.
-        """
-        now = time.monotonic()
-        return [pid for pid, asked in list(self._closing.items()) if now - asked > seconds]
-
-    def write_log(self, path: Path) -> None:
-        """Append what has come since the last call to the file; a log that cannot be written is not worth an error."""
-        new = self._lines[self._written :]
-        if not new:
-            return
-        with suppress(OSError):
-            path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(new)
-        self._written += len(new)
+    def take_lines(self) -> list[str]:
+        """Return the lines that have come since the last call."""
+        return [self._lines.get() for _ in range(self._lines.qsize())]
 
     def _read(self) -> None:
-        stderr_filter = StderrFilter()
         for line in self._stream:
-            self._lines.append(line)
-            if (pid := closing_pid(line)) is not None:
-                self._closing[pid] = time.monotonic()
-            self._show(stderr_filter.feed(line))
-        self._show(stderr_filter.close())
-
-    def _show(self, lines: list[str]) -> None:
-        if lines:
+            self._lines.put(line)
             with suppress(OSError):  # reading must go on where the terminal is gone, or the ranks would block
-                sys.stderr.write("".join(lines))
+                sys.stderr.write(line)
                 sys.stderr.flush()
 
 
 def _prepare_agent() -> None:
-    """In the child: heed no signal but the one that the kernel sends when the launcher dies, however it does.
+    """In the child: ignore every signal but the one that the kernel sends when the launcher dies, however it does.
 
     The agent passes that on to its ranks, wherever they are in starting or training, and kills those that do not stop.
     """

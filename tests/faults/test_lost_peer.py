@@ -7,12 +7,9 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
 import ranks
 import tiny
-from paths import GOLDEN
 
-from launch.local.failure import find_failure
 from trainlib.errors import EXIT_CONNECTION_LOST
 from trainlib.runs.failure_record import FailureRecord, clear, read_all, root_cause, save
 
@@ -42,20 +39,6 @@ def test_the_rank_that_is_left_tells_it_in_one_line(tmp_path: Path) -> None:
     (end,) = tiny.attempts(tmp_path, "end")
     assert end["status"] == "failed"
     assert end["reason"].startswith("ConnectionLostError: lost the connection to another rank")
-
-
-@pytest.mark.parametrize(("others_code", "rank", "code"), [(7, 1, 7), (75, 1, 75), (76, 0, 76), (-15, 0, 76)])
-def test_it_is_the_reason_only_where_there_is_no_other(others_code: int, rank: int, code: int) -> None:
-    """Rank 0 was seen first, and rank 1 ended with `others_code`; with -15, because the agent asked it to."""
-    text = (GOLDEN / "accelerate_both.txt").read_text()
-    text = text.replace("exitcode  : 1 (", "exitcode  : 76 (").replace(
-        "exitcode  : -11 (", f"exitcode  : {others_code} ("
-    )
-    if others_code < 0:
-        text = f"Sending process 5098 closing signal SIGTERM\n{text}"
-    failure = find_failure(text)
-    assert failure is not None
-    assert (failure.rank, failure.exit_code) == (rank, code)
 
 
 def record(time: str, rank: int, exit_code: int) -> FailureRecord:

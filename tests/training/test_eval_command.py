@@ -17,12 +17,12 @@ import ranks
 import sklearn.metrics
 import torch
 import torchmetrics.functional.classification as torchmetrics
-from paths import GOLDEN, REPOSITORY
+from paths import REPOSITORY
 from PIL import Image
 from trained import CLASSES, checkpoint_of, drawings, manifest_of, pixels, plain_logits
 
 from launch.cli import main as launch
-from launch.local.command import Command
+from launch.local.command import Command, accelerate_launch
 from launch.local.ranks import run_program
 from trainlib.data.sources.synthetic import make_synthetic
 from trainlib.data.splits import split_validation
@@ -179,22 +179,35 @@ def test_several_processes_under_the_launcher(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "exit_code", "told"),
+    ("report", "exit_code", "told"),
     [
-        ("mistake", 2, ""),  # which rank 0 has explained
-        ("code", 7, "error: rank 1 ended with exit code 7\n"),
-        ("killed", 137, "error: rank 1 was killed by SIGKILL\n"),
+        ([(0, 2), (1, 2)], 2, "a rank speaks\n"),  # rank 0 has explained it
+        ([(1, 7)], 7, "a rank speaks\nerror: rank 1 ended with exit code 7\n"),
+        ([(1, -9)], 137, "a rank speaks\nerror: rank 1 was killed by SIGKILL\n"),
+        ([], 1, "a rank speaks\nTraceback: no port\nerror: the ranks ended with exit code 1\n"),
     ],
 )
-def test_ranks_that_fail(name: str, exit_code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The failing rank's own code, and none of the agent's talk; the samples are what `accelerate launch` wrote."""
-    sample = GOLDEN / f"accelerate_{name}.txt"
-    program = f"import sys; sys.stderr.write(open({str(sample)!r}).read()); sys.exit(1)"
-    assert run_program(Command((sys.executable, "-c", program), {})) == exit_code
-    said = capsys.readouterr().err
-    assert said.endswith(told)
-    assert "torch/distributed" not in said
-    assert "ChildFailedError" not in said
+def test_ranks_that_fail(
+    report: list[tuple[int, int]],
+    exit_code: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The failing rank's own code, and of what the agent reports only what explains the end."""
+    failures = [{"rank": rank, "exit_code": code, "pid": 1} for rank, code in report]
+    lines = [json.dumps(line) + "\n" for line in ({"log": "Traceback: no port\n"}, {"failures": failures})]
+    (tmp_path / "stub_agent.py").write_text(
+        "import os, sys\n"
+        "print('a rank speaks', file=sys.stderr, flush=True)\n"
+        f"os.write(int(sys.argv[1]), {''.join(lines).encode()!r})\n"
+        "sys.exit(1)\n"
+    )
+    monkeypatch.setattr("launch.local.agent.AGENT_MODULE", "stub_agent")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_program(Command((*accelerate_launch(sys.executable), "-m", "x"), {})) == exit_code
+    assert capfd.readouterr().err == told
 
 
 def small_evaluation() -> dict[str, Any]:

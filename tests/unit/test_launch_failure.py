@@ -1,97 +1,100 @@
-"""The samples in golden/ are what `accelerate launch` really wrote (Accelerate 1.15, torch 2.15), paths renamed."""
+"""Which rank is named, of those that torch's agent reports; the reports are those of real runs (Accelerate 1.15)."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from paths import GOLDEN
+from paths import REPOSITORY
 
-from launch.local.failure import RankFailure, StderrFilter, describe, find_failure
+from launch.local.agent import AGENT_MODULE, with_report
+from launch.local.command import accelerate_launch
+from launch.local.failure import AgentReport, RankFailure, describe, find_cause
 
-
-def read(name: str) -> str:
-    return (GOLDEN / f"accelerate_{name}.txt").read_text()
-
-
-@pytest.mark.parametrize(
-    ("name", "rank", "exit_code", "shell_code"),
-    [
-        ("code", 1, 7, 7),  # rank 1 ended with 7, rank 0 was then asked to end
-        ("mistake", 0, 2, 2),
-        ("stopped", 0, 75, 75),
-        ("killed", 1, -9, 137),
-        ("exception", 1, 1, 1),
-        ("both", 1, -11, 139),  # rank 0 lost the connection to the crashed rank 1, and was seen first
-        ("stubborn", 0, 3, 3),  # rank 1 did not end when asked, so the agent killed it
-    ],
-)
-def test_finds_the_rank_that_failed(name: str, rank: int, exit_code: int, shell_code: int) -> None:
-    failure = find_failure(read(name))
-    assert failure is not None
-    assert (failure.rank, failure.exit_code, failure.host) == (rank, exit_code, "localhost")
-    assert failure.shell_code == shell_code
+FIRST, SECOND = 5069, 5070  # process ids
 
 
-@pytest.mark.parametrize("text", ["", "Traceback (most recent call last):\nOSError: no space left on device\n"])
-def test_no_report_is_no_failure(text: str) -> None:
-    assert find_failure(text) is None
-
-
-@pytest.mark.parametrize(("other_code", "rank"), [(2, 0), (75, 1)])
-def test_of_a_mistake_that_all_found_rank_0_is_named(other_code: int, rank: int) -> None:
-    text = (
-        read("code").replace("exitcode  : 7", "exitcode  : 2").replace("exitcode  : -15", f"exitcode  : {other_code}")
-    )
-    failure = find_failure(text)
-    assert failure is not None
-    assert (failure.rank, failure.exit_code) == (rank, 2)
-
-
-def test_one_failure_alone() -> None:
-    text = read("code")
-    start, end = text.index("[1]:"), text.index("------", text.index("[1]:"))
-    failure = find_failure(text[:start] + "  <NO_OTHER_FAILURES>\n" + text[end:])
-    assert failure is not None
-    assert (failure.rank, failure.exit_code) == (1, 7)
+def failures(*rank_and_code: tuple[int, int]) -> list[RankFailure]:
+    """As the agent reports them, first observed first; rank 0 is process FIRST, rank 1 is SECOND."""
+    return [RankFailure(rank, code, (FIRST, SECOND)[rank]) for rank, code in rank_and_code]
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("observed", "closing", "rank", "shell_code"),
     [
-        ("code", ""),
-        ("killed", ""),
-        ("stubborn", ""),
-        ("mistake", "error: data.root: got nowhere, must be a folder\n"),
-        ("exception", read("exception").split("W1121")[0]),
+        ([(1, 7), (0, -15)], [FIRST], 1, 7),  # rank 1 ended with 7, rank 0 was then asked to end
+        ([(0, 2), (1, 2)], [], 0, 2),
+        ([(1, 2), (0, 2)], [], 0, 2),  # of a mistake that all found, rank 0 is named
+        ([(1, 2), (0, 75)], [FIRST], 1, 2),
+        ([(0, 75), (1, 75)], [], 0, 75),
+        ([(1, -9), (0, -15)], [FIRST], 1, 137),
+        ([(1, 1), (0, -15)], [FIRST], 1, 1),
+        ([(0, 1), (1, -11)], [], 1, 139),  # rank 0 lost the connection to the crashed rank 1, and was seen first
+        ([(0, 3), (1, -9)], [SECOND], 0, 3),  # rank 1 did not end when asked, so it was killed
+        ([(0, 76), (1, 7)], [], 1, 7),  # rank 0 says itself that it only lost the connection to another rank
+        ([(0, 76), (1, 75)], [SECOND], 1, 75),
+        ([(0, 76), (1, 76)], [], 0, 76),
+        ([(0, 76), (1, -15)], [SECOND], 0, 76),
+        ([(1, 7)], [], 1, 7),
     ],
 )
-def test_shows_only_what_the_ranks_wrote(name: str, expected: str) -> None:
-    stderr_filter = StderrFilter()
-    shown = [line for given in read(name).splitlines(keepends=True) for line in stderr_filter.feed(given)]
-    assert "".join([*shown, *stderr_filter.close()]) == expected
+def test_finds_the_rank_that_failed(
+    observed: Sequence[tuple[int, int]], closing: Sequence[int], rank: int, shell_code: int
+) -> None:
+    failure = find_cause(failures(*observed), closing)
+    assert failure is not None
+    assert (failure.rank, failure.shell_code) == (rank, shell_code)
 
 
-def test_the_agent_is_known_where_its_environment_lies_below_the_current_directory() -> None:
-    """torch shortens a path to what is below the current directory: with a .venv in the clone, it begins with that."""
-    stderr_filter = StderrFilter()
-    line = (
-        "W1121 19:14:05.338000 9623 .venv/lib/python3.11/site-packages/torch/distributed/elastic/api.py:1028] Sending\n"
-    )
-    assert stderr_filter.feed(line) == []
-    assert stderr_filter.feed("a line of a rank\n") == ["a line of a rank\n"]
+def test_no_report_is_no_failure() -> None:
+    assert find_cause([], []) is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a warning\nTraceback (most recent call last):\n",  # cut off: nothing is lost
-        "Traceback (most recent call last):\n" * 2 + "  File x\n",
-        'Traceback (most recent call last):\n  File "/x/trainlib/train.py", line 1\nKeyError: 1\nmore\n',
-    ],
-)
-def test_other_text_passes_whole(text: str) -> None:
-    stderr_filter = StderrFilter()
-    shown = [line for given in text.splitlines(keepends=True) for line in stderr_filter.feed(given)]
-    assert "".join([*shown, *stderr_filter.close()]) == text
+def test_a_report_that_is_cut_off_keeps_what_is_whole() -> None:
+    report = AgentReport()
+    lines: list[Mapping[str, Any]] = [
+        {"log": "Sending process 5069 closing signal SIGTERM\n"},
+        {"closing": FIRST},
+        {"failures": [{"rank": 1, "exit_code": 7, "pid": SECOND}]},
+    ]
+    for line in [*map(json.dumps, lines), '{"failures": [{"rank"']:
+        report.add_line(line)
+    assert report == AgentReport([lines[0]["log"]], [FIRST], failures((1, 7)))
+
+
+def test_only_accelerate_is_given_a_report() -> None:
+    words = (*accelerate_launch(sys.executable), "--multi_gpu", "-m", "trainlib.train", "x.yaml")
+    expected = (sys.executable, "-m", AGENT_MODULE, "5", "--multi_gpu", "-m", "trainlib.train", "x.yaml")
+    assert with_report(words, 5) == expected
+    assert with_report(("srun", *words), 5) == ("srun", *words)
+
+
+def test_what_torch_logs_goes_to_the_report_and_not_to_the_console() -> None:
+    """The agent's own process, with a launch that logs as torch's agent does and then breaks."""
+    program = f"""
+import logging, sys
+import {AGENT_MODULE} as agent
+def launch(arguments):
+    logger = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    logger.warning(agent._CLOSING_MESSAGE + " %s", {FIRST}, "SIGTERM")
+    logger.info("not worth a line")
+    raise RuntimeError("address already in use")
+agent.launch_command = launch
+sys.argv[1:] = ["1", "--multi_gpu", "x.py"]
+agent.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    report = AgentReport()
+    for line in done.stdout.splitlines():
+        report.add_line(line)
+    assert (report.closing, report.failures) == ([FIRST], [])
+    assert report.log[0].endswith(f"WARNING Sending process {FIRST} closing signal SIGTERM\n")
+    assert report.log[-1].endswith("RuntimeError: address already in use\n")
+    assert len(report.log) == 2
 
 
 @pytest.mark.parametrize(
@@ -108,5 +111,5 @@ def test_other_text_passes_whole(text: str) -> None:
     ],
 )
 def test_message_names_rank_host_end_and_log(exit_code: int, last_lines: list[str], expected: str) -> None:
-    failure = RankFailure(rank=1, host="node3", exit_code=exit_code, pid=1)
-    assert describe(failure, Path("runs/x/logs/rank-1.log"), last_lines) == expected
+    failure = RankFailure(rank=1, exit_code=exit_code, pid=1)
+    assert describe(failure, "node3", Path("runs/x/logs/rank-1.log"), last_lines) == expected

@@ -1,0 +1,73 @@
+"""`accelerate launch` that reports how its ranks ended in JSON, for a program to read, instead of on standard error.
+
+    python -m trainlib.distributed.agent DESCRIPTOR --multi_gpu ... -m trainlib.train CONFIG
+
+DESCRIPTOR is the number of an open file descriptor. Each line written to it is one JSON object:
+
+    {"log": TEXT}       lines that torch's elastic agent logs, and the traceback of the exception that ended it
+    {"closing": PID}    the agent asks this rank to end, because another one has failed
+    {"failures": [{"rank": RANK, "exit_code": CODE, "pid": PID}, ...]}
+                        all ranks have ended, and these failed; the one that was observed first comes first
+
+What the ranks print is not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any, TextIO
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+# How torch tells that it sends SIGTERM to a rank. It is only logged, and torch waits 30 s before it raises anything.
+_CLOSING_MESSAGE = "Sending process %s closing signal"
+
+
+class _ReportHandler(logging.Handler):
+    """Writes each log record of torch's elastic agent to the report."""
+
+    def __init__(self, report: TextIO):
+        super().__init__()
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _write(self._report, log=self.format(record) + "\n")
+        if str(record.msg).startswith(_CLOSING_MESSAGE) and isinstance(record.args, tuple):
+            _write(self._report, closing=record.args[0])
+
+
+def main() -> None:
+    """Run the ranks to their end; exit with 0, or with 1 where one failed or could not be started."""
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as report:
+        handler = _ReportHandler(report)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("torch.distributed")
+        logger.handlers, logger.propagate = [handler], False
+        try:
+            launch_command(launch_command_parser().parse_args(sys.argv[2:]))
+        except Exception as error:  # noqa: BLE001  a launcher reads it, whatever it is
+            _write(report, log=traceback.format_exc())
+            if isinstance(error, ChildFailedError):
+                _write(report, failures=_failures(error))
+            sys.exit(1)
+
+
+def _failures(error: ChildFailedError) -> list[dict[str, int]]:
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    return [{"rank": rank, "exit_code": failure.exitcode, "pid": failure.pid} for rank, failure in failures]
+
+
+def _write(report: TextIO, **line: Any) -> None:
+    with suppress(OSError):  # the launcher may have been killed: the ranks must be ended all the same
+        report.write(json.dumps(line) + "\n")
+        report.flush()
+
+
+if __name__ == "__main__":
+    main()
