@@ -12,7 +12,7 @@ from trainlib.config import Config, differences, load_config, read_resolved
 from trainlib.data import Dataset
 from trainlib.data.images import InMemoryImages
 from trainlib.errors import EXIT_STOPPED
-from trainlib.inference.trained_model import find_trained
+from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.models.custom_parts import CustomParts, ModelSource
 from trainlib.models.losses import CustomLoss
 from trainlib.runs import RUNS, launch_variables
@@ -92,4 +92,4 @@ def _load_tested_weights(run: RunDirectory, model: ModelSource | None) -> None:
     """Load the tested weights of a finished run into `model`, if that is a module."""
     logger.info("%s is finished", run.path)
     if isinstance(model, nn.Module):
-        model.load_state_dict(find_trained(run.path).checkpoint.model_state())
+        model.load_state_dict(find_checkpoint(run.path).checkpoint.model_state())

@@ -19,7 +19,8 @@ from launch.cli import main as launch
 from trainlib.config import load_config
 from trainlib.errors import TrainlaunchError
 from trainlib.inference import export
-from trainlib.inference.trained_model import find_trained, load_model
+from trainlib.inference.chosen_checkpoint import find_checkpoint
+from trainlib.inference.trained_model import load_model
 from trainlib.training.checkpoints import checkpoint
 
 # Reads images.npy (uint8 [100, 3, 32, 32]) and writes the logits of every file for all of them, in batches of 1, 7 and
@@ -114,7 +115,7 @@ def test_other_programs_get_the_same_logits(exported: Path, trained: Path, name:
     """On 100 drawings in batches of 1, 7 and 92, within 1e-4 of the network that was trained."""
     images_NCHW = pixels(drawings())[:100]
     if name == "cnn":
-        expected_NC = plain_logits(find_trained(trained / "runs/run").checkpoint.path, images_NCHW)
+        expected_NC = plain_logits(find_checkpoint(trained / "runs/run").checkpoint.path, images_NCHW)
     else:
         model = load_model(exported / "checkpoints/step-00000001")
         with torch.no_grad():
@@ -199,7 +200,7 @@ def test_a_network_that_was_exported_wrongly_is_not_written(
         return program
 
     monkeypatch.setattr(torch.export, "export", wrong)
-    trained_run = find_trained(trained / "runs/run")
+    trained_run = find_checkpoint(trained / "runs/run")
     with pytest.raises(TrainlaunchError, match=r"gives other logits than the model, by 0\.01"):
         export.export(trained_run, "torch_export", tmp_path / "x.pt2")
     assert list(tmp_path.iterdir()) == []

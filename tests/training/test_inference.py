@@ -16,7 +16,8 @@ from trained import checkpoint_of, drawings, pixels, plain_logits
 import trainlib
 from trainlib.config import load_config
 from trainlib.errors import CheckpointError, DataError, UserError
-from trainlib.inference.trained_model import find_trained, load_model
+from trainlib.inference.chosen_checkpoint import find_checkpoint
+from trainlib.inference.trained_model import load_model
 from trainlib.training.checkpoints import checkpoint
 
 FACTS = {"classes": ["a", "b"], "preprocess": {"mean": [0.5] * 3, "std": [0.25] * 3, "image_size": 32}}
@@ -98,7 +99,7 @@ def test_ways_to_name_it(run: Path, by: str, tmp_path: Path) -> None:
         "copied away": (tmp_path / "elsewhere/step-00000008", "checkpoint", 8),
     }
     reference, weights, step = named[by]
-    found = find_trained(reference)
+    found = find_checkpoint(reference)
     assert (found.weights, found.checkpoint.step) == (weights, step)
     assert found.run == (run.relative_to(tmp_path) if by == "name" else run if by == "directory" else None)
     if by == "copied away":
@@ -133,10 +134,10 @@ def save(directory: Path, model: torch.nn.Module, config: dict[str, object], ste
 def test_the_best_that_is_lost_is_replaced_by_the_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = load_config(["quickstart"]).model_dump(mode="json")
     save(tmp_path / "checkpoints", tutorial_cnn(2), config, 5, best_step=3)
-    assert find_trained(tmp_path).weights == "last"
+    assert find_checkpoint(tmp_path).weights == "last"
     assert "the best weights are lost; the last ones are used instead" in caplog.text
     best = save(tmp_path / "checkpoints", tutorial_cnn(2), config, 3, best_step=3)
-    assert (find_trained(tmp_path).weights, find_trained(tmp_path).checkpoint.path) == ("best", best)
+    assert (find_checkpoint(tmp_path).weights, find_checkpoint(tmp_path).checkpoint.path) == ("best", best)
 
 
 def test_weights_that_do_not_fit_the_configuration(tmp_path: Path) -> None:

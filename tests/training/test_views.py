@@ -21,7 +21,8 @@ from launch.cli import main as launch
 from trainlib.config import is_harmless, load_config
 from trainlib.data.splits import split_validation
 from trainlib.inference import export
-from trainlib.inference.trained_model import find_trained, load_model
+from trainlib.inference.chosen_checkpoint import find_checkpoint
+from trainlib.inference.trained_model import load_model
 from trainlib.models.tta import with_tta
 
 TEST_TIMES = ["none", "flip", "flip_translate"]
@@ -115,7 +116,7 @@ def test_validation_and_test_of_a_run(run: tuple[Path, str]) -> None:
     expected = figures(expected_logits(checkpoint, pixels_of(cwd, "train")[val_ids], test_time), labels_N)
     assert {key: rows[0][key] for key in expected} == pytest.approx(expected, rel=1e-5)
 
-    tested = find_trained(cwd / "runs/run").checkpoint.path
+    tested = find_checkpoint(cwd / "runs/run").checkpoint.path
     logits_NC = expected_logits(tested, pixels_of(cwd, "test"), test_time)
     expected = figures(logits_NC, torch.arange(2).repeat_interleave(5))
     assert {key: tiny.summary(cwd)["test"][key] for key in expected} == pytest.approx(expected, rel=1e-5)
@@ -136,7 +137,7 @@ def test_launch_eval(run: tuple[Path, str]) -> None:
     cwd, test_time = run
     assert ranks.run(evaluate_in_rank, ["run", "--json", "--batch-size", "3"], world_size=2, cwd=cwd) == [0, 0]
     found: dict[str, Any] = json.loads(ranks.console(cwd).splitlines()[-1])
-    logits_NC = expected_logits(find_trained(cwd / "runs/run").checkpoint.path, pixels_of(cwd, "test"), test_time)
+    logits_NC = expected_logits(find_checkpoint(cwd / "runs/run").checkpoint.path, pixels_of(cwd, "test"), test_time)
     expected = figures(logits_NC, torch.arange(2).repeat_interleave(5))
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-5)
     for mistake in found["mistakes"]:
@@ -147,7 +148,7 @@ def test_predictions(run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) 
     cwd, test_time = run
     images_NCHW = pixels_of(cwd, "test")
     model = load_model(cwd / "runs/run", device="cpu")
-    checkpoint = find_trained(cwd / "runs/run").checkpoint.path
+    checkpoint = find_checkpoint(cwd / "runs/run").checkpoint.path
     expected_NC = expected_logits(checkpoint, images_NCHW, test_time).softmax(dim=1).float()
     torch.testing.assert_close(model.probabilities(images_NCHW), expected_NC, atol=1e-5, rtol=0)
     assert launch(["predict", str(cwd / "runs/run"), str(cwd / "images/test/a/03.png"), "--json", "--top", "2"]) == 0
@@ -157,7 +158,7 @@ def test_predictions(run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) 
 
 def test_an_exported_file_holds_the_plain_network(run: tuple[Path, str], tmp_path: Path) -> None:
     cwd, _ = run
-    trained = find_trained(cwd / "runs/run")
+    trained = find_checkpoint(cwd / "runs/run")
     export.export(trained, "torch_export", tmp_path / "x.pt2")
     images_NCHW = pixels_of(cwd, "test")
     found_NC = torch.export.load(tmp_path / "x.pt2").module()(images_NCHW / 255)

@@ -23,8 +23,9 @@ from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
+from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.evaluation_text import evaluation_text
-from trainlib.inference.trained_model import Trained, build_module, find_trained
+from trainlib.inference.trained_model import build_module
 from trainlib.models.losses import Objective
 from trainlib.models.tta import with_tta
 from trainlib.runs import launch_variables
@@ -41,12 +42,12 @@ PIPED_WIDTH = 100  # of lines that go to a file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate, print, and write `evaluation-<split>.json` into a run's directory; the exit code (see `errors`)."""
+    """Evaluate, print, and write `evaluation-<split>.json` into the run's directory; return the exit code."""
     options = _parse(arguments)
     is_main = launch_variables.rank() == 0
     try:
-        trained = find_trained(options.model)
-        evaluation = evaluate(trained, options.split, options.data, options.batch_size)
+        chosen = find_checkpoint(options.model)
+        evaluation = evaluate(chosen, options.split, options.data, options.batch_size)
     except TrainlaunchError as error:
         if is_main or not isinstance(error, UserError):  # every rank finds the same mistakes
             print(f"error: {error}", file=sys.stderr)
@@ -57,58 +58,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(to_json(evaluation))
         else:
             show(*evaluation_text(evaluation, width))
-        if trained.run is not None and options.data is None:
-            _write(trained.run, evaluation)
+        if chosen.run is not None and options.data is None:
+            _write(chosen.run, evaluation)
     return EXIT_OK
 
 
-def evaluate(trained: Trained, split: str, folder: str | None, batch_size: int | None) -> dict[str, Any]:
-    """The evaluation of a split, or of the class folders in `folder`, as in `evaluation-<split>.json`; on every rank.
+def evaluate(chosen: ChosenCheckpoint, split: str, folder: str | None, batch_size: int | None) -> dict[str, Any]:
+    """Return the evaluation of a split, or of the class folders in `folder`, as `evaluation-<split>.json` holds it.
 
-    Raises UserError for data that is not there or does not fit the model.
+    batch_size   images that one rank evaluates at once; None for the size that the training used, at most 256
+
+    Every rank calls this and gets the whole evaluation. Raises UserError if the data is missing or does not fit the
+    model.
     """
-    config = trained.config
+    config = chosen.config
     if is_custom(config.loss.name):
         raise UserError(f"loss.name: {custom_part_missing(config.loss.name)}")
-    image_set, ids_N = _samples(trained, split, folder)
+    image_set, ids_N = _samples(chosen, split, folder)
     size = batch_size or min(config.train.micro_batch_size or config.train.batch_size, BATCH_SIZE)
     with process_group.joined(_possible_here(config).train) as accelerator, torch.no_grad():
-        trained = process_group.broadcast_object(
-            trained
-        )  # a run that goes on may have a new best by the time rank 1 looks
-        return _evaluate(trained, accelerator, image_set, ids_N, size, folder or split)
+        # All ranks take rank 0's: a run that goes on may have a new best checkpoint by the time rank 1 looks.
+        chosen = process_group.broadcast_object(chosen)
+        return _evaluate(chosen, accelerator, image_set, ids_N, size, folder or split)
 
 
 def _evaluate(
-    trained: Trained, accelerator: Accelerator, image_set: ImageSet, ids_N: torch.Tensor, size: int, name: str
+    chosen: ChosenCheckpoint, accelerator: Accelerator, image_set: ImageSet, ids_N: torch.Tensor, size: int, name: str
 ) -> dict[str, Any]:
-    config, device = trained.config, accelerator.device
-    model = accelerator.prepare_model(build_module(trained, device), evaluation_mode=True)
+    config, device = chosen.config, accelerator.device
+    model = accelerator.prepare_model(build_module(chosen, device), evaluation_mode=True)
     num_pieces = -(-len(ids_N) // size)
     rank_slice = RankSlice(accelerator.process_index, accelerator.num_processes, None, virtual_shards=num_pieces)
     images = replace(image_set, images=image_set.images.to(device))
-    batches = BatchLoader(images, trained.preprocess, rank_slice, device)
-    objective = Objective(config.loss, len(trained.classes), device)
+    batches = BatchLoader(images, chosen.preprocess, rank_slice, device)
+    objective = Objective(config.loss, len(chosen.classes), device)
     collector = PredictionCollector(config.loss, device)
     micro_batches = batches.eval_batches(ids_N, size)
     network = with_tta(model, config.evaluation.test_time)
     sums = gather_sums(evaluation_sums(network, objective, micro_batches, collector.add, num_pieces), device)
     metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
-    source = {"split": name, "step": trained.checkpoint.step, "weights": trained.weights}
-    return describe(collector.gathered(), batches, ids_N, trained.classes, metrics, source)
+    source = {"split": name, "step": chosen.checkpoint.step, "weights": chosen.weights}
+    return describe(collector.gathered(), batches, ids_N, chosen.classes, metrics, source)
 
 
-def _samples(trained: Trained, split: str, folder: str | None) -> tuple[ImageSet, torch.Tensor]:
-    """The images, and the indices of those to evaluate, ascending."""
-    config = trained.config
+def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> tuple[ImageSet, torch.Tensor]:
+    """Return the images, and the indices of those to evaluate, int64 [N], ascending."""
+    config = chosen.config
     if folder is not None:
-        image_set = load_class_folder(Path(folder), trained.classes, config.data.image_size)
+        image_set = load_class_folder(Path(folder), chosen.classes, config.data.image_size)
         return image_set, torch.arange(len(image_set.labels_N))
     dataset = load_data(config.data, is_main=launch_variables.rank() == 0)
-    if dataset.class_names != trained.classes:
+    if dataset.class_names != chosen.classes:
         raise DataError(
             f"data.root: {config.data.root} has the classes {', '.join(dataset.class_names)}, and the model knows "
-            f"{', '.join(trained.classes)}; evaluate it on other folders with --data"
+            f"{', '.join(chosen.classes)}; evaluate it on other folders with --data"
         )
     if split == "test":
         return dataset.test, torch.arange(len(dataset.test.labels_N))
@@ -120,7 +123,7 @@ def _samples(trained: Trained, split: str, folder: str | None) -> tuple[ImageSet
 
 
 def _possible_here(config: Config) -> Config:
-    """A model that was trained in fp16 on a GPU is evaluated in float32 where there is none."""
+    """Return the configuration in float32 if it is in fp16 and there is no GPU."""
     if config.train.precision != "fp16" or torch.cuda.is_available():
         return config
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})

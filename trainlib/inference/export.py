@@ -1,4 +1,4 @@
-"""`python -m trainlib.inference.export RUN|CHECKPOINT --format FORMAT`: a trained model as a file for other programs.
+"""Write a trained model for other programs: `python -m trainlib.inference.export RUN|CHECKPOINT --format FORMAT`.
 
 state_dict, safetensors   the weights, under the names of the plain torchvision or torch model
 torch_export, onnx        the whole network in eval mode, of any batch size: float32 RGB images in 0..1
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from trainlib.data.augmentation import Preprocess
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
-from trainlib.inference.trained_model import Trained, TrainedModel, find_trained, use
+from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
+from trainlib.inference.trained_model import TrainedModel, model_of
 from trainlib.models.weights import weights_sha256
 from trainlib.runs.files import write_atomically
 
@@ -38,12 +39,12 @@ CHECKED_BATCH_SIZES = (1, 3)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file, and FILE.json; the exit code (see `errors`)."""
+    """Write the file and FILE.json; return the exit code."""
     options = _parse(arguments)
     try:
-        trained = find_trained(options.model)
-        output = Path(options.output or trained.config.name + SUFFIXES[options.format])
-        message = export(trained, options.format, output, force=options.force)
+        chosen = find_checkpoint(options.model)
+        output = Path(options.output or chosen.config.name + SUFFIXES[options.format])
+        message = export(chosen, options.format, output, force=options.force)
     except TrainlaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -51,12 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def export(trained: Trained, export_format: str, output: Path, *, force: bool = False) -> str:
-    """Write `output` and its description; what was written and checked, as a line for people.
+def export(chosen: ChosenCheckpoint, export_format: str, output: Path, *, force: bool = False) -> str:
+    """Write the model to `output` and its description beside it; return one line that says what was written.
 
-    force   replace files that are there already
-    Raises UserError for a file that is there, a folder that is not, or a package that is missing; TrainlaunchError
-    where the exported network gives other numbers than the model.
+    force   replace existing files
+
+    Raises UserError if a file exists already, or if a folder or a package is missing; TrainlaunchError if the exported
+    network gives other numbers than the model.
     """
     description_file = output.with_name(f"{output.name}.json")
     for path in (output, description_file):
@@ -64,20 +66,20 @@ def export(trained: Trained, export_format: str, output: Path, *, force: bool = 
             raise UserError(f"{path} exists; --force replaces it, --output names another file")
     if not output.parent.is_dir():
         raise UserError(f"--output: {output.parent} is not a folder; make it first")
-    model = use(trained, torch.device("cpu"))
+    model = model_of(chosen, torch.device("cpu"))
     model.module.to(memory_format=torch.contiguous_format)  # which every reader of the file expects
-    description = describe(trained, model, export_format)
+    description = describe(chosen, model, export_format)
     content, checked = _WRITERS[export_format](model, description)
     try:
         write_atomically(output, content)
         write_atomically(description_file, json.dumps(description, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
-    return f"{output} ({len(content) / 1e6:.1f} MB, {trained.weights} weights of step {model.step}; {checked})"
+    return f"{output} ({len(content) / 1e6:.1f} MB, {chosen.weights} weights of step {model.step}; {checked})"
 
 
-def describe(trained: Trained, model: TrainedModel, export_format: str) -> dict[str, Any]:
-    """What someone needs to use the file without this package; the contents of FILE.json."""
+def describe(chosen: ChosenCheckpoint, model: TrainedModel, export_format: str) -> dict[str, Any]:
+    """Return the contents of FILE.json: what someone needs to use the file without this package."""
     whole = export_format in ("torch_export", "onnx")
     size, preprocess = model.preprocess.image_size, model.preprocess
     images = f"float32 [N, 3, {size}, {size}], RGB, in 0..1"
@@ -92,7 +94,7 @@ def describe(trained: Trained, model: TrainedModel, export_format: str) -> dict[
         "run": model.config.name,
         "step": model.step,
         "weights_sha256": weights_sha256(model.module.state_dict()),
-        "versions": trained.checkpoint.manifest.get("versions", {}),
+        "versions": chosen.checkpoint.manifest.get("versions", {}),
     }
 
 
@@ -109,6 +111,7 @@ class Normalised(nn.Module):
         self.register_buffer("std_311", torch.tensor(preprocess.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [N, C] of float32 images in 0..1 [N, 3, S, S]."""
         logits: Tensor = self.network((images - self.mean_311) / self.std_311)
         return logits
 
@@ -176,7 +179,7 @@ _WRITERS: dict[str, Callable[[TrainedModel, dict[str, Any]], tuple[bytes, str]]]
 
 
 def _images(model: TrainedModel, count: int) -> Tensor:
-    """Noise in 0..1, the same every time; torch's own generator is left alone."""
+    """Return noise in 0..1, float32 [count, 3, S, S], the same every time; torch's global generator is not used."""
     size = model.preprocess.image_size
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
@@ -189,7 +192,7 @@ def _same_weights(state: dict[str, Tensor], description: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def _same_logits(model: TrainedModel, network: nn.Module, exported: Callable[[Tensor], Tensor]) -> str:
-    """Compare the exported network with the model, on batches of several sizes; the largest difference in words."""
+    """Compare the exported network with the model on batches of several sizes; return one line with the result."""
     largest = 0.0
     for count in CHECKED_BATCH_SIZES:
         images_NCHW = _images(model, count)

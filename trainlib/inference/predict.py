@@ -1,4 +1,4 @@
-"""`python -m trainlib.inference.predict RUN|CHECKPOINT IMAGE...`: the class of each image, and how probable it is."""
+"""Print the most probable class of images: `python -m trainlib.inference.predict RUN|CHECKPOINT IMAGE...`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Answer = tuple[str, list[tuple[str, float]]]  # path, the most probable classes 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Predict, a line for each image; 0 when all were read, 1 when some were not, 2 when none was."""
+    """Print one line for each image; return 0 if all could be read, 1 if some could not, 2 if none could."""
     options = _parse(arguments)
     num_read = 0
     try:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _expand(words: Sequence[str]) -> Iterator[str]:
-    """The image files that the words mean: a folder stands for all that are in it, at any depth, sorted."""
+    """Yield the image files, with each folder replaced by all images in it, at any depth, sorted."""
     for word in words:
         if os.path.isdir(word):
             found = find_images(word)
@@ -60,7 +60,7 @@ def _expand(words: Sequence[str]) -> Iterator[str]:
 
 
 def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer]:
-    """The answers for those of the files that can be read; the others are named on standard error."""
+    """Return an answer for each file that can be read; name the others on standard error."""
     size = model.preprocess.image_size
     images_NCHW = np.empty((len(paths), 3, size, size), np.uint8)
     read: list[str] = []
@@ -88,7 +88,7 @@ def _json_line(path: str, top: Sequence[tuple[str, float]]) -> str:
 
 
 def _printable(path: str) -> str:
-    """A file's name may hold bytes that are no text, and characters that would steer the terminal."""
+    """Return a file's name with what is no printable text escaped, such as control codes of the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 

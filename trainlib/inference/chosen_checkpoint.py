@@ -1,0 +1,104 @@
+"""The checkpoint that a user's reference means: of a run the best one, or the one that was named."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainlib.config import Config, is_custom, load_config
+from trainlib.data.augmentation import Preprocess
+from trainlib.errors import CheckpointError
+from trainlib.runs import RUNS
+from trainlib.runs.checkpoints import name_of, steps_in
+from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Checkpoint
+
+logger = logging.getLogger("trainlib.inference.chosen_checkpoint")
+
+
+@dataclass(frozen=True)
+class ChosenCheckpoint:
+    """A verified checkpoint, and what its manifest says about the model in it.
+
+    weights   "best" or "last" where the user named a run, "checkpoint" where the user named a checkpoint
+    run       the run's directory where the user named a run, else None
+    """
+
+    checkpoint: Checkpoint
+    weights: str
+    run: Path | None
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration that the model was trained with. Raises CheckpointError if the manifest holds none."""
+        values = self._fact("config")
+        names = {section: values.get(section, {}).get("name") for section in ("model", "loss", "data")}
+        # As in the run itself, these stand for parts that were given in Python.
+        custom = {section: name for section, name in names.items() if is_custom(name)}
+        return load_config([values], custom)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return tuple(self._fact("classes"))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The normalisation and image size that the model was trained with."""
+        values = self._fact("preprocess")
+        return Preprocess(tuple(values["mean"]), tuple(values["std"]), values["image_size"])
+
+    def _fact(self, name: str) -> Any:
+        if name not in self.checkpoint.manifest:
+            raise CheckpointError(
+                f"{self.checkpoint.path}: its manifest does not hold the {name}, as those of an earlier version; "
+                "resume the run to write a new checkpoint, or train it again"
+            )
+        return self.checkpoint.manifest[name]
+
+
+def find_checkpoint(reference: str | os.PathLike[str]) -> ChosenCheckpoint:
+    """Return the checkpoint that a reference means: a run's name or directory, a checkpoint's directory or model file.
+
+    Of a run it is the best checkpoint, or the newest one if there is no best one or it is lost. Damaged checkpoints are
+    skipped with a warning, and left where they are. Raises CheckpointError if there is no whole checkpoint.
+    """
+    path = Path(reference)
+    if path.name == checkpoint.MODEL:
+        path = path.parent
+    if (path / checkpoint.MANIFEST).is_file():
+        return ChosenCheckpoint(checkpoint.verify(path), "checkpoint", None)
+    for run in (RUNS / reference, path):
+        if (run / "checkpoints").is_dir():
+            return _best_checkpoint(run)
+    raise CheckpointError(
+        f"{os.fspath(reference)}: no such run or checkpoint; give the name of a run in {RUNS.absolute()}, its folder, "
+        "or that of a checkpoint (runs/NAME/checkpoints/step-...)"
+    )
+
+
+def _best_checkpoint(run: Path) -> ChosenCheckpoint:
+    steps = steps_in(run / "checkpoints")
+    newest = next((found for step in reversed(steps) if (found := _verified_or_none(steps[step])) is not None), None)
+    if newest is None:
+        raise CheckpointError(f"{run}: has no whole checkpoint (yet); train it to its first one, or go on with it")
+    best_step = newest.manifest.get("best_step")
+    if best_step is None:
+        return ChosenCheckpoint(newest, "last", run)
+    best = newest if best_step == newest.step else _verified_or_none(run / "checkpoints" / name_of(best_step))
+    if best is None:
+        logger.warning("the best weights are lost; the last ones are used instead")
+        return ChosenCheckpoint(newest, "last", run)
+    return ChosenCheckpoint(best, "best", run)
+
+
+def _verified_or_none(path: Path) -> Checkpoint | None:
+    try:
+        return checkpoint.verify(path)
+    except CheckpointError as damage:
+        logger.warning("passed over: %s", damage)
+        return None
