@@ -1,4 +1,4 @@
-"""How long a checkpoint keeps the training loop waiting, beside a plain torch.save of the same state.
+"""Measure how long a checkpoint keeps the training loop waiting, beside a plain torch.save of the same state.
 
     python bench/checkpoint_cost.py [--saves 3] [--directory DIR] [--device cpu]
 
@@ -32,7 +32,7 @@ from trainlib.training.checkpoints.manager import CheckpointManager
 
 
 def trained_for_a_step(name: str, device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model with momentum in its optimizer; the values of the gradients do not matter."""
+    """Return a model and its optimizer after one step, so that there is momentum; the gradients are all 1."""
     module = build_model(ModelConfig(name=name), num_classes=10, image_size=32).module.to(device)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
     for parameter in module.parameters():
@@ -43,7 +43,7 @@ def trained_for_a_step(name: str, device: str) -> tuple[nn.Module, torch.optim.O
 
 
 def blocked_seconds(save: Callable[[int], None], saves: int, pause: float) -> float:
-    """The median time that a call takes, after one that does not count."""
+    """Return the median seconds that a call takes, after one call that does not count."""
     times = []
     for step in range(saves + 1):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What elastic mode costs beside exact: time of a step, bytes that a rank sends, memory.
+"""Compare the cost of elastic mode with exact mode: time of a step, bytes that a rank sends, memory.
 
     python bench/elastic_cost.py [--processes 1,2,3,4] [--model '{name: cifar10_cnn}'] [--shards 8] [--rounds 7]
 
@@ -32,7 +32,7 @@ BYTES_SENT = 200  # offset of tcpi_bytes_sent in Linux's struct tcp_info
 
 
 def bytes_sent() -> int:
-    """What this process has sent on the TCP connections that are open now."""
+    """Return the bytes that this process has sent on its open TCP connections."""
     total = 0
     for entry in os.listdir("/proc/self/fd"):
         with suppress(OSError, struct.error):  # closed since, or not TCP
@@ -44,8 +44,8 @@ def bytes_sent() -> int:
     return total
 
 
-def step_function(mode: str, options: argparse.Namespace, accelerator: Any) -> tuple[Callable[[], None], int]:
-    """A function that makes one step, always of the same batch, and the bytes of the model's gradient."""
+def step_function(mode: str, options: argparse.Namespace, accelerator: Any) -> tuple[Callable[[], object], int]:
+    """Return a function that makes one step, always on the same batch, and the size of the gradient in bytes."""
     from trainlib.config import load_config
     from trainlib.data import load_data
     from trainlib.training.build.training import build_inputs, build_training
@@ -53,16 +53,16 @@ def step_function(mode: str, options: argparse.Namespace, accelerator: Any) -> t
 
     overrides = [f"train.reproducibility={mode}", f"train.virtual_shards={options.shards}", f"model={options.model}"]
     config = load_config(["quickstart", *overrides, f"train.batch_size={options.batch_size}", "data.limit=2000"])
-    trainer = build_training(build_inputs(config, load_data(config.data), accelerator, None), None)
-    batch = trainer.plan.batches(0)[0]
-    (micro_batches,) = trainer.samples.train.train_batches([batch], 0, trainer.samples.augmentation)
-    denominator = trainer.state.objective.denominator(trainer.samples.train.labels_N[batch])
-    size = sum(p.numel() * p.element_size() for p in trainer.state.classifier.module.parameters() if p.requires_grad)
-    return lambda: train_step(trainer.state, 0, micro_batches, denominator) and None, size
+    training = build_training(build_inputs(config, load_data(config.data), accelerator, None), None)
+    batch = training.plan.batches(0)[0]
+    (micro_batches,) = training.samples.train.train_batches([batch], 0, training.samples.augmentation)
+    denominator = training.state.objective.denominator(training.samples.train.labels_N[batch])
+    size = sum(p.numel() * p.element_size() for p in training.state.classifier.module.parameters() if p.requires_grad)
+    return lambda: train_step(training.state, 0, micro_batches, denominator), size
 
 
 def measure_time(options: argparse.Namespace, accelerator: Any) -> dict[str, Any]:
-    """Seconds and bytes of a step in each mode, and the gradient's bytes."""
+    """Return seconds and bytes sent of a step in each mode, and the size of the gradient in bytes."""
     import torch.distributed as dist
 
     steps = {mode: step_function(mode, options, accelerator) for mode in MODES}
@@ -90,7 +90,7 @@ def measure_time(options: argparse.Namespace, accelerator: Any) -> dict[str, Any
 
 
 def measure_memory(mode: str, options: argparse.Namespace, accelerator: Any) -> int:
-    """Bytes by which the peak rises in a few steps."""
+    """Return the bytes by which a few steps raise the peak of resident memory."""
     step, _ = step_function(mode, options, accelerator)
     page = os.sysconf("SC_PAGE_SIZE")
     before = int(Path("/proc/self/statm").read_text().split()[1]) * page
@@ -100,7 +100,7 @@ def measure_memory(mode: str, options: argparse.Namespace, accelerator: Any) -> 
 
 
 def in_rank(rank: int, world_size: int, port: int, mode: str | None, options: argparse.Namespace) -> Any:
-    """One rank: join the others and measure memory, or time where no mode is given."""
+    """Join the other ranks, and measure the memory of one mode, or the time of both if `mode` is None."""
     os.environ.update(ACCELERATE_USE_CPU="true", TRAINLAUNCH_NUM_THREADS="1", OMP_NUM_THREADS="1")
     if world_size > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
@@ -113,7 +113,7 @@ def in_rank(rank: int, world_size: int, port: int, mode: str | None, options: ar
 
 
 def run(world_size: int, mode: str | None, options: argparse.Namespace) -> list[Any]:
-    """What each rank found, in rank order."""
+    """Start the ranks, and return the result of each, in rank order."""
     context = multiprocessing.get_context("spawn")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -124,7 +124,7 @@ def run(world_size: int, mode: str | None, options: argparse.Namespace) -> list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What elastic mode costs beside exact.")
+    parser = argparse.ArgumentParser(description="Compare the cost of elastic mode with exact mode.")
     parser.add_argument("--processes", default="1,2,3,4")
     parser.add_argument("--model", default="{name: cifar10_cnn}")
     parser.add_argument("--batch-size", type=int, default=64)

@@ -31,7 +31,7 @@ AGREEMENTS = 200
 
 
 def step_milliseconds(name: str, batch_size: int, image_size: int, repeats: int, **args: float) -> float:
-    """CPU time for an image of a step of plain SGD, channels last."""
+    """Return the CPU time of a step of plain SGD, channels last, in milliseconds per image."""
     module = build_model(ModelConfig.model_validate({"name": name, **args}), 10, image_size).module
     module.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
@@ -46,7 +46,7 @@ def step_milliseconds(name: str, batch_size: int, image_size: int, repeats: int,
 
 
 def least(act: Callable[[], object], repeats: int) -> float:
-    """The least CPU time of some calls, after one that does not count, in seconds."""
+    """Return the least CPU time of `repeats` calls, in seconds, after one call that does not count."""
     times = []
     for _ in range(repeats + 1):
         began = time.process_time()
@@ -56,13 +56,13 @@ def least(act: Callable[[], object], repeats: int) -> float:
 
 
 def order_milliseconds(num_images: int, repeats: int) -> float:
-    """CPU time for the order of an epoch and its batches of 64."""
+    """Return the CPU time to make the order of an epoch and its batches of 64, in milliseconds."""
     plan = Plan(torch.arange(num_images), 0, 64, True, False, 1)
     return least(lambda: plan.batches(1), repeats) * 1e3
 
 
 def agreement_microseconds(processes: int) -> float:
-    """The median time of the all-reduce by which ranks agree to stop, through gloo on this machine."""
+    """Return the median time of the all-reduce by which ranks agree to stop, through gloo here, in microseconds."""
     port = str(free_port())
     context = get_context("forkserver")
     context.set_forkserver_preload(["bench.growth"])

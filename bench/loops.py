@@ -1,4 +1,4 @@
-"""Times the arms in rotating order. Each lives in processes of its own, and waits while others have their turn."""
+"""Time the arms in rotating order: each has processes of its own, which wait while other arms take their turn."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from bench.arms import BARE, FLOOR, Arm
 from bench.rounds import Result, run_arm
 from bench.workload import Workload
 
-# Of a loss; sums in another layout or order differ by less at the steps of one round. On GPUs convolutions round their
-# input to 10 bits (TF32), and loops choose different kernels. Differences grow exponentially: of our training with one
+# Relative difference that is allowed between the losses of two arms. On GPUs convolutions round their input to 10 bits (TF32), and loops choose different kernels. Differences grow exponentially: of our training with one
 # thread and with two, losses are 4e-5 apart after 100 steps of the CNN, and 4e-3 after 200.
 TOLERANCE, GPU_TOLERANCE = 2e-3, 1e-2
-STEPS = 100  # for which that holds; ten times as much for as many more, and so on
+STEPS = 100  # steps for which that holds; each further 100 allow ten times as much
 PATIENCE = 300.0  # seconds for an arm to get ready, or for a round
 SETTLING = 0.2  # seconds after a turn, in which its workers fill their queues, and disturb nobody
 
 
 class UnequalCurvesError(AssertionError):
-    """An arm computed something else than the others, so that its time means nothing."""
+    """The losses of an arm differ from those of the others, so that its time cannot be compared."""
 
 
 def available(arms: Mapping[str, Arm]) -> dict[str, Arm]:
-    """Those of these arms whose packages are installed."""
+    """Return those of these arms whose packages are installed."""
     return {name: arm for name, arm in arms.items() if not arm.needs or importlib.util.find_spec(arm.needs)}
 
 
 def time_arms(workload: Workload, arms: Mapping[str, Arm], directory: Path) -> dict[str, list[float]]:
-    """Seconds of each arm in each round. Raises UnequalCurvesError; a first round warms up and does not count."""
+    """Return the seconds of each arm in each round, after a first round that does not count.
+
+    Raises UnequalCurvesError if the losses of the arms differ.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision", "accelerate", "trainlib.training.session"])
     names = list(arms)
@@ -75,7 +77,7 @@ def time_arms(workload: Workload, arms: Mapping[str, Arm], directory: Path) -> d
 
 
 def _turn(name: str, ranks: Sequence[Connection]) -> Result:
-    """A round of an arm: of its slowest rank the time, and the losses of all, each of which tells of its own part."""
+    """Run one round of an arm; return its slowest rank's time, and the losses, each summed over the ranks."""
     for connection in ranks:
         connection.send(True)
     results: list[Result] = []
@@ -92,7 +94,7 @@ def _turn(name: str, ranks: Sequence[Connection]) -> Result:
 
 
 def _require_equal_curves(results: Mapping[str, Result], number: int, tolerance: float = TOLERANCE) -> None:
-    """Every arm but the one that repeats a batch had the same loss at each step of the round."""
+    """Raise UnequalCurvesError unless all arms, except the one that repeats a batch, had the same loss at each step."""
     reference = BARE if BARE in results else next(iter(results))
     expected = results[reference][1]
     for name, (_, losses) in results.items():
@@ -105,7 +107,7 @@ def _require_equal_curves(results: Mapping[str, Result], number: int, tolerance:
 
 
 def of_rank(rank: int, world_size: int, port: str) -> dict[str, str]:
-    """What `torchrun` tells a rank; nothing to the only one."""
+    """Return the environment variables that `torchrun` sets for a rank; none for a single rank."""
     if world_size == 1:
         return {}
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
@@ -113,7 +115,7 @@ def of_rank(rank: int, world_size: int, port: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Of this machine, free a moment ago."""
+    """Return a TCP port of this machine that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -14,6 +14,7 @@ import argparse
 import copy
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ def tutorial_cnn(num_classes: int) -> nn.Sequential:
     )
 
 
-def loaders(root: Path, batch_size: int) -> tuple[DataLoader, DataLoader, DataLoader, int]:
+def loaders(root: Path, batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any], DataLoader[Any], int]:
     plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     augmented = transforms.Compose(
         [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *plain.transforms]
@@ -47,7 +48,7 @@ def loaders(root: Path, batch_size: int) -> tuple[DataLoader, DataLoader, DataLo
     order = torch.randperm(len(train)).tolist()
     num_val = len(train) // 10
 
-    def loader(dataset: Dataset, *, shuffle: bool) -> DataLoader:
+    def loader(dataset: Dataset[Any], *, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=2, persistent_workers=True)
 
     return (
@@ -59,7 +60,7 @@ def loaders(root: Path, batch_size: int) -> tuple[DataLoader, DataLoader, DataLo
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, loader: DataLoader) -> float:
+def accuracy(model: nn.Module, loader: DataLoader[Any]) -> float:
     model.eval()
     hits = total = 0
     for images, labels in loader:
@@ -96,7 +97,7 @@ def main() -> None:
         val_accuracy = accuracy(model, val)
         if val_accuracy > best:
             best, best_state = val_accuracy, copy.deepcopy(model.state_dict())
-        mean_loss = total / len(train.dataset)
+        mean_loss = total / len(train.dataset)  # type: ignore[arg-type]
         print(
             f"epoch {epoch + 1:2}/{options.epochs}  loss {mean_loss:.4f}  val {val_accuracy:.4f}  {seconds:.1f} s",
             flush=True,

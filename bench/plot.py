@@ -1,4 +1,4 @@
-"""Images a second of every arm, as a picture."""
+"""Plot the images a second of every arm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kind(name: str) -> str:
 
 
 def plot(seconds: Seconds, images: int, path: Path) -> None:
-    """A row an arm, the fastest on top: the median as a bar, each round as a dot.
+    """Draw a row for each arm, the fastest on top: the median as a bar, each round as a dot.
 
     images   of a round
     """

@@ -1,4 +1,4 @@
-"""Arms take turns: each trains in a process of its own, and waits after every round until it is its turn again."""
+"""One arm's side of taking turns: it trains in its own process, and waits after every round for its turn."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class OverError(Exception):
-    """All rounds are done."""
+    """All rounds are done: the arm's loop ends with this."""
 
 
 class Rounds:
-    """One arm's side: `begin` before its first step, `step` after each. Every round begins from the same weights."""
+    """The rounds of one arm, each of which starts from the same weights.
+
+    An arm calls `begin` before its first step, and `step` after every step.
+    """
 
     def __init__(self, connection: Connection, steps: int):
         self._connection = connection
@@ -38,12 +41,13 @@ class Rounds:
         self._losses: list[float | Tensor] = []
 
     def begin(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Remember the initial weights, and wait for the first turn."""
         self._network, self._optimizer = network, optimizer
         self._initial = {name: value.clone() for name, value in network.state_dict().items()}
         self._wait()
 
     def step(self, loss: float | Tensor) -> None:
-        """Raises OverError after the last round."""
+        """Record a step's loss; after a round, wait for the next. Raises OverError after the last round."""
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if len(self._losses) == self._steps:
             _wait_for_gpu()
@@ -69,7 +73,11 @@ def _wait_for_gpu() -> None:
 def run_arm(
     arm: Arm, workload: Workload, connection: Connection, log: Path, environment: Mapping[str, str] = NOTHING
 ) -> None:
-    """In a process of the arm: train, with all that it prints in a file. `environment` says which rank it is."""
+    """Train, in a process of the arm.
+
+    log           file that gets everything that the arm prints
+    environment   variables that say which rank this process is
+    """
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)

@@ -37,7 +37,7 @@ MORE_OF_RANKS = 6  # in a round of `ranks`, where a whole run has many
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """What all benchmarks of loops take."""
+    """Return the parser of the options that all benchmarks of loops have."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", help="class folders: DIR/train/<class>/*, DIR/test/<class>/*; default: drawings")
     made.add_argument("--parts", help="some of them, separated by commas; default: all")
@@ -51,7 +51,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def chosen_parts(options: argparse.Namespace, parts: tuple[str, ...]) -> list[str]:
-    """Those that were asked for. Raises SystemExit for an unknown one."""
+    """Return the parts that the user asked for. Raises SystemExit for an unknown one."""
     chosen: list[str] = options.parts.split(",") if options.parts else [*parts]
     if unknown := set(chosen) - {*parts}:
         raise SystemExit(f"--parts: got {', '.join(sorted(unknown))}, must be of {', '.join(parts)}")
@@ -59,6 +59,7 @@ def chosen_parts(options: argparse.Namespace, parts: tuple[str, ...]) -> list[st
 
 
 def chosen_arms(options: argparse.Namespace) -> dict[str, Arm]:
+    """Return the arms that the user asked for and that can run here. Raises SystemExit for an unknown one."""
     names = [OURS, BARE, *options.arms.split(";")] if options.arms else list(ARMS)
     if unknown := set(names) - {*ARMS}:
         raise SystemExit(f"--arms: got {'; '.join(sorted(unknown))}, must be of {'; '.join(ARMS)}")
@@ -66,7 +67,7 @@ def chosen_arms(options: argparse.Namespace) -> dict[str, Arm]:
 
 
 def time_overhead(workload: Workload, arms: Mapping[str, Arm], directory: Path) -> dict[str, list[float]]:
-    """Of the arms that are fed tensors, so that nothing but their loops differs."""
+    """Time the arms that get the same tensors, so that only their loops differ."""
     loops = {name: arm for name, arm in arms.items() if name in (OURS, FAST, BARE) or name.endswith(", tensors")}
     return time_arms(workload, loops, directory)
 

@@ -31,7 +31,7 @@ SIZES = (8, 64, 256, 512, 1024, 4096)
 
 @dataclass(frozen=True)
 class Model:
-    """flops of an image, forward and backward; a step takes `floor` seconds at least, for launching its kernels."""
+    """A network: flops of an image, forward and backward; `floor` is the least seconds of a step (kernel launches)."""
 
     name: str
     parameters: int  # in float32
@@ -52,7 +52,7 @@ STRONG = ((CNN, 4096), (VGG16, 4096))  # and the images of a global batch that a
 
 
 def all_reduce(size: float, gpus: int) -> float:
-    """Seconds to add up `size` bytes over this many GPUs, by the faster algorithm."""
+    """Return the seconds to sum `size` bytes over this many GPUs, by the faster algorithm."""
     bandwidth = NODE_BANDWIDTH if gpus <= NODE else BANDWIDTH
     ring = 2 * (gpus - 1) / gpus * size / bandwidth + 2 * (gpus - 1) * LATENCY
     tree = 2 * size / bandwidth + 2 * math.ceil(math.log2(gpus)) * LATENCY if gpus > 1 else 0.0
@@ -60,12 +60,12 @@ def all_reduce(size: float, gpus: int) -> float:
 
 
 def consensus(gpus: int) -> float:
-    """Seconds until all ranks know whether one of them was asked to stop."""
+    """Return the seconds until all ranks know whether one of them was asked to stop."""
     return 2 * (gpus - 1) * AGREEMENT_HOP
 
 
 def step_seconds(model: Model, gpus: int, *, every_step: bool = False) -> float:
-    """The computation, what of the all-reduce is longer than the backward pass, and the last bucket.
+    """Return the seconds of a step: computation, the part of the all-reduce beyond the backward pass, the last bucket.
 
     every_step   ranks agree at every step, whatever their number
     """
@@ -78,12 +78,12 @@ def step_seconds(model: Model, gpus: int, *, every_step: bool = False) -> float:
 
 
 def efficiency(model: Model, gpus: int, *, every_step: bool = False) -> float:
-    """Images a second and GPU, as a part of what one GPU does alone, where each has its number of images."""
+    """Return the speed per GPU relative to one GPU alone, where each GPU has a fixed number of images."""
     return model.seconds / step_seconds(model, gpus, every_step=every_step)
 
 
 def speed(model: Model, global_batch: int, gpus: int) -> float:
-    """Images a second of all GPUs that share a batch; some have none where there are more GPUs than images."""
+    """Return images a second of GPUs that share one batch; with more GPUs than images, some have none."""
     share = replace(model, images=math.ceil(global_batch / gpus))
     return global_batch / step_seconds(share, gpus)
 

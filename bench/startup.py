@@ -1,4 +1,4 @@
-"""From a cold start to the first step: `launch run`, `accelerate launch` of the same, and the least that there is."""
+"""Time a cold start up to the first step: `launch run`, the same by `accelerate launch`, and the bare minimum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAUNCH, ACCELERATE, SCRIPT = "launch run", "accelerate launch", "imports and mod
 
 
 def time_starts(root: str | None, rounds: int, directory: Path) -> dict[str, list[float]]:
-    """Seconds of each in each round, in rotating order, after one that fills caches."""
+    """Return the seconds of each way in each round, in rotating order, after a round that fills caches."""
     data = "{name: synthetic}" if root is None else f"{{name: image_folder, root: {root}}}"
     training = ["cifar10_cnn", "name=start", f"data={data}", "train={steps: 1}", "tracking={log_every: 1}"]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
@@ -45,7 +45,7 @@ def time_starts(root: str | None, rounds: int, directory: Path) -> dict[str, lis
 
 
 def _built(command: list[str]) -> float:
-    """Until the model is there; the end of the interpreter does not count."""
+    """Return the seconds until the model is built; the end of the interpreter does not count."""
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -54,7 +54,7 @@ def _built(command: list[str]) -> float:
 
 
 def _first_step(command: list[str], directory: Path) -> float:
-    """Until the row of the first step is in metrics.jsonl."""
+    """Return the seconds until the row of the first step is in metrics.jsonl."""
     shutil.rmtree(directory / "runs", ignore_errors=True)
     metrics = directory / "runs" / "start" / "metrics.jsonl"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}

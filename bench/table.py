@@ -1,4 +1,4 @@
-"""What was measured, as Markdown, kept in a folder while the rest is measured."""
+"""The results as Markdown tables, kept in a folder and written again after every part of the benchmark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "lightning", "timm")
 
 
 class Results:
-    """A folder with table.md and seconds.json, written again after each part, and a copy of what they say on stdout."""
+    """A folder with table.md and seconds.json, written again after each part; stdout gets the same tables."""
 
     def __init__(self, folder: Path, heading: str):
         folder.mkdir(parents=True)
@@ -37,7 +37,7 @@ class Results:
 
 
 def machine(threads: int, packages: tuple[str, ...] = PACKAGES) -> str:
-    """The machine and the versions, in a line."""
+    """Return one line about the machine and the versions of packages."""
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.machine(),
@@ -56,7 +56,10 @@ def machine(threads: int, packages: tuple[str, ...] = PACKAGES) -> str:
 
 
 def speed_table(seconds: Seconds, images: int) -> str:
-    """images   of a round"""
+    """Return the table of images a second.
+
+    images   images of a round
+    """
     rows = ["| arm | images/s | ours is faster by (95 % interval) |", "|---|---:|---|"]
     for name, times in sorted(seconds.items(), key=lambda item: statistics.median(item[1])):
         faster = "" if name == OURS else times_as_fast(ratio(times, seconds[OURS]))
@@ -65,7 +68,7 @@ def speed_table(seconds: Seconds, images: int) -> str:
 
 
 def overhead_table(seconds: Seconds, steps: int) -> str:
-    """Microseconds of a step above the bare loop's; of the median over the rounds."""
+    """Return the table of microseconds by which a step takes longer than the bare loop's, the median of the rounds."""
     over = {
         name: bootstrap([(a - b) / steps * 1e6 for a, b in zip(times, seconds[BARE], strict=True)])
         for name, times in seconds.items()
@@ -78,7 +81,10 @@ def overhead_table(seconds: Seconds, steps: int) -> str:
 
 
 def seconds_table(seconds: Seconds, baseline: str, unit: str, per: float = 1.0) -> str:
-    """unit   what takes these seconds, divided by `per`"""
+    """Return the table of seconds, and of ratios to the baseline.
+
+    unit   what takes these seconds, after division by `per`
+    """
     rows = [f"| | seconds {unit} | of {baseline} (95 % interval) |", "|---|---:|---|"]
     for name, times in seconds.items():
         of = "" if name == baseline else times_as_fast(ratio(times, seconds[baseline]))
@@ -87,7 +93,7 @@ def seconds_table(seconds: Seconds, baseline: str, unit: str, per: float = 1.0) 
 
 
 def rows_table(columns: tuple[str, ...], rows: Mapping[str, tuple[str, ...]]) -> str:
-    """Rows by their names; the first column has those."""
+    """Return a Markdown table; the first column holds the names of the rows."""
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     return "\n".join([*lines, *(f"| {' | '.join((name, *cells))} |" for name, cells in rows.items())])
 

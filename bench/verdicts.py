@@ -1,4 +1,4 @@
-"""Whether what was measured keeps the bounds that were set: ratios, 95 % intervals, and what they allow to say.
+"""Verdicts: do the measured ratios, with their 95 % intervals, keep the bounds that were set?
 
 A bound holds when the whole interval is on its good side, fails when the whole interval is on the other, and is
 undecided in between: then more or longer rounds, or a quieter machine, are needed.
@@ -16,7 +16,10 @@ from bench.startup import LAUNCH, SCRIPT
 
 
 class Verdict(NamedTuple):
-    """unit   of the interval and its bound: "" for ratios"""
+    """A measured interval beside its bound.
+
+    unit   unit of the interval and the bound: "" for ratios
+    """
 
     what: str
     interval: Interval
@@ -35,7 +38,9 @@ class Verdict(NamedTuple):
 
 
 def verdicts(measured: Mapping[str, Seconds], steps: int) -> Iterator[Verdict]:
-    """measured   seconds of each arm in each round, by part
+    """Yield the verdicts on all parts that were measured.
+
+    measured   seconds of each arm in each round, by part
     steps         of a round of the part `overhead`
     """
     yield from _of_speed(measured.get("speed", {}))
@@ -57,7 +62,7 @@ def _of_speed(seconds: Seconds) -> Iterator[Verdict]:
 
 
 def _of_overhead(seconds: Seconds, steps: int) -> Iterator[Verdict]:
-    """What a peer's step takes longer than ours, where nearly all of it is the loop."""
+    """Yield how much longer a peer's step takes than ours, where nearly all of it is the loop."""
     for name in TENSORS:
         if name in seconds:
             longer = [(a - b) / steps * 1e6 for a, b in zip(seconds[name], seconds[OURS], strict=True)]
@@ -65,7 +70,7 @@ def _of_overhead(seconds: Seconds, steps: int) -> Iterator[Verdict]:
 
 
 def verdict_table(found: Iterator[Verdict]) -> str:
-    """Empty where nothing that has a bound was measured."""
+    """Return the verdicts as Markdown; empty text if there are none."""
     rows = []
     for verdict in found:
         digits = 0 if verdict.unit else 3

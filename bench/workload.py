@@ -1,4 +1,4 @@
-"""What every arm of the benchmark trains: the same pictures, batches, network and initial weights."""
+"""The training task that every arm of the benchmark performs: same images, batches, network and initial weights."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Workload:
-    """
-    root     class folders, root/train/<class>/* and root/test/<class>/*; None for the drawings that need no files
-    copy     where `prepare` keeps their pixels, for all processes alike
-    model    of MODELS; "cnn" is the tutorial's, "one-layer" leaves little but what a loop adds to each step
-    steps    of a round
-    rounds   that count; one more warms up
-    threads  of torch
-    gpu      train on it; else on the CPU, whatever there is
-    noise    train on this many pictures of noise, image_size on a side, in place of `root`
+    """A training task.
+
+    root        class folders, root/train/<class>/* and root/test/<class>/*; None for the synthetic data set
+    copy        file in which `prepare` keeps the pixels, for all processes
+    model       a key of MODELS; "cnn" is the tutorial's, "one-layer" has so little work that the loop's own cost shows
+    steps       steps of a round
+    rounds      rounds that count; one more comes first, to warm up
+    threads     torch's threads
+    gpu         True to train on the GPU, else on the CPU
+    precision   no, fp32, bf16 or fp16
+    noise       train on this many images of noise, `image_size` on a side, instead of `root`
     """
 
     root: str | None
@@ -72,10 +74,10 @@ class Workload:
         )
 
     def prepare(self) -> None:
-        """Decode or draw the images, once."""
+        """Decode or generate the images, once, and write their pixels to `copy`."""
         if not self.copy.exists():
             dataset = _noise(self.noise, self.image_size) if self.noise else load_data(self.config.data)
-            facts = {"class_names": dataset.class_names, "mean": dataset.mean, "std": dataset.std}
+            facts: dict[str, Any] = {"class_names": dataset.class_names, "mean": dataset.mean, "std": dataset.std}
             for split, image_set in (("train", dataset.train), ("test", dataset.test)):
                 ids_N = torch.arange(len(image_set.labels_N))
                 facts |= {split: {"images": next(image_set.images.batches([ids_N])), "labels": image_set.labels_N}}
@@ -105,27 +107,26 @@ class Workload:
         return preprocess.mean, preprocess.std
 
     def pixels(self) -> Tensor:
-        """All training images, uint8 [N, 3, H, W]."""
+        """Return all training images, uint8 [N, 3, H, W]."""
         return next(self.dataset.train.images.batches([torch.arange(len(self.dataset.train.labels_N))]))
 
     def batches(self) -> Iterator[Tensor]:
-        """The sample indices of every step, int64 [B]."""
+        """Yield the sample indices of every step, int64 [B]."""
         for step in range(0, self.total_steps, self.plan.steps_per_epoch):
             yield from self.plan.batches(self.plan.epoch_of(step))[: self.total_steps - step]
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """For the forward pass and the loss of a loop that has nothing for it."""
+        """Return the context for the forward pass and the loss, for loops that have no mixed precision of their own."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def network(self, *, channels_last: bool) -> nn.Module:
-        """With its initial weights, the same every time, on the device."""
+        """Return the network on the device, with initial weights that are the same every time."""
         num_classes = len(self.dataset.class_names)
         if self.model == "one-layer":
             torch.manual_seed(0)
             return one_layer(num_classes).to(self.device)
-        network = build_classifier(self.config, num_classes, torch.device("cpu")).module
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return network.to(self.device, memory_format=layout)
+        network = build_classifier(self.config, num_classes, torch.device("cpu")).module.to(self.device)
+        return network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _noise(count: int, size: int) -> Dataset:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 
 class Arm(NamedTuple):
+    """A training loop to time."""
+
     place: str  # module:function
     options: dict[str, Any]
     needs: str | None = None  # a package that may be missing
@@ -30,7 +32,10 @@ OF_EXAMPLES = 4  # workers in Accelerate's example, and by default in timm's scr
 
 
 def _peer(name: str, module: str, package: str | None, workers: int = 0) -> dict[str, Arm]:
-    """documented, tuned and tensors; workers   of the documented one"""
+    """Return the four arms of a framework.
+
+    workers   processes of the loader of the documented arm
+    """
     place = f"bench.arms.{module}:train"
     return {
         f"{name}, documented": Arm(place, {"feed": "pictures", "workers": workers}, package),
@@ -65,6 +70,6 @@ TENSORS = ("Accelerate, tensors", "Lightning, tensors", "timm, tensors")
 
 
 def of_ranks(numbers: Iterable[int]) -> dict[str, Arm]:
-    """Our training by one process, and by each of these numbers with as many threads in all, one each at least."""
+    """Return trainlib's training with one process, and with these numbers of processes that share its threads."""
     several = {f"{number} processes": Arm(ARMS[OURS].place, {}, processes=number) for number in numbers}
     return {ONE: ARMS[OURS]} | several

@@ -1,4 +1,4 @@
-"""Where an arm's batches come from: (images float32 [B, 3, H, W], labels int64 [B]), in the order of the workload."""
+"""Batches for an arm, in the order of the workload: (images float32 [B, 3, H, W], labels int64 [B])."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Pictures(Dataset[Any]):
-    """As torchvision's CIFAR10: arrays in memory, of which each becomes a picture, then a tensor, normalised or not."""
+    """A data set like torchvision's CIFAR10: arrays in memory; each becomes a PIL image, then a tensor."""
 
     def __init__(self, workload: Workload, *, normalised: bool):
         from torchvision import transforms
@@ -37,7 +37,7 @@ class Pictures(Dataset[Any]):
 
 
 class Tensors:
-    """Our own loader's batches."""
+    """The batches of trainlib's own loader."""
 
     def __init__(self, workload: Workload):
         self.workload = workload
@@ -52,7 +52,11 @@ class Tensors:
 def batches(
     workload: Workload, feed: str, workers: int, *, pin_memory: bool = False, normalised: bool = True
 ) -> Iterable[Any]:
-    """`pictures` through a DataLoader, or our `tensors`, which are always normalised."""
+    """Return the batches.
+
+    feed         "pictures" for a DataLoader over PIL images, "tensors" for trainlib's loader
+    normalised   apply mean and std; "tensors" are always normalised
+    """
     if feed == "tensors":
         return Tensors(workload)
     order = [ids_N.tolist() for ids_N in workload.batches()]
@@ -61,11 +65,12 @@ def batches(
 
 
 def tune() -> None:
-    """For the whole process: memory is kept, as ours does."""
+    """Let the process keep freed memory, as trainlib's training does."""
     keep_freed_memory(os.environ)
 
 
 def one_process(workload: Workload) -> Any:
+    """Return the Accelerator of a single process on the workload's device."""
     from accelerate import Accelerator
 
     return Accelerator(cpu=not workload.gpu, mixed_precision=workload.precision, dynamo_backend="no")

@@ -1,4 +1,4 @@
-"""What can be reached: a loop over tensors with all of our optimisations and nothing else, and one batch repeated."""
+"""Upper limits of speed: a bare loop over tensors with all of our optimisations, and the same on one repeated batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from trainlib.data import normalize
 
 
 def bare(workload: Workload, rounds: Rounds, *, repeat: bool = False) -> None:
-    """repeat   the first batch again and again, prepared before: the cost of computing alone"""
+    """Train with a bare loop.
+
+    repeat   True to use the first batch, prepared in advance, in every step: the cost of computing alone
+    """
     tune()
     network = workload.network(channels_last=True)
     optimizer, criterion = sgd(network), nn.CrossEntropyLoss()

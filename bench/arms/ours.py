@@ -1,4 +1,4 @@
-"""Our training with all of it on: metrics, a row every 50 steps, checkpoints each epoch, W&B (offline), TensorBoard."""
+"""trainlib's training with everything on: metrics, rows, checkpoints each epoch, W&B (offline), TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainlib.training.trainer import Trainer
 
 
 def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact") -> None:
-    """As one rank of those that the environment tells of; rank 0 has the outputs, as in any run."""
+    """Train as the rank that the environment variables name; rank 0 writes the outputs, as in any run."""
     settings = workload.config.train.model_copy(update={"reproducibility": reproducibility})
     name = f"{workload.config.name}-{reproducibility}"
     config = workload.config.model_copy(update={"train": settings, "name": name})
@@ -51,14 +51,14 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
 
 
 class LossHook(Hook):
-    """Keeps this rank's part of the loss of every step; nothing waits for a GPU."""
+    """Passes this rank's part of the loss of every step to `rounds`, without waiting for a GPU."""
 
     def __init__(self, batch_size: int, rounds: Rounds):
         self._batch_size = batch_size
         self._rounds = rounds
 
     def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
-        """Give the loss on, weighted by this rank's share of the batch."""
+        """Record the loss, weighted by this rank's share of the batch."""
         (micro_batch,) = result.micro_batches
         part = micro_batch.denominator / self._batch_size
         self._rounds.step(micro_batch.loss if part == 1.0 else micro_batch.loss * part)

@@ -53,7 +53,11 @@ trainlib.fit(*sys.argv[1:], "name=network", model=lambda classes: airbench.make_
 
 
 class Run(NamedTuple):
-    """seconds   of training and the last evaluation"""
+    """The result of one run.
+
+    seconds            training and the last evaluation
+    training_seconds   training alone
+    """
 
     accuracy: float
     seconds: float
@@ -61,7 +65,7 @@ class Run(NamedTuple):
 
 
 def write_tensors(root: str, folder: Path) -> int:
-    """The class folders' pictures as airbench reads them, cifar10/train.pt and test.pt; how many training images."""
+    """Write class folders as airbench reads them, cifar10/train.pt and test.pt; return how many images train."""
     dataset = load_data(load_config(["cifar10_cnn", *_data(root)]).data)
     (folder / "cifar10").mkdir(parents=True)
     for name, split in (("train", dataset.train), ("test", dataset.test)):
@@ -71,22 +75,23 @@ def write_tensors(root: str, folder: Path) -> int:
 
 
 def package_runs(folder: Path, runs: int) -> list[Run]:
+    """Run airbench94 of the package so often, in one process after a warm-up."""
     return _printed([sys.executable, "-c", _PACKAGE, str(runs)], folder, runs)
 
 
 def script_runs(clone: Path, folder: Path, runs: int) -> list[Run]:
-    """The clone's script as it is, until it has done so many runs."""
+    """Start the clone's script as it is, and end it after so many runs."""
     return _printed([sys.executable, str(clone / SCRIPT)], folder, runs)
 
 
 def our_runs(config: str, root: str, folder: Path, runs: int) -> list[Run]:
-    """In one process, as airbench's are; a first one warms up."""
+    """Run our recipe so often, in one process after a warm-up, as airbench does."""
     _call([sys.executable, "-c", _OURS, str(runs + 1), config, *_data(root)], folder)
     return [run_of(folder / "runs" / f"fast-{number}") for number in range(1, runs + 1)]
 
 
 def run_of(run: Path) -> Run:
-    """From the rows of a finished run of ours, whose throughput leaves evaluations and checkpoints out."""
+    """Return a finished run of ours; the throughput in its rows excludes evaluations and checkpoints."""
     summary, rows = json.loads((run / "summary.json").read_text()), _rows(run)
     trained = sum(row["count"] for row in rows if row.get("scope") == "epoch")
     training = trained / summary["images_per_second"]
@@ -95,7 +100,7 @@ def run_of(run: Path) -> Run:
 
 
 def network_speed(root: str, folder: Path, batch_size: int) -> list[float]:
-    """Images a second of airbench's network in our training, in each epoch after the first."""
+    """Return images a second of airbench's network in our training, for each epoch after the first."""
     settings = [
         "data.val_fraction=0",
         "data.drop_last=true",
@@ -112,13 +117,13 @@ def network_speed(root: str, folder: Path, batch_size: int) -> list[float]:
 
 
 def package_speed(runs: Sequence[Run], num_images: int) -> list[float]:
-    """Images a second of the package's own loop, in each run."""
+    """Return images a second of the package's own loop, for each run."""
     steps = math.ceil(max(1, num_images // PACKAGE_BATCH_SIZE) * PACKAGE_EPOCHS)
     return [steps * PACKAGE_BATCH_SIZE / run.training_seconds for run in runs]
 
 
 def cold_seconds(config: str, root: str, folder: Path, clone: Path | None, repeats: int) -> dict[str, float]:
-    """From the start of a process to its end with a trained model on disk, nothing compiled before: the median."""
+    """Return the median seconds from a process's start to a trained model on disk, with nothing compiled before."""
     commands = {
         "ours": [sys.executable, "-m", "launch", "run", config, *_data(root), "--fresh", "--name", "cold"],
         "airbench94": [sys.executable, "-c", _PACKAGE_COLD],
@@ -136,7 +141,7 @@ def cold_seconds(config: str, root: str, folder: Path, clone: Path | None, repea
 
 
 def parse_runs(lines: Iterable[str]) -> Iterator[Run]:
-    """The runs that airbench's table tells of, as it is printed; one that warms up is none."""
+    """Yield the runs in airbench's printed table, as it comes; a warm-up is left out."""
     run, training = "", 0.0
     for line in lines:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
@@ -150,7 +155,7 @@ def parse_runs(lines: Iterable[str]) -> Iterator[Run]:
 
 
 def _printed(command: list[str], folder: Path, runs: int) -> list[Run]:
-    """The first runs that this command prints; it is ended after them."""
+    """Start a command, return the first runs that it prints, and end it."""
     found: list[Run] = []
     with (folder / "errors.txt").open("a") as errors:
         process = subprocess.Popen(

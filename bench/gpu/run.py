@@ -42,7 +42,7 @@ SKIPPED_STEPS = 10  # before waits are counted: kernels are chosen and memory is
 
 @dataclass(frozen=True)
 class Setting:
-    """What all parts share; sizes are those of a GPU, or tiny ones."""
+    """The options that all parts share; sizes are those for a GPU, or tiny ones."""
 
     options: argparse.Namespace
     results: Results

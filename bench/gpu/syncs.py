@@ -1,4 +1,4 @@
-"""How often our steps wait for the GPU, and where: torch warns of each wait under `set_sync_debug_mode`."""
+"""Count how often training steps wait for the GPU, and where: torch warns of each under `set_sync_debug_mode`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ Stacks = Counter[tuple[str, ...]]
 
 
 def count_waits(workload: Workload, skip: int, set_mode: Callable[[str], None] | None = None) -> tuple[Stacks, int]:
-    """The stack of each wait, innermost frame first, in the steps after the first `skip`; how many steps these were.
+    """Return the stacks of the waits, innermost frame first, and the number of steps in which they were counted.
 
-    No step of them writes a row or a checkpoint, which have to wait. `set_mode` turns torch's warnings on and off.
+    skip       steps at the beginning that do not count
+    set_mode   function that turns torch's warnings on and off
+
+    No counted step writes a row or a checkpoint, which have to wait.
     """
     set_mode = set_mode or torch.cuda.set_sync_debug_mode
     if not workload.gpu:
@@ -59,7 +62,7 @@ class WarningsHook(Hook):
 
 @contextmanager
 def _recorded(stacks: Stacks) -> Iterator[None]:
-    """Count the stacks of torch's warnings; all others are shown as they would be."""
+    """Context manager: count the stacks of torch's warnings; show all other warnings as usual."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         show = warnings.showwarning
@@ -77,6 +80,7 @@ def _recorded(stacks: Stacks) -> Iterator[None]:
 
 
 def waits_text(stacks: Stacks, steps: int) -> str:
+    """Return the counts as Markdown."""
     lines = [f"{sum(stacks.values())} waits in {steps} steps that write no row."]
     for stack, count in stacks.most_common():
         lines += ["", f"{count} times at", "", *(f"    {place}" for place in stack)]

@@ -1,4 +1,4 @@
-"""VGG16 at 224 pixels in bfloat16: images a second of loops, and what part of the GPU's matrix products that is."""
+"""VGG16 at 224 pixels in bfloat16: images a second of each loop, and its share of the GPU's peak matrix speed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LOOPS = (OURS, FAST, BARE, "Accelerate, tensors", "Lightning, tensors")
 
 
 def time_vgg(workload: Workload, directory: Path) -> dict[str, list[float]]:
-    """Seconds of each loop in each round; all are fed by our loader, with noise for pictures."""
+    """Return the seconds of each loop in each round; all get images of noise from trainlib's loader."""
     return time_arms(workload, available({name: ARMS_ON_GPU[name] for name in LOOPS}), directory)
 
 
 def step_flops(workload: Workload) -> int:
-    """Floating-point operations of a step, forward and backward: of its products and convolutions."""
+    """Return the floating-point operations of a step, forward and backward, in matrix products and convolutions."""
     size = workload.image_size
     with torch.device("meta"):
         network = build_model(workload.config.model, 10, size).module
@@ -37,7 +37,7 @@ def step_flops(workload: Workload) -> int:
 
 
 def peak_flops(device: torch.device, size: int, repeats: int = 20) -> float:
-    """Operations a second of a product of two bfloat16 matrices [size, size]: the median of several tries."""
+    """Return operations a second of a product of two bfloat16 matrices [size, size]: the median of five tries."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     speeds = []
     for number in range(6):
@@ -52,6 +52,7 @@ def peak_flops(device: torch.device, size: int, repeats: int = 20) -> float:
 
 
 def vgg_table(seconds: Seconds, workload: Workload, flops: int, peak: float) -> str:
+    """Return the table of the loops as Markdown."""
     rows = {}
     for name, times in sorted(seconds.items(), key=lambda item: statistics.median(item[1])):
         step = statistics.median(times) / workload.steps
