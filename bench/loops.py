@@ -16,8 +16,9 @@ from bench.arms import BARE, FLOOR, Arm
 from bench.rounds import Result, run_arm
 from bench.workload import Workload
 
-# Relative difference that is allowed between the losses of two arms. On GPUs convolutions round their input to 10 bits (TF32), and loops choose different kernels. Differences grow exponentially: of our training with one
-# thread and with two, losses are 4e-5 apart after 100 steps of the CNN, and 4e-3 after 200.
+# Relative difference that is allowed between the losses of two arms. On GPUs convolutions round their input to 10 bits
+# (TF32), and loops choose different kernels. Differences grow exponentially: losses of our training with one thread and
+# with two are 4e-5 apart after 100 steps of the CNN, and 4e-3 after 200.
 TOLERANCE, GPU_TOLERANCE = 2e-3, 1e-2
 STEPS = 100  # steps for which that holds; each further 100 allow ten times as much
 PATIENCE = 300.0  # seconds for an arm to get ready, or for a round
