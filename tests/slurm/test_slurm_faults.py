@@ -30,6 +30,7 @@ if os.environ.get("RANK") == "1":
     def fail():
         while not os.path.exists("fail"):
             time.sleep(0.02)
+        os.unlink("fail")  # once
         os._exit(7)
     threading.Thread(target=fail, daemon=True).start()
 """
@@ -128,23 +129,15 @@ def test_real_failures_end_the_job_and_preemptions_do_not(
     (tmp_path / "job" / "sitecustomize.py").write_text(FAILING)
     job = submit("job", training(images, 1000, "slurm.max_failures=2"))
 
-    def fail(restart: int) -> float:
-        job.wait_until_it_trains(restart)
-        began = time.monotonic()
-        (job.cwd / "fail").touch()
-        job.wait_until(lambda: len(job.lines("end")) > restart)
-        (job.cwd / "fail").unlink()
-        return time.monotonic() - began
-
-    assert fail(0) < 60
+    job.wait_until_it_trains(0)
+    (job.cwd / "fail").touch()
+    job.wait_until(lambda: len(job.lines("end")) > 0)
     job.wait_until_it_trains(1)
     job.cluster.run(["scancel", "--signal=USR2", "--batch", job.id])
     job.wait_until(lambda: len(job.lines("end")) > 1)
     job.wait_until_it_trains(2)
-    began = time.monotonic()
     (job.cwd / "fail").touch()
     state = job.wait()
-    assert time.monotonic() - began < 60
     assert (state.state, state.exit_code) == ("FAILED", 7), job.output()
     job.assert_gone()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import wait_until
 from slurm_cluster import Cluster
 
 from launch.cli import main
@@ -227,10 +228,7 @@ def test_a_running_job_is_asked_to_stop_by_the_stop_file(slurm: Cluster, capsys:
     """And cancelled by scancel, though it holds no lock that could be seen from here."""
     job_id = sbatch(slurm, "sleep 100")
     make_run(Path("runs/x"), [line("submitted", job_id)])
-    deadline = time.monotonic() + 60
-    while slurm.job(job_id)["JobState"] != "RUNNING":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: slurm.job(job_id)["JobState"] == "RUNNING")
     assert main(["stop", "x"]) == 0
     assert Path("runs/x/STOP").read_text() == "launch stop\n"
     assert main(["list"]) == 0

@@ -14,6 +14,7 @@ import pytest
 import ranks
 import tiny
 from paths import REPOSITORY
+from patience import HANG
 from slurm_cluster import Cluster
 
 from launch.cli import main
@@ -258,7 +259,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_in_the_queue(slurm: Cluster, traini
         assert waiting.stderr.readline() == f"job {job_id}: pending (JobHeldUser)\n"
         time.sleep(0.2)
         waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=20)
+        _, said = waiting.communicate(timeout=HANG)
     assert waiting.returncode == 130
     assert f"job {job_id} stays in the queue" in said
     assert job_id in queued(slurm)

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0  # seconds for one answer
+from patience import HANG
+
+PATIENCE = HANG  # for one answer
 
 
 class Page:

@@ -13,7 +13,9 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-CLOSING_SECONDS = 10.0
+from patience import HANG
+
+CLOSING_SECONDS = 30.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -52,7 +54,7 @@ class Ranks:
             assert process.pid is not None
             os.kill(process.pid, number)
 
-    def wait(self, timeout: float = 120.0, closing: float = CLOSING_SECONDS) -> list[int]:
+    def wait(self, timeout: float = HANG, closing: float = CLOSING_SECONDS) -> list[int]:
         """Their exit codes. As under a launcher, ranks that are still there `closing` seconds after another one failed
         are killed, which shows as -9."""
         deadline = time.monotonic() + timeout
@@ -86,13 +88,13 @@ def start(function: Callable[..., int | None], *args: object, world_size: int, c
 
 
 def run(
-    function: Callable[..., int | None], *args: object, world_size: int, cwd: Path, timeout: float = 120.0
+    function: Callable[..., int | None], *args: object, world_size: int, cwd: Path, timeout: float = HANG
 ) -> list[int]:
     """Run a function as ranks (see `start`) to their end; returns their exit codes."""
     return start(function, *args, world_size=world_size, cwd=cwd).wait(timeout)
 
 
-def train(arguments: Sequence[str], *, world_size: int = 1, cwd: Path, timeout: float = 120.0) -> list[int]:
+def train(arguments: Sequence[str], *, world_size: int = 1, cwd: Path, timeout: float = HANG) -> list[int]:
     """`trainlib.train.main(arguments)` in each of `world_size` gloo ranks; returns their exit codes."""
     return run(main, list(arguments), world_size=world_size, cwd=cwd, timeout=timeout)
 

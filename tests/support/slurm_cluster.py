@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from patience import HANG
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
 NODES = ("n0", "n1")
 HOSTS = Path("/etc/hosts")
@@ -90,7 +92,7 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._spawn(node, ["slurmd", "-D", "-N", node, "-f", str(self.conf)])
 
-    def run(self, words: Sequence[str], *, timeout: float = 60.0, **options: object) -> str:
+    def run(self, words: Sequence[str], *, timeout: float = HANG, **options: object) -> str:
         """A command's standard output, with this cluster in its environment."""
         done = subprocess.run(
             words, env=os.environ | self.environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -103,7 +105,7 @@ class Cluster:
         text = self.run(["scontrol", "show", "job", job_id, "--oneliner"])
         return dict(word.partition("=")[::2] for word in text.split() if "=" in word)
 
-    def wait_until_idle(self, timeout: float = 60.0) -> None:
+    def wait_until_idle(self, timeout: float = HANG) -> None:
         """All nodes up, no jobs."""
         deadline = time.monotonic() + timeout
         states = ""
@@ -131,7 +133,7 @@ class Cluster:
         words = ["munged", "--foreground", "--force", f"--socket={self.directory}/munge.socket", f"--key-file={key}"]
         words += [f"--{kind}-file={self.directory}/munge.{kind}" for kind in ("log", "pid", "seed")]
         self._spawn("munge", words)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG
         while not (self.directory / "munge.socket").exists():
             assert time.monotonic() < deadline, (self.directory / "munge.out").read_text()
             time.sleep(0.05)

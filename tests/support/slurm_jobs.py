@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import tiny
 from paths import REPOSITORY
+from patience import HANG
 from slurm_cluster import Cluster
 
 from launch.slurm.queue import JobState, parse_states
@@ -63,7 +64,7 @@ class Job:
         paths = [self.cwd / "slurm.out", *sorted((self.cwd / "runs/run/logs").glob("*.out"))]
         return "\n".join(f"== {path.name}\n{path.read_text()}" for path in paths if path.exists())
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 240.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 2 * HANG) -> None:
         """Fails where the job ends for good before that."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -86,7 +87,7 @@ class Job:
 
         self.wait_until(trains)
 
-    def wait(self, seconds: float = 240.0) -> JobState:
+    def wait(self, seconds: float = 2 * HANG) -> JobState:
         """Until it has ended for good; its last state."""
         deadline = time.monotonic() + seconds
         while (state := self.state).active:
@@ -111,8 +112,8 @@ class Job:
                 continue
         return found
 
-    def assert_gone(self, seconds: float = 5.0) -> None:
-        """None of its processes is left on either node, a moment after its end."""
+    def assert_gone(self, seconds: float = HANG) -> None:
+        """None of its processes is left on either node, soon after its end."""
         deadline = time.monotonic() + seconds
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from paths import REPOSITORY
+from patience import HANG
 
 from trainlib.runs.directory import RunDirectory
 
@@ -44,7 +45,7 @@ def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[
         cwd = tmp_path / name
         cwd.mkdir()
         done = subprocess.run(
-            command, cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=HANG, check=False
         )
         assert done.returncode == 0, done.stderr
         assert "test accuracy" in done.stdout
@@ -63,7 +64,7 @@ def test_a_single_process_instead_of_several_is_an_error(tmp_path: Path, environ
         env=environment | {"TRAINLAUNCH_WORLD_SIZE": "2"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == 2

@@ -22,7 +22,7 @@ from pathlib import Path
 from trainlib.runs.locks import acquire
 lock = acquire(Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 

@@ -16,6 +16,7 @@ import pytest
 import ranks
 import tiny
 from paths import REPOSITORY
+from patience import HANG
 from sweep_files import written
 
 from launch.cli import main
@@ -42,20 +43,20 @@ def test_a_sweep_here_is_interrupted_and_continued(workdir: Path, capsys: pytest
     written(f"configs: [{common[0]}]\ngrid: {{seed: [3, 4]}}\n")
     first = sweep_here(*common[1:])
     rows = workdir / "runs/s-seed3/metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while not (rows.exists() and rows.read_text().count("\n") > 5):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=HANG)
     assert first.returncode == 75, err
     assert [line.get("status") for line in attempts("s-seed3")] == [None, "stopped"]
     assert attempts("s-seed4") == []
     assert "stopped" in out.splitlines()[-2]
 
     second = sweep_here(*common[1:])
-    out, err = second.communicate(timeout=120)
+    out, err = second.communicate(timeout=HANG)
     assert second.returncode == 0, err
     assert [line.get("status") for line in attempts("s-seed3")] == [None, "stopped", None, "completed"]
     assert attempts("s-seed3")[2]["from_step"] > 0
@@ -111,7 +112,7 @@ def handle(number, frame):
         sys.exit(130)
 signal.signal(signal.SIGINT, handle)
 pathlib.Path("ready").touch()
-time.sleep(60)
+time.sleep(3600)
 """
 
 

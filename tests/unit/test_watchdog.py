@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from paths import REPOSITORY
+from patience import HANG
 
 AGENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
 
@@ -23,7 +24,7 @@ with watchdog.Watchdog(None, flag, open(sys.argv[1], "a", buffering=1), {"TORCHE
     while flag.reason is None:
         time.sleep(0.01)
     print("asked to stop:", flag.reason, flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -35,7 +36,7 @@ def test_a_rank_without_its_agent_is_asked_to_stop_then_ended(full_disk: bool, t
         assert agent.stdout is not None
         assert agent.stdout.readline() == "up\n"
         agent.kill()
-        rest, _ = agent.communicate(timeout=20)  # until the rank, which holds the other end, is gone too
+        rest, _ = agent.communicate(timeout=HANG)  # until the rank, which holds the other end, is gone too
     assert rest == "asked to stop: the launcher died\n"
     if not full_disk:
         assert log.read_text() == (
@@ -56,7 +57,7 @@ with watchdog.Watchdog(1.0, StopFlag(), open(sys.argv[1], "a", buffering=1), {})
         time.sleep(0.01)
         dog.heartbeat()
     print("hangs", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -68,7 +69,7 @@ def test_a_hang_ends_the_process_and_a_suspended_one_is_no_hang(tmp_path: Path) 
         worker.send_signal(signal.SIGSTOP)
         time.sleep(2.5)
         worker.send_signal(signal.SIGCONT)
-        rest, _ = worker.communicate(timeout=20)
+        rest, _ = worker.communicate(timeout=HANG)
     assert rest == "hangs\n"  # it was not ended while it was suspended, nor right after
     assert worker.returncode == 1
     log = (tmp_path / "log").read_text()
