@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from trainlib.runs.files import Record, read_lines
 
 Line = Mapping[str, Any]
 
 _SHOWN = 12  # digits of a digest
 
 
-def read_records(folder: Path, world_size: int) -> list[list[Line]]:
+def read_records(folder: Path, world_size: int) -> list[list[Record]]:
     """Return the lines that each rank recorded, in rank order; none for a rank that recorded nothing."""
-    files = [folder / f"{world_size}-{rank}.jsonl" for rank in range(world_size)]
-    return [[json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [] for file in files]
+    return [read_lines(folder / f"{world_size}-{rank}.jsonl") for rank in range(world_size)]
 
 
 def difference(records: Mapping[int, Sequence[Sequence[Line]]]) -> str | None:
