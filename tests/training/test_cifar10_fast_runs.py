@@ -43,9 +43,9 @@ def resume_without_whitening(arguments: list[str]) -> int:
     from trainlib.config import load_config
     from trainlib.runs.stop_request import StopFlag
     from trainlib.train import train
-    from trainlib.training import session
+    from trainlib.training.build import training
 
-    del session.whiten  # type: ignore[attr-defined]
+    del training.init_whitening  # type: ignore[attr-defined]
     return 0 if train(load_config(arguments), StopFlag(), rank=0, resume="") else 1
 
 
