@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from bench.arms.feeds import tune
 from bench.rounds import Rounds
 from bench.workload import Workload, sgd
-from trainlib.data import normalize
+from trainlib.data import Preprocess
 
 
 def bare(workload: Workload, rounds: Rounds, *, repeat: bool = False) -> None:
@@ -19,11 +19,10 @@ def bare(workload: Workload, rounds: Rounds, *, repeat: bool = False) -> None:
     network = workload.network(channels_last=True)
     optimizer, criterion = sgd(network), nn.CrossEntropyLoss()
     pixels, labels_N = workload.pixels().to(workload.device), workload.dataset.train.labels_N.to(workload.device)
-    mean_3, std_3 = workload.mean_and_std
-    size = workload.config.data.image_size
+    preprocess = Preprocess(*workload.mean_and_std, workload.config.data.image_size)
 
     def prepare(ids_N: Tensor) -> Tensor:
-        return normalize(pixels.index_select(0, ids_N), mean_3, std_3, size)  # indexing takes 0.4 ms more
+        return preprocess(pixels.index_select(0, ids_N))  # indexing takes 0.4 ms more
 
     batches = [ids_N.to(workload.device) for ids_N in workload.batches()]
     prepared = prepare(batches[0]), labels_N[batches[0]]

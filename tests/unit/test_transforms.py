@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as torchvision_functional
 
 from trainlib.config.schema.sections import Augment
-from trainlib.data.augmentation import augment, normalize
+from trainlib.data.augmentation import Augmentation, Preprocess
 from trainlib.randomness import draw, key
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -22,6 +22,10 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def random_images(n: int, height: int = 8, width: int = 8, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def augment(images: Tensor, ids: Tensor, *, epoch: int, **options: Any) -> Tensor:
+    return Augmentation(**options)(images, ids, epoch)
 
 
 def augmented_one_by_one(
@@ -116,12 +120,12 @@ def test_augment_and_normalise_take_an_empty_batch() -> None:
     assert augment(images, ids, seed=0, epoch=0, flip="alternating", crop_padding=4, fill="reflect").shape[0] == 0
     images = augment(images, ids, seed=0, epoch=0, flip=True, crop_padding=4)
     assert images.shape == (0, 3, 8, 8)
-    assert normalize(images, MEAN, STD, 16).shape == (0, 3, 16, 16)
+    assert Preprocess(MEAN, STD, 16)(images).shape == (0, 3, 16, 16)
 
 
 def test_normalise_has_the_bits_of_the_documented_formula() -> None:
     images = random_images(10, 32, 32)
-    result = normalize(images, MEAN, STD, 32)
+    result = Preprocess(MEAN, STD, 32)(images)
     scale = np.array([1 / (255 * std) for std in STD]).astype(np.float32).reshape(3, 1, 1)
     shift = np.array([mean / std for mean, std in zip(MEAN, STD, strict=True)]).astype(np.float32).reshape(3, 1, 1)
     np.testing.assert_array_equal(result.numpy(), images.numpy().astype(np.float32) * scale - shift)
@@ -134,7 +138,7 @@ def test_normalise_has_the_bits_of_the_documented_formula() -> None:
 @pytest.mark.parametrize("image_size", [16, 20, 48])
 def test_normalise_resizes_as_pil_does(image_size: int) -> None:
     images = random_images(4, 32, 32)
-    result = normalize(images, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), image_size)
+    result = Preprocess((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), image_size)(images)
     for image, resized in zip(images.numpy(), result.numpy(), strict=True):
         for channel, resized_channel in zip(image, resized, strict=True):
             pil_image = Image.fromarray(channel.astype(np.float32))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainlib.config import DataConfig, custom_part_missing
-from trainlib.data.augmentation import augment, normalize
+from trainlib.data.augmentation import Augmentation, Preprocess
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import Images
 from trainlib.data.sources.cifar10 import load_cifar10
@@ -17,18 +17,18 @@ from trainlib.data.sources.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 from trainlib.errors import UserError
 
 __all__ = [
+    "Augmentation",
     "Dataset",
     "DatasetInfo",
     "ImageSet",
     "Images",
-    "augment",
+    "Preprocess",
     "dataset_info",
     "find_images",
     "fingerprint",
     "image_dataset",
     "load_class_folder",
     "load_data",
-    "normalize",
 ]
 
 

@@ -24,6 +24,7 @@ class FeatureLoader(BatchLoader):
         )
         self._image_loader = image_loader
         self._features = features
+        self._to_model_input = lambda features_NX: features_NX
 
     def dummy_input(self) -> Tensor:
         """Return a model input of one sample's features, all zeros, on the device."""
@@ -32,9 +33,6 @@ class FeatureLoader(BatchLoader):
     def raw_images(self, ids_N: Tensor) -> Tensor:
         """Return the images of these samples: uint8 [N, 3, H, W] on the CPU."""
         return self._image_loader.raw_images(ids_N)
-
-    def _to_model_input(self, features_NX: Tensor) -> Tensor:
-        return features_NX
 
 
 class CachedFeatures:

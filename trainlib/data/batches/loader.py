@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ class BatchLoader:
         self.preprocess = preprocess
         self.rank_slice = rank_slice
         self.device = device
+        self._to_model_input: Callable[[Tensor], Tensor] = preprocess
 
     def labels_of(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the labels, int64 [B] on the CPU, of each of these batches of sample indices, int64 [B]."""
@@ -87,9 +88,6 @@ class BatchLoader:
     def raw_images(self, ids_N: Tensor) -> Tensor:
         """Return the images of these samples as the image set holds them: uint8 [N, 3, H, W] on the CPU."""
         return next(self.images.batches([ids_N])).cpu()
-
-    def _to_model_input(self, images_NCHW: Tensor) -> Tensor:
-        return self.preprocess(images_NCHW)
 
     def _load(
         self,

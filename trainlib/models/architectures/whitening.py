@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from trainlib.data import normalize
 from trainlib.data.augmentation import Preprocess
 from trainlib.data.images import Images
 from trainlib.models.architectures.cifar10_fast import PATCH_NUMBERS, PATCH_SIDE, Cifar10Fast
@@ -56,11 +55,11 @@ def _patch_covariance(images: Images, ids_N: Tensor, preprocess: Preprocess) -> 
     Sums are of whole numbers from 0 to 255, to which resized images are rounded. So float64 holds them exactly, and
     they are the same in any order: with any number of threads, on any CPU.
     """
-    unscaled = (1 / 255,) * 3
+    to_pixels = Preprocess((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), preprocess.image_size)  # from 0 to 255
     sum_P = torch.zeros(PATCH_NUMBERS, dtype=torch.float64)
     products_PP, count = torch.zeros(PATCH_NUMBERS, PATCH_NUMBERS, dtype=torch.float64), 0
     for images_NCHW in images.batches(torch.split(ids_N, BATCH_SIZE)):
-        pixels_NCHW = normalize(images_NCHW.cpu(), (0.0, 0.0, 0.0), unscaled, preprocess.image_size).round()
+        pixels_NCHW = to_pixels(images_NCHW.cpu()).round()
         patches_NPL = F.unfold(pixels_NCHW.double(), PATCH_SIDE)
         sum_P += patches_NPL.sum(dim=(0, 2))
         products_PP += (patches_NPL @ patches_NPL.mT).sum(dim=0)
