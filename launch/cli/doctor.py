@@ -28,7 +28,7 @@ def doctor(processes: int | None, as_json: bool) -> int:
     """
     import json
 
-    from launch.doctor.finding import Verdict, closing
+    from launch.doctor.finding import Verdict, summary
 
     findings = []
     for finding in _checks(processes):
@@ -38,7 +38,7 @@ def doctor(processes: int | None, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps([finding.asdict() for finding in findings], indent=2))
     else:
-        click.echo(closing(findings))
+        click.echo(summary(findings))
     return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
 
 

@@ -59,7 +59,7 @@ def row(finding: Finding, width: int = WIDTH) -> str:
     return "\n".join([hang(head, finding.text, width), *advice])
 
 
-def closing(findings: list[Finding]) -> str:
+def summary(findings: list[Finding]) -> str:
     """Return the number of problems and notes in words: `1 problem, 2 notes`."""
     counts = [sum(finding.verdict is verdict for finding in findings) for verdict in (Verdict.PROBLEM, Verdict.NOTE)]
     words = ("problem", "note")

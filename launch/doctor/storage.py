@@ -43,7 +43,7 @@ def check_storage(topic: str, folder: Path) -> Iterator[Finding]:
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing) as scratch:
             yield _speed(topic, folder, Path(scratch))
-            yield from _promises(topic, Path(scratch))
+            yield from _file_system_faults(topic, Path(scratch))
     except OSError as error:
         advice = {
             errno.ENOSPC: "make room: a training stops when it cannot write its checkpoints",
@@ -73,7 +73,7 @@ def _speed(topic: str, folder: Path, scratch: Path) -> Finding:
     return ok(topic, text)
 
 
-def _promises(topic: str, scratch: Path) -> Iterator[Finding]:
+def _file_system_faults(topic: str, scratch: Path) -> Iterator[Finding]:
     """Check renames, locks and the clock; there is a finding only where one is not as it should be."""
     if not renames_are_atomic(scratch):
         yield problem(topic, "a file is gone for a moment while it is replaced", "keep runs/ on another file system")

@@ -28,13 +28,13 @@ def ranking(runs: Sequence[RunFacts]) -> Ranking:
     """
     tested = all(run.test() is not None for run in runs)
 
-    def badness(run: RunFacts) -> tuple[bool, float, float]:
+    def worse_last(run: RunFacts) -> tuple[bool, float, float]:
         accuracy = run.test() if tested else _value(run, "accuracy")
         loss = run.test("loss") if tested else _value(run, "loss")
         return accuracy is None, -(accuracy or 0.0), float("inf") if loss is None else loss
 
     by = "accuracy on the test split" if tested else "best accuracy on the validation split"
-    return Ranking(sorted(runs, key=badness), by)
+    return Ranking(sorted(runs, key=worse_last), by)
 
 
 def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:

@@ -19,7 +19,7 @@ from patience import HANG
 
 from launch.doctor import ranks as rank_checks
 from launch.doctor import software, system
-from launch.doctor.finding import Verdict, closing, note, ok, problem, row
+from launch.doctor.finding import Verdict, note, ok, problem, row, summary
 from launch.doctor.ranks import Outcome
 
 FACTS: dict[str, Any] = {
@@ -59,9 +59,9 @@ problem  runs        {path}
                      -> mend its permissions, or change to a folder that is
                         writable"""
     )
-    assert closing(found) == "1 problem, 1 note"
-    assert closing([*found[:2], found[1]]) == "no problems, 2 notes"
-    assert closing(found[:1]) == "no problems"
+    assert summary(found) == "1 problem, 1 note"
+    assert summary([*found[:2], found[1]]) == "no problems, 2 notes"
+    assert summary(found[:1]) == "no problems"
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,23 @@ def test_cancel_kills_nothing_else(host: str | None, message: str, tmp_path: Pat
         with pytest.raises(UserError, match=message):
             kill_run(directory)
         assert process.poll() is None
+
+
+def test_status_fits_a_terminal(tmp_path: Path) -> None:
+    """Further lines begin where the first one's text does; no word is broken."""
+    failed = end(1, START, "failed", "loss is nan at step 20 on rank 1")
+    run = read_run(make_run(tmp_path / "x", [start(1, START), failed]))
+    lines = run_details(run, START, width=50).splitlines()
+    assert [line for line in lines if not line.startswith("directory:")] == [
+        "run:         x",
+        "status:      failed",
+        "last error:  loss is nan at step 20 on rank 1",
+        "seconds:     0",
+        "attempts:",
+        f"  1  {local(START)}  started at step 0, 2",
+        f"{'':26}ranks, node1, process 17",
+        f"  1  {local(START)}  failed at step 20: loss",
+        f"{'':26}is nan at step 20 on",
+        f"{'':26}rank 1",
+    ]
+    assert f"directory:   {run.directory}" in lines
