@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.doctor.finding import Finding, note, ok, problem
 from launch.doctor.node import num_nodes
 from launch.slurm.queue import Partition, QueueError, on_each_node, partitions
+from trainlib.runs import RUNS
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 _NO_CONFIGURATION = "Could not establish a configuration source"
@@ -61,7 +62,7 @@ def check_cluster() -> Iterator[Finding]:
     yield describe(found)
     nodes = num_nodes(os.environ)
     if nodes > 1:
-        yield _shared_folder(Path("runs"), nodes)
+        yield _shared_folder(RUNS, nodes)
 
 
 def describe(found: list[Partition]) -> Finding:

@@ -8,11 +8,10 @@ from pathlib import Path
 import launch
 from launch.slurm.sites import shipped_files
 from trainlib import errors
-from trainlib.runs.environment import git_commit
+from trainlib.runs.environment import COMMIT_FILE, git_commit
 
 NAME = "code"
 SCRIPT = Path("slurm", "train.sbatch")
-COMMIT = "COMMIT"  # trainlib.runs.environment reads it: the copy is outside version control
 
 
 def take_snapshot(directory: Path) -> Path:
@@ -25,7 +24,7 @@ def take_snapshot(directory: Path) -> Path:
     shutil.copytree(shipped_files(), new / SCRIPT.parent)
     commit = git_commit()
     if commit is not None:
-        (new / COMMIT).write_text(f"{commit}\n")
+        (new / COMMIT_FILE).write_text(f"{commit}\n")
     shutil.rmtree(code, ignore_errors=True)
     new.rename(code)
     return code

@@ -20,6 +20,7 @@ DECIDES_BITS = {
 }
 UNCHANGED = "samples, their order, augmentation and learning rates are as they would have been"
 
+COMMIT_FILE = "COMMIT"  # beside the packages, in a copy of the code that is outside version control
 PACKAGES = ("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
 
 
@@ -74,7 +75,7 @@ def git_commit() -> str | None:
     """
     here = Path(__file__).resolve().parents[1]  # the package
     with suppress(OSError):
-        return (here.parent / "COMMIT").read_text().strip()
+        return (here.parent / COMMIT_FILE).read_text().strip()
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]
