@@ -20,7 +20,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any
 
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -32,30 +32,31 @@ _CLOSING_MESSAGE = "Sending process %s closing signal"
 class _ReportHandler(logging.Handler):
     """Writes each log record of torch's elastic agent to the report."""
 
-    def __init__(self, report: TextIO):
+    def __init__(self, descriptor: int):
         super().__init__()
-        self._report = report
+        self._descriptor = descriptor
 
     def emit(self, record: logging.LogRecord) -> None:
-        _write(self._report, log=self.format(record) + "\n")
+        """Write the record, and the process that it says is asked to end."""
+        _write(self._descriptor, log=self.format(record) + "\n")
         if str(record.msg).startswith(_CLOSING_MESSAGE) and isinstance(record.args, tuple):
-            _write(self._report, closing=record.args[0])
+            _write(self._descriptor, closing=record.args[0])
 
 
 def main() -> None:
-    """Run the ranks to their end; exit with 0, or with 1 where one failed or could not be started."""
-    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as report:
-        handler = _ReportHandler(report)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger = logging.getLogger("torch.distributed")
-        logger.handlers, logger.propagate = [handler], False
-        try:
-            launch_command(launch_command_parser().parse_args(sys.argv[2:]))
-        except Exception as error:  # noqa: BLE001  a launcher reads it, whatever it is
-            _write(report, log=traceback.format_exc())
-            if isinstance(error, ChildFailedError):
-                _write(report, failures=_failures(error))
-            sys.exit(1)
+    """Run the ranks to their end; exit with 0, or with 1 if one failed or could not be started."""
+    descriptor = int(sys.argv[1])
+    handler = _ReportHandler(descriptor)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("torch.distributed")
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        launch_command(launch_command_parser().parse_args(sys.argv[2:]))
+    except Exception as error:  # noqa: BLE001  a launcher reads it, whatever it is
+        _write(descriptor, log=traceback.format_exc())
+        if isinstance(error, ChildFailedError):
+            _write(descriptor, failures=_failures(error))
+        sys.exit(1)
 
 
 def _failures(error: ChildFailedError) -> list[dict[str, int]]:
@@ -63,10 +64,9 @@ def _failures(error: ChildFailedError) -> list[dict[str, int]]:
     return [{"rank": rank, "exit_code": failure.exitcode, "pid": failure.pid} for rank, failure in failures]
 
 
-def _write(report: TextIO, **line: Any) -> None:
+def _write(descriptor: int, **line: Any) -> None:
     with suppress(OSError):  # the launcher may have been killed: the ranks must be ended all the same
-        report.write(json.dumps(line) + "\n")
-        report.flush()
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
 
 
 if __name__ == "__main__":
