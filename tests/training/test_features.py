@@ -65,13 +65,13 @@ def build(
     return build_trainer(config, dataset or make_dataset(44), accelerator, None, CustomParts(), caching)
 
 
-def trained(trainer: Trainer) -> tuple[Rows, dict[str, Tensor]]:
+def trained(trainer: Trainer) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Train and test; the rows and the final state."""
     rows = Rows()
     trainer.hooks = HookList([TrackerHook(rows)])
     assert trainer.run(StopConsensus(StopFlag(), None))
     trainer.test()
-    return rows, trainer.state.classifier.module.state_dict()
+    return rows.without_times(), trainer.state.classifier.module.state_dict()
 
 
 def is_cached(trainer: Trainer) -> bool:
