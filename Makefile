@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
-IN_PARALLEL := -n $(WORKERS) --dist loadgroup --durations=10
+IN_PARALLEL := -n $(WORKERS) --durations=10
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: run test test-slow coverage soak lint docs lock bench bench-gpu clean
@@ -27,12 +27,12 @@ test-slow: $(VENV)/installed-dev
 coverage: $(VENV)/installed-dev
 	$(PYTEST) $(IN_PARALLEL) -m "not slow" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
-# The tests of faults at their full length, for hours: kills, damage, full disks, signals.
+# The tests of faults at their full length, for hours: kills, damage, full disks, signals; and properties with more examples.
 soak: $(VENV)/installed-dev
 	SOAK=1 $(PYTEST) tests/faults/test_kills.py tests/faults/test_damage.py tests/faults/test_disk.py tests/faults/test_signals.py \
 		tests/faults/test_malicious.py tests/training/test_resume.py tests/faults/test_failures.py tests/faults/test_launch_deaths.py \
 		tests/training/test_elastic.py tests/faults/test_elastic_faults.py tests/slurm/test_slurm_faults.py \
-		tests/slurm/test_slurm_elastic.py $(PYTEST_ARGS)
+		tests/slurm/test_slurm_elastic.py tests/unit/test_*_properties.py $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

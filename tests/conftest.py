@@ -35,21 +35,32 @@ hypothesis.settings.load_profile("tests")
 LEFT_OUT = pytest.StashKey[dict[str, int]]()  # number of tests by marker
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only `make soak` runs (SOAK=1), and keep each file's tests in one process.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark all that needs the SLURM cluster as slow."""
+    if "cluster" in getattr(item, "fixturenames", ()):
+        assert "slurm" in item.nodeid, "the tests of the cluster run in one process, which their file's name tells"
+        item.add_marker(pytest.mark.slow)
 
-    Fixtures of modules are made once then; and one process has the SLURM cluster. What needs that is slow.
-    """
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep each file's tests in one process, where fixtures of modules are made once, and all tests of SLURM in one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "slurm" if "slurm" in file else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only `make soak` runs (SOAK=1)."""
     if not SOAK:
         long = [item for item in items if item.get_closest_marker("soak")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
-    for item in items:
-        needs_cluster = "cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cluster" if needs_cluster else item.path.stem))
-        if needs_cluster:
-            item.add_marker(pytest.mark.slow)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -26,6 +26,8 @@ BROKEN = Evidence(7, step=9, failure=FAILED)
         (replace(STOPPED, code=EndCode.STOP_FILE, lost_nodes=("n1",)), "stopped"),
         (replace(STOPPED, signal="SIGUSR2", seconds_left=3000.0), "preempted"),
         (replace(STOPPED, signal="SIGUSR2", seconds_left=100.0), "time_limit"),
+        (replace(STOPPED, seconds_left=194.9), "time_limit"),  # SLURM warns 120 s before the end, or up to 75 s earlier
+        (replace(STOPPED, seconds_left=195.0), "preempted"),
         (replace(STOPPED, seconds_left=None), "preempted"),
         (replace(STOPPED, code=EndCode.OTHER_RANK), "preempted"),
         (replace(STOPPED, code=EndCode.END_TIME, seconds_left=40.0), "time_limit"),

@@ -41,7 +41,7 @@ def test_what_was_saved_is_what_loads(tmp_path: Path) -> None:
 def test_manifest_tells_the_truth_about_the_files(tmp_path: Path) -> None:
     save(tmp_path, 5)
     manifest = json.loads((tmp_path / "step-00000005/manifest.json").read_text())
-    assert manifest["step"] == 5
+    assert (manifest["format"], manifest["step"]) == (1, 5)  # another format would shut out the runs of today
     assert manifest["world_size"] == 1
     for name in ("model.safetensors", "trainer.pt"):
         content = (tmp_path / "step-00000005" / name).read_bytes()
@@ -186,6 +186,24 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     save(tmp_path, 1)
     assert checkpoint.verify(tmp_path / "step-00000001").step == 1
     assert (tmp_path / "step-00000001.damaged").is_dir()
+
+
+def test_a_manifest_that_was_edited_is_noticed(tmp_path: Path) -> None:
+    manifest = save(tmp_path, 5).path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"world_size": 1', '"world_size": 2'))
+    with pytest.raises(CheckpointError, match="do not match its own SHA-256"):
+        checkpoint.verify(manifest.parent)
+
+
+def test_what_a_kill_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """A half written checkpoint of the same step, and one that was being removed, with files in them."""
+    for name in (".tmp-step-00000001", ".old-step-00000001"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rest").touch()
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    checkpoint.prune(tmp_path, keep=1, protect=(), verified=set())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
 def test_rewinding_sets_newer_ones_aside(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert not torch.equal(make_plan().epoch_ids(3), make_plan(seed=1).epoch_ids(3))
 
 
+def test_the_order_is_that_of_every_version() -> None:
+    """A run that is resumed with a newer version must find the order that it began with."""
+    plan = Plan(torch.arange(12), 7, 4, shuffle=True, drop_last=False, total_steps=30)
+    assert plan.epoch_ids(2).tolist() == [3, 0, 4, 10, 1, 2, 6, 9, 7, 8, 11, 5]
+
+
 def test_without_shuffling_samples_come_in_their_own_order() -> None:
     assert torch.cat(make_plan(shuffle=False).batches(2)).tolist() == [i * 3 for i in range(97)]
 
