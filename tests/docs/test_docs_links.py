@@ -29,6 +29,12 @@ def test_a_link_leads_somewhere(page: Path, target: str) -> None:
     assert not anchor or anchor in anchors(file), f"{file.name} has no heading #{anchor}"
 
 
+def test_the_index_lists_every_page() -> None:
+    index = REPOSITORY / "docs/README.md"
+    linked = {(index.parent / target.split("#")[0]).resolve() for page, target in LINKS if page == index}
+    assert set(PAGES) - {index} - linked == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_files_of_the_repository_that_a_page_names_are_there(page: Path) -> None:
     named = re.findall(r"`((?:tests|bench|configs|slurm|docs|trainlib|launch)/[\w./-]+\.\w+)", page.read_text())

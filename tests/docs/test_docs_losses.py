@@ -163,7 +163,7 @@ def test_singular_values(cells: list[str]) -> None:
             assert printed([x, orthogonalize(matrix, step)[0, 0, 0].item()]) == [cells[1 + step // 2]] * 2
 
 
-@pytest.mark.parametrize("cells", table("average | 1 | 2 | 3 | 4 | 5 | 6"), ids=lambda cells: str(cells[0]))
+@pytest.mark.parametrize("cells", table("EMA | 1 | 2 | 3 | 4 | 5 | 6"), ids=lambda cells: str(cells[0]))
 def test_averages(cells: list[str]) -> None:
     config = load_config(["quickstart", f"train.average={cells[0]}"]).train.average
     assert config is not None
