@@ -50,7 +50,11 @@ class RunDirectory:
             run.logs.mkdir(exist_ok=True)
             run._check_config(config, resume)
             run.checkpoints.mkdir(exist_ok=True)
+        except RunDirectoryError:
+            run.close()  # a caller that keeps the error must not keep the lock
+            raise
         except OSError as error:
+            run.close()
             raise RunDirectoryError(
                 f"{run.path}: cannot be written ({error.strerror}); change to a folder that you may write to, "
                 "or mend its permissions"
@@ -64,7 +68,7 @@ class RunDirectory:
             self._lock = None
 
     def begin(self, config: Config) -> None:
-        """Make this configuration, all of which could be built, the run's own: training is about to begin with it."""
+        """Write config.yaml and remove the results of an earlier end: training is about to begin."""
         write_atomically(self.config_file, dump_config(config))
         for file in (self.summary_file, *self.path.glob("evaluation-*.json")):
             file.unlink(missing_ok=True)  # of an earlier end, after which training now goes on

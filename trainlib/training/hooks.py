@@ -23,18 +23,20 @@ class Hook:
 
         on_start(trainer)
         for each step that is left:
-            train the step                          on_progress()
-            every tracking.log_every steps          on_row(row)          split "train", scope "step"
-            if the epoch ends:                      on_row(row)          split "train", scope "epoch"
-                evaluate the validation split       on_progress()        after each batch
-                                                    on_row(row)          split "val"
-                                                    on_epoch_end(trainer, metrics)
-            if a checkpoint is due:                 on_checkpoint()      before it is written
-                                                    on_step_end(trainer, result)
-            end here if any rank was asked to stop  on_checkpoint()
-        on_stop(trainer)                            at the end, or where the ranks stopped before it
-        test (`Trainer.test`)                       on_progress(), on_row(row) with split "test"
-        close()                                     also after an error
+            train the step
+            on_progress()
+            every tracking.log_every steps:          on_row(row)      split "train", scope "step"
+            if the epoch ends:
+                                                     on_row(row)      split "train", scope "epoch"
+                for each batch of validation:        on_progress()
+                                                     on_row(row)      split "val"
+                                                     on_epoch_end(trainer, metrics)
+            if a checkpoint is due:                  on_checkpoint()  before it is written
+            on_step_end(trainer, result)
+            if any rank was asked to stop:           on_checkpoint(), and the loop ends
+        on_stop(trainer)
+        if the run is complete, test:                on_progress() for each batch, on_row(row) with split "test"
+        close()                                      also after an error
 
     Hooks run on every rank that they are given to, in their order, and look on: whatever changes weights, gradients or
     random numbers on one rank changes the result. An exception of a hook ends the run as any other does.
@@ -51,7 +53,7 @@ class Hook:
         """Prepare; called once, before this attempt's first step."""
 
     def on_progress(self) -> None:
-        """Note that the rank is alive: after every step, and every batch of an evaluation."""
+        """React to a sign of life: called after every training step and every batch of an evaluation."""
 
     def on_row(self, row: Row) -> None:
         """Record a row of metrics.jsonl: time, step, epoch, split, loss, accuracy, count, lr, images_per_second."""
@@ -69,10 +71,13 @@ class Hook:
         """
 
     def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
-        """Look at a finished step: `trainer.progress.step` steps are done. Reading tensors of it waits for a GPU."""
+        """Look at a finished step: `trainer.progress.step` steps are done.
+
+        `result.micro_batches` has the losses of this rank's micro-batches; to read a tensor waits for the GPU.
+        """
 
     def on_stop(self, trainer: Trainer) -> None:
-        """Look at the end of training: the last checkpoint is safe, and the test split is still to be evaluated."""
+        """Look at the end of the loop: at the end of training, or where the ranks stopped before it."""
 
     def close(self) -> None:
         """Give back what the hook holds; called once, also after an error."""

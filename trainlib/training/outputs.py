@@ -1,4 +1,4 @@
-"""What an attempt tells the world: the hooks of rank 0, its checkpoint manager, and the files beside them."""
+"""The outputs of rank 0: the hooks that record the run, the checkpoint manager, environment.json and summary.json."""
 
 from __future__ import annotations
 

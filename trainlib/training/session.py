@@ -73,7 +73,7 @@ def run_session(
                 if is_main:
                     _begin(config, run, start)
                 completed = trainer.run(StopConsensus(flag, open_channel(config.train)))
-                summary = summary_of(trainer) if is_main else {}
+                summary = summary_of(trainer) if is_main else {}  # before the test, which loads the best weights
                 result = evaluate_test_split(trainer, run, config) if completed else None
                 if attempt is not None:
                     attempt.reason = reasons.COMPLETED if completed else flag.reason or reasons.OTHER_RANK
@@ -122,7 +122,7 @@ def _begin(config: Config, run: RunDirectory, start: Checkpoint | None) -> None:
 def _finish(
     run: RunDirectory, trainer: Trainer, reason: EndReason, result: TestResult | None, summary: dict[str, object]
 ) -> None:
-    """Write the summary, after all rows are safe: it says that the run is complete."""
+    """Flush all rows, then write the summary, which says how the run ended."""
     trainer.hooks.on_checkpoint()
     test = {"test": result.metrics.asdict() if result else None}
     run.write_summary({"status": reason.code.status} | summary | test)

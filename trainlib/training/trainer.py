@@ -99,9 +99,10 @@ class Trainer:
         return self.progress.step >= self.plan.total_steps or self.progress.ended_early
 
     def run(self, stop: StopConsensus, *, until: int | None = None) -> bool:
-        """Train; return True at the end, False where the ranks stopped before it. Either way a checkpoint is safe.
+        """Train; return True at the end, False where the ranks stopped before it.
 
-        until   the number of steps after which to return without a checkpoint, to look at a part of a run
+        until   the number of steps after which to return without a checkpoint, to look at a part of a run; else a
+                checkpoint is safe on return
         """
         self.hooks.on_start(self)
         self.clock.start()
@@ -148,7 +149,7 @@ class Trainer:
         return False
 
     def _train_step(self, micro_batches: Sequence[MicroBatch], denominator: float) -> StepResult:
-        """Train one step, in micro-batches as small as the device's memory asks for; so are those of later steps."""
+        """Train one step in micro-batches that fit the device's memory; the limit found holds for later steps."""
         progress = self.progress
         while True:
             with suppress(torch.OutOfMemoryError):
@@ -257,7 +258,7 @@ class Trainer:
             raise TrainlaunchError(problem)
 
     def _write_checkpoint(self) -> None:
-        """Give the whole state to the checkpoint manager, after all ranks were found to hold the same."""
+        """Give the whole state to the checkpoint manager; in elastic mode, first check that all ranks hold it."""
         state, progress, module = self.state, self.progress, self.state.classifier.module
         self.accumulator.read()
         state.reducer.require_same_state({**module.state_dict(), **state.ema.tensors()})

@@ -132,8 +132,8 @@ class ElasticReducer:
 
     shard_name = "in virtual shard"
     gradient_scale = 1
-    takes_empty = False
-    fixes_pieces = True
+    runs_empty_shards = False
+    fixes_micro_batches = True
 
     def __init__(self, module: nn.Module, virtual_shards: int, world_size: int):
         """Raise UserError for a module whose parameters do not fit into one vector."""

@@ -1,12 +1,12 @@
 """Bringing the gradients of all ranks together: the interface that a training step uses, and its plain implementation.
 
-A global batch is cut into parts. In plain data parallelism a part is a rank's share; in elastic mode (see `elastic`) it
-is a virtual shard, of which a rank computes several. A training step drives a reducer like this:
+A global batch is cut into shards. In plain data parallelism a shard is a rank's slice of the batch; in elastic mode
+(see `elastic`) a rank computes several virtual shards. A training step drives a reducer like this:
 
     reducer.start_step()
-    for each part of this rank:
+    for each shard of this rank:
         with reducer.shard(shard):
-            for each micro-batch of the part:
+            for each micro-batch of the shard:
                 with reducer.micro_batch(is_last=...):
                     forward and backward pass
                 reducer.after_backward(number of samples)
@@ -28,25 +28,24 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 class Reducer(Protocol):
     """What a training step needs of a way to add up gradients over ranks.
 
-    num_shards       parts that every global batch is cut into
-    shard_name       a part in words, with its preposition: "on rank", "in virtual shard"
-    gradient_scale  factor for each part's loss, to undo a division that the reducer makes
-    takes_empty     True if a part without samples must make a forward and backward pass all the same
-    fixes_pieces    True if the micro-batches that a batch is cut into decide bits that other ranks rely on, so that no
-                    rank may choose other ones
+    num_shards            number of shards that every global batch is cut into
+    shard_name            a shard in messages, before its number: "on rank", "in virtual shard"
+    gradient_scale        factor for each shard's loss, to undo a division that the reducer makes
+    runs_empty_shards     True if a shard without samples must make a forward and backward pass all the same
+    fixes_micro_batches   True if no rank may choose other micro-batches, as all ranks' bits depend on them
     """
 
     num_shards: int
     shard_name: str
     gradient_scale: int
-    takes_empty: bool
-    fixes_pieces: bool
+    runs_empty_shards: bool
+    fixes_micro_batches: bool
 
     def start_step(self) -> None:
         """Prepare for the first backward pass of a step."""
 
     def shard(self, shard: int) -> AbstractContextManager[None]:
-        """Return a context for the backward passes of one part."""
+        """Return a context for the backward passes of one shard."""
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Return a context for one forward and backward pass; `is_last` tells that it is the step's last one."""
@@ -67,12 +66,12 @@ class Reducer(Protocol):
 class DataParallelReducer:
     """The reducer of plain data parallelism: DistributedDataParallel averages over ranks in the last backward pass.
 
-    The average over W ranks of W times each rank's part is the sum of the parts.
+    The average over W ranks of W times each rank's shard is the sum of the shards.
     """
 
     shard_name = "on rank"
-    takes_empty = True  # all ranks must come to the all-reduce
-    fixes_pieces = False
+    runs_empty_shards = True  # all ranks must come to the all-reduce
+    fixes_micro_batches = False
 
     def __init__(self, accelerator: Accelerator, model: nn.Module):
         self.num_shards = self.gradient_scale = accelerator.num_processes
@@ -83,7 +82,7 @@ class DataParallelReducer:
         """Do nothing: DistributedDataParallel needs no preparation."""
 
     def shard(self, shard: int) -> AbstractContextManager[None]:
-        """Return an empty context: a rank has one part."""
+        """Return an empty context: a rank has one shard."""
         return _NOTHING
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:

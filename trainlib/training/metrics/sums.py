@@ -1,7 +1,7 @@
 """Loss and accuracy over a set of samples, exact however the set was cut into ranks and micro-batches.
 
 A shard of a set (see `RankSlice`) has two numbers: its loss times its denominator (see `losses.Objective`) and how
-many it got right. What a micro-batch came to stays on the device until it is read, many of them at once; then it is
+many it got right. The results of a micro-batch stay on the device until they are read, many at once; then they are
 added up in float64 on the host, in the order in which it was computed. Every rank has rows for all shards, fills its
 own, and gathers the others' where they are reported.
 """
@@ -34,12 +34,12 @@ Sums: TypeAlias = list[list[float]]  # of each shard: loss times denominator, an
 
 
 class MicroBatchResult(NamedTuple):
-    """What a micro-batch came to, still on the device.
+    """The loss and the number of correct samples of a micro-batch, still on the device.
 
     shard         of the set
     denominator   its own
     loss          of its samples, a scalar
-    hits          how many it got right, an int64 scalar
+    num_correct   samples whose highest logit is the label's, an int64 scalar
     """
 
     shard: int
@@ -62,7 +62,7 @@ def to_host(tensors: Sequence[Tensor]) -> list[float]:
 
 
 def accumulate(sums: Sums, measured: Iterable[tuple[MicroBatchResult, float, float]]) -> Sums:
-    """Add micro-batches to the sums, each with the values of its loss and hits; returns the sums."""
+    """Add micro-batches to the sums, each with the values of its loss and num_correct; returns the sums."""
     for (shard, denominator, _, _), loss, num_correct in measured:
         if denominator:  # of zero it adds no loss, whatever the loss is
             sums[shard][0] += loss * denominator

@@ -1,4 +1,4 @@
-"""One optimizer step: a pure function of the weights, the batch, the seed and the step."""
+"""One optimizer step: its result depends only on weights, optimizer state, batch, seed and the step's number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class StepResult:
 
     micro_batches     the loss and accuracy of each of this rank's micro-batches
     grad_norm         2-norm of the whole gradient before clipping: a scalar, the same on every rank
-    status            SKIPPED where the gradient was not finite: weights, buffers and optimizer are as they were before
+    status            APPLIED; SKIPPED where the gradient was not finite: weights, buffers and optimizer are as before;
+                      PENDING where only the device knows yet which of the two it is
     norm_and_losses   the values of `grad_norm` and of the micro-batches' losses, where the host has read them
     """
 
@@ -42,22 +43,22 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
     """Apply the gradient of the loss over one global batch.
 
     step           the step's number, from 0; dropout draws from it
-    micro_batches  this rank's, of each of its parts, in order
+    micro_batches  this rank's, shard by shard, in order
     denominator    of the whole global batch (see `Objective`), which every rank computes from the batch's labels
 
-    Raises torch.OutOfMemoryError with everything as it was before.
+    Raises torch.OutOfMemoryError, before the optimizer steps, with everything as it was before.
     """
     results: list[MicroBatchResult] = []
     if state.buffers:
         torch._foreach_copy_(state.buffers_before, state.buffers)
     try:
         _backward(state, step, micro_batches, denominator, results)
+        state.update.unscale_gradients()
+        grad_norm = _clip_gradients(state)
     except torch.OutOfMemoryError:
         clear_gradients(state)
         _restore_buffers(state)
         raise
-    state.update.unscale_gradients()
-    grad_norm = _clipped_norm(state)
     status, values = state.update.apply(grad_norm, [result.loss for result in results])
     clear_gradients(state)
     if status is UpdateStatus.SKIPPED:
@@ -78,14 +79,14 @@ def _backward(
     denominator: float,
     results: list[MicroBatchResult],
 ) -> None:
-    """Leave the gradient of the global batch on every rank, and append what each micro-batch came to."""
+    """Leave the gradient of the global batch on every rank, and append each micro-batch's loss and correct count."""
     reducer, last = state.reducer, micro_batches[-1]
     reducer.start_step()
     for shard, in_shard in groupby(micro_batches, key=attrgetter("shard")):
         seed_generators(key(step, shard, folded=state.step_key), state.accelerator.device)
         with reducer.shard(shard):
             for micro_batch in in_shard:
-                if reducer.takes_empty or not micro_batch.is_empty:
+                if reducer.runs_empty_shards or not micro_batch.is_empty:
                     with reducer.micro_batch(is_last=micro_batch is last):
                         _backward_one(state, micro_batch, denominator, results)
                     reducer.after_backward(len(micro_batch.cpu_labels_N))
@@ -146,8 +147,8 @@ def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
             norm.train()
 
 
-def _clipped_norm(state: TrainState) -> Tensor:
-    """Return the 2-norm of the whole gradient, and clip the gradient where that is configured."""
+def _clip_gradients(state: TrainState) -> Tensor:
+    """Clip the gradient where that is configured, and return the 2-norm that it had before."""
     if state.clip_grad_norm is not None:
         return torch.nn.utils.clip_grad_norm_(state.parameters, state.clip_grad_norm)
     # What `torch.nn.utils.get_total_norm` computes, with less around it.
@@ -163,7 +164,7 @@ def clear_gradients(state: TrainState) -> None:
 
 
 def measure(micro_batch: MicroBatch, logits_NC: Tensor, loss: Tensor, denominator: float) -> MicroBatchResult:
-    """Return what a micro-batch came to, on the device: nothing waits for it.
+    """Return the loss and the number of correct samples of a micro-batch, on the device: nothing waits for them.
 
     logits_NC     float [N, C]
     loss          a scalar, of these samples

@@ -28,9 +28,11 @@ TRIALS = 5  # of a step, of which the fastest counts
 
 
 def autotune(config: TrainConfig, state: TrainState, samples: DataModule, progress: Progress, total_steps: int) -> None:
-    """Set the engine and `progress` up for the devices that there are. A collective."""
+    """Fit micro-batch size and compilation to the devices of all ranks, in `state` and `progress`. A collective."""
     dummy_input, size = samples.train.dummy_input(), samples.micro_batch_size
-    if state.accelerator.device.type == "cuda" and not state.reducer.fixes_pieces:  # a CPU's memory is not known to end
+    if (
+        state.accelerator.device.type == "cuda" and not state.reducer.fixes_micro_batches
+    ):  # a CPU's memory is not known to end
         most = min(size, progress.fitting or size)
         progress.fitting = memory.find_limit(state, dummy_input, most) or progress.fitting
     size = min(size, progress.fitting or size)

@@ -46,7 +46,7 @@ def next_limit(micro_batches: Sequence[MicroBatch], limit: int | None, state: Tr
     Raises UserError where there is no smaller one, or where other ranks wait for this one in the middle of the step.
     """
     size = max(len(micro_batch.ids_N) for micro_batch in split_to_limit(micro_batches, limit))
-    if size == 1 or state.accelerator.num_processes > 1 or state.reducer.fixes_pieces:
+    if size == 1 or state.accelerator.num_processes > 1 or state.reducer.fixes_micro_batches:
         raise UserError(
             f"train.micro_batch_size: {size} images at a time do not fit into the memory of {state.accelerator.device}"
             f": set it to {max(1, size // 2)}, or {ADVICE}"
@@ -58,7 +58,10 @@ def find_limit(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
     """Return the most images, halving `size`, that a step on every rank's device can hold; None = `size`.
 
     A trial of each size before training, in which ranks do not wait for each other, and agree on the smallest. Nothing
-    of it stays. stand_in   one input of the engine's model. A collective.
+    of it stays. A collective.
+
+    dummy_input   one input of the state's model
+
     Raises UserError, on every rank, where one of them cannot hold a single image.
     """
     found = size
