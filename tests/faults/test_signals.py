@@ -15,6 +15,8 @@ import stopping
 import tiny
 from soak import only_in_soak, rounds
 
+from trainlib.config import load_config
+from trainlib.data import load_data
 from trainlib.errors import EXIT_STOPPED
 from trainlib.training.checkpoints import checkpoint
 
@@ -24,8 +26,10 @@ SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders whose images are decoded already, so that the ranks of a test meet at once."""
     root = tmp_path_factory.mktemp("signals") / "images"
     tiny.make_images(root)
+    load_data(load_config(tiny.arguments(root, 1, 1)).data)
     return root
 
 

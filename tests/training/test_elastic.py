@@ -242,7 +242,7 @@ def drift() -> None:
         calls.append(1)
         if len(calls) == 2:
             with torch.no_grad():
-                self._parameters[3].view(-1).view(torch.int32)[0] ^= 1
+                self._parameters[3].view(-1).view(torch.int32)[0] ^= 1 << 12
 
     ElasticReducer.finish_step = finish  # type: ignore[method-assign]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fit_parts
 import pytest
 import ranks
 import torch
@@ -54,8 +55,7 @@ def fit_and_die(signal_number: int, at_call: int) -> int:
         calls += torch.is_grad_enabled() and len(labels) > 1
         if calls == at_call:
             os.kill(os.getpid(), signal_number)
-        losses: Tensor = globals()["squared"](logits, labels)
-        return losses
+        return fit_parts.squared(logits, labels)
 
     try:
         fit(loss=squared)

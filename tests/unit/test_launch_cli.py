@@ -12,6 +12,7 @@ import pytest
 from paths import REPOSITORY
 
 from launch.cli import main
+from launch.local.agent import AGENT_MODULE
 
 # Stands in for the training program: tells what it was given, and ends with 75.
 PROGRAM = """\
@@ -117,10 +118,14 @@ def test_dry_run_prints_the_command_alone(words: str, expected: str, capsys: pyt
 def test_dry_run_of_several_processes_prints_what_is_run(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The interpreter and the `accelerate` beside it are links here, to see what is started."""
+    """The interpreter and the `accelerate` beside it are programs here that tell how they were started.
+
+    What is started is `accelerate launch` inside of an agent that reports how its ranks end; what is printed is without.
+    """
     program = f"#!{sys.executable}\nimport json, os, sys\njson.dump(sys.argv, open('started', 'w'))\n"
-    (config.parent / "accelerate").write_text(program)
-    (config.parent / "accelerate").chmod(0o755)
+    for name in ("python", "accelerate"):
+        (config.parent / name).write_text(program)
+        (config.parent / name).chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(config.parent / "python"))
     monkeypatch.setenv("MASTER_ADDR", "node1")
     words = ["run", "x.yaml", "--processes", "3"]
@@ -131,7 +136,8 @@ def test_dry_run_of_several_processes_prints_what_is_run(
     assert main(words) == 0
     started = json.loads((config.parent / "started").read_text())
     prefix = "env -u MASTER_ADDR ACCELERATE_USE_CPU=true TRAINLAUNCH_WORLD_SIZE=3 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=7"
-    assert shlex.split(printed) == [*prefix.split(), *started]
+    assert started[1:3] == ["-m", AGENT_MODULE]
+    assert shlex.split(printed) == [*prefix.split(), f"{config.parent}/accelerate", "launch", *started[4:]]
     assert started[started.index("--num_processes") + 1] == "3"
     assert started[-3:] == ["-m", "trainlib.train", "x.yaml"]
 

@@ -83,7 +83,8 @@ class Preprocess:
         size = (self.image_size, self.image_size)
         if len(images_NCHW) == 0:  # interpolate refuses it
             return torch.empty((0, 3, *size), device=images_NCHW.device)
-        values = images_NCHW.to(torch.float32)
+        # In one layout, whichever the images' source has: kernels may round otherwise in another one.
+        values = images_NCHW.contiguous().to(torch.float32)
         if values.shape[2:] != size:
             values = F.interpolate(values, size, mode="bilinear", antialias=True)
         scale, shift = _scale_and_shift(self.mean, self.std, values.device)
