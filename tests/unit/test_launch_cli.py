@@ -120,7 +120,7 @@ def test_dry_run_of_several_processes_prints_what_is_run(
 ) -> None:
     """The interpreter and the `accelerate` beside it are programs here that tell how they were started.
 
-    What is started is `accelerate launch` inside of an agent that reports how its ranks end; what is printed is without.
+    `accelerate launch` is started inside of an agent that reports how its ranks end; the printed command is without it.
     """
     program = f"#!{sys.executable}\nimport json, os, sys\njson.dump(sys.argv, open('started', 'w'))\n"
     for name in ("python", "accelerate"):
