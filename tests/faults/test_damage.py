@@ -158,6 +158,7 @@ def test_the_newest_good_one_is_found_among_damaged_ones(tmp_path: Path, damage:
                 checkpoint.verify(named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES[: rounds(3, len(DAMAGES))], ids=lambda damage: damage.__name__)
 def test_a_training_goes_on_bitwise_from_the_newest_good_one(tmp_path: Path, damage: Damage) -> None:
     images = tmp_path / "images"

@@ -33,6 +33,8 @@ import numpy as np, onnxruntime, safetensors.torch, torch, torchvision
 from collections import OrderedDict
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 def cnn():

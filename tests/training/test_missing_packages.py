@@ -13,6 +13,8 @@ from paths import REPOSITORY
 # Imported by Python at its start: the interpreter finds none of the packages named in HIDDEN, as if not installed.
 HIDE = """
 import importlib.machinery, os
+
+pytestmark = pytest.mark.slow
 find_spec = importlib.machinery.PathFinder.find_spec
 hidden = os.environ["HIDDEN"].split()
 importlib.machinery.PathFinder.find_spec = staticmethod(
