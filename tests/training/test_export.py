@@ -23,6 +23,8 @@ from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.trained_model import load_model
 from trainlib.training.checkpoints import checkpoint
 
+pytestmark = pytest.mark.slow
+
 # Reads images.npy (uint8 [100, 3, 32, 32]) and writes the logits of every file for all of them, in batches of 1, 7 and
 # 92. Only torch, torchvision, safetensors and onnxruntime are there; what it builds, a reader of FILE.json can build.
 ELSEWHERE = """
@@ -32,9 +34,6 @@ for name in ("trainlib", "launch", "accelerate"):
 import numpy as np, onnxruntime, safetensors.torch, torch, torchvision
 from collections import OrderedDict
 from torch import nn
-
-pytestmark = pytest.mark.slow
-
 torch.set_num_threads(1)
 
 def cnn():
