@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 # Imported by Python at its start: the interpreter finds none of the packages named in HIDDEN, as if not installed.
 HIDE = """
 import importlib.machinery, os
-
-pytestmark = pytest.mark.slow
 find_spec = importlib.machinery.PathFinder.find_spec
 hidden = os.environ["HIDDEN"].split()
 importlib.machinery.PathFinder.find_spec = staticmethod(
