@@ -26,7 +26,10 @@ def test_batchnorm_forgets_a_batch_that_was_not_applied(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize(("world_size", "value"), [(1, float("nan")), (2, float("nan")), (2, float("inf"))])
+@pytest.mark.parametrize(
+    ("world_size", "value"),
+    [(1, float("nan")), (2, float("nan")), pytest.param(2, float("inf"), marks=pytest.mark.slow)],
+)
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path: Path, world_size: int, value: float) -> None:
     faults = {5: (world_size - 1, value)}
     codes = ranks.run(train_with_faults, TRAINING, faults, world_size=world_size, cwd=tmp_path)
@@ -49,6 +52,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path: Path, world_si
     assert newest.step == 4
 
 
+@pytest.mark.slow
 def test_what_was_stopped_by_a_bad_number_goes_on_bitwise(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

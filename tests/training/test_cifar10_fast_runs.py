@@ -69,6 +69,7 @@ def test_two_ranks_have_the_whitening_of_one(whole: Path, tmp_path: Path) -> Non
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_what_it_trained_checks_predicts_and_exports(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

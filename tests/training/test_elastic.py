@@ -132,7 +132,9 @@ def train(images: Path, cwd: Path, world_size: int, *changes: str) -> Path:
 @pytest.mark.parametrize(
     ("changes", "world_sizes"),
     [
-        pytest.param([CNN, SGD, *PLATEAU, *UNEVEN], (1, 2, 4, 8), id="cnn-sgd-plateau-early-stopping"),
+        pytest.param(
+            [CNN, SGD, *PLATEAU, *UNEVEN], (1, 2, 4, 8), id="cnn-sgd-plateau-early-stopping", marks=pytest.mark.slow
+        ),
         pytest.param(UNEVEN, (1, 3, 4), id="vgg16-dropout-adamw-clipping"),
         pytest.param(
             ["model={name: resnet18}", SGD, "train.virtual_shards=4", "data.limit=24", "train.epochs=1"],

@@ -56,6 +56,7 @@ def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[
     assert len(set(digests.values())) == 1, digests
 
 
+@pytest.mark.slow
 def test_a_single_process_instead_of_several_is_an_error(tmp_path: Path, environment: dict[str, str]) -> None:
     """What `accelerate launch --cpu --num_processes 2` does on a machine without a GPU."""
     done = subprocess.run(

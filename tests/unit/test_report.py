@@ -180,6 +180,7 @@ def test_values_of_another_type_are_left_out(tmp_path: Path) -> None:
     assert read_facts(run).run.newest_metrics["step"] == 20
 
 
+@pytest.mark.slow
 def test_a_long_run_is_shown_fast_and_small(tmp_path: Path) -> None:
     """100,000 rows: under 3 MB, and in less time than parsing them eight times takes on this machine at this hour."""
     run = write_run(tmp_path / "x", attempts=[start(1, 0)], rows=training_rows(91_000))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from parts import resolved
 from paths import REPOSITORY
+from patience import HANG
 
 from trainlib.errors import RunDirectoryError, StoppedError
+from trainlib.runs import locks
 from trainlib.runs.attempts import recorded_attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import append_line, read_json, read_lines, read_yaml, write_atomically
@@ -129,26 +132,20 @@ def test_only_more_training_or_a_named_checkpoint_continues_a_finished_run(tmp_p
 
 def test_a_run_that_is_moved_aside_takes_its_lock_with_it(tmp_path: Path) -> None:
     """Who waits for the lock of a run that `--fresh` renames meanwhile must not train beside the new one."""
-    config = resolved({"name": "run"})
     begun(tmp_path)
-    first = RunDirectory.open(config, runs=tmp_path)
-    waited: list[object] = []
-
-    def wait() -> None:
-        try:
-            RunDirectory.open(config, runs=tmp_path).close()
-        except RunDirectoryError as error:
-            waited.append(error)
-
-    waiting = threading.Thread(target=wait)
+    first = RunDirectory.open(resolved({"name": "run"}), runs=tmp_path)
+    has_waited = threading.Event()
+    got: list[TextIO] = []
+    waiting = threading.Thread(
+        target=lambda: got.append(locks.acquire(tmp_path / "run/lock", on_wait=has_waited.set)), daemon=True
+    )
     waiting.start()
-    time.sleep(0.2)
+    assert has_waited.wait(HANG)
     first._move_aside()
-    (tmp_path / "run/logs").mkdir(parents=True)
-    first._acquire_lock()
-    waiting.join()
-    assert len(waited) == 1
     first.close()
+    waiting.join(HANG)
+    assert os.path.samestat(os.fstat(got[0].fileno()), (tmp_path / "run/lock").stat())  # not that of run.old-1
+    got[0].close()
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def test_verdicts_are_those_of_the_seconds() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_tables_of_the_model_are_those_of_its_page() -> None:
     command = [sys.executable, "-m", "bench.scaling"]
     printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout

@@ -15,7 +15,7 @@ from trainlib.runs.files import Record, append_line, read_lines, timestamp
 from trainlib.runs.jobs import slurm_job
 from trainlib.runs.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason
 
-logger = logging.getLogger("trainlib.runs.attempts")
+logger = logging.getLogger("trainlib.runs")
 
 ATTEMPTS_FILE = "attempts.jsonl"
 

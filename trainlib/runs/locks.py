@@ -20,7 +20,7 @@ from trainlib.errors import StoppedError
 
 POLL_SECONDS = 0.05
 
-logger = logging.getLogger("trainlib.data")
+logger = logging.getLogger("trainlib.runs")
 
 
 def acquire(path: Path, *, seconds: float = math.inf, on_wait: Callable[[], None] = lambda: None) -> TextIO:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trainlib.runs.files import read_lines, to_json, write_atomically
 
-logger = logging.getLogger("trainlib.training.tracking")
+logger = logging.getLogger("trainlib.runs")
 
 Row = Mapping[str, Any]
 

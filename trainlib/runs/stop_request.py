@@ -13,7 +13,7 @@ from types import FrameType
 from trainlib.errors import EXIT_INTERRUPTED
 from trainlib.runs.reasons import EndCode, EndReason, reason_of_stop_file
 
-logger = logging.getLogger("trainlib.distributed.stop_consensus")
+logger = logging.getLogger("trainlib.runs")
 
 # On Windows some are missing, and `launch --help` works there.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")

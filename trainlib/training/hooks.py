@@ -1,4 +1,4 @@
-"""Hooks: what follows a training without being part of it. The docstring of `Hook` is the training loop."""
+"""Hooks: observers that are called during training and do not change it. The docstring of `Hook` shows when."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """The base class of what follows a training: override the events that you need, the others do nothing.
+    """The base class of observers of a training: override the events that you need, the others do nothing.
 
     This is the loop (`Trainer.run`), with its events in their order:
 
@@ -36,10 +36,11 @@ class Hook:
             if any rank was asked to stop:           on_checkpoint(), and the loop ends
         on_stop(trainer)
         if the run is complete, test:                on_progress() for each batch, on_row(row) with split "test"
+        before summary.json is written, on rank 0:   on_checkpoint()
         close()                                      also after an error
 
-    Hooks run on every rank that they are given to, in their order, and look on: whatever changes weights, gradients or
-    random numbers on one rank changes the result. An exception of a hook ends the run as any other does.
+    A hook is called on each rank that it is given to, in the order of the list. It must only observe: whatever changes
+    weights, gradients or random numbers on one rank changes the result. A hook that raises ends the run.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:

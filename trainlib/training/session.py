@@ -53,9 +53,9 @@ def run_session(
 ) -> bool:
     """Train until the end, or until asked to stop; return True at the end.
 
-    start    where to resume from, as rank 0 chose it
+    start    rank 0: the checkpoint to resume from, if any; the other ranks get it from rank 0
     attempt  rank 0's record of how this attempt goes; None on the other ranks, which write nothing but their logs
-    log      for the stacks of a rank that hangs
+    log      an open file, to which the watchdog writes the stacks of all threads if this rank hangs
     custom   model, data set, loss and hooks given in Python
     """
     is_main = attempt is not None
@@ -71,7 +71,7 @@ def run_session(
             hooks += EndOfJobHook.from_environment(flag) if is_main else []
             with open_trainer(config, run, training, hooks, attempt, start, dataset.class_names) as trainer:
                 if is_main:
-                    _begin(config, run, start)
+                    _record_start(config, run, start)
                 completed = trainer.run(StopConsensus(flag, open_channel(config.train)))
                 summary = summary_of(trainer) if is_main else {}  # before the test, which loads the best weights
                 result = evaluate_test_split(trainer, run, config) if completed else None
@@ -112,8 +112,8 @@ def _build(
     return build_training(inputs, start, custom, features)
 
 
-def _begin(config: Config, run: RunDirectory, start: Checkpoint | None) -> None:
-    """Make this configuration the run's, now that all of it could be built."""
+def _record_start(config: Config, run: RunDirectory, start: Checkpoint | None) -> None:
+    """Write config.yaml and remove what an earlier end left: done late, so that a start that fails changes nothing."""
     if start is not None:
         checkpoint.set_aside_newer(run.checkpoints, start)
     run.begin(config)
@@ -123,7 +123,7 @@ def _finish(
     run: RunDirectory, trainer: Trainer, reason: EndReason, result: TestResult | None, summary: dict[str, object]
 ) -> None:
     """Flush all rows, then write the summary, which says how the run ended."""
-    trainer.hooks.on_checkpoint()
+    trainer.hooks.on_checkpoint()  # all rows are safe then; no checkpoint is written here
     test = {"test": result.metrics.asdict() if result else None}
     run.write_summary({"status": reason.code.status} | summary | test)
 

@@ -69,7 +69,7 @@ class Training:
 class Trainer:
     """Trains from where `progress` stands to the end of the plan, or until asked to stop.
 
-    hooks         what follows the training; the docstring of `Hook` shows the loop
+    hooks         observers of the training; the docstring of `Hook` shows the loop
     checkpoints   where checkpoints are written: on rank 0; None writes none
     """
 
@@ -86,7 +86,7 @@ class Trainer:
         self.accumulator = MetricAccumulator(
             self.state, self.progress, self.loop_config.on_nonfinite, self.loop_config.max_nonfinite_steps
         )
-        self._saved_step = self.progress.step or None
+        self._saved_step = self.progress.step or None  # that of the checkpoint resumed from; None for a new run
 
     @property
     def epoch(self) -> int:
@@ -101,15 +101,15 @@ class Trainer:
     def run(self, stop: StopConsensus, *, until: int | None = None) -> bool:
         """Train; return True at the end, False where the ranks stopped before it.
 
-        until   the number of steps after which to return without a checkpoint, to look at a part of a run; else a
-                checkpoint is safe on return
+        until   stop after this many steps, without writing a checkpoint: used to examine a part of a run. Without it,
+                a checkpoint is on disk when this returns
         """
         self.hooks.on_start(self)
         self.clock.start()
         stopped = False
         while not (self.finished or stopped):
             stopped = self._run_epoch(self.plan.epoch_of(self.progress.step), stop, until)
-        stop.drain()
+        stop.drain()  # receive what other ranks have sent already, so that nothing is left in the sockets
         self.hooks.on_stop(self)
         return self.finished
 
@@ -123,7 +123,7 @@ class Trainer:
         return metrics
 
     def _run_epoch(self, epoch: int, stop: StopConsensus, until: int | None) -> bool:
-        """Train the rest of this epoch; return True where the run is to stop inside it."""
+        """Train the rest of this epoch; return True if the run must stop before its end (asked, or `until`)."""
         plan, progress = self.plan, self.progress
         first = progress.step % plan.steps_per_epoch
         batches = plan.batches(epoch)[first : first + plan.total_steps - progress.step]
@@ -140,7 +140,7 @@ class Trainer:
             self.clock.count(len(ids_N))
             self.hooks.on_progress()
             if self._end_step(epoch, lr, denominator, len(ids_N), result):
-                return False
+                return False  # finished, which is not stopped
             if progress.step == until:
                 return True
             if stop.agreed():
@@ -159,7 +159,7 @@ class Trainer:
             progress.fitting = memory.next_limit(micro_batches, progress.fitting, self.state)
 
     def _end_step(self, epoch: int, lr: float, denominator: float, count: int, result: StepResult) -> bool:
-        """Do what is due at a step boundary, in the one order that there is; return True at the end of training.
+        """Do what is due at a step boundary, in this fixed order; return True at the end of training.
 
         The row of the step; the end of the epoch: its row, evaluation, schedule, early stopping; a checkpoint; then the
         hooks. Rows come before the checkpoint that they lead to, so that a resumed run has each of them once.
@@ -187,7 +187,7 @@ class Trainer:
         self.clock.new_window()
         metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
         if len(samples.val_ids):
-            val, speed = self._evaluate(samples.train, samples.val_ids)
+            val, speed = self._evaluate(samples.train, samples.val_ids)  # some of the training set's images
             self._record("val", epoch, lr, val, images_per_second=speed)
             metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
         if plan.ends_epoch(progress.step - 1):
@@ -210,7 +210,7 @@ class Trainer:
         return metrics_of(gather_sums(progress.sums, self.state.accelerator.device), denominator, len(labels_N))
 
     def _evaluate(
-        self, batches: BatchLoader, ids_N: Tensor, on_batch: OnBatch = lambda micro_batch, logits_NC: None
+        self, loader: BatchLoader, ids_N: Tensor, on_batch: OnBatch = lambda micro_batch, logits_NC: None
     ) -> tuple[Metrics, float]:
         """Return the metrics of these samples, by the EMA of the weights where there is one, and images per second."""
 
@@ -219,7 +219,7 @@ class Trainer:
             on_batch(micro_batch, logits_NC)
 
         with self.clock.paused() as pause, self.state.ema.swapped_in():
-            metrics = evaluate(self.state, batches, ids_N, self.samples.eval_batch_size, report_progress)
+            metrics = evaluate(self.state, loader, ids_N, self.samples.eval_batch_size, report_progress)
         return metrics, len(ids_N) / pause.seconds
 
     def _record_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:
@@ -242,8 +242,8 @@ class Trainer:
     def _save(self, *, must: bool = False) -> None:
         """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes.
 
-        must    the checkpoint has to be safe on return, also where checkpoints are written in the background
-        Raises TrainlaunchError, on every rank, when such a one, or too many in a row, could not be written.
+        must    wait until this step's checkpoint is on disk, also where checkpoints are written in the background
+        Raises TrainlaunchError, on every rank, if it is not, or if too many in a row could not be written.
         """
         problem = None
         with self.clock.paused() as pause:

@@ -27,7 +27,7 @@ from trainlib.errors import CheckpointError
 from trainlib.runs.checkpoints import PREFIX, name_of, steps_in
 from trainlib.runs.files import DurableFile, sync_directory
 
-logger = logging.getLogger("trainlib.training.checkpoints.checkpoint")
+logger = logging.getLogger("trainlib.training.checkpoints")
 
 FORMAT = 1
 MODEL = "model.safetensors"

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainlib.runs.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 
-logger = logging.getLogger("trainlib.training.checkpoints.checkpoint")
+logger = logging.getLogger("trainlib.training.checkpoints")
 
 MAX_FAILED_WRITES = 3  # in a row: training on would only lose more
 GOES_ON = "the run ends here, and goes on from the last good one when it is started again"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainlib.training.step.train_step import StepResult
     from trainlib.training.trainer import Trainer
 
-logger = logging.getLogger("trainlib.training.metrics.progress")
+logger = logging.getLogger("trainlib.training.tracking")
 
 BAR_INTERVAL = 0.5  # seconds between redraws of the bar: one takes a millisecond or two
 BAR_WIDTH = 10  # characters, at least
