@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,10 +94,11 @@ def test_every_kind_of_damage_is_a_failure_with_a_reason(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(content)
     paths = [str(tmp_path / name) for name in ["good.png", *contents, "good.jpg", "missing.png"]]
     rows = np.zeros((len(paths), 3, 16, 16), np.uint8)
-    failures = decode_rows(rows, 0, paths)
+    hashes, failures = decode_rows(rows, 0, paths)
     assert [path for path, _ in failures] == [*paths[1:-2], paths[-1]]
     assert all(reason for _, reason in failures)
     assert [bool(row.any()) for row in rows] == [True, *[False] * len(contents), True, False]
+    assert hashes == [*(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths[:-1]), None]
 
 
 def test_the_error_names_ten_and_counts_all() -> None:
@@ -135,7 +137,8 @@ def test_all_files_are_decoded_into_their_rows(
         Path(paths[broken]).write_bytes(b"broken")
     array_path = empty_array(tmp_path / "images.npy", 30)
     done: list[int] = []
-    failures = decode_files(paths, array_path, stop_requested=lambda: False, advance=done.append)
+    hashes, failures = decode_files(paths, array_path, stop_requested=lambda: False, advance=done.append)
+    assert hashes == [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
     assert [path for path, _ in failures] == [paths[2], paths[17]]
     assert sum(done) == 30
     for i, (path, row) in enumerate(zip(paths, np.load(array_path), strict=True)):

@@ -159,7 +159,7 @@ def _decode(
     try:
         _reserve(partial, shape)
         with _progress(len(paths), show_bar=is_main and sys.stderr.isatty()) as advance:
-            failures = decode_files(paths, partial, stop_requested=stop_requested, advance=advance)
+            _, failures = decode_files(paths, partial, stop_requested=stop_requested, advance=advance)
         if failures:
             raise damaged_images(failures)
         with partial.open("rb+") as file:

@@ -110,7 +110,7 @@ class _DecodedBatches(TorchDataset[Tensor | list[Failure]]):
     def __getitem__(self, ids: list[int]) -> Tensor | list[Failure]:
         """Decode a batch, or return the damaged files: an exception would reach the parent with a traceback in it."""
         images_NCHW = np.empty((len(ids), 3, self.image_size, self.image_size), np.uint8)
-        failures = decode_rows(images_NCHW, 0, [self.paths[i] for i in ids])
+        _, failures = decode_rows(images_NCHW, 0, [self.paths[i] for i in ids])
         return failures or torch.from_numpy(images_NCHW)
 
 

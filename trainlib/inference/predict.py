@@ -65,7 +65,7 @@ def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer
     images_NCHW = np.empty((len(paths), 3, size, size), np.uint8)
     read: list[str] = []
     for path in paths:
-        failures = decode_rows(images_NCHW, len(read), ["/dev/stdin" if path == STANDARD_INPUT else path])
+        _, failures = decode_rows(images_NCHW, len(read), ["/dev/stdin" if path == STANDARD_INPUT else path])
         if failures:
             print(f"{_printable(path)}: cannot be read: {failures[0][1]}", file=sys.stderr)
         else:

@@ -134,7 +134,7 @@ class TrainedModel:
             elif isinstance(picture, Image.Image):
                 images_NCHW[row] = resize_and_crop(picture, size)
             else:
-                failures += decode_rows(images_NCHW, row, [os.fspath(picture)])
+                failures += decode_rows(images_NCHW, row, [os.fspath(picture)])[1]
         if failures:
             raise damaged_images(failures)
         return torch.from_numpy(images_NCHW)

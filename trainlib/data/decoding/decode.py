@@ -5,6 +5,8 @@ Imports neither torch nor the rest of the project, so that a worker is up in a t
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import signal
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 Failure = tuple[str, str]  # path, reason
+Decoded = tuple[list[str | None], list[Failure]]  # the SHA-256 of each file's bytes, None for one that cannot be read
 
 
 def decode_image(file: str | IO[bytes], size: int) -> np.ndarray:
@@ -50,26 +53,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_rows(images_NCHW: np.ndarray, start: int, paths: Sequence[str]) -> list[Failure]:
-    """Decode the files into rows start, start + 1, ... of `images_NCHW` (uint8 [N, 3, S, S]).
+def decode_rows(images_NCHW: np.ndarray, start: int, paths: Sequence[str]) -> Decoded:
+    """Decode the files into rows start, start + 1, ... of `images_NCHW` (uint8 [N, 3, S, S]), reading each file once.
 
-    Returns path and reason of the files that could not be decoded; their rows are left as they were.
+    Returns the SHA-256 of each file's bytes, in hex, and path and reason of the files that could not be decoded; their
+    rows are left as they were.
     """
+    hashes: list[str | None] = []
     failures = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns of odd metadata in images that decode well
         for row, path in enumerate(paths, start):
+            hashes.append(None)
             try:
-                images_NCHW[row] = decode_image(path, images_NCHW.shape[-1])
+                with open(path, "rb") as file:
+                    data = file.read()
+                hashes[-1] = hashlib.sha256(data).hexdigest()
+                images_NCHW[row] = decode_image(io.BytesIO(data), images_NCHW.shape[-1])
             except Exception as error:  # noqa: BLE001 - on damaged files PIL raises almost anything
                 failures.append((path, f"{error or type(error).__name__}"))
-    return failures
+    return hashes, failures
 
 
 def main() -> None:
     """Run a worker: decode the files that each line of stdin, {"start", "paths"}, names into the .npy file in argv.
 
-    For each line it prints the failures, as a JSON list.
+    For each line it prints what `decode_rows` returns, as JSON.
     """
     # The parent decides when to end: a signal to the whole process group must not kill a worker under it. These are
     # STOP_SIGNALS of trainlib.runs.stop_request, which importing trainlib would cost a tenth of a second (see above).

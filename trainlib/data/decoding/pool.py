@@ -35,24 +35,30 @@ def decode_files(
     *,
     stop_requested: Callable[[], bool],
     advance: Callable[[int], None],
-) -> list[decode.Failure]:
+) -> decode.Decoded:
     """Decode file i into row i of the .npy file at `array_path`: uint8 [N, 3, S, S], created before at its full size.
 
     advance     called with the number of images that have just been decoded
-    Returns the files that could not be decoded, in order.
+    Returns the SHA-256 of each file's bytes, and the files that could not be decoded; both in order.
 
     Raises StoppedError when asked to stop, and TrainlaunchError when a worker dies. No worker outlives this call.
     """
     chunks = [(start, paths[start : start + CHUNK_SIZE]) for start in range(0, len(paths), CHUNK_SIZE)]
     num_workers = min(available_cores(), len(chunks))
-    failures = []
+    hashes: list[str | None] = [None] * len(paths)
+    failures: list[decode.Failure] = []
+
+    def add(start: int, decoded: decode.Decoded) -> None:
+        hashes[start : start + len(decoded[0])] = decoded[0]
+        failures.extend((path, reason) for path, reason in decoded[1])
+        advance(len(decoded[0]))
+
     if len(paths) < PARALLEL_FROM or num_workers == 1:
         images_NCHW = np.lib.format.open_memmap(array_path, mode="r+")
         for start, chunk in chunks:
             _check_stop(stop_requested)
-            failures += decode.decode_rows(images_NCHW, start, chunk)
-            advance(len(chunk))
-        return failures
+            add(start, decode.decode_rows(images_NCHW, start, chunk))
+        return hashes, failures
     with ExitStack() as stack:
         command = [sys.executable, "-P", decode.__file__, str(array_path)]
         workers = []
@@ -60,19 +66,18 @@ def decode_files(
             worker = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
             stack.callback(worker.kill)  # runs before the worker's own exit, which waits for its end
             workers.append(worker)
-        failures = _distribute(chunks, workers, stop_requested, advance)
+        _distribute(chunks, workers, stop_requested, add)
     position = {path: row for row, path in enumerate(paths)}
-    return sorted(failures, key=lambda failure: position[failure[0]])
+    return hashes, sorted(failures, key=lambda failure: position[failure[0]])
 
 
 def _distribute(
     chunks: list[tuple[int, Sequence[str]]],
     workers: list[subprocess.Popen[bytes]],
     stop_requested: Callable[[], bool],
-    advance: Callable[[int], None],
-) -> list[decode.Failure]:
-    """Send chunks to the workers, one at a time to each, until all are decoded; return the failures."""
-    failures: list[decode.Failure] = []
+    add: Callable[[int, decode.Decoded], None],
+) -> None:
+    """Send chunks to the workers, one at a time to each, until all are decoded; `add` gets the results of each."""
     waiting = iter(chunks)
     with selectors.DefaultSelector() as answers:
         for worker, chunk in zip(workers, waiting, strict=False):
@@ -82,17 +87,15 @@ def _distribute(
         while answers.get_map():
             _check_stop(stop_requested)
             for selected, _ in answers.select(timeout=0.2):
-                worker, (_, paths) = selected.data
+                worker, (start, paths) = selected.data
                 answer = worker.stdout.readline()
                 if not answer:
                     raise _worker_died(worker, paths)
-                failures += [(path, reason) for path, reason in json.loads(answer)]
-                advance(len(paths))
+                add(start, json.loads(answer))
                 answers.unregister(worker.stdout)
                 for chunk in itertools.islice(waiting, 1):
                     answers.register(worker.stdout, selectors.EVENT_READ, (worker, chunk))
                     _send(worker, chunk)
-    return failures
 
 
 def _send(worker: subprocess.Popen[bytes], chunk: tuple[int, Sequence[str]]) -> None:
