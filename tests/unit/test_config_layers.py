@@ -87,6 +87,52 @@ def test_the_command_line_always_wins(workdir: Path, overrides: list[str], expec
     assert {key: value_at(config, key) for key in expected} == expected
 
 
+DEFAULT_OPTIMIZER = {"name": "SGD", "param_groups": [], "lr": 0.01, "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lr=0.02", DEFAULT_OPTIMIZER | {"lr": 0.02}),
+        ("optimizer.momentum=0.5", DEFAULT_OPTIMIZER | {"momentum": 0.5}),
+        ("optimizer.weight_decay=5e-4", DEFAULT_OPTIMIZER | {"weight_decay": 5e-4}),
+        ("optimizer.nesterov=true", DEFAULT_OPTIMIZER | {"nesterov": True}),
+        ("optimizer.param_groups=[{match: a}]", DEFAULT_OPTIMIZER | {"param_groups": [{"match": "a"}]}),
+        ("optimizer.name=SGD", DEFAULT_OPTIMIZER),
+        ("optimizer.name=AdamW", {"name": "AdamW", "param_groups": [], "lr": 1e-3}),
+        ("optimizer={lr: 0.02}", {"name": "SGD", "param_groups": [], "lr": 0.02}),
+        ("optimizer={}", {"name": "SGD", "param_groups": [], "lr": 1e-3}),
+    ],
+)
+def test_an_override_changes_one_value_of_a_default_section(
+    workdir: Path, override: str, expected: dict[str, Any]
+) -> None:
+    """A mapping, and the name of another class, replace the section instead."""
+    assert load(workdir, "seed: 0", overrides=(override,)).optimizer.model_dump() == expected
+
+
+def changed(default: Any) -> Any:
+    """Another value of the same type."""
+    return {bool: not default, int: default + 1 if isinstance(default, int) else 0, float: 0.25}.get(type(default))
+
+
+def simple_values(section: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    inner = [simple_values(v, f"{prefix}{k}.") if isinstance(v, dict) else [(prefix + k, v)] for k, v in section.items()]
+    return [pair for pairs in inner for pair in pairs]
+
+
+def test_an_override_of_any_default_leaves_all_other_values(workdir: Path) -> None:
+    default = dict(simple_values(load(workdir, "seed: 0").model_dump()))
+    tried = 0
+    for key, value in default.items():
+        if (new := changed(value)) is None or key in ("train.epochs", "slurm.processes_per_node"):
+            continue
+        after = dict(simple_values(load(workdir, "seed: 0", overrides=(f"{key}={str(new).lower()}",)).model_dump()))
+        assert after == default | {key: new}, key
+        tried += 1
+    assert tried > 20
+
+
 def test_three_files_and_overrides_anywhere(workdir: Path) -> None:
     for name, text in {"a": "name: a\nseed: 1", "b": "seed: 2\ntrain: {steps: 4}", "c": "train: {epochs: 3}"}.items():
         (workdir / f"{name}.yaml").write_text(text)

@@ -20,7 +20,7 @@ from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.reading.merge import is_override, merge, parse_overrides
 from trainlib.config.reading.yaml_source import Source, read_file
 from trainlib.config.schema.defaults import resolve
-from trainlib.config.schema.sections import Config
+from trainlib.config.schema.sections import Config, Named
 from trainlib.errors import ConfigError, Mistake
 
 
@@ -42,14 +42,15 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
         shipped = ", ".join(shipped_configs())
         raise ConfigError([Mistake("", f"no configuration given: must be the path of a file or one of {shipped}")])
     layers, mistakes = _read_all(files)
+    command_line = Source({})
     try:
-        layers.append(parse_overrides(overrides))
+        command_line = parse_overrides(overrides)
     except ConfigError as error:
         mistakes.extend(error.mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     custom_layer = {section: {"name": name} for section, name in (custom or {}).items()}
-    merged = merge([*layers, Source(custom_layer)])
+    merged = merge([_with_default_sections(merge(layers)), command_line, Source(custom_layer)])
     paths = [file for file in files if isinstance(file, str)]
     if paths:
         merged.values.setdefault("name", _name_from(paths[0]))
@@ -67,6 +68,16 @@ def shipped_configs() -> dict[str, Path]:
     package = Path(trainlib.__file__).parent
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _with_default_sections(files: Source) -> Source:
+    """Fill in the default sections that no file has, so that `optimizer.lr=0.02` changes one value of a section."""
+    defaults = {
+        name: field.default.model_dump(exclude_unset=True)
+        for name, field in Config.model_fields.items()
+        if isinstance(field.default, Named)
+    }
+    return Source(defaults | files.values, files.where)
 
 
 def _read_all(files: Sequence[str | Mapping[str, Any]]) -> tuple[list[Source], list[Mistake]]:
