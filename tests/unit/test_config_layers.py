@@ -117,7 +117,9 @@ def changed(default: Any) -> Any:
 
 
 def simple_values(section: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    inner = [simple_values(v, f"{prefix}{k}.") if isinstance(v, dict) else [(prefix + k, v)] for k, v in section.items()]
+    inner = [
+        simple_values(v, f"{prefix}{k}.") if isinstance(v, dict) else [(prefix + k, v)] for k, v in section.items()
+    ]
     return [pair for pairs in inner for pair in pairs]
 
 

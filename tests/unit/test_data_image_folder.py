@@ -138,3 +138,42 @@ def test_everything_that_is_wrong_with_the_classes_is_told_at_once(root: Path) -
 def test_an_empty_class_of_the_test_split_is_a_mistake(root: Path) -> None:
     (root / "test" / "dog" / "9.png").unlink()
     assert "Class folders without an image (1): test/dog." in message(root)
+
+
+def nest(root: Path, folder: str) -> None:
+    """Move all class folders into one more folder."""
+    for split in ("train", "test"):
+        (root / split).rename(root / "moved")
+        (root / split).mkdir()
+        (root / "moved").rename(root / split / folder)
+
+
+def test_a_single_class_is_a_mistake_and_the_folders_in_it_are_named(root: Path) -> None:
+    nest(root, "pictures")
+    text = message(root)
+    assert f"{root / 'train'} has one class folder only, 'pictures', and needs two or more" in text
+    assert "It holds the folders cat, dog. If these are the classes, there is one level of folders too many" in text
+
+
+def test_a_root_one_level_too_high_is_told(root: Path) -> None:
+    assert message(root.parent).endswith(f"{root} has them: set data.root to it.")
+
+
+@pytest.mark.parametrize("junk", ["__MACOSX", "@eaDir", "#recycle", ".ipynb_checkpoints", "System Volume Information"])
+def test_what_archives_and_drives_leave_behind_is_no_class_and_no_image(root: Path, junk: str) -> None:
+    before = list_images(root)
+    for folder in ("train", "test", "train/cat"):
+        save_image(root / folder / junk / "thumbnail.png")
+    assert list_images(root) == before
+
+
+def test_the_same_folders_in_every_class_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for site in ("north", "south"):
+        for name in ("cat", "dog"):
+            for split in ("train", "test"):
+                save_image(root / "sites" / split / site / name / "1.png")
+    list_images(root / "sites")
+    assert "(north, south) holds the same folders, cat, dog" in caplog.text
+    caplog.clear()
+    list_images(root)
+    assert not caplog.text

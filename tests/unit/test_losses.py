@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 the field's own name
 
 from trainlib.config import LossConfig
 from trainlib.errors import UserError
-from trainlib.models.losses import Objective, count_correct
+from trainlib.models.losses import Objective, check_class_weights, count_correct, weights_by_class
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 5
@@ -191,6 +191,23 @@ def test_loss_is_float32_for_narrower_logits(dtype: torch.dtype) -> None:
 def test_refused_values_are_told(section: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         objective(**section)
+
+
+def test_lists_by_position_are_told_with_their_classes() -> None:
+    section = {"weight": [1.0, 0.0, 2.5], "ignore_index": 1}
+    assert weights_by_class(LossConfig.model_validate(section), ("0", "1", "10")) == [
+        "loss.weight by class: '0' 1, '1' 0 (counts for nothing), '10' 2.5",
+        "loss.ignore_index: samples of class '1' count for nothing",
+    ]
+    assert weights_by_class(LossConfig(), ("0", "1")) == []
+
+
+@pytest.mark.parametrize("section", [{"weight": [0.0, 1.0, 0.0, 0.0, 0.0]}, {"ignore_index": 3}])
+def test_training_samples_that_all_count_for_nothing_are_refused(section: dict[str, Any]) -> None:
+    the_loss = objective(**section)
+    check_class_weights(the_loss, torch.tensor([1, 3]))
+    with pytest.raises(UserError, match="all training samples have weight 0"):
+        check_class_weights(the_loss, torch.tensor([3, 3]))
 
 
 def test_correct_counts_the_hits() -> None:

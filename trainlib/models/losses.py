@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,38 @@ class Objective:
 def count_correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     """Return the number of samples whose largest logit is at their label: an int64 scalar on the logits' device."""
     return (logits_NC.argmax(dim=1) == labels_N).sum()
+
+
+def weights_by_class(config: LossConfig, class_names: Sequence[str]) -> list[str]:
+    """Return, for each argument of the loss that lists a number for each class, a line with the class of each number.
+
+    Such lists are in the order of the classes, which is easily taken for another one.
+    """
+    lines = []
+    for key in ONE_PER_CLASS:
+        values = config.args.get(key)
+        if isinstance(values, list):
+            pairs = [
+                f"{name!r} {value:g}{'' if value else ' (counts for nothing)'}"
+                for name, value in zip(class_names, values, strict=False)
+            ]
+            lines.append(f"loss.{key} by class: {', '.join(pairs)}")
+    ignored = config.args.get("ignore_index", -100)
+    if 0 <= ignored < len(class_names):
+        lines.append(f"loss.ignore_index: samples of class {class_names[ignored]!r} count for nothing")
+    return lines
+
+
+def check_class_weights(objective: Objective, labels_N: Tensor) -> None:
+    """Raise UserError if all training samples have weight 0: their mean loss is no number, and their sum is 0.
+
+    labels_N   of all training samples, int64 on the CPU
+    """
+    if objective.denominator(labels_N) == 0:
+        raise UserError(
+            "loss: the classes of all training samples have weight 0 (loss.weight, loss.ignore_index), and then "
+            "nothing can be learned: give a class with training samples a weight above 0"
+        )
 
 
 def _torch_loss(config: LossConfig, num_classes: int) -> nn.Module:

@@ -12,6 +12,9 @@ from trainlib.errors import Mistake
 
 Rule = Callable[[Config], Iterator[Mistake]]
 
+# Of a class. Losses are computed in float32, in which a sum of smaller weights is 0, and of larger ones infinite.
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-30, 1e30
+
 _PROBABILITY_ACTIVATIONS = ("auto", "sigmoid", "softmax")
 
 
@@ -152,6 +155,25 @@ def _probabilities(config: Config) -> Iterator[Mistake]:
         yield Mistake("loss.activation", f"{rule} (BCEWithLogitsLoss does not)")
 
 
+def _class_weights_count(config: Config) -> Iterator[Mistake]:
+    for key in ("weight", "pos_weight"):
+        values = config.loss.args.get(key)
+        if not isinstance(values, list) or not values:
+            continue
+        shown = format_value(values)
+        if max(values) < SMALLEST_WEIGHT:
+            rule = f"got {shown}, must be > 0 for at least one class: else nothing can be learned"
+            yield Mistake(f"loss.{key}", rule)
+        elif max(values) > LARGEST_WEIGHT:
+            yield Mistake(f"loss.{key}", f"got {shown}, must be at most {LARGEST_WEIGHT:g}: larger ones overflow")
+
+
+def _targets_differ(config: Config) -> Iterator[Mistake]:
+    if config.loss.args.get("label_smoothing") == 1:
+        rule = "got 1, must be < 1: else all classes have the same target"
+        yield Mistake("loss.label_smoothing", rule)
+
+
 def _weights_known(config: Config) -> Iterator[Mistake]:
     weights, names = config.model.weights, catalog.weights(config.model.name)
     if weights is None or catalog.weights_file(weights) or weights in names:
@@ -191,6 +213,8 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"scheduler", "data"}, _plateau_has_metric),
     ({"scheduler", "optimizer"}, _cycled_momentum),
     ({"loss"}, _probabilities),
+    ({"loss"}, _class_weights_count),
+    ({"loss"}, _targets_differ),
     ({"model"}, _weights_known),
     ({"model", "data"}, _constant_features),
 )

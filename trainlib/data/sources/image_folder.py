@@ -20,7 +20,12 @@ from trainlib.errors import DataError
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+# What file managers, archives and network drives leave behind, in lower case; hidden ones are left out too.
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+SYSTEM_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}
+    | {"@recycle", "__pycache__"}
+)
 NAMED_AT_MOST = 10
 LAYOUT = "The layout is data.root/train/<class>/<image> and data.root/test/<class>/<image>."
 
@@ -119,6 +124,8 @@ def list_images(root: Path, *, warn: bool = True) -> tuple[SplitFolder, SplitFol
         raise DataError("\n".join([*lines, *([f"  {notice}"] if left_out else []), LAYOUT]))
     if left_out and warn:
         logger.warning("%s", notice)
+    if warn and (repeated := _repeated_folders(train)):
+        logger.warning("%s", repeated)
     return train, test
 
 
@@ -134,6 +141,8 @@ def _check_split_folders(root: Path) -> None:
     text += f" (its folders: {_name_some(there)}). {LAYOUT}" if there else f" (it has no folders). {LAYOUT}"
     if len(missing) == 2 and any(_holds_image(root / name) for name in there):
         text += " These look like class folders: move them into train/, and a share of each one's images into test/."
+    elif len(missing) == 2 and (inside := [name for name in there if (root / name / "train").is_dir()]):
+        text += f" {root / inside[0]} has them: set data.root to it."
     elif missing == ["test"]:
         text += " Make test/ with a share of each class's images, which training must not see."
     raise DataError(text)
@@ -151,10 +160,15 @@ def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
     """Return a folder's entries by name, without hidden ones and those that file managers leave behind."""
     try:
         with os.scandir(folder) as entries:
-            kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in SYSTEM_FILES]
+            kept = [e for e in entries if not _is_junk(e)]
     except OSError as error:
         raise DataError(f"data.root: a folder cannot be read: {error}. Grant yourself access, or move it.") from error
     return sorted(kept, key=lambda entry: entry.name)
+
+
+def _is_junk(entry: os.DirEntry[str]) -> bool:
+    name = entry.name.lower()
+    return name.startswith(".") or name in SYSTEM_FILES or (name in SYSTEM_FOLDERS and entry.is_dir())
 
 
 def _list_split(folder: Path) -> SplitFolder:
@@ -195,6 +209,8 @@ def _mistakes(train: SplitFolder, test: SplitFolder) -> list[str]:
     if not train.classes:
         return _unusable(train)
     found = _unusable(train, test)
+    if len(train.classes) == 1:
+        found.append(_one_class(train))
     missing = [name for name in train.classes if name not in test.classes]
     unknown = [name for name in test.classes if name not in train.classes]
     if missing:
@@ -209,6 +225,42 @@ def _mistakes(train: SplitFolder, test: SplitFolder) -> list[str]:
             f"Classes of test that are missing from train ({len(unknown)}): {_name_some(shown)}. Rename or delete them."
         )
     return found
+
+
+def _one_class(train: SplitFolder) -> str:
+    """Return the sentence that a single class is not enough, with what it probably comes from."""
+    name = next(iter(train.classes))
+    text = f"{train.folder} has one class folder only, {name!r}, and needs two or more: there is nothing to tell apart."
+    inner = _inner_folders(train, name)
+    if len(inner) > 1:
+        text += (
+            f" It holds the folders {_name_some(inner)}. If these are the classes, there is one level of folders too "
+            f"many: move them up into {train.folder}, and those of test likewise."
+        )
+    return text
+
+
+def _inner_folders(split: SplitFolder, name: str) -> list[str]:
+    """Return the folders in a class folder that its images are in; none if some images are not in any."""
+    start, found = len(os.path.join(split.folder, name, "")), set()
+    for image in split.classes[name]:
+        folder, is_inside, _ = image.path[start:].partition(os.sep)
+        if not is_inside:
+            return []
+        found.add(folder)
+    return sorted(found)
+
+
+def _repeated_folders(train: SplitFolder) -> str | None:
+    """Return a warning if every class folder holds the same folders, which then are more likely the classes."""
+    names = list(train.classes)
+    inner = _inner_folders(train, names[0])
+    if len(inner) < 2 or any(_inner_folders(train, name) != inner for name in names[1:]):
+        return None
+    return (
+        f"every class folder in {train.folder} ({_name_some(names)}) holds the same folders, "
+        f"{_name_some(inner)}: if these are the classes, there is one level of folders too many"
+    )
 
 
 def _unusable(*splits: SplitFolder) -> list[str]:

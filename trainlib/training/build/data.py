@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 
-from trainlib.config import Config, ModelConfig, Normalize, TrainConfig
+from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_custom
+from trainlib.data import inspection
 from trainlib.data.augmentation import Augmentation, Preprocess
 from trainlib.data.batches.loader import BatchLoader, DataModule
 from trainlib.data.batches.plan import Plan, steps_per_epoch
@@ -15,7 +17,9 @@ from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.splits import limit_samples, split_validation
 from trainlib.errors import DataError
-from trainlib.models import weights_normalization
+from trainlib.models import losses, weights_normalization
+
+logger = logging.getLogger("trainlib")
 
 
 def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
@@ -38,6 +42,24 @@ def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
     total_steps = train.steps if train.steps is not None else (train.epochs or 0) * epoch_steps
     plan = Plan(train_ids, config.seed, train.batch_size, data.shuffle, data.drop_last, total_steps)
     return plan, val_ids
+
+
+def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: torch.Tensor) -> None:
+    """Log what about the data or the class weights makes a training useless, or other than it looks.
+
+    Raises UserError if nothing can be learned.
+    """
+    names, warnings = dataset.class_names, inspection.inspect(dataset, plan.ids_N, val_ids)
+    if not is_custom(config.loss.name):
+        objective = losses.Objective(config.loss, len(names), torch.device("cpu"))
+        losses.check_class_weights(objective, dataset.train.labels_N[plan.ids_N])
+    by_position = losses.weights_by_class(config.loss, names)
+    for line in by_position:
+        logger.info("%s", line)
+    if notice := inspection.text_order_notice(names):
+        warnings.append(notice) if by_position else logger.info("%s", notice)
+    for warning in warnings:
+        logger.warning("%s", warning)
 
 
 def build_rank_slice(train: TrainConfig, rank: int, world_size: int) -> RankSlice:

@@ -27,7 +27,7 @@ from trainlib.models.losses import CustomLoss, Objective
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key
-from trainlib.training.build.data import build_data_module, build_plan, build_preprocess
+from trainlib.training.build.data import build_data_module, build_plan, build_preprocess, warn_of_useless_data
 from trainlib.training.build.model import build_classifier, check_images
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.progress import Progress
@@ -54,6 +54,7 @@ def build_inputs(
         elastic.require_alike(config.train.virtual_shards, accelerator, start.manifest if start else None)
     num_classes = len(dataset.class_names)
     plan, val_ids = build_plan(config, len(dataset.train.labels_N))
+    warn_of_useless_data(config, dataset, plan, val_ids)
     if start is not None and start.step > plan.total_steps:
         raise RunDirectoryError(
             f"{config.name} has already trained {start.step} steps, and this configuration ends at {plan.total_steps}; "
