@@ -91,7 +91,7 @@ class Workload:
 
     @cached_property
     def plan(self) -> Plan:
-        return build_plan(self.config, len(self.dataset.train.labels_N))[0]
+        return build_plan(self.config, self.dataset.train.labels_N)[0]
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from trainlib.config import Config, load_config
+from trainlib.config import Config, keep_older_values, load_config
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
 from trainlib.runs import RUNS, launch_variables
 from trainlib.runs.attempts import next_number, recorded_attempt
@@ -74,6 +74,8 @@ def train(
         True if training is complete, False if it was asked to stop and wrote a checkpoint.
     """
     given = (custom,) if custom else ()
+    if not fresh:
+        config = keep_older_values(config, RUNS / config.name / "config.yaml")
     if rank != 0:
         from trainlib.training.session import run_session
 
@@ -115,4 +117,8 @@ def _tell(message: str, rank: int, config: Config | None) -> None:
 if __name__ == "__main__":
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the exit code
+    if code not in (EXIT_OK, EXIT_STOPPED) and launch_variables.world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # gloo's threads, whose group was not left after an error, would abort while C++ ends
     sys.exit(code)

@@ -97,7 +97,7 @@ def test_splits_of_the_training_set(trained: Path, tmp_path: Path) -> None:
     cwd = tmp_path
     shutil.copytree(trained / "runs", cwd / "runs")
     images = make_synthetic().train
-    _, val_ids = split_validation(len(images.labels_N), 0.1, seed=0)
+    _, val_ids = split_validation(images.labels_N, 0.1, seed=0)
     found = evaluated(cwd, "run", "--split", "val")
     labels_N = images.labels_N[val_ids]
     predicted_N = plain_logits(checkpoint_of(cwd, found["step"]), pixels(images)[val_ids]).argmax(dim=1)

@@ -47,7 +47,7 @@ def compared(trained: Path, folder: Path, change: Callable[[], None] | None = No
 
 
 def flip_a_bit() -> None:
-    """The lowest bit of one element of the summed gradient, in the second step."""
+    """A bit of the largest element of the summed gradient, in the second step: one that clipping does not round away."""
     from trainlib.distributed.allreduce.elastic import ElasticReducer
 
     finish, calls = ElasticReducer.finish_step, []
@@ -56,7 +56,8 @@ def flip_a_bit() -> None:
         finish(self)
         calls.append(1)
         if len(calls) == 2:
-            self._parameters[8].grad.view(-1).view(torch.int32)[5] ^= 1  # type: ignore[union-attr]
+            gradient = self._parameters[8].grad.view(-1)  # type: ignore[union-attr]
+            gradient.view(torch.int32)[gradient.abs().argmax()] ^= 1 << 8
 
     ElasticReducer.finish_step = flipping  # type: ignore[method-assign]
 

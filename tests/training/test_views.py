@@ -19,6 +19,7 @@ from trained import IN_PLAIN_NETWORK, manifest_of
 
 from launch.cli import main as launch
 from trainlib.config import is_harmless, load_config
+from trainlib.data.identity import identities
 from trainlib.data.splits import split_validation
 from trainlib.inference import export
 from trainlib.inference.chosen_checkpoint import find_checkpoint
@@ -109,7 +110,8 @@ def figures(logits_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
 
 def test_validation_and_test_of_a_run(run: tuple[Path, str]) -> None:
     cwd, test_time = run
-    _, val_ids = split_validation(60, 0.2, seed=0)
+    names = identities(f"{label}/{index:02d}.png" for label in "ab" for index in range(30))
+    _, val_ids = split_validation(torch.arange(2).repeat_interleave(30), 0.2, 0, "stratified", names)
     checkpoint = cwd / "runs/run/checkpoints/step-00000008"
     rows = [row for row in tiny.rows(cwd) if row["split"] == "val" and row["step"] == 8]
     labels_N = torch.arange(2).repeat_interleave(30)[val_ids]

@@ -122,7 +122,7 @@ def test_several_ranks_evaluate_the_model_that_the_checkpoint_holds(tmp_path: Pa
     (saved,) = (tmp_path / "runs/run/checkpoints").iterdir()
     model.load_state_dict(load_file(saved / "model.safetensors"))
     data = make_synthetic()
-    _, ids = split_validation(len(data.train.labels_N), 0.01, 0)
+    _, ids = split_validation(data.train.labels_N, 0.01, 0)
     (images,) = data.train.images.batches([ids])
     mean, std = torch.tensor(data.mean).view(3, 1, 1), torch.tensor(data.std).view(3, 1, 1)
     with torch.no_grad():

@@ -22,6 +22,8 @@ FULL: dict[str, Any] = {
         "name": "cifar10",
         "root": "data",
         "val_fraction": 0.1,
+        "split": "stratified",
+        "verify": "quick",
         "image_size": 32,
         "shuffle": True,
         "drop_last": False,

@@ -78,14 +78,15 @@ def test_steps_per_epoch(n: int, size: int, drop: bool, steps: int) -> None:
 
 @pytest.mark.parametrize(("n", "fraction", "num_val"), [(100, 0.0, 0), (100, 0.1, 10), (5, 0.01, 1), (2, 0.9, 1)])
 def test_validation_split_is_disjoint_and_complete(n: int, fraction: float, num_val: int) -> None:
-    train, val = split_validation(n, fraction, seed=0)
+    train, val = split_validation(torch.zeros(n, dtype=torch.int64), fraction, seed=0)
     assert len(val) == num_val
     assert sorted(train.tolist() + val.tolist()) == list(range(n))
     assert train.tolist() == sorted(train.tolist())
 
 
 def test_validation_split_depends_on_the_seed() -> None:
-    assert split_validation(100, 0.5, 0)[1].tolist() != split_validation(100, 0.5, 1)[1].tolist()
+    labels_N = torch.arange(100) % 3
+    assert split_validation(labels_N, 0.5, 0)[1].tolist() != split_validation(labels_N, 0.5, 1)[1].tolist()
 
 
 def test_limit_keeps_order_and_takes_a_random_subset() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as some
 
 from trainlib.data.batches.plan import Plan
 from trainlib.data.batches.rank_slice import RankSlice, split_micro_batches, split_range
+from trainlib.data.identity import identities
 from trainlib.data.splits import limit_samples, split_validation
 
 sizes = some.integers(0, 300)
@@ -92,9 +93,39 @@ def test_micro_batches_hold_a_shard_in_its_order(n: int, size: int | None) -> No
     assert len(micro_batches) == (max(1, -(-n // size)) if size else 1)
 
 
-@given(some.integers(2, 300), some.floats(0, 1, exclude_max=True), seeds)
-def test_validation_and_training_share_no_sample(n: int, fraction: float, seed: int) -> None:
-    train, val = split_validation(n, fraction, seed)
+labels = some.lists(some.integers(0, 5), min_size=2, max_size=200)
+fractions = some.floats(0, 1, exclude_max=True)
+
+
+@given(labels, fractions, seeds)
+def test_validation_has_its_share_of_every_class(labels: list[int], fraction: float, seed: int) -> None:
+    train, val = split_validation(torch.tensor(labels), fraction, seed)
+    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
+    assert (len(val) >= 1) == (fraction > 0)
+    for label in {label for label in labels if labels.count(label) > 1}:
+        held_out, n = sum(labels[i] == label for i in val.tolist()), labels.count(label)
+        assert held_out == (min(max(round(n * fraction), 1), n - 1) if fraction else 0)
+
+
+@given(labels, some.integers(0, 5), fractions, seeds, some.sampled_from(["stratified", "random"]), some.data())
+def test_a_sample_that_is_added_moves_at_most_one_other(
+    labels: list[int], label: int, fraction: float, seed: int, split: str, data: some.DataObject
+) -> None:
+    names = [f"picture {i}" for i in range(len(labels))]
+    place = data.draw(some.integers(0, len(names)))
+
+    def held_out(labels: list[int], names: list[str]) -> set[str]:
+        ids = split_validation(torch.tensor(labels), fraction, seed, split, identities(names))[1]
+        return {names[i] for i in ids.tolist()}
+
+    before = held_out(labels, names)
+    after = held_out([*labels[:place], label, *labels[place:]], [*names[:place], "new", *names[place:]])
+    assert len((before ^ after) - {"new"}) <= 1 or max(map(labels.count, labels)) == 1
+
+
+@given(some.integers(2, 300), fractions, seeds)
+def test_a_split_over_all_samples_shares_none(n: int, fraction: float, seed: int) -> None:
+    train, val = split_validation(torch.zeros(n, dtype=torch.int64), fraction, seed, "index")
     assert sorted(train.tolist() + val.tolist()) == list(range(n))
     assert len(train) >= 1
     assert (len(val) >= 1) == (fraction > 0)

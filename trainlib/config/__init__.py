@@ -1,9 +1,10 @@
 """The configuration of a run: YAML files and overrides, all checked before anything starts. Imports no torch."""
 
-from trainlib.config.compare import Difference, differences, dump_config, is_harmless
+from trainlib.config.compare import Difference, differences, dump_config, is_free, is_harmless
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
 from trainlib.config.custom import custom_part_missing, is_custom
-from trainlib.config.load import load_config, read_resolved, shipped_configs
+from trainlib.config.load import load_config, read_resolved, shipped_configs, with_older_values
+from trainlib.config.older import keep_older_values
 from trainlib.config.reading.command_line import mark_bare_resume
 from trainlib.config.schema.sections import (
     Augment,
@@ -51,9 +52,12 @@ __all__ = [
     "differences",
     "dump_config",
     "is_custom",
+    "is_free",
     "is_harmless",
+    "keep_older_values",
     "load_config",
     "mark_bare_resume",
     "read_resolved",
     "shipped_configs",
+    "with_older_values",
 ]

@@ -60,3 +60,8 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[
 def is_harmless(key: str) -> bool:
     """Return True if a change of this dotted key does not affect what a run has already computed."""
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in Config.HARMLESS)
+
+
+def is_free(key: str) -> bool:
+    """Return True if this dotted key says nothing of what a run computes, and may change without a question."""
+    return key in Config.FREE

@@ -23,6 +23,8 @@ from trainlib.config.schema.defaults import resolve
 from trainlib.config.schema.sections import Config, Named
 from trainlib.errors import ConfigError, Mistake
 
+OLDER_DATA = {"split": "index"}
+
 
 def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[str, str] | None = None) -> Config:
     """Load the configuration that the arguments `CONFIG... [key=value ...]`, in any order, describe, and resolve it.
@@ -59,8 +61,18 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
 
 
 def read_resolved(path: Path) -> Config:
-    """Read a configuration that `dump_config` wrote."""
-    return _validated(read_file(path, str(path)))
+    """Read a configuration that `dump_config` wrote, with older values for keys that did not exist then."""
+    source = read_file(path, str(path))
+    return _validated(replace(source, values=with_older_values(source.values)))
+
+
+def with_older_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved configuration's values with those that its missing keys had when they did not exist.
+
+    Every key is written into a resolved configuration, so that one that is missing did not exist.
+    """
+    data = values.get("data")
+    return dict(values) | ({"data": OLDER_DATA | data} if isinstance(data, dict) else {})
 
 
 def shipped_configs() -> dict[str, Path]:

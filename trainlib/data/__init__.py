@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from trainlib.config import DataConfig, custom_part_missing
 from trainlib.data.augmentation import Augmentation, Preprocess
 from trainlib.data.dataset import Dataset, ImageSet
@@ -48,7 +51,11 @@ def load_data(
             return load_cifar10(Path(config.root), stop_requested=stop_requested)
         case "image_folder":
             return load_image_folder(
-                Path(config.root), config.image_size, stop_requested=stop_requested, is_main=is_main
+                Path(config.root),
+                config.image_size,
+                verify=config.verify == "full",
+                stop_requested=stop_requested,
+                is_main=is_main,
             )
         case "synthetic":
             return make_synthetic()
@@ -56,23 +63,23 @@ def load_data(
 
 
 class DatasetInfo(NamedTuple):
-    """The numbers of training images, including those for validation, and of classes."""
+    """The labels of the training images, including those for validation, int64 [N], and the number of classes."""
 
-    num_train: int
+    labels_N: Tensor
     num_classes: int
 
 
 def dataset_info(config: DataConfig) -> DatasetInfo:
-    """Return the size of the configured data set; nothing is decoded or downloaded.
+    """Return what the configured data set holds; nothing is decoded or downloaded.
 
     Raises DataError for folders that are missing or of the wrong form.
     """
     match config.name:
         case "cifar10":
-            return DatasetInfo(50_000, 10)
+            return DatasetInfo(torch.arange(50_000) % 10, 10)  # as many of each class, in another order
         case "image_folder":
             train, _ = list_images(Path(config.root))
-            return DatasetInfo(sum(len(files) for files in train.classes.values()), len(train.classes))
+            return DatasetInfo(train.labels([*train.classes]), len(train.classes))
         case "synthetic":
-            return DatasetInfo(NUM_TRAIN, len(SHAPES))
+            return DatasetInfo(torch.arange(NUM_TRAIN) % len(SHAPES), len(SHAPES))
     raise UserError(f"data.name: {custom_part_missing(config.name)}")

@@ -1,13 +1,14 @@
 """The cache of decoded images on disk: decoded once, then memory-mapped by every process of every later run.
 
-An entry is two files, `<key>.npy` (uint8 [N, 3, S, S]) and `<key>.json` (mean and std), each written under a temporary
-name and renamed. The key is a hash of all that decides the bits. The files may be deleted at any time.
+An entry is two files, each written under a temporary name and renamed: `<key>.npy` (uint8 [N, 3, S, S]) and
+`<key>.json`: the array's own SHA-256, mean and std, and for each image file its SHA-256 and the stamp (see `Stamp`)
+under which it was read. A file whose stamp has changed since is read again, and decoded again if its bytes are others.
+The files of the cache may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -23,35 +24,31 @@ import PIL
 import psutil
 import torch
 
+from trainlib.data.cache_entry import CacheEntry, Decoded, ImageFile
 from trainlib.data.dataset import PerChannel, channel_statistics
 from trainlib.data.decoding.pool import available_cores, damaged_images, decode_files
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.errors import DataError
 from trainlib.runs.locks import exclusive_lock
 
-FORMAT = 1
+FORMAT = 2
 MAX_FRACTION = 0.5  # of the available memory and of the free disk that decoded images may take
 
 logger = logging.getLogger("trainlib.data")
 
 
 @dataclass(frozen=True)
-class ImageFile:
-    """An image file: absolute path, size in bytes, and time of its last change in nanoseconds since 1970."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True)
 class DecodedImages:
-    """Training and test images, and mean and standard deviation of the training images' channels, on a 0..1 scale."""
+    """Training and test images, and mean and standard deviation of the training images' channels, on a 0..1 scale.
+
+    hashes   the SHA-256 of each file's bytes, training before test; None where it was not read as a whole
+    """
 
     train: Images
     test: Images
     mean: PerChannel
     std: PerChannel
+    hashes: list[str | None]
 
 
 def load_decoded(
@@ -59,6 +56,7 @@ def load_decoded(
     test: Sequence[ImageFile],
     image_size: int,
     *,
+    verify: bool = False,
     stop_requested: Callable[[], bool],
     is_main: bool,
 ) -> DecodedImages:
@@ -67,30 +65,32 @@ def load_decoded(
     If the cache lacks them, the first process that holds the lock decodes them into it, and the others wait. Images
     that would take too much memory or disk are decoded again for every batch instead (`StreamedImages`).
 
+    verify   read every file again, also where its stamp is the one that it was read under
+
     Raises DataError for damaged images and for a cache that cannot be written, StoppedError when asked to stop.
     """
     files = [*train, *test]
     paths = [file.path for file in files]
     folder = cache_folder()
-    key = _key(files, image_size)
-    array_path, statistics_path = folder / f"{key}.npy", folder / f"{key}.json"
-    shape = (len(files), 3, image_size, image_size)
-
-    images_NCHW, statistics = _open_array(array_path, shape), _read_statistics(statistics_path)
-    if images_NCHW is None or statistics is None:
+    entry = CacheEntry(folder / _key(files, image_size), (len(files), 3, image_size, image_size))
+    is_streamed = not _fits(entry.shape, folder)
+    found = entry.read(files, verify=verify)
+    if found is None or (found.images_NCHW is None and not is_streamed):
         # Rank 0 goes first where it can, since it is the one that shows progress.
-        with _locked(folder / f"{key}.lock", stop_requested, delay=0.0 if is_main else 1.0):
-            images_NCHW, statistics = _open_array(array_path, shape), _read_statistics(statistics_path)
-            if images_NCHW is None and _fits(shape, folder, is_main):
-                _decode(paths, array_path, shape, stop_requested, is_main)
-                images_NCHW = _open_array(array_path, shape)
-            train_images, test_images = _images(images_NCHW, paths, len(train), image_size)
-            if statistics is None:
-                statistics = channel_statistics(train_images)
-                _write_statistics(statistics_path, statistics)
-    else:
-        train_images, test_images = _images(images_NCHW, paths, len(train), image_size)
-    return DecodedImages(train_images, test_images, *statistics)
+        with _locked(entry.lock_path, stop_requested, delay=0.0 if is_main else 1.0):
+            found = entry.read(files, verify=False)
+            if found is None or (found.images_NCHW is None and not is_streamed):
+                hashes: list[str | None] = [None] * len(files)
+                if not is_streamed:
+                    hashes = _decode(paths, entry.array_path, entry.shape, stop_requested, is_main)
+                images_NCHW = None if is_streamed else entry.open_array()
+                mean, std = channel_statistics(_images(images_NCHW, paths, len(train), image_size)[0])
+                found = Decoded(images_NCHW, mean, std, hashes)
+                entry.write(files, found)
+    if is_main and found.images_NCHW is None:
+        logger.info("%s", _why_streamed(entry.shape, folder))
+    train_images, test_images = _images(found.images_NCHW, paths, len(train), image_size)
+    return DecodedImages(train_images, test_images, found.mean, found.std, found.hashes)
 
 
 def cache_folder() -> Path:
@@ -103,7 +103,7 @@ def cache_folder() -> Path:
 def _key(files: Sequence[ImageFile], image_size: int) -> str:
     digest = hashlib.sha256(f"{FORMAT} {image_size} {PIL.__version__} {len(files)}".encode())
     for file in files:
-        digest.update(f"\0{file.path}\0{file.size}\0{file.mtime_ns}".encode(errors="surrogateescape"))
+        digest.update(f"\0{file.path}\0{file.stamp.size}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
@@ -128,43 +128,49 @@ def _images(images_NCHW: np.ndarray | None, paths: list[str], num_train: int, im
     return InMemoryImages(tensor[:num_train]), InMemoryImages(tensor[num_train:])
 
 
-def _fits(shape: tuple[int, ...], folder: Path, is_main: bool) -> bool:
-    need = int(np.prod(shape, dtype=np.int64))
-    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(folder).free
-    if need <= min(memory, disk) * MAX_FRACTION:
-        return True
-    if is_main:
-        logger.info(
-            "Decoded, the images would take %.1f GB, more than %.0f%% of the %.1f GB of available memory or of the "
-            "%.1f GB free in %s: they are decoded anew for each batch, which is slower.",
-            *(need / 1e9, MAX_FRACTION * 100, memory / 1e9, disk / 1e9, folder),
-        )
-    return False
+def _fits(shape: tuple[int, ...], folder: Path) -> bool:
+    """Return True if decoded images of this shape leave enough memory and disk to others."""
+    return _size(shape) <= min(_room(folder)) * MAX_FRACTION
 
 
-def _open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Memory-map the array copy-on-write; None if it is missing or damaged."""
-    try:
-        images_NCHW = np.load(path, mmap_mode="c")
-    except (OSError, ValueError, EOFError):
-        return None
-    return images_NCHW if images_NCHW.shape == shape and images_NCHW.dtype == np.uint8 else None
+def _why_streamed(shape: tuple[int, ...], folder: Path) -> str:
+    memory, disk = _room(folder)
+    return (
+        f"Decoded, the images would take {_size(shape) / 1e9:.1f} GB, more than {MAX_FRACTION:.0%} of the "
+        f"{memory / 1e9:.1f} GB of available memory or of the {disk / 1e9:.1f} GB free in {folder}: they are "
+        "decoded anew for each batch, which is slower."
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _room(folder: Path) -> tuple[int, int]:
+    """Return the available memory and the free disk where the cache is, in bytes."""
+    there = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path("/"))
+    return psutil.virtual_memory().available, shutil.disk_usage(there).free
 
 
 def _decode(
     paths: list[str], array_path: Path, shape: tuple[int, ...], stop_requested: Callable[[], bool], is_main: bool
-) -> None:
-    """Decode all files into the entry's array, which gets its name only once it is complete and on disk."""
+) -> list[str | None]:
+    """Decode all files into the entry's array, which gets its name only once it is complete and on disk.
+
+    Returns the SHA-256 of each file's bytes.
+    """
     partial = array_path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)  # a link there must not lead the writing elsewhere
     try:
         _reserve(partial, shape)
         with _progress(len(paths), show_bar=is_main and sys.stderr.isatty()) as advance:
-            _, failures = decode_files(paths, partial, stop_requested=stop_requested, advance=advance)
+            hashes, failures = decode_files(paths, partial, stop_requested=stop_requested, advance=advance)
         if failures:
             raise damaged_images(failures)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(array_path)
+        return hashes
     finally:
         partial.unlink(missing_ok=True)
 
@@ -193,19 +199,3 @@ def _progress(total: int, show_bar: bool) -> Iterator[Callable[[int], None]]:
     logger.info("Decoding %d images, once, on %d cores ...", total, available_cores())
     yield lambda count: None
     logger.info("Decoded %d images in %.1f s.", total, time.monotonic() - start)
-
-
-def _read_statistics(path: Path) -> tuple[PerChannel, PerChannel] | None:
-    try:
-        entry = json.loads(path.read_bytes())
-        (r, g, b), (std_r, std_g, std_b) = entry["mean"], entry["std"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return (r, g, b), (std_r, std_g, std_b)
-
-
-def _write_statistics(path: Path, statistics: tuple[PerChannel, PerChannel]) -> None:
-    mean, std = statistics
-    partial = path.with_suffix(".json-partial")
-    partial.write_text(json.dumps({"mean": mean, "std": std}))
-    partial.replace(path)

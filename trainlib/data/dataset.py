@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from trainlib.data.identity import Listing
 from trainlib.data.images import Images
 
 PerChannel = tuple[float, float, float]  # one value each for red, green and blue
@@ -16,10 +17,15 @@ STATISTICS_SAMPLES = 2_000
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and their labels, int64 [N] on the CPU."""
+    """Images and their labels, int64 [N] on the CPU.
+
+    identities_N   a number for each sample, int64 [N], that stays its own where others come and go: random splits go by
+                   it; None where it is the sample's index
+    """
 
     images: Images
     labels_N: Tensor
+    identities_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Dataset:
     """Training and test images, with class names in the order of the labels.
 
     mean, std   of each channel of the training images, scaled to 0..1
+    listing     what the data are made of, to tell whether they are still the same
     """
 
     train: ImageSet
@@ -34,6 +41,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: PerChannel
     std: PerChannel
+    listing: Listing = field(default_factory=Listing)
 
 
 def channel_statistics(images: Images) -> tuple[PerChannel, PerChannel]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from trainlib.runs.environment import git_commit, versions
+from trainlib.runs.environment import code_sha256, git_commit, processor, versions
 
 
 def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:
     """Return what decides the bits of a step beside the configuration: versions, device, threads, world size."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
+        "code": code_sha256(),
         "versions": versions(),
         "device": device.type,
         "device_name": name,

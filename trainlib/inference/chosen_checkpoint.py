@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainlib.config import Config, is_custom, load_config
+from trainlib.config import Config, is_custom, load_config, with_older_values
 from trainlib.data.augmentation import Preprocess
 from trainlib.errors import CheckpointError
 from trainlib.runs import RUNS
@@ -39,7 +39,7 @@ class ChosenCheckpoint:
         names = {section: values.get(section, {}).get("name") for section in ("model", "loss", "data")}
         # As in the run itself, these stand for parts that were given in Python.
         custom = {section: name for section, name in names.items() if is_custom(name)}
-        return load_config([values], custom)
+        return load_config([with_older_values(values)], custom)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> tuple[
         )
     if split == "test":
         return dataset.test, torch.arange(len(dataset.test.labels_N))
-    plan, val_ids = build_plan(config, len(dataset.train.labels_N))
+    plan, val_ids = build_plan(config, dataset.train.labels_N, dataset.train.identities_N)
     ids_N = plan.ids_N if split == "train" else val_ids
     if not len(ids_N):
         raise UserError("--split val: the run has no validation split (data.val_fraction is 0); take train or test")

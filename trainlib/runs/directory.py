@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from trainlib.config import Config, differences, dump_config, is_harmless, read_resolved
+from trainlib.config import Config, differences, dump_config, is_free, is_harmless, read_resolved
 from trainlib.errors import RunDirectoryError
 from trainlib.runs import RUNS, locks
 from trainlib.runs.attempts import ATTEMPTS_FILE
@@ -116,7 +116,7 @@ class RunDirectory:
         if not self.config_file.exists():
             return
         earlier = read_resolved(self.config_file)
-        changes = differences(earlier, config)
+        changes = [change for change in differences(earlier, config) if not is_free(change.key)]
         harmful = [change for change in changes if not is_harmless(change.key)]
         if changes and (harmful or resume is None):
             listed = "\n".join(f"  {change.key}: {change.old} there, {change.new} now" for change in changes)

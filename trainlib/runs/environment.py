@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from typing import Any
 
 # What decides the bits of a step beside the configuration, and what a change of it changes.
 DECIDES_BITS = {
+    "code": "the code of trainlaunch is other",
     "world_size": "gradients are summed in another order, and dropout draws other masks",
     "num_threads": "kernels add in another order",
     "device": "kernels are others",
@@ -66,6 +69,26 @@ def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: b
     if not changes:
         return "exact"
     return f"not bitwise what an uninterrupted run gives: {'; '.join(changes)}; {UNCHANGED}"
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Return the SHA-256, in hex, over the names and bytes of all Python files of this package."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def processor() -> str:
+    """Return the processor's model, as Linux tells it, or else what Python knows of it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith(("model name", "Processor", "CPU part")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:

@@ -14,6 +14,7 @@ import torch
 
 from trainlib.config import Config, dump_config
 from trainlib.data.batches.plan import to_steps
+from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
 from trainlib.models.weights import weights_sha256
 from trainlib.runs import environment
@@ -39,7 +40,7 @@ def open_trainer(
     hooks: Sequence[Hook],
     attempt: Attempt | None,
     start: Checkpoint | None,
-    class_names: Sequence[str],
+    dataset: Dataset,
 ) -> Iterator[Trainer]:
     """Make the trainer of this rank, rank 0's with the files, trackers and console that record the run.
 
@@ -55,7 +56,7 @@ def open_trainer(
     facts = hardware.describe(training.state.accelerator.device, training.state.accelerator.num_processes)
     write_atomically(run.environment_file, json.dumps(facts, indent=2) + "\n")
     _announce(config, training, facts, start)
-    manifest = _manifest(config, training, class_names, facts)
+    manifest = _manifest(config, training, dataset, facts)
     recording, trackers = _recording_hooks(config, run, training, manifest["config"] | {"environment": facts})
     checkpoints = CheckpointManager(
         run.checkpoints, config.checkpoint.keep, manifest, background=config.checkpoint.background
@@ -116,12 +117,13 @@ def _recording_hooks(
     return hooks, trackers
 
 
-def _manifest(config: Config, training: Training, class_names: Sequence[str], facts: dict[str, Any]) -> dict[str, Any]:
+def _manifest(config: Config, training: Training, dataset: Dataset, facts: dict[str, Any]) -> dict[str, Any]:
     """Return what every checkpoint's manifest says of the run, so that its weights can be used wherever they are."""
     return environment.bits(facts) | {
         "config": config.model_dump(mode="json"),
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "classes": list(class_names),
+        "data": dataset.listing.facts,
+        "classes": list(dataset.class_names),
         "preprocess": asdict(training.samples.train.preprocess),
     }
 

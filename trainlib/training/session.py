@@ -34,6 +34,7 @@ from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.final_test import TestResult, evaluate_test_split, write_test_evaluation
 from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook
 from trainlib.training.outputs import open_trainer, summary_of
+from trainlib.training.provenance import record_data, require_alike, require_same_config, require_same_data
 from trainlib.training.trainer import Trainer, Training
 from trainlib.training.tuning.feature_cache import cache_features
 
@@ -60,18 +61,21 @@ def run_session(
     """
     is_main = attempt is not None
     process_group.check_precision(config.train)
+    if start is not None:
+        require_same_config(config, start)
     dataset = custom.dataset or load_data(config.data, stop_requested=flag.requested, is_main=is_main)
+    if start is not None:
+        require_same_data(run, start, dataset.listing)
     with process_group.joined(config.train) as accelerator:
         start = _join_run(run, attempt, start, accelerator)
-        if custom.dataset is not None:
-            _require_same_data(config)
+        require_alike(config, dataset.listing)
         training = _build(config, dataset, accelerator, start, custom, flag, log)
         with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
             hooks: list[Hook] = [HeartbeatHook(watchdog.heartbeat), *custom.hooks]
             hooks += EndOfJobHook.from_environment(flag) if is_main else []
-            with open_trainer(config, run, training, hooks, attempt, start, dataset.class_names) as trainer:
+            with open_trainer(config, run, training, hooks, attempt, start, dataset) as trainer:
                 if is_main:
-                    _record_start(config, run, start)
+                    _record_start(config, run, start, dataset)
                 completed = trainer.run(StopConsensus(flag, open_channel(config.train)))
                 summary = summary_of(trainer) if is_main else {}  # before the test, which loads the best weights
                 result = evaluate_test_split(trainer, run, config) if completed else None
@@ -112,10 +116,11 @@ def _build(
     return build_training(inputs, start, custom, features)
 
 
-def _record_start(config: Config, run: RunDirectory, start: Checkpoint | None) -> None:
+def _record_start(config: Config, run: RunDirectory, start: Checkpoint | None, dataset: Dataset) -> None:
     """Write config.yaml and remove what an earlier end left: done late, so that a start that fails changes nothing."""
     if start is not None:
         checkpoint.set_aside_newer(run.checkpoints, start)
+    record_data(run, dataset.listing)
     run.begin(config)
 
 
@@ -151,16 +156,6 @@ def _require_shared(run: RunDirectory) -> None:
                 "folder that all machines share"
             )
         time.sleep(0.2)
-
-
-def _require_same_data(config: Config) -> None:
-    """Raise UserError on a rank whose data set, which the user's own code made, is not rank 0's. A collective."""
-    expected = process_group.broadcast_object(config.data.name)
-    if config.data.name != expected:
-        raise UserError(
-            f"dataset: this rank made {config.data.name} and rank 0 made {expected}, must be the same on all ranks: "
-            "seed what draws random numbers on the way"
-        )
 
 
 def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:

@@ -38,6 +38,17 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "there is no best checkpoint, and the last weights are tested.",
         "data.val_fraction=0.2",
     ),
+    "data.split": D(
+        "How validation samples are chosen, by a hash of `seed` and each sample's name (its index in data that are no "
+        "files). `stratified`: `val_fraction` of each class, at least one; `random`: of all samples at once. A picture "
+        "that is added moves at most one other. `index`: by position, as runs do that began before the others existed.",
+        "data.split=random",
+    ),
+    "data.verify": D(
+        "`quick`: at a start, image files whose size, inode or times are not as they were are read again; `full`: all "
+        "files are. Files with other bytes than those that a run was trained on end its resuming.",
+        "data.verify=full",
+    ),
     "data.image_size": D(
         "Height and width of the model's input in pixels. Images of another size are resized.",
         "data.image_size=64",

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator
 
 from trainlib.config.custom import allow_custom
-from trainlib.config.schema.values import Duration, Flip, Metric, Mode, NodeCount, Precision, check_run_name
+from trainlib.config.schema.values import Duration, Flip, Metric, Mode, NodeCount, Precision, Split, check_run_name
 
 
 class Section(BaseModel):
@@ -55,6 +55,8 @@ class DataConfig(Section):
     name: Annotated[Literal["cifar10", "image_folder", "synthetic"], WrapValidator(allow_custom)] = "cifar10"
     root: str = "data"
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    split: Split = "stratified"
+    verify: Literal["quick", "full"] = "quick"
     image_size: Annotated[int, Field(ge=8, le=4096)] = 32
     shuffle: bool = True
     drop_last: bool = False
@@ -236,6 +238,9 @@ class Config(Section):
         "checkpoint.keep",
         "checkpoint.background",
     )
+
+    # Where and how the data lie: whether they are the same data is asked of the data themselves.
+    FREE: ClassVar[tuple[str, ...]] = ("data.root", "data.verify")
 
     name: Annotated[str, AfterValidator(check_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 Metric = Literal["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 Mode = Literal["min", "max"]
+Split = Literal["stratified", "random", "index"]  # index: only of runs that began before the others existed
 
 
 def _duration(text: object) -> object:

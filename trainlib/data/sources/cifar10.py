@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.identity import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 from trainlib.runs.locks import exclusive_lock
@@ -55,7 +56,8 @@ def _read(cifar10: Any, root: Path) -> Dataset:
     Raises RuntimeError for a missing or wrong file.
     """
     train, test = cifar10(str(root), train=True), cifar10(str(root), train=False)
-    return Dataset(_image_set(train), _image_set(test), tuple(train.classes), MEAN, STD)
+    listing = Listing("cifar10", tuple(train.classes), {"train": len(train), "test": len(test)})
+    return Dataset(_image_set(train), _image_set(test), listing.classes, MEAN, STD, listing)
 
 
 def _image_set(split: Any) -> ImageSet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainlib.data.cache import ImageFile, load_decoded
+from trainlib.data.cache import load_decoded
+from trainlib.data.cache_entry import ImageFile
 from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.identity import Listing, SampleFile, Stamp, identities
 from trainlib.errors import DataError
 
 EXTENSIONS = frozenset(
@@ -32,31 +33,45 @@ LAYOUT = "The layout is data.root/train/<class>/<image> and data.root/test/<clas
 logger = logging.getLogger("trainlib.data")
 
 
-def load_image_folder(root: Path, image_size: int, *, stop_requested: Callable[[], bool], is_main: bool) -> Dataset:
+def load_image_folder(
+    root: Path, image_size: int, *, verify: bool = False, stop_requested: Callable[[], bool], is_main: bool
+) -> Dataset:
     """Load the images under `root`, square with `image_size` pixels a side, sorted by class name, then by path.
+
+    verify   read every file again, also where the file system says that nothing has changed
 
     Raises DataError with everything that is wrong, StoppedError when asked to stop.
     """
     train, test = list_images(root, warn=is_main)
     class_names = tuple(train.classes)
-    files = load_decoded(
-        [file for name in class_names for file in train.classes[name]],
-        [file for name in class_names for file in test.classes[name]],
-        image_size,
-        stop_requested=stop_requested,
-        is_main=is_main,
+    train_files, test_files = train.files(class_names), test.files(class_names)
+    decoded = load_decoded(
+        train_files, test_files, image_size, verify=verify, stop_requested=stop_requested, is_main=is_main
     )
+    train_labels, test_labels = train.labels(class_names), test.labels(class_names)
+    splits = ((train, train_files), (test, test_files))
     return Dataset(
-        train=ImageSet(files.train, _labels([len(train.classes[name]) for name in class_names])),
-        test=ImageSet(files.test, _labels([len(test.classes[name]) for name in class_names])),
+        train=ImageSet(decoded.train, train_labels, identities(train.names(train_files))),
+        test=ImageSet(decoded.test, test_labels),
         class_names=class_names,
-        mean=files.mean,
-        std=files.std,
+        mean=decoded.mean,
+        std=decoded.std,
+        listing=Listing(
+            "image_folder",
+            class_names,
+            {"train": len(train_files), "test": len(test_files)},
+            tuple(
+                SampleFile(name, label, file.stamp, sha256)
+                for name, label, file, sha256 in zip(
+                    [f"{split.folder.name}/{name}" for split, files in splits for name in split.names(files)],
+                    [*train_labels.tolist(), *test_labels.tolist()],
+                    [*train_files, *test_files],
+                    decoded.hashes,
+                    strict=True,
+                )
+            ),
+        ),
     )
-
-
-def _labels(class_counts: list[int]) -> Tensor:
-    return torch.arange(len(class_counts)).repeat_interleave(torch.tensor(class_counts))
 
 
 def load_class_folder(folder: Path, class_names: Sequence[str], image_size: int) -> ImageSet:
@@ -80,9 +95,8 @@ def load_class_folder(folder: Path, class_names: Sequence[str], image_size: int)
         )
     if mistakes:
         raise DataError("\n".join([f"{folder} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]))
-    files = [split.classes.get(name, []) for name in class_names]
-    images = load_decoded([*itertools.chain(*files)], [], image_size, stop_requested=lambda: False, is_main=False).train
-    return ImageSet(images, _labels([len(of_class) for of_class in files]))
+    images = load_decoded(split.files(class_names), [], image_size, stop_requested=lambda: False, is_main=False).train
+    return ImageSet(images, split.labels(class_names))
 
 
 def find_images(folder: str) -> list[str]:
@@ -103,6 +117,20 @@ class SplitFolder:
     classes: dict[str, list[ImageFile]]
     left_out: list[str]
     broken: list[str]
+
+    def files(self, class_names: Sequence[str]) -> list[ImageFile]:
+        """Return the files of these classes, in their order; a class that is not there has none."""
+        return [file for name in class_names for file in self.classes.get(name, [])]
+
+    def labels(self, class_names: Sequence[str]) -> Tensor:
+        """Return the label of each of `files`, int64 [N]: the position of its class."""
+        counts = torch.tensor([len(self.classes.get(name, [])) for name in class_names], dtype=torch.int64)
+        return torch.arange(len(class_names)).repeat_interleave(counts)
+
+    def names(self, files: Sequence[ImageFile]) -> list[str]:
+        """Return the path of each file below this folder."""
+        start = len(str(self.folder)) + 1
+        return [file.path[start:] for file in files]
 
 
 def list_images(root: Path, *, warn: bool = True) -> tuple[SplitFolder, SplitFolder]:
@@ -187,7 +215,7 @@ def _list_split(folder: Path) -> SplitFolder:
             except FileNotFoundError:
                 split.broken.append(file.path)
             else:
-                images.append(ImageFile(file.path, status.st_size, status.st_mtime_ns))
+                images.append(ImageFile(file.path, Stamp.of(status)))
         images.sort(key=lambda image: image.path)
     return split
 

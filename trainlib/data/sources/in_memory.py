@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
 from trainlib.data.decoding.decode import to_rgb
+from trainlib.data.identity import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 
@@ -50,7 +51,9 @@ def image_dataset(train: SplitSource, test: SplitSource, classes: Sequence[str] 
     for split, image_set in (("train", train_set), ("test", test_set)):
         _check_labels(split, image_set.labels_N, len(names))
     mean, std = channel_statistics(train_set.images)
-    return Dataset(train_set, test_set, tuple(map(str, names)), mean, std)
+    counts = {"train": len(train_set.labels_N), "test": len(test_set.labels_N)}
+    class_names = tuple(map(str, names))
+    return Dataset(train_set, test_set, class_names, mean, std, Listing("given", class_names, counts))
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
+from trainlib.data.identity import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.randomness import draw, key
 
@@ -34,7 +35,8 @@ def make_synthetic(num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: i
     train = _make_split(key("synthetic train", seed), num_train)
     test = _make_split(key("synthetic test", seed), num_test)
     mean, std = channel_statistics(train.images)
-    return Dataset(train, test, tuple(SHAPES), mean, std)
+    listing = Listing("synthetic", tuple(SHAPES), {"train": num_train, "test": num_test})
+    return Dataset(train, test, listing.classes, mean, std, listing)
 
 
 def _make_split(stream: int, num_images: int) -> ImageSet:

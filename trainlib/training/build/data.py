@@ -22,13 +22,17 @@ from trainlib.models import losses, weights_normalization
 logger = logging.getLogger("trainlib")
 
 
-def build_plan(config: Config, num_samples: int) -> tuple[Plan, torch.Tensor]:
-    """Return the plan of a run over `num_samples` training samples, and the indices held out for validation (int64).
+def build_plan(
+    config: Config, labels_N: torch.Tensor, identities_N: torch.Tensor | None = None
+) -> tuple[Plan, torch.Tensor]:
+    """Return the plan of a run over these training samples, and the indices held out for validation (int64).
+
+    labels_N, identities_N   of all training samples (see `ImageSet`)
 
     Raises DataError when the samples left for training are fewer than a batch, or than `data.limit`.
     """
     data, train = config.data, config.train
-    train_ids, val_ids = split_validation(num_samples, data.val_fraction, config.seed)
+    train_ids, val_ids = split_validation(labels_N, data.val_fraction, config.seed, data.split, identities_N)
     if data.limit is not None and data.limit > len(train_ids):
         raise DataError(
             f"data.limit: got {data.limit}, must be at most the {len(train_ids)} training samples there are"

@@ -46,12 +46,12 @@ def build_classifier(
     return classifier
 
 
-def check_build(config: Config, num_samples: int, num_classes: int) -> None:
+def check_build(config: Config, labels_N: torch.Tensor, num_classes: int) -> None:
     """Build all that the configuration names, on the meta device: shapes without memory, weights without a download.
 
     Raises UserError for what cannot be built as configured.
     """
-    plan, _ = build_plan(config, num_samples)
+    plan, _ = build_plan(config, labels_N)
     with torch.device("meta"):
         classifier = build_model(config.model, num_classes, config.data.image_size)
     check_images(classifier, config, plan, num_classes, world_size=1)

@@ -53,7 +53,7 @@ def build_inputs(
     if config.train.reproducibility == "elastic":
         elastic.require_alike(config.train.virtual_shards, accelerator, start.manifest if start else None)
     num_classes = len(dataset.class_names)
-    plan, val_ids = build_plan(config, len(dataset.train.labels_N))
+    plan, val_ids = build_plan(config, dataset.train.labels_N, dataset.train.identities_N)
     warn_of_useless_data(config, dataset, plan, val_ids)
     if start is not None and start.step > plan.total_steps:
         raise RunDirectoryError(

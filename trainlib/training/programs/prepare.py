@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainlib.config import Config, load_config
+from trainlib.config import Config, keep_older_values, load_config
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, UserError
+from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
 from trainlib.training.programs.arguments import parse_arguments
 
@@ -43,6 +44,8 @@ def prepare(config: Config, *, fresh: bool, resume: str | None) -> None:
 
     fresh, resume   as for `RunDirectory.open`; from a named checkpoint on, newer ones are set aside
     """
+    if not fresh:
+        config = keep_older_values(config, RUNS / config.name / "config.yaml")
     run = RunDirectory.open(config, fresh=fresh, resume=resume)
     try:
         if resume:

@@ -96,7 +96,7 @@ def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | No
     process_group.check_precision(config.train)
     dataset = load_data(config.data)
     with process_group.joined(config.train) as accelerator:
-        plan, _ = build_plan(config, len(dataset.train.labels_N))
+        plan, _ = build_plan(config, dataset.train.labels_N, dataset.train.identities_N)
         if named is None:
             start = _newest(run, plan.total_steps - num_steps)
         else:

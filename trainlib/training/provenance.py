@@ -1,0 +1,121 @@
+"""What a run depends on: compared with what it was before a resumed run goes on, and between all ranks of a start.
+
+One rule. What decides which run this is (configuration and data) must be the same, or the start is refused. What only
+decides the last bits (code, versions, processor, threads, number of ranks) may change, and is told: `resume_report` in
+`trainlib/runs/environment.py`. Where the data lie is neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainlib.config import Config, differences, is_free, is_harmless, with_older_values
+from trainlib.data.identity import Listing, changes, dump_listing, parse_listing
+from trainlib.distributed.process_group import broadcast_object, gather_objects
+from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
+from trainlib.runs import environment
+from trainlib.runs.directory import RunDirectory
+from trainlib.runs.files import write_atomically
+from trainlib.training.checkpoints.checkpoint import Checkpoint
+
+logger = logging.getLogger("trainlib")
+
+DATA_FILE = "data.jsonl"  # in the run directory: the listing of the data that it is trained on
+SHOWN_AT_MOST = 10
+WAYS_ON = "use `--fresh` to begin again (the old run is kept aside) or `--name` for another run"
+
+
+def require_same_config(config: Config, start: Checkpoint) -> None:
+    """Raise CheckpointError where a checkpoint was made under a configuration that is not this one.
+
+    So it is where config.yaml was edited, and where the checkpoint of another run was copied into this one.
+    """
+    values = start.manifest.get("config")
+    if not isinstance(values, Mapping):
+        return
+    try:
+        earlier = Config.model_validate(with_older_values(values))
+    except (ValidationError, ConfigError) as error:
+        raise CheckpointError(f"{start.path}: its configuration is not one of this version: {error}") from error
+    changed = [d for d in differences(earlier, config) if not (is_free(d.key) or is_harmless(d.key))]
+    if changed:
+        listed = "\n".join(f"  {change.key}: {change.old} there, {change.new} now" for change in changed)
+        raise CheckpointError(
+            f"{start.path} was trained with another configuration than this one:\n{listed}\n"
+            "Was config.yaml edited by hand, or the checkpoint of another run copied here? Go back to its values, or "
+            f"{WAYS_ON}."
+        )
+
+
+def require_same_data(run: RunDirectory, start: Checkpoint, listing: Listing) -> None:
+    """Raise DataError, with the differences, where the data are not those that a checkpoint was trained on."""
+    recorded = start.manifest.get("data")
+    if not isinstance(recorded, Mapping):
+        logger.info("on which data this run was trained so far was not recorded by the version that began it")
+        return
+    if changed := data_changes(recorded, read_listing(run), listing):
+        listed = "\n".join(f"  {change}" for change in changed)
+        raise DataError(
+            f"{run.path} was trained on other data than those that are there now:\n{listed}\n"
+            f"Bring the data back as they were, or {WAYS_ON}."
+        )
+
+
+def data_changes(recorded: Mapping[str, Any], before: Listing | None, now: Listing) -> list[str]:
+    """Return a sentence for each way in which data are not those of a checkpoint; empty where they are the same.
+
+    recorded   `Listing.facts` of the data then, from the checkpoint's manifest
+    before     the listing itself, from the run directory; None where it is lost
+    """
+    contents = recorded.get("content"), now.content
+    same_content = None in contents or contents[0] == contents[1]
+    if recorded.get("listing") == now.digest and same_content:
+        return []
+    if before is not None and before.digest == recorded.get("listing"):
+        return changes(before, now) or ["some files have other bytes"]
+    return [f"which ones cannot be told: {DATA_FILE}, the list of its files, is lost"]
+
+
+def read_listing(run: RunDirectory) -> Listing | None:
+    """Return the listing of the data that a run is trained on; None where it is missing or damaged."""
+    try:
+        return parse_listing((run.path / DATA_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def record_data(run: RunDirectory, listing: Listing) -> None:
+    """Write the listing into the run directory, unless it is there already."""
+    if read_listing(run) != listing:
+        write_atomically(run.path / DATA_FILE, dump_listing(listing))
+
+
+def require_alike(config: Config, listing: Listing) -> None:
+    """Raise UserError, on every rank, where one has another configuration, code, version or data. A collective."""
+    software = {**environment.versions(), "the code of trainlaunch": environment.code_sha256()}
+    decides = [d for d in differences(Config(name=config.name), config) if not is_free(d.key)]
+    everywhere = gather_objects((decides, software, listing.facts))
+    if all(facts == everywhere[0] for facts in everywhere):
+        return
+    reference, software_0, listing_0 = broadcast_object((config, software, listing))
+    changed = [d for d in differences(reference, config) if not is_free(d.key)]
+    found = [f"{d.key} is {d.new}, and {d.old} on rank 0" for d in changed]
+    others = [name for name in software if software[name] != software_0[name]]
+    found += [f"{name} is {software[name]}, and {software_0[name]} on rank 0" for name in others]
+    found += [f"data: compared with rank 0, {change}" for change in changes(listing_0, listing)]
+    lines = [
+        f"  rank {rank} on {host}: {line}"
+        for rank, (host, lines) in enumerate(gather_objects((socket.gethostname(), found)))
+        for line in lines
+    ]
+    more = [f"  and {len(lines) - SHOWN_AT_MOST} more"] if len(lines) > SHOWN_AT_MOST else []
+    raise UserError(
+        "\n".join(["the ranks do not train the same; nothing was trained:", *lines[:SHOWN_AT_MOST], *more])
+        + "\nStart all of them with one configuration, the same data and the same installation; code that makes data "
+        "needs a seed for what it draws."
+    )
