@@ -47,7 +47,7 @@ def compared(trained: Path, folder: Path, change: Callable[[], None] | None = No
 
 
 def flip_a_bit() -> None:
-    """A bit of the largest element of the summed gradient, in the second step: one that clipping does not round away."""
+    """A bit of the largest element of the summed gradient, in the second step; clipping does not round it away."""
     from trainlib.distributed.allreduce.elastic import ElasticReducer
 
     finish, calls = ElasticReducer.finish_step, []
