@@ -14,7 +14,8 @@ from trainlib.data.augmentation import Augmentation, Preprocess
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import Images
 from trainlib.data.sources.cifar10 import load_cifar10
-from trainlib.data.sources.image_folder import find_images, list_images, load_class_folder, load_image_folder
+from trainlib.data.sources.class_folders import find_images, list_images
+from trainlib.data.sources.image_folder import load_class_folder, load_image_folder
 from trainlib.data.sources.in_memory import fingerprint, image_dataset
 from trainlib.data.sources.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 from trainlib.errors import UserError
