@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from trainlib.errors import UserError
+from trainlib.errors import EXIT_USER_ERROR, UserError
 
 
 def _parse_sizes(context: click.Context, option: click.Parameter, value: str) -> list[int]:
@@ -54,10 +54,20 @@ def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -
                 )
             )
             records[number] = read_records(Path(folder), number)
+            _tell_what_is_other(records[number][0])
             click.echo(_summary(number, records[number][0]))
     found = difference(records)
     click.echo(f"different: {found}" if found else "the same in every bit of every step")
     return 1 if found else 0
+
+
+def _tell_what_is_other(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Print on stderr how this machine and software are not those of the run; raise UserError for what was refused."""
+    for line in lines:
+        if line.get("exit_code") == EXIT_USER_ERROR:
+            raise UserError(str(line["error"]))
+        if line.get("changed"):
+            click.echo(f"not as in the run, which may have had other bits: {'; '.join(line['changed'])}", err=True)
 
 
 def _summary(processes: int, lines: Sequence[Mapping[str, Any]]) -> str:

@@ -7,9 +7,10 @@ order, so that the figures do not depend on that number.
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data import ImageSet, load_class_folder, load_data
 from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.rank_slice import RankSlice
+from trainlib.data.identity import Listing
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
@@ -29,12 +31,16 @@ from trainlib.inference.trained_model import build_module
 from trainlib.models.losses import Objective
 from trainlib.models.tta import with_tta
 from trainlib.runs import launch_variables
+from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import to_json
 from trainlib.runs.tables import show
 from trainlib.training.build.data import build_plan
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.metrics.sums import gather_sums, metrics_of
+from trainlib.training.provenance import data_changes, read_listing
 from trainlib.training.step.evaluate import evaluation_sums
+
+logger = logging.getLogger("trainlib.inference")
 
 SPLITS = ("train", "val", "test")
 BATCH_SIZE = 256  # at most, where none is given; less where the training took less at a time
@@ -108,6 +114,7 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> tuple[
         image_set = load_class_folder(Path(folder), chosen.classes, config.data.image_size)
         return image_set, torch.arange(len(image_set.labels_N))
     dataset = load_data(config.data, is_main=launch_variables.rank() == 0)
+    _tell_changes(chosen, dataset.listing)
     if dataset.class_names != chosen.classes:
         raise DataError(
             f"data.root: {config.data.root} has the classes {', '.join(dataset.class_names)}, and the model knows "
@@ -120,6 +127,16 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> tuple[
     if not len(ids_N):
         raise UserError("--split val: the run has no validation split (data.val_fraction is 0); take train or test")
     return dataset.train, ids_N
+
+
+def _tell_changes(chosen: ChosenCheckpoint, listing: Listing) -> None:
+    """Warn, on rank 0, where the data are not those that the model was trained with, and evaluate all the same."""
+    recorded = chosen.checkpoint.manifest.get("data")
+    if launch_variables.rank() != 0 or not isinstance(recorded, Mapping):
+        return
+    run = RunDirectory(chosen.run or chosen.checkpoint.path.parents[1])
+    if changed := data_changes(recorded, read_listing(run), listing):
+        logger.warning("the data are not those that the model was trained with: %s", "; ".join(changed))
 
 
 def _possible_here(config: Config) -> Config:

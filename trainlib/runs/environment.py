@@ -6,7 +6,7 @@ import functools
 import hashlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,22 +46,27 @@ def bits(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in DECIDES_BITS} | {"versions": facts["versions"]}
 
 
+def bit_changes(then: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Collection[str] = ()) -> list[str]:
+    """Return a phrase for each way in which two results of `bits` differ, with what that changes."""
+    changes = [
+        f"{name} was {_short(then.get(name))}, is {_short(now[name])} ({effect})"
+        for name, effect in DECIDES_BITS.items()
+        if then.get(name) != now[name] and name not in ignored
+    ]
+    before, after = then.get("versions") or {}, now["versions"]
+    return changes + [
+        f"{name} was {before.get(name)}, is {after.get(name)} (kernels may be others)"
+        for name in sorted({*before, *after} - {"wandb", "trainlaunch"})
+        if before.get(name) != after.get(name)
+    ]
+
+
 def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: bool = False) -> str:
     """Return `exact`, or what differs between two results of `bits` and what that changes, in one line.
 
     elastic   the run is in elastic mode, where another world size changes nothing
     """
-    changes = [
-        f"{name} was {then.get(name)}, is {now[name]} ({effect})"
-        for name, effect in DECIDES_BITS.items()
-        if then.get(name) != now[name] and not (elastic and name == "world_size")
-    ]
-    before, after = then.get("versions") or {}, now["versions"]
-    changes += [
-        f"{name} was {before.get(name)}, is {after.get(name)} (kernels may be others)"
-        for name in sorted({*before, *after} - {"wandb", "trainlaunch"})
-        if before.get(name) != after.get(name)
-    ]
+    changes = bit_changes(then, now, ignored=["world_size"] if elastic else [])
     world_size = now["world_size"]
     if not changes and then.get("world_size") != world_size:
         plural = "es" if world_size > 1 else ""
@@ -69,6 +74,11 @@ def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: b
     if not changes:
         return "exact"
     return f"not bitwise what an uninterrupted run gives: {'; '.join(changes)}; {UNCHANGED}"
+
+
+def _short(value: Any) -> Any:
+    """Return the first digits of a SHA-256, and any other value as it is."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value
 
 
 @functools.cache

@@ -18,12 +18,12 @@ import torch
 
 from trainlib.config import read_resolved
 from trainlib.data import load_data
-from trainlib.distributed import process_group
+from trainlib.distributed import hardware, process_group
 from trainlib.distributed.allreduce.elastic import digests
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.models.weights import weights_sha256
-from trainlib.runs import launch_variables
+from trainlib.runs import environment, launch_variables
 from trainlib.runs.checkpoints import find_named, steps_in
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import append_line
@@ -34,6 +34,7 @@ from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.hooks import Hook
+from trainlib.training.provenance import require_same_config, require_same_data
 from trainlib.training.step.train_step import StepResult
 from trainlib.training.trainer import Trainer
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rerun(RunDirectory(Path(options.run)), recorder, options.steps, options.checkpoint)
     except TrainlaunchError as error:
-        recorder.write({"error": str(error)})
+        recorder.write({"error": str(error), "exit_code": error.exit_code})
         return error.exit_code
     return EXIT_OK
 
@@ -101,12 +102,17 @@ def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | No
             start = _newest(run, plan.total_steps - num_steps)
         else:
             start = checkpoint.verify(find_named(run.checkpoints, named, "--checkpoint"))
+        if start is not None:
+            require_same_config(config, start)
+            require_same_data(run, start, dataset.listing)
         training = build_training(build_inputs(config, dataset, accelerator, start), start)
         first, last = training.progress.step, training.progress.step + num_steps
         if last > training.plan.total_steps:
             left = training.plan.total_steps - first
             raise UserError(f"--steps: got {num_steps}, must be at most {left}, which follow step {first} in this run")
-        recorder.write({"from_step": first, "world_size": accelerator.num_processes})
+        facts = environment.bits(hardware.ingredients(accelerator.device, accelerator.num_processes))
+        changed = environment.bit_changes(start.manifest, facts, ignored=["world_size"]) if start else []
+        recorder.write({"from_step": first, "world_size": accelerator.num_processes, "changed": changed})
         Trainer(training, [recorder]).run(StopConsensus(StopFlag(), None), until=last)
 
 
