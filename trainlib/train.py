@@ -19,6 +19,7 @@ from trainlib.runs import RUNS, launch_variables
 from trainlib.runs.attempts import next_number, recorded_attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.logs import attempt_header, logging_to_console, logging_to_file
+from trainlib.runs.printable import lines, print_error
 from trainlib.runs.stop_request import StopFlag, ignore_stop_signals
 from trainlib.training.programs.arguments import parse_arguments
 from trainlib.training.tracking.curves import draw_curves
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
             return EXIT_OK if done else EXIT_STOPPED
     except ConfigError as error:
         if rank == 0:  # every rank finds the same mistakes
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
         return error.exit_code
     except TrainlaunchError as error:
         _tell(f"error: {error}" if not isinstance(error, StoppedError) else str(error), rank, config)
@@ -109,9 +110,9 @@ def _tell(message: str, rank: int, config: Config | None) -> None:
     """Print a message to stderr on rank 0; on another rank, write it to that rank's log if that can be opened."""
     if rank != 0 and config is not None:
         with suppress(OSError), (RUNS / config.name / "logs" / f"rank-{rank}.log").open("a") as log:
-            log.write(f"{message}\n")
+            log.write(f"{lines(message)}\n")
             return
-    print(message, file=sys.stderr)
+    print(lines(message), file=sys.stderr)
 
 
 if __name__ == "__main__":

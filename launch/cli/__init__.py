@@ -10,6 +10,7 @@ import click
 
 from launch.cli import doctor, model, report, run, runs, slurm, sweep, tracking, verify
 from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
+from trainlib.runs.printable import encode_anything, print_error
 from trainlib.runs.stop_request import ignore_stop_signals
 
 
@@ -22,6 +23,7 @@ def program() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    encode_anything()
     try:
         code = cli.main(arguments, prog_name="launch", standalone_mode=False)
     except click.exceptions.Abort:
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except TrainlaunchError as error:
-        click.echo(f"error: {error}", err=True)
+        print_error(error)
         return error.exit_code
     return code or 0
 

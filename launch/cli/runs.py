@@ -50,10 +50,11 @@ def status(run: str) -> int:
 def logs(run: str, follow: bool, rank: int, attempt: int | None) -> int:
     """Show what a rank of a run has printed."""
     from launch.runs.control import log_chunks
+    from trainlib.runs.printable import printable
     from trainlib.runs.status import find_run
 
     for chunk in log_chunks(find_run(run), rank, follow=follow, attempt=attempt):
-        click.echo(chunk, nl=False)
+        click.echo(printable(chunk, keep="\n\r\t"), nl=False)  # a log may hold what steers a terminal
     return 0
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
-from typing import Annotated, Self
+from functools import cached_property
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trainlib.runs import confusion
 from trainlib.runs.files import Record
+from trainlib.runs.printable import printable
 
-Count = Annotated[int, Field(ge=0)]
+_MOST_CLASSES = 100_000
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Figure = Annotated[float | None, Field(allow_inf_nan=False)]
 
 
 class PerClass(BaseModel):
@@ -18,9 +23,9 @@ class PerClass(BaseModel):
 
     name: str
     count: Count
-    precision: float | None
-    recall: float | None
-    f1: float | None
+    precision: Figure
+    recall: Figure
+    f1: Figure
 
 
 class Mistake(BaseModel):
@@ -32,7 +37,7 @@ class Mistake(BaseModel):
     index: Count
     label: Count
     predicted: Count
-    probability: float
+    probability: Annotated[float, Field(allow_inf_nan=False)]
     png: str
 
     @property
@@ -48,7 +53,7 @@ class Mistake(BaseModel):
 class Evaluation(BaseModel):
     """The evaluation of a model on one split.
 
-    confusion   [true class][predicted class], counts
+    counts      [true class, predicted class, how often], for each pair that occurs
     mistakes    the most confident first
     """
 
@@ -58,41 +63,77 @@ class Evaluation(BaseModel):
     step: int
     weights: str
     count: Count
-    loss: float | None
-    accuracy: float | None
-    top5_accuracy: float | None
-    calibration_error: float | None
+    loss: Figure
+    accuracy: Figure
+    top5_accuracy: Figure
+    calibration_error: Figure
     classes: list[str]
-    confusion: list[list[Count]]
+    counts: list[tuple[Count, Count, Count]]
     per_class: list[PerClass]
     mistakes: list[Mistake]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        num_classes = len(self.classes)
-        sizes = {len(self.per_class), len(self.confusion), *map(len, self.confusion)}
+        if len(self.classes) != len(self.per_class) or not 0 < len(self.classes) <= _MOST_CLASSES:
+            raise ValueError("there are not as many tables as names of classes")
         labels = {label for mistake in self.mistakes for label in (mistake.label, mistake.predicted)}
-        if sizes != {num_classes} or not labels <= set(range(num_classes)):
-            raise ValueError("the tables are not of as many classes as there are names")
+        labels |= {label for true, predicted, _ in self.counts for label in (true, predicted)}
+        if max(labels, default=0) >= len(self.classes):
+            raise ValueError("the tables are of more classes than there are names")
         return self
+
+    @cached_property
+    def confusion(self) -> list[list[int]]:
+        """The confusion matrix: a row for each true class, a column for each predicted one."""
+        return confusion.whole(self.counts, len(self.classes))
 
     def confusions(self) -> list[Record]:
         """Return the pairs of classes that were confused, the most frequent first.
 
         Each has `label`, `predicted`, `count` and `share`, which is the count's part of all samples of the label.
         """
+        totals = [0] * len(self.classes)
+        for label, _, count in self.counts:
+            totals[label] += count
         found = [
-            {"label": label, "predicted": predicted, "count": count, "share": count / sum(row)}
-            for label, row in enumerate(self.confusion)
-            for predicted, count in enumerate(row)
+            {"label": label, "predicted": predicted, "count": count, "share": count / totals[label]}
+            for label, predicted, count in self.counts
             if count and label != predicted
         ]
         return sorted(found, key=lambda pair: -pair["count"])
 
 
-def read_evaluation(path: Path) -> Evaluation | None:
-    """Return the evaluation in this file, None where it cannot be read or is not valid."""
+def evaluation_of(record: Record) -> Evaluation | None:
+    """Return the evaluation that a file holds, None where it is not valid."""
+    if "confusion" in record:
+        matrix = record["confusion"]
+        num_classes = len(record["classes"]) if isinstance(record.get("classes"), list) else 0
+        if not _is_square(matrix, num_classes):
+            return None
     try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return Evaluation.model_validate(_plain(record) | {"counts": confusion.counts_in(record)})
+    except (KeyError, ValidationError):
         return None
+
+
+def _is_square(matrix: Any, size: int) -> bool:
+    return isinstance(matrix, list) and {
+        len(matrix),
+        *(len(row) if isinstance(row, list) else -1 for row in matrix),
+    } == {size}
+
+
+def _plain(record: Record) -> Record:
+    """Return a record whose names of classes are valid Unicode: a folder's name need not be."""
+    classes = record.get("classes")
+    per_class = record.get("per_class")
+    if isinstance(classes, list):
+        classes = [printable(name) if isinstance(name, str) else name for name in classes]
+    if isinstance(per_class, list):
+        per_class = [
+            line | {"name": printable(line["name"])}
+            if isinstance(line, dict) and isinstance(line.get("name"), str)
+            else line
+            for line in per_class
+        ]
+    return record | {"classes": classes, "per_class": per_class}

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from launch.report.evaluation import Evaluation, read_evaluation
+from launch.report.evaluation import Evaluation, evaluation_of
 from launch.report.history import Attempt, Event, attempts_of, events_of, jobs_of
 from launch.report.series import Point
-from trainlib.runs.files import Record, read_json, read_lines, read_yaml
+from trainlib.runs.files import Record
+from trainlib.runs.printable import printable
+from trainlib.runs.rows import METRICS_FILE
+from trainlib.runs.run_files import RunFiles
+from trainlib.runs.shapes import ROW, whole_number
 from trainlib.runs.status import Run, read_run
 
 SPLITS = ("test", "val", "train")  # in the order in which their evaluations are shown
+_MOST_EVALUATIONS = 10
+_MOST_CHECKPOINTS = 100
 
 
 @dataclass(frozen=True)
 class RunFacts:
     """The facts of one run.
 
+    problems      a sentence for each file that is damaged, or is none of the run's own
     rows          the lines of metrics.jsonl that have a step, by (split, scope)
     evaluations   those of evaluation-<split>.json, the test's first; the names of unreadable files are beside them
     checkpoints   for each that can be resumed from: name, step, bytes, and the metric if it is the best one
@@ -28,6 +36,7 @@ class RunFacts:
 
     run: Run
     name: str
+    problems: list[str]
     config: Record
     config_text: str
     environment: Record
@@ -87,45 +96,48 @@ def is_number(value: object) -> TypeGuard[int | float]:
 def read_facts(directory: Path) -> RunFacts:
     """Read a run directory. What is missing or damaged is left out: the run may be going on, or have failed."""
     run = read_run(directory)
+    files = RunFiles(directory)
     rows: dict[tuple[str | None, str | None], list[Record]] = {}
-    for row in read_lines(directory / "metrics.jsonl"):
-        if is_number(row.get("step")):
-            rows.setdefault((row.get("split"), row.get("scope")), []).append(row)
-    files = sorted(directory.glob("evaluation-*.json"), key=_split_order)
-    evaluations = {path.name: read_evaluation(path) for path in files}
+    for row in files.lines(METRICS_FILE, ROW):
+        rows.setdefault((row["split"], row.get("scope")), []).append(row)
+    names = sorted(files.names("evaluation-*.json"), key=_split_order)[:_MOST_EVALUATIONS]
+    evaluations = {name: evaluation_of(files.record(name)) for name in names}
+    config, environment, config_text = files.config(), files.record("environment.json"), files.text("config.yaml")
+    best = run.summary.get("best")
+    checkpoints = [_checkpoint(step, path, best, files) for step, path in newest_of(run.checkpoints)]
     return RunFacts(
         run=run,
-        name=directory.resolve().name.encode(errors="replace").decode(),
-        config=read_yaml(directory / "config.yaml"),
-        config_text=_text(directory / "config.yaml"),
-        environment=read_json(directory / "environment.json"),
+        name=printable(directory.resolve().name),
+        problems=list(dict.fromkeys([*run.problems, *files.problems])),
+        config=config,
+        config_text=config_text,
+        environment=environment,
         rows=rows,
         attempts=attempts_of(run.attempts, jobs_of(run.jobs), running=run.status == "running"),
         evaluations=[evaluation for evaluation in evaluations.values() if evaluation],
         damaged_evaluations=[name for name, evaluation in evaluations.items() if not evaluation],
-        checkpoints=[_checkpoint(step, path, run.summary.get("best")) for step, path in run.checkpoints.items()],
+        checkpoints=checkpoints,
     )
 
 
-def _split_order(path: Path) -> tuple[int, str]:
-    split = path.stem.removeprefix("evaluation-")
+def newest_of(checkpoints: Mapping[int, Path]) -> list[tuple[int, Path]]:
+    """Return the newest checkpoints, as many as a page may list."""
+    return list(checkpoints.items())[-_MOST_CHECKPOINTS:]
+
+
+def _split_order(name: str) -> tuple[int, str]:
+    split = name.removeprefix("evaluation-").removesuffix(".json")
     return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
 
 
-def _checkpoint(step: int, path: Path, best: Any) -> Record:
-    manifest = read_json(path / "manifest.json")
-    files = manifest.get("files") or {}
+def _checkpoint(step: int, path: Path, best: Any, files: RunFiles) -> Record:
+    listed = files.record(f"checkpoints/{path.name}/manifest.json").get("files")
+    entries = listed.values() if isinstance(listed, dict) else []
+    sizes = [entry.get("size") for entry in entries if isinstance(entry, dict)]
     is_best = isinstance(best, dict) and best.get("step") == step and is_number(best.get("value"))
     return {
         "name": path.name,
         "step": step,
-        "bytes": sum(file.get("size", 0) for file in files.values()),
+        "bytes": sum(size for size in sizes if whole_number(size)),
         "best": f"{best.get('metric')} {best['value']:.4f}" if is_best else None,
     }
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

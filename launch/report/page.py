@@ -19,6 +19,7 @@ from launch.report.facts import RunFacts
 from launch.report.run_view import view_of
 from launch.report.series import tick_label
 from launch.runs.show import local_time
+from trainlib.runs.printable import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -66,14 +67,23 @@ def _text(name: str) -> str:
 
 @cache
 def templates() -> Environment:
-    """Return the environment of the templates: everything that one prints is escaped, and None is a dash."""
+    """Return the environment of the templates: everything that one prints is escaped, and None is a dash.
+
+    So are characters that do not show, or change the direction of what stands beside them.
+    """
     import jinja2
+    from markupsafe import Markup
+
+    def shown(value: object) -> object:
+        if value is None:
+            return ABSENT
+        return printable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("launch.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: ABSENT if value is None else value,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -57,8 +57,8 @@ def _progress(run: RunFacts) -> tuple[str, str]:
     newest, planned = run.run.newest_metrics, run.run.planned
     if not newest:
         return "", ""
-    steps = f"{newest.get('step'):,} steps" + (f" of {planned['steps']:,}" if planned.get("steps") else "")
-    return steps, f"epoch {newest.get('epoch')}" + (f" of {planned['epochs']}" if planned.get("epochs") else "")
+    steps = f"{newest['step']:,} steps" + (f" of {planned['steps']:,}" if planned.get("steps") else "")
+    return steps, f"epoch {newest.get('epoch', '?')}" + (f" of {planned['epochs']}" if planned.get("epochs") else "")
 
 
 def _environment(run: RunFacts) -> dict[str, object]:

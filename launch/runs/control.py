@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.slurm import queue
 from launch.slurm.follow import active_job, state_text
 from trainlib.errors import UserError
+from trainlib.regular_files import open_regular
 from trainlib.runs import jobs
 from trainlib.runs.attempts import last_start
 from trainlib.runs.jobs import JobStart, job_lines, open_jobs
@@ -65,12 +66,12 @@ def _chunks(path: Path, progress: _Progress | None) -> Iterator[str]:
     while progress and not path.exists() and progress.goes_on():
         time.sleep(_POLL_SECONDS)
     try:
-        file = path.open(encoding="utf-8", errors="replace", newline="")
+        descriptor = open_regular(path, within=path.parents[1])
     except OSError as error:
         logs = ", ".join(sorted(log.name for log in path.parent.glob("*")))
         have = f"there are {logs}" if logs else "this run has no logs yet"
         raise UserError(f"cannot read {path}: {error.strerror}; {have}") from error
-    with file:
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace", newline="") as file:
         while True:
             over = not (progress and progress.goes_on())  # asked before reading: what comes last is not missed
             while chunk := file.read(_CHUNK_CHARACTERS):

@@ -18,7 +18,11 @@ Jobs = Mapping[str, JobState] | None  # the waiting and running jobs by id; None
 
 
 def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> Table:
-    """Return a row for each run; its accuracy is that of the test, or of the newest validation before the test."""
+    """Return a row for each run; its accuracy is that of the test, or of the newest validation before the test.
+
+    Where the files of any are damaged, a last column says what is.
+    """
+    problems = Column("PROBLEM", [run.problems[0] if run.problems else "" for run in runs])
     return Table(
         [
             Column("NAME", [run.name for run in runs]),
@@ -28,6 +32,7 @@ def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> Table:
             Column("ACCURACY", [_accuracy(run) for run in runs]),
             Column("STARTED", [local_time(run.started) for run in runs]),
             Column("SECONDS", [_seconds(run, now) for run in runs], on_right=True),
+            *([problems] if any(problems.cells) else []),
         ]
     )
 
@@ -47,6 +52,7 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
         "val": _metrics(run.last.get(("val", None))),
         "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),
         "last error": last_error(run),
+        "problem": "; ".join(run.problems),
         "checkpoints": ", ".join(path.name for path in run.checkpoints.values()),
         "seconds": _seconds(run, now),
         "directory": str(run.directory),
@@ -74,7 +80,8 @@ def _status(run: Run, jobs: Jobs) -> str:
 
 
 def _accuracy(run: Run) -> str:
-    for split, record in (("test", run.last.get(("test", None))), ("val", run.last.get(("val", None)))):
+    tested = run.last.get(("test", None)) or run.summary.get("test")
+    for split, record in (("test", tested), ("val", run.last.get(("val", None)))):
         if record and isinstance(record.get("accuracy"), int | float):
             return f"{split} {record['accuracy']:.4f}"
     return ""
@@ -96,7 +103,7 @@ def _progress(newest: Record, planned: Record) -> str:
     if not newest:
         return ""
     totals = {unit: f" of {planned[f'{unit}s']}" if planned.get(f"{unit}s") else "" for unit in ("step", "epoch")}
-    return ", ".join(f"{unit} {newest.get(unit)}{total}" for unit, total in totals.items())
+    return ", ".join(f"{unit} {newest.get(unit, '?')}{total}" for unit, total in totals.items())
 
 
 def _metrics(record: Record | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ CALLS: list[tuple[object, str]] = [
     *[(os, name) for name in ("fsync", "pwrite", "rename", "replace", "mkdir", "rmdir", "unlink", "open")],
     (io, "open"),
 ]
+
+_RANDOM = re.compile(r"\.[0-9a-f]{16}\.(?=tmp)")  # in the name of a temporary file
 
 
 @dataclass
@@ -95,7 +98,7 @@ def _counting(name: str, original: Callable[..., Any], calls: Calls, within: str
     def call(subject: Any, *args: Any, **kwargs: Any) -> Any:
         path = _path_of(args[0] if name == "__init__" else subject, kwargs.get("dir_fd"))
         if path.startswith(within) and not (name == "open" and _only_reads(args, kwargs)):
-            calls.count(f"{name} {path.removeprefix(within).lstrip('/')}")
+            calls.count(f"{name} {_RANDOM.sub('.', path.removeprefix(within)).lstrip('/')}")
         return original(subject, *args, **kwargs)
 
     return call

@@ -172,5 +172,5 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_folder_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="conf: cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="conf: cannot be read: is a folder"):
         read_file(tmp_path, "conf")

@@ -18,6 +18,7 @@ from trainlib.data.decoding import decode, pool
 from trainlib.data.decoding.decode import decode_image, decode_rows
 from trainlib.data.decoding.pool import damaged_images, decode_files
 from trainlib.errors import StoppedError, TrainlaunchError
+from trainlib.runs.logs import logging_to_file
 
 
 def random_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -101,10 +102,16 @@ def test_every_kind_of_damage_is_a_failure_with_a_reason(tmp_path: Path) -> None
     assert hashes == [*(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths[:-1]), None]
 
 
-def test_the_error_names_ten_and_counts_all() -> None:
-    text = str(damaged_images([(f"image-{i}.png", "broken") for i in range(13)]))
+def test_the_error_names_all_or_the_log_does(tmp_path: Path) -> None:
+    failures = [(f"image-{i}.png", "broken") for i in range(13)]
+    text = str(damaged_images(failures))
     assert text.startswith("13 images cannot be decoded; delete, move or export them again:\n  image-0.png: broken\n")
-    assert text.endswith("image-9.png: broken\n  ... and 3 more")
+    assert text.endswith("image-12.png: broken")
+    with logging_to_file(tmp_path / "log"):
+        assert str(damaged_images(failures)).endswith(
+            "image-9.png: broken\n  ... and 3 more, which the run's log names"
+        )
+    assert [f"image-{i}.png: broken" in (tmp_path / "log").read_text() for i in range(13)] == [True] * 13
 
 
 @pytest.fixture

@@ -24,12 +24,14 @@ from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet
 from trainlib.data.images import InMemoryImages
+from trainlib.runs.confusion import whole
+from trainlib.training import final_test
 from trainlib.training.metrics.predictions import (
     PredictionCollector,
     Predictions,
     calibration_error,
     class_probabilities,
-    confusion_matrix,
+    confusion_counts,
     describe,
     per_class,
 )
@@ -66,9 +68,11 @@ def test_counts_are_those_of_scikit_learn(num_classes: int) -> None:
     logits_NC, labels_N = random_case(500, num_classes)
     predicted_N = logits_NC.argmax(dim=1)
     classes = list(range(num_classes))
-    confusion_CC = confusion_matrix(labels_N, predicted_N, num_classes)
-    assert confusion_CC.tolist() == sklearn.metrics.confusion_matrix(labels_N, predicted_N, labels=classes).tolist()
-    figures = per_class(confusion_CC, [str(c) for c in classes])
+    counts = confusion_counts(labels_N, predicted_N, num_classes)
+    assert (
+        whole(counts, num_classes) == sklearn.metrics.confusion_matrix(labels_N, predicted_N, labels=classes).tolist()
+    )
+    figures = per_class(labels_N, predicted_N, [str(c) for c in classes])
     expected = sklearn.metrics.precision_recall_fscore_support(labels_N, predicted_N, labels=classes, zero_division=0)
     for key, values in zip(("precision", "recall", "f1", "count"), expected, strict=True):
         assert [row[key] for row in figures] == pytest.approx(values.tolist(), abs=1e-12), key
@@ -200,9 +204,19 @@ def test_a_completed_run_leaves_its_evaluation(trained: Path) -> None:
     assert len(found["classes"]) == CLASSES
 
 
+def train_on_full_disk(arguments: list[str]) -> int:
+    """In a rank: train, and find no room for the evaluation."""
+
+    def fail(run: Path, evaluation: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    ranks.replace(final_test, "write_evaluation", fail)
+    return ranks.main(arguments)
+
+
 def test_a_run_whose_evaluation_cannot_be_written_completes(tmp_path: Path) -> None:
-    (tmp_path / "runs/run/.evaluation-test.json.tmp").mkdir(parents=True)  # where the file is begun
-    assert ranks.train([*TRAINING, "train.steps=2", "train.epochs=null"], cwd=tmp_path) == [0]
+    training = [*TRAINING, "train.steps=2", "train.epochs=null"]
+    assert ranks.run(train_on_full_disk, training, world_size=1, cwd=tmp_path) == [0]
     assert json.loads((tmp_path / "runs/run/summary.json").read_text())["status"] == "completed"
     assert "the evaluation was not written" in ranks.console(tmp_path)
     assert "`launch eval run` makes it again" in ranks.console(tmp_path)

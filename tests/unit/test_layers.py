@@ -17,7 +17,13 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
 PACKAGES = ("launch", "trainlib")
-LIGHT_ROOMS = {"launch", "trainlib.config", "trainlib.errors", "trainlib.runs"}  # which load without torch
+LIGHT_ROOMS = {
+    "launch",
+    "trainlib.config",
+    "trainlib.errors",
+    "trainlib.regular_files",
+    "trainlib.runs",
+}  # without torch
 
 # Longer than the rule allows, each with its reason. None so far.
 LONG_FILES: set[str] = set()

@@ -119,7 +119,7 @@ def test_templates_escape_whatever_they_print() -> None:
     made = templates().from_string(
         '{% from "macros.html.j2" import badge %}<a title="{{ word }}">{{ word }}</a>{{ badge(word) }}{{ nothing }}'
     )
-    escaped = "&lt;/script&gt;&lt;b&gt;&amp;&#34;&#39;\u2028"
+    escaped = "&lt;/script&gt;&lt;b&gt;&amp;&#34;&#39;\\u2028"
     assert made.render(word=word, nothing=None) == (
         f'<a title="{escaped}">{escaped}</a><span class="badge {escaped}">{escaped}</span>—'
     )

@@ -62,7 +62,7 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
 
 def read_resolved(path: Path) -> Config:
     """Read a configuration that `dump_config` wrote, with older values for keys that did not exist then."""
-    source = read_file(path, str(path))
+    source = read_file(path, str(path), links=False)
     return _validated(replace(source, values=with_older_values(source.values)))
 
 

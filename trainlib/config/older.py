@@ -22,7 +22,7 @@ def keep_older_values(config: Config, file: Path) -> Config:
     split = read_resolved(file).data.split
     if split != "index" or config.data.split == split:
         return config
-    if "split" not in (read_file(file, str(file)).values.get("data") or {}):
+    if "split" not in (read_file(file, str(file), links=False).values.get("data") or {}):
         logger.info(
             "data.split: index, as this run began before there was a choice; new runs take %s", config.data.split
         )

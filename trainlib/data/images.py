@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from trainlib.data.decoding.decode import Failure, decode_rows
+from trainlib.data.decoding.decode import PICTURE_SECONDS, Failure, decode_rows
 from trainlib.data.decoding.pool import available_cores, damaged_images
 from trainlib.runs.launch_variables import local_world_size
 from trainlib.runs.stop_request import ignore_stop_signals
@@ -110,7 +110,8 @@ class _DecodedBatches(TorchDataset[Tensor | list[Failure]]):
     def __getitem__(self, ids: list[int]) -> Tensor | list[Failure]:
         """Decode a batch, or return the damaged files: an exception would reach the parent with a traceback in it."""
         images_NCHW = np.empty((len(ids), 3, self.image_size, self.image_size), np.uint8)
-        _, failures = decode_rows(images_NCHW, 0, [self.paths[i] for i in ids])
+        paths = [self.paths[i] for i in ids]
+        _, failures = decode_rows(images_NCHW, 0, paths, PICTURE_SECONDS if get_worker_info() else None)
         return failures or torch.from_numpy(images_NCHW)
 
 

@@ -33,6 +33,7 @@ from trainlib.models.tta import with_tta
 from trainlib.runs import launch_variables
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import to_json
+from trainlib.runs.printable import encode_anything, print_error
 from trainlib.runs.tables import show
 from trainlib.training.build.data import build_plan
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
@@ -51,12 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, print, and write `evaluation-<split>.json` into the run's directory; return the exit code."""
     options = _parse(arguments)
     is_main = launch_variables.rank() == 0
+    encode_anything()
     try:
         chosen = find_checkpoint(options.model)
         evaluation = evaluate(chosen, options.split, options.data, options.batch_size)
     except TrainlaunchError as error:
         if is_main or not isinstance(error, UserError):  # every rank finds the same mistakes
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
         return error.exit_code
     if is_main:
         width = shutil.get_terminal_size((PIPED_WIDTH, 0)).columns

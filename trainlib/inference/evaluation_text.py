@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainlib.runs import confusion
+from trainlib.runs.printable import printable
 from trainlib.runs.tables import Column, Table
 
 MAX_CLASSES = 30  # rows of the table of classes; of more classes, those with the lowest F1 are shown
@@ -49,17 +51,18 @@ def _classes(evaluation: Evaluation) -> list[str | Table]:
 
 
 def _confusions(evaluation: Evaluation, width: int) -> list[str | Table]:
-    matrix = _matrix(evaluation)
-    title = "true class (row) and what it was taken for (column)"
+    seen, title = _occurring(evaluation), "true class (row) and what it was taken for (column)"
+    if 2 * len(seen) > width:
+        return _worst_pairs(evaluation)
+    matrix = _matrix(evaluation, seen)
     fits = max(map(len, (title, *str(matrix).splitlines()))) <= width
     return [title, matrix] if fits else _worst_pairs(evaluation)
 
 
-def _matrix(evaluation: Evaluation) -> Table:
+def _matrix(evaluation: Evaluation, seen: Sequence[int]) -> Table:
     """Return the confusion matrix: rows are true classes, columns predicted ones by their number; zeros are dots."""
-    seen = _occurring(evaluation)
-    counts = [[evaluation["confusion"][row][column] for column in seen] for row in seen]
-    cells = [[str(count) if count else "." for count in row] for row in counts]
+    counts = {(true, predicted): count for true, predicted, count in confusion.counts_in(evaluation)}
+    cells = [[str(counts.get((row, column), ".")) for column in seen] for row in seen]
     numbers = [str(index) for index in seen]
     cell_width = max(len(text) for row in [*cells, numbers] for text in row)
     predicted = [
@@ -71,20 +74,19 @@ def _matrix(evaluation: Evaluation) -> Table:
 
 
 def _worst_pairs(evaluation: Evaluation) -> list[str | Table]:
-    classes, confusion = evaluation["classes"], evaluation["confusion"]
-    pairs = [
-        (confusion[row][column], row, column)
-        for row in range(len(classes))
-        for column in range(len(classes))
-        if row != column and confusion[row][column]
-    ]
+    classes = evaluation["classes"]
+    pairs = [(count, row, column) for row, column, count in confusion.counts_in(evaluation) if row != column]
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     if not pairs:
         return ["no image was taken for another class"]
     shown = pairs[:MAX_PAIRS]
     columns = [
         Column("count", [f"{count:,}" for count, _, _ in shown], on_right=True),
-        Column("of class", [f"{count / sum(confusion[row]):.1%}" for count, row, _ in shown], on_right=True),
+        Column(
+            "of class",
+            [f"{count / evaluation['per_class'][row]['count']:.1%}" for count, row, _ in shown],
+            on_right=True,
+        ),
         Column("true", [_short(classes[row]) for _, row, _ in shown]),
         Column("taken for", [_short(classes[column]) for _, _, column in shown]),
     ]
@@ -93,10 +95,10 @@ def _worst_pairs(evaluation: Evaluation) -> list[str | Table]:
 
 def _occurring(evaluation: Evaluation) -> list[int]:
     """Return the classes that some image belongs to or was taken for."""
-    confusion = evaluation["confusion"]
-    predicted = [sum(column) for column in zip(*confusion, strict=True)]
-    return [index for index, row in enumerate(confusion) if sum(row) or predicted[index]]
+    counts = confusion.counts_in(evaluation)
+    return sorted({label for true, predicted, _ in counts for label in (true, predicted)})
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 3]}..."

@@ -30,6 +30,7 @@ from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoi
 from trainlib.inference.trained_model import TrainedModel, model_of
 from trainlib.models.weights import weights_sha256
 from trainlib.runs.files import write_atomically
+from trainlib.runs.printable import encode_anything, lines, print_error
 
 SUFFIXES = {"state_dict": ".pt", "safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -41,14 +42,15 @@ CHECKED_BATCH_SIZES = (1, 3)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the file and FILE.json; return the exit code."""
     options = _parse(arguments)
+    encode_anything()
     try:
         chosen = find_checkpoint(options.model)
         output = Path(options.output or chosen.config.name + SUFFIXES[options.format])
         message = export(chosen, options.format, output, force=options.force)
     except TrainlaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
-    print(message)
+    print(lines(message))
     return EXIT_OK
 
 

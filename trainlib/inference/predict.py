@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 
 from trainlib.data import find_images
-from trainlib.data.decoding.decode import decode_rows
+from trainlib.data.decoding.decode import Failure, decode_image, decode_rows, read_limited
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
+from trainlib.runs.printable import encode_anything, print_error, printable
 
 STANDARD_INPUT = "-"
 
@@ -25,18 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line for each image; return 0 if all could be read, 1 if some could not, 2 if none could."""
     options = _parse(arguments)
     num_read = 0
+    encode_anything()
     try:
         model = load_model(options.model)
         paths = list(_expand(options.images))
-        path_width = max((len(_printable(path)) for path in paths), default=0)
-        name_width = max(map(len, model.classes))
+        path_width = max((len(printable(path)) for path in paths), default=0)
+        name_width = max(len(printable(name)) for name in model.classes)
         for start in range(0, len(paths), options.batch_size):
             for path, top in _predict(model, paths[start : start + options.batch_size], options.top):
                 num_read += 1
                 print(_json_line(path, top) if options.json else _line(path, top, path_width, name_width))
             sys.stdout.flush()
     except TrainlaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     except BrokenPipeError:  # whoever reads has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,7 +56,7 @@ def _expand(words: Sequence[str]) -> Iterator[str]:
         if os.path.isdir(word):
             found = find_images(word)
             if not found:
-                print(f"{_printable(word)}: no images in this folder, nor in those below it", file=sys.stderr)
+                print(f"{printable(word)}: no images in this folder, nor in those below it", file=sys.stderr)
             yield from found
         else:
             yield word
@@ -65,9 +68,9 @@ def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer
     images_NCHW = np.empty((len(paths), 3, size, size), np.uint8)
     read: list[str] = []
     for path in paths:
-        _, failures = decode_rows(images_NCHW, len(read), ["/dev/stdin" if path == STANDARD_INPUT else path])
+        failures = _decode(images_NCHW[len(read) : len(read) + 1], path)
         if failures:
-            print(f"{_printable(path)}: cannot be read: {failures[0][1]}", file=sys.stderr)
+            print(f"{printable(path)}: cannot be read: {printable(failures[0][1])}", file=sys.stderr)
         else:
             read.append(path)
     if not read:
@@ -76,20 +79,26 @@ def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer
     return [(path, model.prediction(row_C).top(top)) for path, row_C in zip(read, probabilities_NC, strict=True)]
 
 
+def _decode(image_1CHW: np.ndarray, path: str) -> list[Failure]:
+    """Decode one file, or standard input, into uint8 [1, 3, S, S]; return its failure, if it has one."""
+    if path != STANDARD_INPUT:
+        return decode_rows(image_1CHW, 0, [path])[1]
+    try:
+        image_1CHW[0] = decode_image(io.BytesIO(read_limited(sys.stdin.buffer)), image_1CHW.shape[-1])
+    except Exception as error:  # noqa: BLE001 - on damaged files PIL raises almost anything
+        return [(path, f"{error or type(error).__name__}")]
+    return []
+
+
 def _line(path: str, top: Sequence[tuple[str, float]], path_width: int, name_width: int) -> str:
-    predictions = "   ".join(f"{name:<{name_width}}  {probability:.4f}" for name, probability in top)
-    return f"{_printable(path):<{path_width}}  {predictions}"
+    predictions = "   ".join(f"{printable(name):<{name_width}}  {probability:.4f}" for name, probability in top)
+    return f"{printable(path):<{path_width}}  {predictions}"
 
 
 def _json_line(path: str, top: Sequence[tuple[str, float]]) -> str:
     name, probability = top[0]
     others = [{"class": name, "probability": probability} for name, probability in top]
     return json.dumps({"path": path, "class": name, "probability": probability, "top": others})
-
-
-def _printable(path: str) -> str:
-    """Return a file's name with what is no printable text escaped, such as control codes of the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

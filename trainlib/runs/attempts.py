@@ -14,6 +14,7 @@ from trainlib.errors import StoppedError, TrainlaunchError
 from trainlib.runs.files import Record, append_line, read_lines, timestamp
 from trainlib.runs.jobs import slurm_job
 from trainlib.runs.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason
+from trainlib.runs.shapes import ATTEMPT
 
 logger = logging.getLogger("trainlib.runs")
 
@@ -83,7 +84,7 @@ def recorded_attempt(directory: Path, *, world_size: int, from_step: int) -> Ite
 
 def read_attempts(directory: Path) -> list[Record]:
     """Return the start and end lines of all attempts at a run, oldest first."""
-    return read_lines(directory / ATTEMPTS_FILE)
+    return read_lines(directory / ATTEMPTS_FILE, fits=ATTEMPT)
 
 
 def last_event(attempts: Sequence[Record], event: str) -> Record | None:

@@ -11,7 +11,7 @@ from trainlib.config import Config, differences, dump_config, is_free, is_harmle
 from trainlib.errors import RunDirectoryError
 from trainlib.runs import RUNS, locks
 from trainlib.runs.attempts import ATTEMPTS_FILE
-from trainlib.runs.files import read_json, to_json, write_atomically
+from trainlib.runs.files import read_json, remove_temporary, to_json, write_atomically
 
 LOCK_PATIENCE = 1.0  # seconds: `launch list` takes every lock for a moment, to see whether the run is alive
 
@@ -47,6 +47,7 @@ class RunDirectory:
             if fresh and run.config_file.exists():
                 run._move_aside()
                 run._acquire_lock()
+            remove_temporary(run.path)
             run.logs.mkdir(exist_ok=True)
             run._check_config(config, resume)
             run.checkpoints.mkdir(exist_ok=True)
@@ -82,16 +83,23 @@ class RunDirectory:
         write_atomically(self.summary_file, to_json(summary, indent=2) + "\n")
 
     def _refuse_links(self) -> None:
-        """Raise RunDirectoryError for a link in the directory, which would lead the run to files that are not its own.
+        """Raise RunDirectoryError for a link, pipe, device or socket in the directory.
 
-        The run directory itself may be a link. W&B makes links inside its own folder.
+        Links would lead the run to files that are not its own, and a pipe would make it wait for ever. The run
+        directory itself may be a link. W&B makes links inside its own folder.
         """
         for folder in (self.path, self.logs, self.checkpoints):
-            links = sorted(entry.path for entry in os.scandir(folder) if entry.is_symlink()) if folder.is_dir() else []
-            if links:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.path) if folder.is_dir() else []
+            for entry in entries:
+                if entry.is_symlink():
+                    what = f"a link to {os.readlink(entry)}"
+                elif entry.is_file() or entry.is_dir():
+                    continue
+                else:
+                    what = "neither a file nor a folder"
                 raise RunDirectoryError(
-                    f"{links[0]} is a link to {os.readlink(links[0])}; a run directory must hold its files itself: "
-                    "remove the link, or choose another name with `--name`"
+                    f"{entry.path} is {what}; a run directory must hold its files itself: "
+                    "remove it, or choose another name with `--name`"
                 )
 
     def _acquire_lock(self) -> None:

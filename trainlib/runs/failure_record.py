@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from trainlib.errors import EXIT_CONNECTION_LOST
-from trainlib.runs.files import read_json, to_json, write_atomically
+from trainlib.runs.files import to_json, write_atomically
+from trainlib.runs.run_files import RunFiles
+from trainlib.runs.shapes import FAILURE
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def clear(directory: Path, node_rank: int) -> None:
 def read_all(directory: Path) -> list[FailureRecord]:
     """Return the records of all nodes, without those that are damaged or that another version wrote."""
     names = {field.name for field in fields(FailureRecord)}
-    contents = (read_json(path) for path in sorted((directory / "logs").glob("node-*.failure.json")))
+    files = RunFiles(directory)
+    contents = (files.record(name, FAILURE) for name in files.names("logs/node-*.failure.json"))
     return [FailureRecord(**content) for content in contents if set(content) == names]
 
 

@@ -8,17 +8,37 @@ import io
 import json
 import math
 import os
+import re
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from trainlib.errors import ConfigError
+from trainlib.regular_files import open_regular, read_regular, read_tail
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 
 Record = dict[str, Any]
+Fits = Callable[[Record], str | None]  # what is wrong with a record, in words; None where it fits
+
+RECORD_BYTES = 1 << 26  # of a file that holds one JSON object; the largest are evaluations of thousands of classes
+LINES_BYTES = 1 << 27  # of a file of JSON lines, about half a million rows
+MAX_DEPTH = 32
+NAMED_AT_MOST = 5  # damaged lines of a file
+_MOST_DIGITS = 20
+_TOO_DEEP = "values inside each other, too deeply"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+
+
+def anything(record: Record) -> str | None:
+    """Return None: every record fits."""
+    return None
 
 
 def timestamp() -> str:
@@ -27,10 +47,13 @@ def timestamp() -> str:
 
 
 class DurableFile(io.BufferedWriter):
-    """A new file that is flushed to disk when its `with` block ends, with its size and SHA-256."""
+    """A new file that is flushed to disk when its `with` block ends, with its size and SHA-256.
+
+    Raises FileExistsError where there is anything of this name already, a link included.
+    """
 
     def __init__(self, path: Path):
-        super().__init__(io.FileIO(path, "w"))
+        super().__init__(io.FileIO(path, "x"))
         self._digest = hashlib.sha256()
         self._size = 0
 
@@ -70,8 +93,11 @@ def sync_directory(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Replace a file so that a reader, or a crash, sees the old content or the new one and nothing between.
+
+    A link at `path` is replaced, not followed. Nobody can guess the temporary name and put a link there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with DurableFile(temporary) as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -81,6 +107,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             temporary.unlink()
         raise
     sync_directory(path.parent)
+
+
+def remove_temporary(directory: Path) -> None:
+    """Remove what `write_atomically` left in a folder when it was killed; the caller lets nobody else write there."""
+    for entry in os.scandir(directory):
+        if _TEMPORARY.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.path)
 
 
 def to_json(record: Mapping[str, Any], indent: int | None = None) -> str:
@@ -103,7 +136,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
     Lines of several processes do not mix, as each is written by one call.
     """
-    with path.open("ab+") as file:
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    with os.fdopen(descriptor, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
@@ -113,19 +147,58 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path, *, strict: bool = False) -> list[Record]:
+@dataclass(frozen=True)
+class Lines:
+    """The records of a file of JSON lines, and a sentence about each of the first lines that are damaged.
+
+    damaged   the number of damaged lines; a last line without its end is none, as it may be being written
+    """
+
+    records: list[Record]
+    damaged: int = 0
+    problems: tuple[str, ...] = ()
+
+
+def read_lines(path: Path, *, strict: bool = False, fits: Fits = anything) -> list[Record]:
     """Return the JSON objects of a file, one a line; empty where there is no file.
 
     Lines that are no whole object are left out, as the last one may be while it is being written or after a crash.
     strict   raise OSError for a file that is there but cannot be read, which is otherwise taken for empty
+    fits     lines that do not fit are left out, too
     """
-    return parse_lines(_read_text(path, strict))
+    return parse_lines(_read(path, LINES_BYTES, strict), fits).records
 
 
-def parse_lines(text: str) -> list[Record]:
-    """Return the JSON objects of a text, one a line; lines that are no whole object are left out."""
-    records = (_parse(json.loads, line) for line in text.split("\n"))
-    return [record for record in records if record is not None]
+def scan_lines(path: Path, fits: Fits = anything, *, limit: int = LINES_BYTES) -> Lines:
+    """Return the records of a file of JSON lines, and what is wrong with the others; none where there is no file.
+
+    limit   of a longer file only so many bytes are read, the newest ones
+    Raises OSError where the file is there and cannot be read.
+    """
+    try:
+        content, left_out = read_tail(path, limit)
+    except FileNotFoundError:
+        return Lines([])
+    if left_out:
+        content = content[content.find(b"\n") + 1 :]
+    return parse_lines(content, fits)
+
+
+def parse_lines(content: bytes, fits: Fits = anything) -> Lines:
+    """Return the records of a text of JSON lines, and what is wrong with the others."""
+    records: list[Record] = []
+    damaged, problems = 0, list[str]()
+    *whole, rest = content.split(b"\n")
+    for number, line in enumerate((*whole, rest), 1):
+        try:
+            records.append(parse_record(line, fits))
+        except ValueError as error:
+            if number > len(whole) or not line.strip():
+                continue
+            damaged += 1
+            if damaged <= NAMED_AT_MOST:
+                problems.append(f"line {number}: {error}")
+    return Lines(records, damaged, tuple(problems))
 
 
 def read_json(path: Path, *, strict: bool = False) -> Record:
@@ -133,32 +206,85 @@ def read_json(path: Path, *, strict: bool = False) -> Record:
 
     strict   as for `read_lines`
     """
-    return _parse(json.loads, _read_text(path, strict)) or {}
+    with suppress(ValueError):
+        return parse_record(_read(path, RECORD_BYTES, strict))
+    return {}
 
 
 def read_yaml(path: Path) -> Record:
     """Return the mapping in a YAML file; empty where there is no file that can be read, or no mapping in it."""
-    import yaml  # takes time, and `launch list` does without it
+    from trainlib.config.reading.yaml_source import read_file  # takes time, and `launch list` does without it
 
-    return _parse(yaml.safe_load, _read_text(path)) or {}
+    with suppress(ConfigError):
+        return read_file(path, path.name, links=False).values
+    return {}
 
 
-def _read_text(path: Path, strict: bool = False) -> str:
-    """Return a file's text, with a replacement character for each undecodable byte; empty where there is no file."""
+def parse_record(content: bytes, fits: Fits = anything) -> Record:
+    """Return the JSON object in a text. Raises ValueError, in words, for anything else.
+
+    Refused are also a name that is there twice, whole numbers of more than 64 bits, NaN and infinity, and values inside
+    each other to more than MAX_DEPTH: nothing that this software writes, and what would break the one who reads it.
+    """
+    text = content.decode("utf-8", errors="replace")
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        found = _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no whole JSON ({error.msg})") from error
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    if text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_depth(found)
+    if wrong := fits(found):
+        raise ValueError(wrong)
+    return found
+
+
+def _read(path: Path, limit: int, strict: bool) -> bytes:
+    """Return a file's bytes; none where there is no file."""
+    try:
+        return read_regular(path, limit)
     except FileNotFoundError:
-        return ""
+        return b""
     except OSError:
         if strict:
             raise
-        return ""
+        return b""
 
 
-def _parse(parser: Callable[[str], object], text: str) -> Record | None:
-    """Return what the parser makes of the text if it is a mapping, else None."""
-    try:
-        found = parser(text)
-    except Exception:  # noqa: BLE001 - a damaged file can make a parser raise almost anything
-        return None
-    return found if isinstance(found, dict) else None
+def _mapping(pairs: list[tuple[str, Any]]) -> Record:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _MOST_DIGITS or not -(1 << 63) <= (value := int(text)) < 1 << 64:
+        raise ValueError(f"a number of {len(text)} digits")
+    return value
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("a number too large to hold")
+    return value
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"{text}, which JSON does not have")
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(_TOO_DEEP)
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_depth(inner, depth + 1)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_mapping, parse_int=_whole_number, parse_float=_float, parse_constant=_constant
+)

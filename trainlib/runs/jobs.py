@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainlib.runs.files import Record, append_line, read_lines, timestamp
+from trainlib.runs.shapes import JOB
 
 JOBS_FILE = "jobs.jsonl"
 
@@ -67,7 +68,7 @@ def append(directory: Path, record: Record) -> None:
 
 def job_lines(directory: Path) -> list[Record]:
     """Return the lines of a run's jobs.jsonl that name their job, oldest first."""
-    return [line for line in read_lines(directory / JOBS_FILE) if isinstance(line.get("job_id"), str)]
+    return read_lines(directory / JOBS_FILE, fits=JOB)
 
 
 def queue_id(record: Record) -> str:

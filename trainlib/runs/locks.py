@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trainlib.errors import StoppedError
+from trainlib.regular_files import open_regular
 
 POLL_SECONDS = 0.05
 
@@ -47,7 +48,7 @@ def acquire(path: Path, *, seconds: float = math.inf, on_wait: Callable[[], None
 def is_locked(path: Path) -> bool:
     """Return True if a process holds the lock on this file. Nothing is written, so that anybody may ask."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

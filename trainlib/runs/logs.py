@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import TextIO
 
 from trainlib.errors import ConnectionLostError, RunDirectoryError
+from trainlib.regular_files import open_regular
 from trainlib.runs.jobs import slurm_job
+from trainlib.runs.printable import encode_anything, printable
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Printable(logging.Formatter):
+    """Log formatter that escapes what no terminal should get, as it may stand in the names of files and classes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record, which may have several lines."""
+        return printable(super().format(record), keep="\n\t")
 
 
 class _File(logging.StreamHandler[TextIO]):
@@ -39,8 +49,9 @@ class _Stdout(logging.StreamHandler[TextIO]):
 @contextmanager
 def logging_to_console() -> Iterator[None]:
     """Context manager: print this package's log lines on standard output, without times. For programs only."""
+    encode_anything()
     handler = _Stdout()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     with _added(handler):
         yield
 
@@ -52,12 +63,12 @@ def logging_to_file(path: Path) -> Iterator[TextIO]:
     An exception that ends the block is written as well. Raises RunDirectoryError when the file cannot be opened.
     """
     try:
-        opened = path.open("a", buffering=1)
+        descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     except OSError as error:
         raise RunDirectoryError(f"{path}: cannot be written ({error.strerror}): mend it, or remove it") from error
-    with opened as file:
+    with os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", errors="backslashreplace") as file:
         handler = _File(file)
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler.setFormatter(_Printable(FORMAT))
         try:
             with _added(handler):
                 yield file
@@ -65,7 +76,7 @@ def logging_to_file(path: Path) -> Iterator[TextIO]:
             with suppress(OSError):
                 # What another rank did is not to be found in this one's stack.
                 lost = isinstance(error, ConnectionLostError)
-                file.write(f"{error}\n" if lost else traceback.format_exc())
+                file.write(printable(f"{error}\n" if lost else traceback.format_exc(), keep="\n\t"))
             raise
 
 
@@ -83,7 +94,7 @@ def redirect_output(path: Path, header: str = "") -> None:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     with suppress(OSError):  # on a full disk; not through sys.stdout, which would try it again at the end

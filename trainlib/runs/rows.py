@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from trainlib.runs.files import read_lines, to_json, write_atomically
+from trainlib.regular_files import open_regular
+from trainlib.runs.files import scan_lines, to_json, write_atomically
+from trainlib.runs.shapes import ROW
 
 logger = logging.getLogger("trainlib.runs")
 
 Row = Mapping[str, Any]
+
+METRICS_FILE = "metrics.jsonl"
+_EPOCHS = (("train", "epoch"), ("val", None))  # split and scope of the rows that every epoch has
+_NAMED_AT_MOST = 5
 
 HEALTH_NUMBERS = ("gradient_norm", "weight_norm", "update_ratio")
 
@@ -32,7 +40,7 @@ class MetricsFile:
         self._path = path
         if path.exists():
             _keep_rows_up_to(path, from_step)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        self._descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
         self._size = os.fstat(self._descriptor).st_size
         self._unwritten = b""
         self._lock = threading.Lock()
@@ -88,11 +96,40 @@ def health_scalars(row: Row) -> dict[str, float]:
     return {f"{name}/{key}": value for name in HEALTH_NUMBERS for key, value in row[name].items() if value is not None}
 
 
+def lost_rows(rows: Sequence[Row]) -> str | None:
+    """Return a sentence on rows that must have been there between these, the whole of metrics.jsonl; None if none.
+
+    Every epoch has one training row, and one of the validation where there is any. Rows of steps are evenly spaced as
+    long as `tracking.log_every` stays the same: a gap that is wider than those on both sides has lost rows.
+    """
+    epochs = {kind: {row.get("epoch") for row in rows if (row["split"], row.get("scope")) == kind} for kind in _EPOCHS}
+    newest = max((row["epoch"] for row in rows if row.get("epoch") is not None), default=1)
+    for (split, scope), found in epochs.items():
+        missing = sorted(set(range(1, newest)) - found) if found or scope else []
+        if missing:
+            shown = ", ".join(map(str, missing[:_NAMED_AT_MOST])) + (" ..." if len(missing) > _NAMED_AT_MOST else "")
+            return f"the {split} rows of {len(missing)} epochs are lost ({shown})"
+    steps = sorted({row["step"] for row in rows if row.get("scope") == "step"})
+    gaps = [after - before for before, after in pairwise(steps)]
+    for index in range(1, len(gaps) - 1):
+        if gaps[index] > max(gaps[index - 1], gaps[index + 1]):
+            return f"rows of steps are lost between step {steps[index]} and {steps[index + 1]}"
+    return None
+
+
 def _keep_rows_up_to(path: Path, step: int) -> None:
-    """Rewrite a file without the rows that will be made again, those of later steps and the test's, and torn lines."""
+    """Rewrite a file without the rows that will be made again, those of later steps and the test's, and torn lines.
+
+    Damage is told: a damaged line was a row once. A last line without its end is none: a kill has cut it off.
+    """
+    found = scan_lines(path, limit=sys.maxsize)
     rows = [
         row
-        for row in read_lines(path, strict=True)
+        for row in found.records
         if isinstance(at := row.get("step"), int) and at <= step and row.get("split") != "test"
     ]
+    lost = lost_rows([row for row in rows if ROW(row) is None]) if path.name == METRICS_FILE else None
+    damage = [f"damaged: {problem}" for problem in found.problems] + ([lost] if lost else [])
+    if damage:
+        logger.warning("%s: %s; the run goes on without these rows", path, "; ".join(damage))
     write_atomically(path, "".join(to_json(row) + "\n" for row in rows))

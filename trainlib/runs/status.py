@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,10 +11,15 @@ from pathlib import Path
 
 from trainlib.errors import UserError
 from trainlib.runs import RUNS, locks
-from trainlib.runs.attempts import ATTEMPTS_FILE, last_event, read_attempts
+from trainlib.runs.attempts import ATTEMPTS_FILE, last_event
 from trainlib.runs.checkpoints import steps_in
-from trainlib.runs.files import Record, read_json, read_lines, read_yaml
-from trainlib.runs.jobs import JOBS_FILE, job_lines
+from trainlib.runs.files import Record
+from trainlib.runs.jobs import JOBS_FILE
+from trainlib.runs.rows import METRICS_FILE, lost_rows
+from trainlib.runs.run_files import RunFiles
+from trainlib.runs.shapes import ATTEMPT, JOB, ROW, SUMMARY, whole_number
+
+_TAILS = (1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Run:
     jobs        the lines of jobs.jsonl: submissions to SLURM, and how each start of a job went
     last        the newest line of metrics.jsonl for each (split, scope); the scope of val and test lines is None
     summary     summary.json, empty where there is none
+    problems    a sentence for each file that is damaged or no file of the run's own: what it held is missing above
     """
 
     directory: Path
@@ -33,6 +40,7 @@ class Run:
     jobs: list[Record]
     last: dict[tuple[str, str | None], Record]
     summary: Record
+    problems: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -70,9 +78,10 @@ class Run:
 
     @property
     def planned(self) -> Record:
-        """Return the section `train` of the run's configuration; empty where it is missing."""
-        train = read_yaml(self.directory / "config.yaml").get("train")
-        return train if isinstance(train, dict) else {}
+        """Return the numbers `steps` and `epochs` of the run's configuration; empty where they are missing."""
+        train = RunFiles(self.directory).config().get("train")
+        values = train if isinstance(train, dict) else {}
+        return {name: values[name] for name in ("steps", "epochs") if whole_number(values.get(name))}
 
     @property
     def checkpoints(self) -> dict[int, Path]:
@@ -80,27 +89,42 @@ class Run:
         return steps_in(self.directory / "checkpoints")
 
 
-def read_run(directory: Path) -> Run:
-    """Return the state of the run in a directory; what is missing or damaged there is left out."""
-    attempts = read_attempts(directory)
-    summary = read_json(directory / "summary.json")
-    status = _status(directory, attempts)
-    return Run(directory, status, attempts, job_lines(directory), _last_metrics(directory), summary)
+def read_run(directory: Path, *, whole: bool = True) -> Run:
+    """Return the state of the run in a directory; what is missing or damaged there is left out, and told.
+
+    whole   read all of metrics.jsonl and say what is damaged or lost in it, not only its end
+    """
+    files = RunFiles(directory)
+    attempts, jobs = files.lines(ATTEMPTS_FILE, ATTEMPT), files.lines(JOBS_FILE, JOB)
+    summary = files.record("summary.json", SUMMARY)
+    rows = files.lines(METRICS_FILE, ROW) if whole else _newest_rows(files)
+    if whole and (lost := lost_rows(rows) or _lost_end(rows, summary)):
+        files.problems.append(f"{METRICS_FILE}: {lost}")
+    last = {(row["split"], row.get("scope")): row for row in rows}
+    return Run(directory, _status(directory, attempts), attempts, jobs, last, summary, tuple(files.problems))
 
 
 def all_runs(root: Path = RUNS) -> list[Run]:
     """Return every run under `root`, the one that was started last at the end."""
     patterns = (f"*/{ATTEMPTS_FILE}", "*/config.yaml", f"*/{JOBS_FILE}")
     directories = [path.parent for pattern in patterns for path in root.glob(pattern)]
-    runs = [read_run(directory) for directory in sorted(set(directories))]
+    runs = [_read_any(directory) for directory in sorted(set(directories))]
     never = datetime.min.replace(tzinfo=UTC)
     return sorted(runs, key=lambda run: max(run.started or never, run.submitted or never))
+
+
+def _read_any(directory: Path) -> Run:
+    """Return the state of a run; of one that cannot be read, that: it must not hide the others."""
+    try:
+        return read_run(directory, whole=False)
+    except Exception as error:  # noqa: BLE001 - in a list of many runs
+        return Run(directory, "unreadable", [], [], {}, {}, (f"{type(error).__name__}: {error}",))
 
 
 def find_run(name: str, root: Path = RUNS) -> Path:
     """Return the directory of a run, given as a name under `root` or as a path; raise UserError where there is none."""
     for directory in (root / name, Path(name)):
-        if any((directory / file).exists() for file in (ATTEMPTS_FILE, "config.yaml", JOBS_FILE, "lock")):
+        if any(os.path.exists(directory / file) for file in (ATTEMPTS_FILE, "config.yaml", JOBS_FILE, "lock")):
             return directory
     known = [run.name for run in all_runs(root)]
     if not known:
@@ -119,8 +143,9 @@ def time_of(record: Record | None) -> datetime | None:
     """Return when a line was written, from its `time`; a time without a zone is taken for this machine's."""
     if record is None:
         return None
-    with suppress(KeyError, TypeError, ValueError):
-        return datetime.fromisoformat(record["time"]).astimezone(UTC)
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        moment = datetime.fromisoformat(record["time"]).astimezone(UTC)
+        return moment if 1970 <= moment.year <= 9000 else None  # others overflow in some time zone
     return None
 
 
@@ -134,9 +159,19 @@ def _status(directory: Path, attempts: list[Record]) -> str:
     return str(attempts[-1].get("status", "failed"))
 
 
-def _last_metrics(directory: Path) -> dict[tuple[str, str | None], Record]:
-    last = {}
-    for record in read_lines(directory / "metrics.jsonl"):
-        if isinstance(record.get("step"), int):
-            last[(record.get("split", ""), record.get("scope"))] = record
-    return last
+def _lost_end(rows: list[Record], summary: Record) -> str | None:
+    """Return a sentence where a complete run has no row of its last step; None otherwise."""
+    newest, last = max((row["step"] for row in rows), default=0), summary.get("step", 0)
+    if summary.get("status") != "completed" or newest >= last:
+        return None
+    return f"rows are lost at its end: the newest is of step {newest}, and the run completed step {last}"
+
+
+def _newest_rows(files: RunFiles) -> list[Record]:
+    """Return the rows at the end of metrics.jsonl, so many that an evaluation is among them if there was one lately."""
+    rows: list[Record] = []
+    for limit in _TAILS:
+        rows, are_all = files.newest_lines(METRICS_FILE, limit, ROW)
+        if are_all or any(row["split"] != "train" for row in rows):
+            break
+    return rows

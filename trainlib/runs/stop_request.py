@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 from trainlib.errors import EXIT_INTERRUPTED
+from trainlib.regular_files import read_regular
+from trainlib.runs.files import write_atomically
 from trainlib.runs.reasons import EndCode, EndReason, reason_of_stop_file
 
 logger = logging.getLogger("trainlib.runs")
@@ -33,16 +35,14 @@ def write_stop_file(directory: Path, asked_by: str) -> None:
 
     asked_by   the name of a signal that is passed on, or what a person used, such as `launch stop`
     """
-    new = directory / f".STOP.{os.getpid()}.tmp"
-    new.write_text(f"{asked_by}\n")
-    new.replace(directory / "STOP")  # whole when the run sees it
+    write_atomically(directory / "STOP", f"{asked_by}\n")  # whole when the run sees it
 
 
 def read_stop_file(path: Path) -> EndReason:
     """Return why a run is to stop, as its STOP file says; a file that cannot be read counts as a person's."""
     text = ""
-    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-        text = file.readline(_MAX_REASON_CHARACTERS)
+    with suppress(OSError):
+        text = read_regular(path, 1 << 16).decode(errors="replace").partition("\n")[0][:_MAX_REASON_CHARACTERS]
     return reason_of_stop_file(text)
 
 

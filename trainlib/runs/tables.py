@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from trainlib.runs.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -32,12 +34,18 @@ class Column:
 
     on_right   align the cells to the right, as numbers are
     styles     rich's styles of cells, by their text, for a terminal
+
+    What would steer a terminal is escaped.
     """
 
     title: str
     cells: Sequence[str]
     on_right: bool = False
     styles: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "cells", [printable(cell) for cell in self.cells])
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ def show(*parts: str | Table) -> None:
     """
     console = terminal()
     for part in parts:
+        if isinstance(part, str):
+            part = printable(part, keep="\n")
         if console is None:
             print(part)
         elif isinstance(part, str):
@@ -94,8 +104,9 @@ def hang(head: str, text: str, width: int | None) -> str:
 
     Words are not broken, so that a path that is too long for a line can still be copied.
 
-    width   characters a line; None leaves the text as it is, in one line
+    width   characters a line; None leaves the text in one line
     """
+    head, text = printable(head), printable(" ".join(text.split("\n")))
     if width is None:
         return head + text
     return _wrapped(" ".join(text.split()), width, initial_indent=head, subsequent_indent=" " * len(head))

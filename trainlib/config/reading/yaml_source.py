@@ -7,6 +7,7 @@ of these plain types is refused, so nothing in a file is ever executed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -16,9 +17,12 @@ from typing import Any
 import yaml
 
 from trainlib.errors import ConfigError, Mistake
+from trainlib.regular_files import read_regular
 
 COMMAND_LINE = "command line"
 MAX_VALUES = 10_000  # aliases can make a short file expand without end
+_MOST_DIGITS = 20  # of whole numbers: those with more fit neither a float nor a seed
+MAX_BYTES = 1 << 18  # PyYAML reads about 100 kB a second
 
 _TAG = "tag:yaml.org,2002:"
 _CORE_SCHEMA = {
@@ -51,6 +55,15 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's parser with the core schema's plain scalars."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own name for its class-wide table)
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Count the nodes, so that a file of very many ends here and not in minutes."""
+        self.nodes += 1
+        if self.nodes > 2 * MAX_VALUES:  # keys are nodes, too
+            problem = f"it has more than {MAX_VALUES} values: no configuration is so large"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
+        return super().compose_node(parent, index)
 
 
 def add_core_schema(cls: Any) -> None:
@@ -62,14 +75,15 @@ def add_core_schema(cls: Any) -> None:
 add_core_schema(_Loader)
 
 
-def read_file(path: Path, display_name: str, dotted_in: Collection[str] = ()) -> Source:
+def read_file(path: Path, display_name: str, dotted_in: Collection[str] = (), *, links: bool = True) -> Source:
     """Read a YAML file whose top level is a mapping. Raises ConfigError, with lines, for anything else.
 
     display_name   the file's name in messages
     dotted_in      the top-level keys inside which `optimizer.lr: 0.1` may be written, as on the command line
+    links          a link may stand for the file, as one that a user names; inside a run directory none may
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(Path(os.path.realpath(path)) if links else path, MAX_BYTES)
     except OSError as error:
         raise ConfigError([Mistake("", f"{display_name}: cannot be read: {error.strerror}")]) from error
     try:
@@ -202,7 +216,7 @@ class _Reader:
                 return None
             if kind == "bool":
                 return {"true": True, "false": False}[text.lower()]
-            if kind == "int":
+            if kind == "int" and len(text) <= _MOST_DIGITS:
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
             if kind == "float":
                 return float(re.sub(r"\.(?=[iInN])", "", text))
@@ -210,6 +224,9 @@ class _Reader:
                 return text
         except (ValueError, KeyError, TypeError):
             self._refuse(key, f"{text!r} is not of the type !!{kind}", node)
+            return None
+        if kind == "int":
+            self._refuse(key, f"a whole number of {len(text)} characters, must have at most {_MOST_DIGITS}", node)
             return None
         self._refuse(key, f"the tag {_shown_tag(node.tag)} is not allowed: write a plain value", node)
         return None

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import selectors
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import numpy as np
-
 from trainlib.data.decoding import decode
 from trainlib.errors import DataError, StoppedError, TrainlaunchError
+from trainlib.runs.printable import printable
+
+package_logger = logging.getLogger("trainlib")  # to which the handlers of a run's log are added
 
 CHUNK_SIZE = 64  # images between two calls of `stop_requested`
-PARALLEL_FROM = 500  # images; fewer are decoded sooner than the workers have started
+PARALLEL_FROM = 500  # images; fewer are decoded by one worker sooner than several have started
 NAMED_AT_MOST = 10
 
 
@@ -41,10 +44,11 @@ def decode_files(
     advance     called with the number of images that have just been decoded
     Returns the SHA-256 of each file's bytes, and the files that could not be decoded; both in order.
 
-    Raises StoppedError when asked to stop, and TrainlaunchError when a worker dies. No worker outlives this call.
+    Raises StoppedError when asked to stop, and TrainlaunchError when a worker dies. No worker outlives this call. This
+    process decodes nothing itself: while a decoder is at a picture, no signal is heeded.
     """
     chunks = [(start, paths[start : start + CHUNK_SIZE]) for start in range(0, len(paths), CHUNK_SIZE)]
-    num_workers = min(available_cores(), len(chunks))
+    num_workers = min(available_cores(), len(chunks)) if len(paths) >= PARALLEL_FROM else min(1, len(chunks))
     hashes: list[str | None] = [None] * len(paths)
     failures: list[decode.Failure] = []
 
@@ -53,12 +57,6 @@ def decode_files(
         failures.extend((path, reason) for path, reason in decoded[1])
         advance(len(decoded[0]))
 
-    if len(paths) < PARALLEL_FROM or num_workers == 1:
-        images_NCHW = np.lib.format.open_memmap(array_path, mode="r+")
-        for start, chunk in chunks:
-            _check_stop(stop_requested)
-            add(start, decode.decode_rows(images_NCHW, start, chunk))
-        return hashes, failures
     with ExitStack() as stack:
         command = [sys.executable, "-P", decode.__file__, str(array_path)]
         workers = []
@@ -111,9 +109,15 @@ def _send(worker: subprocess.Popen[bytes], chunk: tuple[int, Sequence[str]]) -> 
 
 
 def _worker_died(worker: subprocess.Popen[bytes], paths: Sequence[str]) -> TrainlaunchError:
+    code, images = worker.wait(), f"one of {len(paths)} images, {printable(paths[0])} to {printable(paths[-1])}"
+    if code == -signal.SIGPROF:
+        return DataError(
+            f"Decoding {images}, took more than {decode.PICTURE_SECONDS:.0f} s, which no sound picture does: "
+            "move these images away, and put them back one by one."
+        )
     return TrainlaunchError(
-        f"A process that decodes images ended with code {worker.wait()} while at one of {len(paths)} images, "
-        f"{paths[0]} to {paths[-1]}. -9 is mostly a lack of memory; otherwise try these images one by one."
+        f"A process that decodes images ended with code {code} while at {images}. -9 is mostly a lack of memory; "
+        "otherwise try these images one by one."
     )
 
 
@@ -123,9 +127,13 @@ def _check_stop(stop_requested: Callable[[], bool]) -> None:
 
 
 def damaged_images(failures: Sequence[decode.Failure]) -> DataError:
-    """Return the error that names images that cannot be decoded, with the reasons."""
-    lines = [f"  {path}: {reason}" for path, reason in failures[:NAMED_AT_MOST]]
-    if len(failures) > NAMED_AT_MOST:
-        lines.append(f"  ... and {len(failures) - NAMED_AT_MOST} more")
+    """Return the error that names images that cannot be decoded, with the reasons.
+
+    Of many, a message names the first ones, and the run's log all; where there is no log, the message names all.
+    """
+    lines = [f"  {printable(path)}: {printable(reason)}" for path, reason in failures]
     what = "1 image" if len(failures) == 1 else f"{len(failures)} images"
+    if len(lines) > NAMED_AT_MOST and any(handler.level <= logging.DEBUG for handler in package_logger.handlers):
+        package_logger.debug("all %s that cannot be decoded:\n%s", what, "\n".join(lines))
+        lines[NAMED_AT_MOST:] = [f"  ... and {len(failures) - NAMED_AT_MOST} more, which the run's log names"]
     return DataError("\n".join([f"{what} cannot be decoded; delete, move or export them again:", *lines]))

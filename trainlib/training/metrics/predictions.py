@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainlib.config import LossConfig
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
+from trainlib.runs import confusion
 from trainlib.runs.files import to_json, write_atomically
 from trainlib.training.metrics.sums import Metrics
 
@@ -110,15 +111,15 @@ def describe(
     """
     assert torch.equal(predictions.ids_N, ids_N), "each sample is counted once"
     labels_N = batches.labels_N[ids_N]
-    confusion_CC = confusion_matrix(labels_N, predictions.predicted_N, len(class_names))
+    counts = confusion_counts(labels_N, predictions.predicted_N, len(class_names))
     return {
         **source,
         **metrics.asdict(),
         "top5_accuracy": int(predictions.in_top_N.sum()) / max(len(ids_N), 1),
         "calibration_error": calibration_error(predictions.confidence_N, predictions.predicted_N == labels_N),
         "classes": list(class_names),
-        "confusion": confusion_CC.tolist(),
-        "per_class": per_class(confusion_CC, class_names),
+        **confusion.entry(counts, len(class_names)),
+        "per_class": per_class(labels_N, predictions.predicted_N, class_names),
         "mistakes": _mistakes(predictions, labels_N, batches),
     }
 
@@ -128,15 +129,21 @@ def write_evaluation(run: Path, evaluation: Mapping[str, Any]) -> None:
     write_atomically(run / f"evaluation-{evaluation['split']}.json", to_json(evaluation) + "\n")
 
 
-def confusion_matrix(labels_N: Tensor, predicted_N: Tensor, num_classes: int) -> Tensor:
-    """int64 [C, C]: how many samples of class `row` were taken for class `column`."""
-    counts = torch.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
-    return counts.view(num_classes, num_classes)
+def confusion_counts(labels_N: Tensor, predicted_N: Tensor, num_classes: int) -> confusion.Counts:
+    """Return [true class, predicted class, how often] for each pair that occurs, sorted."""
+    pairs_P, counts_P = torch.unique(labels_N * num_classes + predicted_N, return_counts=True)
+    return [
+        [pair // num_classes, pair % num_classes, count]
+        for pair, count in zip(pairs_P.tolist(), counts_P.tolist(), strict=True)
+    ]
 
 
-def per_class(confusion_CC: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
+def per_class(labels_N: Tensor, predicted_N: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Count, precision, recall and F1 of each class; 0 where there is nothing to divide by."""
-    hits_C, true_C, predicted_C = confusion_CC.diagonal(), confusion_CC.sum(dim=1), confusion_CC.sum(dim=0)
+    hits_C, true_C, predicted_C = (
+        torch.bincount(classes_N, minlength=len(class_names))
+        for classes_N in (labels_N[labels_N == predicted_N], labels_N, predicted_N)
+    )
     return [
         {
             "name": name,

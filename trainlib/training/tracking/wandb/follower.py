@@ -20,11 +20,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainlib.regular_files import open_regular
 from trainlib.runs.checkpoints import name_of, steps_in
-from trainlib.runs.files import parse_lines, read_json
+from trainlib.runs.files import Fits, anything, parse_lines, read_json
 from trainlib.runs.locks import acquire
 from trainlib.runs.logs import redirect_output
-from trainlib.runs.rows import Row, scalars
+from trainlib.runs.rows import METRICS_FILE, Row, scalars
+from trainlib.runs.shapes import ROW
 from trainlib.training.tracking.wandb.media import evaluation_media, health_values
 from trainlib.training.tracking.wandb.process import Job
 from trainlib.training.tracking.wandb.run import WandbRun
@@ -38,19 +40,20 @@ ORPHAN_SECONDS = 5.0  # to end, once the training process is gone
 class Rows:
     """The rows that come into a file of JSON lines."""
 
-    def __init__(self, path: Path, values: Callable[[Row], dict[str, Any]]):
+    def __init__(self, path: Path, values: Callable[[Row], dict[str, Any]], fits: Fits = anything):
         self._path = path
+        self._fits = fits
         self._values = values
         self._offset = 0
 
     def new(self) -> list[tuple[Row, dict[str, Any]]]:
         """Those that have become complete since the last call, with what W&B is to show of them."""
-        with suppress(FileNotFoundError), self._path.open("rb") as file:
+        with suppress(FileNotFoundError), os.fdopen(open_regular(self._path), "rb") as file:
             file.seek(self._offset)
             text = file.read()
             complete = text[: text.rfind(b"\n") + 1]
             self._offset += len(complete)
-            return [(row, self._values(row)) for row in parse_lines(complete.decode(errors="replace"))]
+            return [(row, self._values(row)) for row in parse_lines(complete, self._fits).records]
         return []
 
 
@@ -62,7 +65,7 @@ class Follower:
         self._run = run
         self._holds = job.mode == "offline"
         self._files = [
-            Rows(self._directory / "metrics.jsonl", scalars),
+            Rows(self._directory / METRICS_FILE, scalars, ROW),
             Rows(self._directory / "health.jsonl", health_values),
         ]
         self._held: list[tuple[Row, dict[str, Any]]] = []

@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from trainlib.runs import confusion
+from trainlib.runs.printable import printable
 from trainlib.runs.rows import Row, health_scalars
 
 
@@ -26,13 +28,13 @@ def evaluation_media(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     import wandb
     from PIL import Image
 
-    names, split = evaluation["classes"], evaluation["split"]
+    names, split = [printable(name) for name in evaluation["classes"]], evaluation["split"]
     columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
-    cells = [
-        [names[true], names[predicted], count]
-        for true, counts in enumerate(evaluation["confusion"])
-        for predicted, count in enumerate(counts)
-    ]
+    counts = confusion.counts_in(evaluation)
+    if len(names) <= confusion.MOST_WHOLE:  # W&B draws a cell for each pair that is listed
+        rows = enumerate(confusion.whole(counts, len(names)))
+        counts = [(true, predicted, count) for true, row in rows for predicted, count in enumerate(row)]
+    cells = [[names[true], names[predicted], count] for true, predicted, count in counts]
     matrix = wandb.plot_table(
         "wandb/confusion_matrix/v1",
         wandb.Table(columns=columns, data=cells),
