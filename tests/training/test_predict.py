@@ -95,7 +95,7 @@ def test_damaged_files_are_named_and_the_others_done(
     (line,) = captured.out.splitlines()
     assert line.startswith(f"{words[1]:<{len(words[2])}}  ")
     first, second = captured.err.splitlines()
-    assert first.startswith(f"{words[0]}: cannot be read: cannot identify image file")
+    assert first.startswith(f"{words[0]}: cannot be read: no whole picture of a format")
     assert second.startswith(f"{words[2]}: cannot be read: [Errno 2] No such file")
 
     assert launch(["predict", "run", words[0], words[2]]) == 2
