@@ -11,6 +11,7 @@ from torch import nn
 from trainlib.config import Config, differences, load_config, read_resolved
 from trainlib.data import Dataset
 from trainlib.data.images import InMemoryImages
+from trainlib.distributed.torch_settings import fresh_torch_settings
 from trainlib.errors import EXIT_STOPPED
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.models.custom_parts import CustomParts, ModelSource
@@ -50,6 +51,9 @@ def fit(
     `accelerate launch`, call it on every rank with the same arguments. An interrupted run is continued; a finished one
     is returned as it is. A module given as `model` holds the tested weights afterwards.
 
+    Torch's global settings (default dtype and device, autocast, grad mode, determinism, threads, random generators ...)
+    are those of a fresh process while it trains, and the caller's again afterwards.
+
     Raises:
         UserError: for a mistake in the arguments, the configuration or the data.
         TrainlaunchError: for any other failure.
@@ -60,7 +64,7 @@ def fit(
     flag = StopFlag()
     flag.install()
     try:
-        with logging_to_console():
+        with logging_to_console(), fresh_torch_settings():
             resolved = load_config([*_image_size(dataset), *config], custom.names())
             run = RunDirectory(RUNS / resolved.name)
             if not fresh and resume is None and _is_finished(run, resolved):
