@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from fit_parts import CONFIG, Net, dataset
 from torch import backends
 
@@ -94,6 +95,15 @@ def test_narrow_copies_of_weights_are_not_kept_inside_of_a_callers_autocast() ->
         assert fit("bf16") == bits
         assert torch.autocast_increment_nesting() == 3
         torch.autocast_decrement_nesting()
+
+
+def test_an_accelerator_of_the_callers_is_set_aside_and_restored() -> None:
+    bits = expected("fp32")
+    with fresh_torch_settings():
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        assert fit() == bits
+        assert accelerator.mixed_precision == "bf16"
+        assert accelerator.num_processes == 1
 
 
 def fails(num_classes: int) -> torch.nn.Module:

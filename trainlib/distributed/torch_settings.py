@@ -1,4 +1,4 @@
-"""Torch's global settings: those of a fresh process inside a `with` block, and the caller's again after it.
+"""Global settings of torch and Accelerate: a fresh process's inside a `with` block, and the caller's again after it.
 
 A notebook may have changed any of them, and most change the bits of a training, or make it fail.
 """
@@ -12,6 +12,8 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import backends
 
 KEEP = object()  # in place of a value: training sets it itself
@@ -53,7 +55,7 @@ class Setting(NamedTuple):
 def fresh_torch_settings() -> Iterator[None]:
     """Context manager: give torch the settings of a fresh process; on exit restore all that was there before.
 
-    The states of torch's random generators are restored too. Restored after an error as well.
+    The states of torch's random generators are restored too, and an Accelerator that the caller has made.
     """
     with ExitStack() as at_exit:
         at_exit.enter_context(torch.inference_mode(False))
@@ -65,6 +67,7 @@ def fresh_torch_settings() -> Iterator[None]:
             if setting.fresh is not KEEP and before != setting.fresh:
                 setting.set(setting.fresh)
         at_exit.enter_context(_outside_of_autocast())
+        at_exit.enter_context(_without_accelerators())
         yield
 
 
@@ -125,3 +128,24 @@ def _outside_of_autocast() -> Iterator[None]:
         torch.clear_autocast_cache()
         for _ in range(depth):
             torch.autocast_increment_nesting()
+
+
+@contextmanager
+def _without_accelerators() -> Iterator[None]:
+    """Context manager: as if no Accelerator had been made in this process, unless it has joined others already.
+
+    All Accelerators of a process share one state, and a second one may not have another precision.
+    """
+    if dist.is_initialized():
+        yield
+        return
+    states = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, values in zip(states, before, strict=True):
+            state.clear()
+            state.update(values)
