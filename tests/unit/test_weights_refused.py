@@ -16,6 +16,7 @@ from weight_files import (
     as_safetensors,
     build,
     stock,
+    without_head,
 )
 
 from trainlib.errors import WeightsError
@@ -34,14 +35,30 @@ def test_weights_of_another_architecture(on_meta: bool, tmp_path: Path) -> None:
     assert "52 unexpected: features.0.weight, features.0.bias, features.3.squeeze.weight, ..." in message
 
 
-def test_weights_for_another_number_of_classes(tmp_path: Path) -> None:
-    path = as_pth(build(12).module.state_dict(), tmp_path / "twelve")
-    with pytest.raises(WeightsError) as caught:
-        build(10, weights=str(path))
-    assert "fc.weight (file 12x1024, model 1000x1024), fc.bias (file 12, model 1000)" in str(caught.value)
-    assert "; nor with a head for 10 classes: 2 of another shape: fc.weight (file 12x1024, model 10x1024)" in str(
-        caught.value
-    )
+def test_two_networks_in_one_file_are_refused(tmp_path: Path) -> None:
+    state = {f"{name}.backbone.{key}": tensor for name in ("student", "teacher") for key, tensor in stock().items()}
+    with pytest.raises(WeightsError, match=r"holds 2 networks that fit, with the prefixes student.backbone., teacher"):
+        build(weights=str(as_pth(state, tmp_path / "w")))
+
+
+def test_a_larger_network_of_the_same_family_is_refused(tmp_path: Path) -> None:
+    """All names and shapes of a ResNet-18 are in a ResNet-34."""
+    path = as_pth(stock("resnet34"), tmp_path / "w")
+    with torch.device("meta"), pytest.raises(WeightsError, match=r"96 unexpected: layer1.2.conv1.weight"):
+        build(name="resnet18", weights=str(path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+@pytest.mark.parametrize("has_head", [True, False])
+def test_values_that_are_no_numbers_are_refused_with_the_tensors_name(
+    value: float, has_head: bool, tmp_path: Path
+) -> None:
+    """Also those that are too large for float32."""
+    state = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in stock().items()}
+    state["conv5.1.bias"][3] = value
+    path = as_pth(state if has_head else without_head(state), tmp_path / "w")
+    with pytest.raises(WeightsError, match=r"conv5.1.bias holds values that are infinite or not a number"):
+        build(weights=str(path))
 
 
 class Malicious:

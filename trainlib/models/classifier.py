@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from torch import nn
 from trainlib.config import ModelConfig, custom_part_missing, is_custom
 from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, build_architecture, empty_init
-from trainlib.models.weights import assign_state, compare_state, published_weights, read_weights
+from trainlib.models.backbone import find_backbone, require_finite, without_common_prefix
+from trainlib.models.weights import State, assign_state, compare_state, published_weights, read_weights
+
+logger = logging.getLogger("trainlib.models")
 
 
 @dataclass(frozen=True)
@@ -109,24 +113,44 @@ def _build_from_weights(
 ) -> tuple[nn.Module, str]:
     """Build the module with the configured weights, and return its head's name.
 
-    Weights of the published architecture are loaded before its head is changed, others after it.
+    Weights of the published architecture are loaded before its head is changed, others after it. Of weights with
+    another head, or without one, the backbone is loaded.
     """
     with empty_init():
         module = _build_unchanged(config, num_classes, image_size)
-    state = read_weights(config, device)
+    state = without_common_prefix(module, read_weights(config, device))
     mismatch_before = compare_state(module, state)
     if not mismatch_before:
+        require_finite(state, module.state_dict())
         assign_state(module, state, device)
         return module, _attach_head(module, config, num_classes)
     with empty_init():
         head = _attach_head(module, config, num_classes)
     mismatch_after = compare_state(module, state)
-    if mismatch_after:
+    if not mismatch_after:
+        require_finite(state, module.state_dict())
+        assign_state(module, state, device)
+        return module, head
+    found = find_backbone(module, head, state)
+    if found is None:
         message = f"{config.weights} does not fit {config.name} at data.image_size {image_size}: {mismatch_before}"
         if mismatch_after != mismatch_before:
             message += f"; nor with a head for {num_classes} classes: {mismatch_after}"
         raise WeightsError(f"model.weights: {message}")
-    assign_state(module, state, device)
+    return _build_around(*found, config, num_classes, image_size, device)
+
+
+def _build_around(
+    backbone: State, sentence: str, config: ModelConfig, num_classes: int, image_size: int, device: torch.device
+) -> tuple[nn.Module, str]:
+    """Build the module with these tensors and, for all that they leave out, fresh initial values."""
+    with empty_init() if device.type == "meta" else nullcontext():
+        module = _build_unchanged(config, num_classes, image_size)
+        head = _attach_head(module, config, num_classes)
+    require_finite(backbone, module.state_dict())
+    if device.type != "meta":
+        module.load_state_dict(backbone, strict=False)
+    logger.warning("model.weights: of %s %s", config.weights, sentence)
     return module, head
 
 

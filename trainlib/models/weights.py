@@ -31,6 +31,8 @@ Channels = tuple[float, float, float]
 
 NAMES_SHOWN = 3
 
+# Where training programs keep the state_dict in the files that they write.
+_NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 # The prefixes that DistributedDataParallel and torch.compile add to every name.
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 # DenseNet's published files have dots, as in `norm.1.weight`, where its module names have none.
@@ -132,7 +134,7 @@ def read_state(path: Path) -> State:
             f"model.weights: {path} ({path.stat().st_size} bytes) is damaged or no weights file ({reason[:120]}): "
             "copy or download it again"
         ) from error
-    for key in ("state_dict", "model"):
+    for key in _NESTED_UNDER:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -190,10 +192,11 @@ class StateMismatch:
 
     def __str__(self) -> str:
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
-        return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names)
+        return "; ".join(f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds.items() if names)
 
 
-def _first(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
+    """Return the first names of a list, separated by commas."""
     return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
