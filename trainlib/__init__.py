@@ -9,12 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from trainlib.errors import ConfigError, TrainlaunchError, UserError
+from trainlib.isolation import leave_current_folder
 
 if TYPE_CHECKING:
     from trainlib.api import fit
     from trainlib.data import image_dataset
     from trainlib.inference.trained_model import load_model
     from trainlib.training.hooks import Hook
+
+leave_current_folder()
 
 __all__ = ["ConfigError", "Hook", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model"]
 

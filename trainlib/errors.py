@@ -38,6 +38,12 @@ class UserError(TrainlaunchError):
     exit_code = EXIT_USER_ERROR
 
 
+def not_permitted(error: OSError) -> str:
+    """Return what a user can do about a file or folder that may not be read or written."""
+    name = f"{error.filename}: " if error.filename is not None else ""
+    return f"{name}{error.strerror or error}: change its owner or permissions, or start as a user who has them"
+
+
 @dataclass(frozen=True)
 class Mistake:
     """One mistake in a configuration.

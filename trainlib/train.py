@@ -14,13 +14,24 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from trainlib.config import Config, keep_older_values, load_config
-from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, StoppedError, TrainlaunchError
+from trainlib.errors import (
+    EXIT_FAILURE,
+    EXIT_OK,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    ConfigError,
+    StoppedError,
+    TrainlaunchError,
+    UserError,
+    not_permitted,
+)
 from trainlib.runs import RUNS, launch_variables
 from trainlib.runs.attempts import next_number, recorded_attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.logs import attempt_header, logging_to_console, logging_to_file
 from trainlib.runs.printable import lines, print_error
 from trainlib.runs.stop_request import StopFlag, ignore_stop_signals
+from trainlib.runs.streams import keep_running_without_readers, secure_streams
 from trainlib.training.programs.arguments import parse_arguments
 from trainlib.training.tracking.curves import draw_curves
 
@@ -34,6 +45,12 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     config   the configuration that the arguments name, where the caller has read it already
     """
     options = parse_arguments(arguments)
+    keep_running_without_readers()
+    try:
+        launch_variables.check()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     rank = launch_variables.rank()
     flag = StopFlag()
     flag.install()
@@ -50,6 +67,9 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     except TrainlaunchError as error:
         _tell(f"error: {error}" if not isinstance(error, StoppedError) else str(error), rank, config)
         return error.exit_code
+    except PermissionError as error:
+        _tell(f"error: {not_permitted(error)}", rank, config)
+        return EXIT_USER_ERROR
     except Exception:  # noqa: BLE001 - the boundary of the program
         _tell(traceback.format_exc(), rank, config)
         return EXIT_FAILURE
@@ -116,6 +136,7 @@ def _tell(message: str, rank: int, config: Config | None) -> None:
 
 
 if __name__ == "__main__":
+    secure_streams()
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the exit code
     if code not in (EXIT_OK, EXIT_STOPPED) and launch_variables.world_size() > 1:

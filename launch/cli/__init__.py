@@ -9,13 +9,15 @@ from typing import NoReturn
 import click
 
 from launch.cli import doctor, model, report, run, runs, slurm, sweep, tracking, verify
-from trainlib.errors import EXIT_INTERRUPTED, TrainlaunchError
+from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
 from trainlib.runs.printable import encode_anything, print_error
 from trainlib.runs.stop_request import ignore_stop_signals
+from trainlib.runs.streams import EXIT_PIPE, OutputLostError, flush_streams, secure_streams
 
 
 def program() -> NoReturn:
     """Run one command and exit with its code: the `launch` program."""
+    secure_streams()
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the code
     sys.exit(code)
@@ -26,14 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     encode_anything()
     try:
         code = cli.main(arguments, prog_name="launch", standalone_mode=False)
+        flush_streams()
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except OutputLostError as error:
+        if error.exit_code != EXIT_PIPE:
+            print_error(error)
+        return error.exit_code
     except TrainlaunchError as error:
         print_error(error)
         return error.exit_code
+    except PermissionError as error:
+        print_error(not_permitted(error))
+        return EXIT_USER_ERROR
     return code or 0
 
 

@@ -14,8 +14,18 @@ from launch.cli.arguments import (
     parse_processes,
     refuse_fresh_resume,
 )
-from launch.local.command import TRAINING_MODULE, Node, command_here, config_arguments, training_arguments
+from launch.local.command import (
+    TRAINING_MODULE,
+    Node,
+    command_here,
+    config_arguments,
+    left_by_another_launch,
+    training_arguments,
+)
 from trainlib.errors import UserError
+from trainlib.runs import launch_variables
+from trainlib.runs.scratch import sweep
+from trainlib.runs.streams import keep_running_without_readers
 
 
 @click.command(cls=ResumableCommand)
@@ -57,6 +67,8 @@ def run(
     from launch.local.devices import choose_processes, count_gpus, require_given_gpus
     from trainlib.config import load_config
 
+    keep_running_without_readers()
+    _check_environment()
     refuse_fresh_resume(fresh, resume)
     config_words = config_arguments(arguments, name)
     training = training_arguments(config_words, fresh=fresh, resume=resume)
@@ -70,13 +82,20 @@ def run(
     if dry_run:
         click.echo(command.shell_text())
         return 0
+    sweep()
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         return call(TRAINING_MODULE, training, command.variables(os.environ), config)
     from launch.local.supervise import run_ranks
     from trainlib.runs import RUNS
+    from trainlib.runs.secret import forget_unused, make_secret
 
-    return run_ranks(command, RUNS / config.name, node_rank or 0)
+    directory = RUNS / config.name
+    if node is not None and node.rank == 0:
+        make_secret(directory)
+    code = run_ranks(command, directory, node_rank or 0)
+    forget_unused(directory)
+    return code
 
 
 @click.command()
@@ -89,6 +108,14 @@ def check(arguments: tuple[str, ...]) -> int:
     from trainlib.config import load_config
 
     return call("trainlib.training.programs.check", arguments, config=load_config(arguments))
+
+
+def _check_environment() -> None:
+    """Tell which of Accelerate's variables are left out; raise UserError for a wrong value of one that is used."""
+    without = left_by_another_launch(os.environ)
+    if foreign := launch_variables.of_accelerate(os.environ):
+        click.echo(f"note: not used, as the configuration decides: {', '.join(foreign)}", err=True)
+    launch_variables.check({name: value for name, value in os.environ.items() if name not in without})
 
 
 def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown: bool) -> Node | None:

@@ -19,6 +19,7 @@ from launch.doctor.storage import check_storage
 from launch.local.command import Command
 from launch.local.devices import choose_processes, count_gpus
 from launch.slurm.queue import QueueError, one_task_a_node
+from trainlib.isolation import child_variables
 
 GIB = 1 << 30
 _SECONDS = 120.0  # importing torch from a slow disk included
@@ -71,7 +72,7 @@ def run_ranks(processes: int, *, nodes: int = 1, seconds: float = _SECONDS) -> O
         with log.open("wb") as stream:
             child = subprocess.Popen(
                 command.words,
-                env=command.variables(os.environ),
+                env={**command.variables(os.environ), **child_variables(os.environ)},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,

@@ -49,7 +49,7 @@ def key_source(server: str, environment: Mapping[str, str], netrc_file: Path) ->
 
 
 def _netrc_path(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("NETRC") or "~/.netrc").expanduser()
+    return Path(os.path.expanduser(environment.get("NETRC") or "~/.netrc"))
 
 
 def _reach(server: str) -> Finding:

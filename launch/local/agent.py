@@ -79,4 +79,4 @@ def with_report(words: Sequence[str], descriptor: int) -> tuple[str, ...]:
     accelerate = accelerate_launch(sys.executable)
     if tuple(words[: len(accelerate)]) != accelerate:
         return tuple(words)
-    return (sys.executable, "-m", AGENT_MODULE, str(descriptor), *words[len(accelerate) :])
+    return (sys.executable, "-P", "-m", AGENT_MODULE, str(descriptor), *words[len(accelerate) :])

@@ -10,10 +10,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+
+from trainlib.isolation import child_variables
+from trainlib.runs.launch_variables import of_accelerate
 
 TRAINING_MODULE = "trainlib.train"
 ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")
 STOP_SECONDS = 7  # for ranks to write a checkpoint and end, once their agent or its launcher is killed
+# The ranks of one machine need no other interface, and nobody else has business there.
+_ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
 RESUME_LATEST = ""  # --resume without a checkpoint
 
 
@@ -69,8 +75,9 @@ class Node:
 
 
 def left_by_another_launch(environment: Mapping[str, str]) -> list[str]:
-    """Return the names of the variables that would make a process a rank of some other launch, sorted."""
-    return sorted(name for name in environment if _RANK_VARIABLES.fullmatch(name))
+    """Return the names of the variables that are for some other launch, sorted: a rank's place, options."""
+    ranks = {name for name in environment if _RANK_VARIABLES.fullmatch(name)}
+    return sorted(ranks | set(of_accelerate(environment)))
 
 
 def accelerate_launch(python: str) -> tuple[str, ...]:
@@ -115,6 +122,7 @@ def training_command(
     python: str,
     accelerate: Sequence[str],
     without: Sequence[str] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
     node: Node | None = None,
     module: str = TRAINING_MODULE,
 ) -> Command:
@@ -124,13 +132,14 @@ def training_command(
     python       the interpreter
     accelerate   the words that start `accelerate launch`
     without      names of environment variables that the ranks must not inherit
+    variables    further environment variables of the ranks
     node         this machine's place among several; None where there is only this one
     module       the program that each rank runs
 
     On a machine without GPUs, Accelerate starts several ranks only with both --multi_gpu and ACCELERATE_USE_CPU.
     """
     world_size = processes * (node.count if node else 1)
-    environment = {"TRAINLAUNCH_WORLD_SIZE": str(world_size)}
+    environment = {**variables, "TRAINLAUNCH_WORLD_SIZE": str(world_size)}
     if world_size == 1:
         return Command((python, "-m", module, *arguments), environment, without)
     if on_cpu:
@@ -166,6 +175,7 @@ def command_here(
         python=sys.executable,
         accelerate=accelerate_launch(sys.executable),
         without=left_by_another_launch(os.environ),
+        variables=child_variables(os.environ) | (_ON_LOOPBACK if node is None and processes > 1 else {}),
         node=node,
         module=module,
     )

@@ -9,11 +9,12 @@ import subprocess
 from collections.abc import Mapping
 
 from trainlib.errors import TrainlaunchError, UserError
+from trainlib.runs.launch_variables import uses_cpu
 
 
 def visible_gpus(installed: int, environment: Mapping[str, str]) -> int:
     """Return how many of the `installed` NVIDIA GPUs a program may use that is started with this environment."""
-    if environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+    if uses_cpu(environment):
         return 0
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -46,7 +47,7 @@ def choose_processes(requested: int | None, gpus: int) -> int:
 def require_given_gpus(gpus: int, environment: Mapping[str, str]) -> None:
     """Raise TrainlaunchError if SLURM gave this node GPUs and none is visible, rather than train on the CPU."""
     given = environment.get("SLURM_GPUS_ON_NODE", "")
-    on_cpu = environment.get("ACCELERATE_USE_CPU") or environment.get("CUDA_VISIBLE_DEVICES") == ""
+    on_cpu = uses_cpu(environment) or environment.get("CUDA_VISIBLE_DEVICES") == ""
     if given.isdecimal() and int(given) and not gpus and not on_cpu:
         raise TrainlaunchError(
             f"SLURM gave this job {given} GPUs on {socket.gethostname()}, but nvidia-smi shows none there: have the "

@@ -45,11 +45,15 @@ class AgentReport:
     log        its own log messages and tracebacks
     closing    processes of the ranks that it asked to end, as another rank had failed
     failures   ranks that failed, first observed first
+    waiting    whether it waits for other machines
+    error      why it started no rank, for the user; empty if it did
     """
 
     log: list[str] = field(default_factory=list)
     closing: list[int] = field(default_factory=list)
     failures: list[RankFailure] = field(default_factory=list)
+    waiting: bool = False
+    error: str = ""
 
     def add_line(self, line: str) -> None:
         """Take in one line of the report. A line that was cut off, as by a SIGKILL, is left out."""
@@ -61,6 +65,8 @@ class AgentReport:
             self.log.append(message["log"])
         if "closing" in message:
             self.closing.append(message["closing"])
+        self.waiting = message.get("waiting", self.waiting)
+        self.error = message.get("error", self.error)
         if "failures" in message:
             self.failures = [RankFailure(**failure) for failure in message["failures"]]
 

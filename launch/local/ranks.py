@@ -20,6 +20,9 @@ def run_program(command: Command) -> int:
         pass
     if code == 0:
         return 0
+    if agent.report.error:
+        print(f"error: {agent.report.error}", file=sys.stderr)
+        return code
     failure = find_cause(agent.report.failures, agent.report.closing)
     if failure is None:
         print("".join(agent.report.log), end="", file=sys.stderr)

@@ -41,6 +41,11 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @property
+    def asked(self) -> bool:
+        """True once a stop signal has come."""
+        return self._asked is not None
+
     def run_has_started(self) -> bool:
         """Return True if the new attempt has begun, by its line in attempts.jsonl."""
         if not self._started:

@@ -52,7 +52,10 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
     with stop.catching_signals():
         agent = Agent(
             command,
-            environment={"PET_SIGNALS_TO_HANDLE": "SIGHUP"},  # torchrun's --signals-to-handle
+            environment={
+                "PET_SIGNALS_TO_HANDLE": "SIGHUP",  # torchrun's --signals-to-handle
+                "TRAINLAUNCH_RUN_DIRECTORY": str(directory),  # whose secret several machines must know
+            },
             stderr=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=_prepare_agent,
@@ -61,9 +64,10 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
         assert child.stderr is not None
         # newline="": a progress bar ends its lines in \r, which must reach the terminal at once and as they are
         stderr = _StderrRelay(io.TextIOWrapper(child.stderr, encoding="utf-8", errors="replace", newline=""))
-        running = True
-        while running and not stop.now:
+        running, given_up = True, False
+        while running and not stop.now and not given_up:
             running = agent.wait(_POLL_SECONDS) is None
+            given_up = running and stop.asked and agent.report.waiting
             if stop.run_has_started():
                 if not cleared:
                     failure_record.clear(directory, node_rank)
@@ -71,7 +75,7 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
                 stop.deliver()
                 _append(log, stderr.take_lines())
             _kill_ranks(child, agent.overdue_ranks(_CLOSING_SECONDS if stop.run_has_started() else _REFUSED_SECONDS))
-        if stop.now:
+        if stop.now or given_up:
             _kill_tree(child)
         elif child.returncode < 0:
             _end_orphans()
@@ -80,15 +84,30 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
         stop.withdraw()
     if stop.run_has_started():
         _append(log, [*stderr.take_lines(), *agent.report.log])
+    if given_up:
+        print("stopped while waiting for other machines, before training began; run it again", file=sys.stderr)
+        return EXIT_STOPPED
     if stop.now:
         print("killed: the run continues from its last checkpoint when it is started again", file=sys.stderr)
         return EXIT_INTERRUPTED
+    return _report(agent, directory, node_rank, has_started=stop.run_has_started())
+
+
+def _report(agent: Agent, directory: Path, node_rank: int, *, has_started: bool) -> int:
+    """Tell and record how the ranks ended by themselves; return the exit code to end with.
+
+    has_started   whether this attempt at the run has begun
+    """
+    child = agent.process
     if child.returncode == 0:
         return 0
+    if agent.report.error:
+        print(f"error: {agent.report.error}", file=sys.stderr)
+        return child.returncode
     failure = find_cause(agent.report.failures, agent.report.closing)
     if failure is None:
         return _report_no_rank(agent.report.log, directory, child.returncode)
-    if stop.run_has_started() and failure.shell_code != EXIT_STOPPED:
+    if has_started and failure.shell_code != EXIT_STOPPED:
         _record_failure(failure, directory, node_rank)
     return _report_rank(failure, directory)
 

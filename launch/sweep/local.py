@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from types import FrameType
 
 from launch.sweep.grid import Element, short_keys, value_text
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
+from trainlib.isolation import child_variables
 from trainlib.runs import RUNS
 from trainlib.runs.stop_request import STOP_SIGNALS
 
@@ -65,7 +67,7 @@ class _Relay:
         """Run a command to its end; return its exit code, 128 + the signal's number where a signal ended it."""
         if self.asked:
             return EXIT_STOPPED
-        self._child = subprocess.Popen(words, start_new_session=True)
+        self._child = subprocess.Popen(words, env={**os.environ, **child_variables(os.environ)}, start_new_session=True)
         if self.asked:  # while the process was being made
             self._child.terminate()
         code = self._child.wait()

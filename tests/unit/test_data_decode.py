@@ -117,7 +117,7 @@ def test_the_error_names_all_or_the_log_does(tmp_path: Path) -> None:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "CHUNK_SIZE", 4)
-    monkeypatch.setattr(pool, "available_cores", lambda: 3)
+    monkeypatch.setattr(pool, "decoding_processes", lambda: 3)
 
 
 def many_images(folder: Path, count: int) -> list[str]:

@@ -13,6 +13,7 @@ from paths import REPOSITORY
 
 from launch.cli import main
 from launch.local.agent import AGENT_MODULE
+from trainlib.isolation import child_variables
 
 # Stands in for the training program: tells what it was given, and ends with 75.
 PROGRAM = """\
@@ -23,6 +24,11 @@ def main(arguments, config=None):
     print(os.environ["TRAINLAUNCH_WORLD_SIZE"], arguments)
     return 75
 """
+
+
+def isolated() -> str:
+    """The variables that keep the current folder off the module search path, as a shell takes them."""
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in child_variables(os.environ).items())
 
 
 @pytest.fixture
@@ -111,7 +117,7 @@ def test_an_error_of_the_configuration_comes_without_torch() -> None:
 def test_dry_run_prints_the_command_alone(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--dry-run", *words.split()]) == 0
     python = shlex.quote(sys.executable)
-    assert capsys.readouterr() == (f"TRAINLAUNCH_WORLD_SIZE=1 {python} -m trainlib.train {expected}\n", "")
+    assert capsys.readouterr() == (f"{isolated()} TRAINLAUNCH_WORLD_SIZE=1 {python} -m trainlib.train {expected}\n", "")
     assert not Path("runs").exists()
 
 
@@ -135,9 +141,10 @@ def test_dry_run_of_several_processes_prints_what_is_run(
     assert not (config.parent / "started").exists()
     assert main(words) == 0
     started = json.loads((config.parent / "started").read_text())
-    prefix = "env -u MASTER_ADDR ACCELERATE_USE_CPU=true TRAINLAUNCH_WORLD_SIZE=3 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=7"
-    assert started[1:3] == ["-m", AGENT_MODULE]
-    assert shlex.split(printed) == [*prefix.split(), f"{config.parent}/accelerate", "launch", *started[4:]]
+    prefix = f"env -u MASTER_ADDR ACCELERATE_USE_CPU=true {isolated()} GLOO_SOCKET_IFNAME=lo TRAINLAUNCH_WORLD_SIZE=3"
+    prefix += " TORCH_ELASTIC_SHUTDOWN_TIMEOUT=7"
+    assert started[1:4] == ["-P", "-m", AGENT_MODULE]
+    assert shlex.split(printed) == [*prefix.split(), f"{config.parent}/accelerate", "launch", *started[5:]]
     assert started[started.index("--num_processes") + 1] == "3"
     assert started[-3:] == ["-m", "trainlib.train", "x.yaml"]
 

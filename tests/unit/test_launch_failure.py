@@ -67,7 +67,7 @@ def test_a_report_that_is_cut_off_keeps_what_is_whole() -> None:
 
 def test_only_accelerate_is_given_a_report() -> None:
     words = (*accelerate_launch(sys.executable), "--multi_gpu", "-m", "trainlib.train", "x.yaml")
-    expected = (sys.executable, "-m", AGENT_MODULE, "5", "--multi_gpu", "-m", "trainlib.train", "x.yaml")
+    expected = (sys.executable, "-P", "-m", AGENT_MODULE, "5", "--multi_gpu", "-m", "trainlib.train", "x.yaml")
     assert with_report(words, 5) == expected
     assert with_report(("srun", *words), 5) == ("srun", *words)
 
@@ -83,7 +83,8 @@ def launch(arguments):
     logger.info("not worth a line")
     raise RuntimeError("address already in use")
 agent.launch_command = launch
-sys.argv[1:] = ["1", "--multi_gpu", "x.py"]
+machine = ["--num_processes=2", "--num_machines=1", "--machine_rank=0", "--main_process_port=0"]
+sys.argv[1:] = ["1", "--multi_gpu", *machine, "x.py"]
 agent.main()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -13,11 +13,12 @@ import ranks
 import torch
 from parts import build_trainer, make_dataset, resolved
 
-from trainlib.distributed import channel, process_group
+from trainlib.distributed import process_group
 from trainlib.distributed.allreduce import shared_memory
 from trainlib.distributed.allreduce.shared_memory import SLOT_BYTES, SharedMemoryAllReduce
 from trainlib.distributed.channel import GlooChannel, UnixSocketChannel, are_all_local, open_channel
 from trainlib.distributed.process_group import gather_objects
+from trainlib.runs.scratch import SHARED_MEMORY
 from trainlib.training.step.train_step import train_step
 from trainlib.training.step.update import UpdateStatus
 
@@ -115,7 +116,7 @@ def _no_room(rank_without: int) -> int:
     config = resolved(CONFIG)
     with process_group.joined(config.train) as accelerator:
         if rank_without < 0:
-            ranks.replace(shared_memory, "_allocate_slots", lambda folder, world_size: os.rmdir(folder))
+            ranks.replace(shared_memory, "_allocate_slots", lambda scratch, world_size: scratch.remove())
             assert gather_objects(SharedMemoryAllReduce.open() is None) == [True, True]
         if accelerator.process_index == rank_without:
 
@@ -148,6 +149,6 @@ def test_only_few_ranks_that_are_all_here_share(
 
 
 def test_nothing_is_left_in_memory(tmp_path: Path) -> None:
-    before = set(channel.SHARED_MEMORY.glob("trainlaunch-*")) if channel.SHARED_MEMORY.is_dir() else set()
+    before = set(SHARED_MEMORY.glob("trainlaunch-*")) if SHARED_MEMORY.is_dir() else set()
     assert ranks.run(_flags_are_told, world_size=3, cwd=tmp_path) == [0, 0, 0]
-    assert (set(channel.SHARED_MEMORY.glob("trainlaunch-*")) if channel.SHARED_MEMORY.is_dir() else set()) <= before
+    assert (set(SHARED_MEMORY.glob("trainlaunch-*")) if SHARED_MEMORY.is_dir() else set()) <= before

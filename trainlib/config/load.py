@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -140,9 +142,17 @@ def _find(file: str) -> tuple[Path, str]:
 
 
 def _name_from(file: str) -> str:
-    """Return the default name of a run: the first file's, without characters that a name may not hold."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem).lstrip("._-")
-    return name[:100] or "run"
+    """Return the default name of a run: the first file's, without characters that a name may not hold.
+
+    Where letters of other alphabets are lost, a digest of the whole name tells the files apart: `größe.yaml` trains
+    into `gr-e-...`, and no other file does.
+    """
+    stem = unicodedata.normalize("NFC", Path(file).stem)  # macOS takes letters and accents apart
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")
+    if name and stem.isascii():
+        return name[:100]
+    digest = hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{name.rstrip('-')[:91] or 'run'}-{digest}"
 
 
 def _validated(source: Source) -> Config:

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-import psutil
 import torch
 
 from trainlib.data.cache_entry import CacheEntry, Decoded, ImageFile
 from trainlib.data.dataset import PerChannel, channel_statistics
-from trainlib.data.decoding.pool import available_cores, damaged_images, decode_files
+from trainlib.data.decoding.pool import damaged_images, decode_files, decoding_processes
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.errors import DataError
+from trainlib.runs.limits import available_memory
 from trainlib.runs.locks import exclusive_lock
 
 FORMAT = 2
@@ -96,8 +96,14 @@ def load_decoded(
 def cache_folder() -> Path:
     """Return $TRAINLAUNCH_CACHE or, by the XDG base directory specification, trainlaunch in the user's cache folder."""
     if own := os.environ.get("TRAINLAUNCH_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "trainlaunch"
+        return Path(os.path.expanduser(own)).absolute()
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if folder.startswith("~"):
+        raise DataError(
+            "There is no folder for decoded images, as this user has no home directory: set the environment variable "
+            "HOME, or TRAINLAUNCH_CACHE to a folder on a disk with room."
+        )
+    return Path(folder).absolute() / "trainlaunch"
 
 
 def _key(files: Sequence[ImageFile], image_size: int) -> str:
@@ -149,7 +155,7 @@ def _size(shape: tuple[int, ...]) -> int:
 def _room(folder: Path) -> tuple[int, int]:
     """Return the available memory and the free disk where the cache is, in bytes."""
     there = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path("/"))
-    return psutil.virtual_memory().available, shutil.disk_usage(there).free
+    return available_memory(), shutil.disk_usage(there).free
 
 
 def _decode(
@@ -196,6 +202,6 @@ def _progress(total: int, show_bar: bool) -> Iterator[Callable[[int], None]]:
             yield lambda count: bar.advance(task, count)
         return
     start = time.monotonic()
-    logger.info("Decoding %d images, once, on %d cores ...", total, available_cores())
+    logger.info("Decoding %d images, once, in up to %d processes ...", total, decoding_processes())
     yield lambda count: None
     logger.info("Decoded %d images in %.1f s.", total, time.monotonic() - start)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainlib.data.dataset import PerChannel
-from trainlib.data.decoding.pool import available_cores
 from trainlib.data.identity import Stamp
 from trainlib.runs.files import write_atomically
+from trainlib.runs.limits import usable_cores
 
 BLOCK = 1 << 26  # bytes that are hashed at a time, so that all cores take part
 NAMED_AT_MOST = 5
@@ -119,14 +119,14 @@ def array_sha256(images_NCHW: np.ndarray) -> str:
     """Return the SHA-256, in hex, over the SHA-256s of an array's blocks of 64 MiB."""
     data = images_NCHW.reshape(-1)
     blocks = (data[start : start + BLOCK] for start in range(0, data.nbytes, BLOCK))
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         hashes = pool.map(lambda block: hashlib.sha256(block.data).digest(), blocks)
         return hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
 def _changed(paths: Sequence[str], hashes: Iterable[str | None]) -> list[str]:
     """Return the paths of the files that do not have these hashes; a hash that is not known is not had."""
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return [path for path, now, then in zip(paths, pool.map(_sha256, paths), hashes, strict=True) if now != then]
 
 

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from trainlib.data.decoding.decode import PICTURE_SECONDS, Failure, decode_rows
-from trainlib.data.decoding.pool import available_cores, damaged_images
+from trainlib.data.decoding.pool import WORKER_BYTES, damaged_images, decoding_processes
 from trainlib.runs.launch_variables import local_world_size
 from trainlib.runs.stop_request import ignore_stop_signals
 
+BATCHES_AHEAD = 2  # for each process that decodes
 DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
 
 
@@ -89,7 +90,8 @@ class StreamedImages:
             _DecodedBatches(self.paths, self.image_size),
             sampler=[ids_B.tolist() for ids_B in ids],
             batch_size=None,  # an item is a batch already
-            num_workers=min(_cores_of_this_rank(), len(ids)),
+            num_workers=min(self._processes(max(map(len, ids), default=0)), len(ids)),
+            prefetch_factor=BATCHES_AHEAD if len(ids) else None,
             worker_init_fn=_leave_signals_to_parent,
             pin_memory=on_cuda,
             generator=torch.Generator(),  # else it would draw from the global one, which belongs to the model
@@ -98,6 +100,11 @@ class StreamedImages:
             if not isinstance(batch, Tensor):
                 raise damaged_images([(path, reason) for path, reason in batch])
             yield batch.to(self.device, non_blocking=on_cuda)
+
+    def _processes(self, batch_size: int) -> int:
+        """Return how many processes decode for this rank, each holding batches of this size."""
+        batch_bytes = 3 * self.image_size**2 * batch_size
+        return decoding_processes(WORKER_BYTES + (BATCHES_AHEAD + 1) * batch_bytes, local_world_size())
 
 
 class _DecodedBatches(TorchDataset[Tensor | list[Failure]]):
@@ -113,10 +120,6 @@ class _DecodedBatches(TorchDataset[Tensor | list[Failure]]):
         paths = [self.paths[i] for i in ids]
         _, failures = decode_rows(images_NCHW, 0, paths, PICTURE_SECONDS if get_worker_info() else None)
         return failures or torch.from_numpy(images_NCHW)
-
-
-def _cores_of_this_rank() -> int:
-    return max(1, available_cores() // local_world_size())
 
 
 def _leave_signals_to_parent(_worker: int) -> None:

@@ -8,7 +8,10 @@ DESCRIPTOR is the number of an open file descriptor. Each line written to it is 
     {"closing": PID}    the agent asks this rank to end, because another one has failed
     {"failures": [{"rank": RANK, "exit_code": CODE, "pid": PID}, ...]}
                         all ranks have ended, and these failed; the one that was observed first comes first
+    {"waiting": BOOL}   whether the other machines are waited for
+    {"error": TEXT}     why no rank was started, for the user
 
+Where there are several machines, TRAINLAUNCH_RUN_DIRECTORY names the run directory, whose secret they must know.
 What the ranks print is not touched.
 """
 
@@ -18,12 +21,20 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import traceback
+from argparse import Namespace
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from trainlib.distributed.gathering import Machine
+from trainlib.distributed.rendezvous import BACKEND, register
+from trainlib.errors import TrainlaunchError
+from trainlib.runs.scratch import make_scratch
 
 # How torch tells that it sends SIGTERM to a rank. It is only logged, and torch waits 30 s before it raises anything.
 _CLOSING_MESSAGE = "Sending process %s closing signal"
@@ -50,13 +61,46 @@ def main() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("torch.distributed")
     logger.handlers, logger.propagate = [handler], False
+    scratch = make_scratch(in_memory=False)  # for torch's folders, which it leaves behind when it is killed
+    if scratch is not None:
+        tempfile.tempdir = str(scratch.path)
     try:
-        launch_command(launch_command_parser().parse_args(sys.argv[2:]))
+        options = launch_command_parser().parse_args(sys.argv[2:])
+        _meet(options, descriptor)
+        launch_command(options)
+    except TrainlaunchError as error:
+        _write(descriptor, error=str(error))
+        sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001  a launcher reads it, whatever it is
         _write(descriptor, log=traceback.format_exc())
         if isinstance(error, ChildFailedError):
             _write(descriptor, failures=_failures(error))
         sys.exit(1)
+    finally:
+        if scratch is not None:
+            scratch.remove()
+
+
+def _meet(options: Namespace, descriptor: int) -> None:
+    """Gather with the other machines, and have `accelerate launch` use the store that was opened for that."""
+    machine = Machine(
+        rank=int(options.machine_rank),
+        count=int(options.num_machines),
+        processes=int(options.num_processes),
+        run_id=os.environ.get("PET_RDZV_ID", ""),
+    )
+    directory = os.environ.pop("TRAINLAUNCH_RUN_DIRECTORY", None)
+    head = (str(options.main_process_ip), int(options.main_process_port))
+    _write(descriptor, waiting=machine.count > 1)
+    address = register(machine, head, Path(directory) if directory else None, _say)
+    _write(descriptor, waiting=False)
+    options.rdzv_backend, options.rdzv_endpoint = BACKEND, f"{address[0]}:{address[1]}"
+    options.main_process_port = 0  # which Accelerate would find in use
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _failures(error: ChildFailedError) -> list[dict[str, int]]:

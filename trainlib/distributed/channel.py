@@ -8,9 +8,7 @@ is raised in gloo's words, so that it is recognised as such (see `process_group.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,10 +20,10 @@ import torch.distributed as dist
 from trainlib.config import TrainConfig
 from trainlib.distributed.process_group import broadcast_object, collective_timeout, gather_objects
 from trainlib.runs import launch_variables
+from trainlib.runs.scratch import make_scratch
 
 MAX_LOCAL_RANKS = 8  # each has a connection to all others
 CONNECT_SECONDS = 30.0  # for another rank to connect
-SHARED_MEMORY = Path("/dev/shm")  # a file system in memory, where there is one
 LOST = "Connection closed by peer"  # as gloo says it
 
 
@@ -93,7 +91,8 @@ class UnixSocketChannel:
     def open(cls) -> UnixSocketChannel | None:
         """Connect all ranks; return None, on every rank, where one of them cannot be reached. A collective."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        folder = broadcast_object(make_socket_folder() if rank == 0 else None)
+        scratch = make_scratch() if rank == 0 else None
+        folder = broadcast_object(scratch.path if scratch else None)
         if folder is None:
             return None
         connections: list[socket.socket] | None = None
@@ -108,8 +107,8 @@ class UnixSocketChannel:
                 with suppress(OSError):
                     connections = _connect(folder, listener, rank, world_size)
             all_connected = all(gather_objects(connections is not None))
-        if rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # connections stay
+        if scratch is not None:
+            scratch.remove()  # connections stay
         return cls(connections) if all_connected and connections is not None else None
 
     def size(self) -> int:
@@ -139,14 +138,6 @@ class UnixSocketChannel:
         if b"" in flags:
             raise RuntimeError(LOST)
         return self._own_flag or b"\1" in flags
-
-
-def make_socket_folder() -> Path | None:
-    """Create a temporary folder for sockets, in memory if that is possible; None where it cannot be made."""
-    with suppress(OSError):
-        parent = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
-        return Path(tempfile.mkdtemp(prefix="trainlaunch-", dir=parent))
-    return None
 
 
 def _connect(folder: Path, listener: socket.socket, rank: int, world_size: int) -> list[socket.socket]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -25,13 +25,14 @@ from torch import nn
 
 from trainlib.config import TrainConfig
 from trainlib.errors import ConnectionLostError, UserError
-from trainlib.runs.launch_variables import local_world_size
+from trainlib.runs import launch_variables
+from trainlib.runs.limits import usable_cores
+
+logger = logging.getLogger("trainlib")
 
 T = TypeVar("T")
 
 PLAIN_DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-WORLD_SIZE_ASKED = "TRAINLAUNCH_WORLD_SIZE"  # set by the launcher: any other world size is an error
-NUM_THREADS = "TRAINLAUNCH_NUM_THREADS"  # intra-op threads of each rank, where the choice below does not suit
 
 # Of glibc's malloc.h and Linux's mman-common.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -59,27 +60,40 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
     torch.set_num_threads(num_threads(environ, is_elastic=config.reproducibility == "elastic"))
     _set_determinism(config)
     try:
-        accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
-            dynamo_backend="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=collective_timeout(config)),
-            ],
-        )
+        with _without_accelerate_variables(environ):
+            accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision="no" if config.precision == "fp32" else config.precision,
+                dynamo_backend="no",
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                    InitProcessGroupKwargs(timeout=collective_timeout(config)),
+                ],
+            )
     except ValueError as error:  # a precision that this device does not have
         raise UserError(f"train.precision: got {config.precision}: {error}") from error
-    if accelerator.distributed_type not in PLAIN_DATA_PARALLEL:
-        raise UserError(
-            f"Accelerate was told to use {accelerator.distributed_type}, but this trains with plain data parallelism: "
-            "unset ACCELERATE_USE_FSDP and ACCELERATE_USE_DEEPSPEED, or start it with `launch run`"
-        )
-    asked = environ.get(WORLD_SIZE_ASKED)
-    if asked is not None and accelerator.num_processes != int(asked):
+    assert accelerator.distributed_type in PLAIN_DATA_PARALLEL
+    asked = launch_variables.whole_number(launch_variables.WORLD_SIZE_ASKED, environ, accelerator.num_processes)
+    if accelerator.num_processes != asked:
         raise UserError(f"asked for {asked} processes, but {accelerator.num_processes} came up; nothing was trained")
     return accelerator
+
+
+@contextmanager
+def _without_accelerate_variables(environ: Mapping[str, str]) -> Iterator[None]:
+    """Context manager: hide Accelerate's variables from it, as every setting is given explicitly; tell of those lost.
+
+    Raises UserError where they ask for another kind of training.
+    """
+    launch_variables.refuse_other_training(environ)
+    if (lost := launch_variables.not_obeyed(environ)) and launch_variables.rank(environ) == 0:
+        logger.warning("not used: %s (the configuration decides, and ACCELERATE_USE_CPU)", ", ".join(lost))
+    hidden = {name: os.environ.pop(name) for name in launch_variables.of_accelerate(os.environ)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextmanager
@@ -114,17 +128,16 @@ def check_precision(config: TrainConfig, environ: Mapping[str, str] = os.environ
 def num_threads(environ: Mapping[str, str], *, is_elastic: bool = False) -> int:
     """Return the number of intra-op threads of this rank: its share of the physical cores that it may use.
 
+    A container's or job's limit of CPU time counts like so many cores.
     It is the same under every launcher. torchrun sets OMP_NUM_THREADS to 1 unasked, so that variable says nothing of
     what a user wants. In elastic mode it is 1, as kernels add in another order with another number, and there may be
     any number of ranks.
     """
-    if environ.get(NUM_THREADS):
-        return max(1, int(environ[NUM_THREADS]))
+    if (asked := launch_variables.num_threads(environ)) is not None:
+        return asked
     if is_elastic:
         return 1
-    physical = psutil.cpu_count(logical=False) or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return max(1, min(physical, allowed) // local_world_size(environ))
+    return max(1, usable_cores(physical=True) // launch_variables.local_world_size(environ))
 
 
 def collective_timeout(config: TrainConfig) -> timedelta:
@@ -158,7 +171,7 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 
 def _trains_on_cpu(environ: Mapping[str, str]) -> bool:
-    return not torch.cuda.is_available() or environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
+    return launch_variables.uses_cpu(environ) or not torch.cuda.is_available()
 
 
 def keep_freed_memory(environ: Mapping[str, str]) -> None:

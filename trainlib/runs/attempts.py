@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainlib.errors import StoppedError, TrainlaunchError
+from trainlib.errors import StoppedError, TrainlaunchError, UserError, not_permitted
 from trainlib.runs.files import Record, append_line, read_lines, timestamp
 from trainlib.runs.jobs import slurm_job
 from trainlib.runs.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason
@@ -45,7 +45,7 @@ def recorded_attempt(directory: Path, *, world_size: int, from_step: int) -> Ite
     """Record in a run directory that an attempt begins and, whatever happens in the block, how it ended.
 
     A block that ends without a reason, or with an exception after the last step, has failed. An OSError in the block,
-    as on a full disk, becomes a TrainlaunchError.
+    as on a full disk, becomes a TrainlaunchError; one about permissions a UserError.
     """
     file = directory / ATTEMPTS_FILE
     attempt = Attempt(step=from_step, number=next_number(directory))
@@ -68,6 +68,8 @@ def recorded_attempt(directory: Path, *, world_size: int, from_step: int) -> Ite
             # Rank 0 raises StoppedError without having been asked itself where another rank was.
             code = OTHER_RANK.code if isinstance(error, StoppedError) else EndCode.ERROR
             attempt.reason = EndReason(code, f"{type(error).__name__}: {error}")
+        if isinstance(error, PermissionError):
+            raise UserError(not_permitted(error)) from error
         if isinstance(error, OSError):
             raise TrainlaunchError(
                 f"{error}; the run ends here, and goes on from its last checkpoint when it is started again"

@@ -1,27 +1,139 @@
-"""The environment variables by which a launcher tells a process which of a run's ranks it is."""
+"""Environment variables that a run reads: a rank's place among the others, this software's own, and Accelerate's.
+
+A value that is none is a mistake of the user's, told with the variable's name. Empty stands for not set.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
+
+from trainlib.errors import UserError
+
+NUM_THREADS = "TRAINLAUNCH_NUM_THREADS"  # intra-op threads of each rank, where the choice made here does not suit
+NODE_SECONDS = "TRAINLAUNCH_NODE_SECONDS"  # that the machines of a run wait for each other before it starts
+WORLD_SIZE_ASKED = "TRAINLAUNCH_WORLD_SIZE"  # set by the launcher: any other world size is an error
+END_TIME = "TRAINLAUNCH_END_TIME"  # set by slurm/train.sbatch, empty where it is not known
+USE_CPU = "ACCELERATE_USE_CPU"  # Accelerate's own: train on the CPU even if there are GPUs
+
+DEFAULT_NODE_SECONDS = 300.0
+_MOST_THREADS = 1024
+_TRUE, _FALSE = ("1", "true", "yes", "on", "y", "t"), ("0", "false", "no", "off", "n", "f")  # as Accelerate reads them
+
+# Accelerate's variables that ask for another kind of training than plain data parallelism.
+_OTHER_TRAINING = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+    "ACCELERATE_USE_SAGEMAKER",
+    "ACCELERATE_IN_TPU_POD",
+)
+# Values that `accelerate launch` sets unasked, which say what is so anyway.
+_PLAIN_VALUES = {
+    "ACCELERATE_MIXED_PRECISION": {"no", ""},
+    "ACCELERATE_DYNAMO_BACKEND": {"no", ""},
+    "ACCELERATE_DYNAMO_MODE": {"default", ""},
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": {"1", ""},
+}
+_KEPT = (USE_CPU, "ACCELERATE_LOG_LEVEL")
 
 
 def rank(environ: Mapping[str, str] = os.environ) -> int:
     """Return this process's rank among all ranks of the run; 0 where nothing launched it."""
-    return int(environ.get("RANK", "0"))
+    return whole_number("RANK", environ, 0, least=0)
 
 
 def world_size(environ: Mapping[str, str] = os.environ) -> int:
     """Return the number of ranks of the run, on all machines; 1 where nothing launched this process."""
-    return int(environ.get("WORLD_SIZE", "1"))
+    return whole_number("WORLD_SIZE", environ, 1)
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
     """Return the number of ranks on this machine; 1 where nothing launched this process."""
-    return int(environ.get("LOCAL_WORLD_SIZE", "1"))
+    return whole_number("LOCAL_WORLD_SIZE", environ, 1)
 
 
 def job_end_time(environ: Mapping[str, str] = os.environ) -> float | None:
     """Return when the time of this SLURM job is over, in unix seconds; None outside a job, or where it has no end."""
-    end_time = environ.get("TRAINLAUNCH_END_TIME")  # set by slurm/train.sbatch, empty where it is not known
-    return float(end_time) if end_time else None
+    return _seconds(END_TIME, environ) if environ.get(END_TIME) else None
+
+
+def node_seconds(environ: Mapping[str, str] = os.environ) -> float:
+    """Return how many seconds the machines of a run wait for each other before it starts."""
+    return _seconds(NODE_SECONDS, environ) if environ.get(NODE_SECONDS) else DEFAULT_NODE_SECONDS
+
+
+def num_threads(environ: Mapping[str, str] = os.environ) -> int | None:
+    """Return the number of threads that the user wants for each rank; None where nothing is said."""
+    return whole_number(NUM_THREADS, environ, 0, most=_MOST_THREADS) or None
+
+
+def uses_cpu(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return True if the user wants to train on the CPU even if there are GPUs."""
+    value = environ.get(USE_CPU, "").strip().lower()
+    if value and value not in _TRUE + _FALSE:
+        raise UserError(
+            f"{USE_CPU}: got {environ[USE_CPU]!r}, must be true or false: correct the variable, or unset it"
+        )
+    return value in _TRUE
+
+
+def check(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError for the first of these variables that has a wrong value, or asks for another training."""
+    rank(environ), world_size(environ), local_world_size(environ), whole_number(WORLD_SIZE_ASKED, environ, 1)
+    num_threads(environ), node_seconds(environ), job_end_time(environ), uses_cpu(environ)
+    refuse_other_training(environ)
+
+
+def of_accelerate(environ: Mapping[str, str]) -> list[str]:
+    """Return the names of Accelerate's variables that no run here is to see, sorted: the configuration says it all."""
+    return sorted(name for name in environ if name.startswith("ACCELERATE_") and name not in _KEPT)
+
+
+def refuse_other_training(environ: Mapping[str, str]) -> None:
+    """Raise UserError where Accelerate's variables ask for DeepSpeed, FSDP or the like."""
+    for name in _OTHER_TRAINING:
+        if environ.get(name, "").strip().lower() not in ("", *_FALSE):
+            raise UserError(
+                f"{name}={environ[name]}: this trains with plain data parallelism; unset the variable, start "
+                "`accelerate launch` without that option, or use `launch run`, which leaves such variables out"
+            )
+
+
+def not_obeyed(environ: Mapping[str, str]) -> list[str]:
+    """Return `NAME=VALUE` for each of Accelerate's variables that would change a training if it were obeyed."""
+    return [
+        f"{name}={environ[name]}"
+        for name in of_accelerate(environ)
+        if (name in _PLAIN_VALUES and environ[name].strip().lower() not in _PLAIN_VALUES[name])
+        or name == "ACCELERATE_TORCH_DEVICE"
+    ]
+
+
+def whole_number(
+    name: str, environ: Mapping[str, str], default: int, *, least: int = 1, most: int | None = None
+) -> int:
+    """Return a variable's whole number. Raises UserError for another text, or a number outside of the limits."""
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if text.isascii() and text.isdecimal() and least <= int(text[:20]) and (most is None or int(text[:20]) <= most):
+        return int(text)
+    limits = f"from {least} on" if most is None else f"from {least} to {most}"
+    raise UserError(
+        f"{name}: got {environ[name]!r}, must be a whole number {limits}: correct the variable, or unset it"
+    )
+
+
+def _seconds(name: str, environ: Mapping[str, str]) -> float:
+    try:
+        value = float(environ[name])
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(
+            f"{name}: got {environ[name]!r}, must be a number of seconds above 0: correct the variable, or unset it"
+        )
+    return value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import selectors
 import signal
 import subprocess
@@ -16,20 +15,25 @@ from pathlib import Path
 
 from trainlib.data.decoding import decode
 from trainlib.errors import DataError, StoppedError, TrainlaunchError
+from trainlib.runs.limits import available_memory, usable_cores
 from trainlib.runs.printable import printable
 
 package_logger = logging.getLogger("trainlib")  # to which the handlers of a run's log are added
 
+WORKER_BYTES = 128 << 20  # of memory, that a process takes which decodes: libraries and a picture of 24 megapixels
+MEMORY_FRACTION = 0.25  # of what is available, for all of them
 CHUNK_SIZE = 64  # images between two calls of `stop_requested`
 PARALLEL_FROM = 500  # images; fewer are decoded by one worker sooner than several have started
 NAMED_AT_MOST = 10
 
 
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def decoding_processes(most_bytes: int = WORKER_BYTES, ranks: int = 1) -> int:
+    """Return how many processes may decode at a time for each of `ranks`: one a core, as far as memory allows.
+
+    most_bytes   that one of them takes
+    """
+    for_memory = int(available_memory() * MEMORY_FRACTION) // most_bytes
+    return max(1, min(usable_cores(), for_memory) // ranks)
 
 
 def decode_files(
@@ -48,7 +52,7 @@ def decode_files(
     process decodes nothing itself: while a decoder is at a picture, no signal is heeded.
     """
     chunks = [(start, paths[start : start + CHUNK_SIZE]) for start in range(0, len(paths), CHUNK_SIZE)]
-    num_workers = min(available_cores(), len(chunks)) if len(paths) >= PARALLEL_FROM else min(1, len(chunks))
+    num_workers = min(decoding_processes(), len(chunks)) if len(paths) >= PARALLEL_FROM else min(1, len(chunks))
     hashes: list[str | None] = [None] * len(paths)
     failures: list[decode.Failure] = []
 

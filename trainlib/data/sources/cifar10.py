@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def load_cifar10(root: Path, *, stop_requested: Callable[[], bool]) -> Dataset:
     """
     from torchvision.datasets import CIFAR10
 
-    root = root.expanduser().absolute()
+    root = Path(os.path.expanduser(root)).absolute()  # which does not raise where there is no such user
     try:
         # Before any lock: a complete copy may lie where nothing can be written.
         with contextlib.suppress(RuntimeError):

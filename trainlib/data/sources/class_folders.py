@@ -70,7 +70,7 @@ def list_images(root: Path, *, warn: bool = True) -> tuple[SplitFolder, SplitFol
 
     Raises DataError with everything that is wrong. A warning names the files that are left out.
     """
-    root = root.expanduser().absolute()
+    root = Path(os.path.expanduser(root)).absolute()  # which does not raise where there is no such user
     _check_split_folders(root)
     train, test = _list_split(root / "train"), _list_split(root / "test")
     mistakes = _mistakes(train, test)
@@ -94,7 +94,7 @@ def list_class_folders(folder: Path, class_names: Sequence[str]) -> SplitFolder:
 
     Raises DataError with everything that is wrong.
     """
-    folder = folder.expanduser().absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     if not folder.is_dir():
         raise DataError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
     split = _list_split(folder)

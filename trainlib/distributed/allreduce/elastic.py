@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from trainlib.data.batches.rank_slice import shards_of_rank
 from trainlib.distributed import hardware
-from trainlib.distributed.process_group import NUM_THREADS, gather_objects
+from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.models.weights import weights_sha256
+from trainlib.runs.launch_variables import NUM_THREADS
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 

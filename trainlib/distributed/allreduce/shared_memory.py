@@ -8,17 +8,16 @@ order of ranks, so that all have the same bits.
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainlib.distributed.channel import UnixSocketChannel, are_all_local, make_socket_folder
+from trainlib.distributed.channel import UnixSocketChannel, are_all_local
 from trainlib.distributed.process_group import broadcast_object, gather_objects
+from trainlib.runs.scratch import Scratch, make_scratch
 
 SLOT_BYTES = 1 << 20  # longer values are added up piece by piece
 
@@ -30,6 +29,7 @@ def enable_local_allreduce(model: torch.nn.Module, device: torch.device) -> None
     """
     if (
         isinstance(model, DistributedDataParallel)
+        and model.process_group.size() > 1  # torchrun makes a group of one process as well
         and device.type == "cpu"
         and are_all_local()
         and (memory := SharedMemoryAllReduce.open()) is not None
@@ -65,7 +65,8 @@ class SharedMemoryAllReduce:
     def open(cls) -> SharedMemoryAllReduce | None:
         """Map the shared slots; return None, on every rank, where one of them cannot. A collective."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        folder = broadcast_object(_allocate_slots(make_socket_folder(), world_size) if rank == 0 else None)
+        scratch = _allocate_slots(make_scratch(), world_size) if rank == 0 else None
+        folder = broadcast_object(scratch.path if scratch else None)
         if folder is None:
             return None
         slots: Tensor | None = None
@@ -74,8 +75,8 @@ class SharedMemoryAllReduce:
                 str(folder / "slots"), shared=True, size=2 * world_size * SLOT_BYTES, dtype=torch.uint8
             ).view(2, world_size, SLOT_BYTES)
         all_mapped = all(gather_objects(slots is not None))
-        if rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # the memory stays as long as it is used
+        if scratch is not None:
+            scratch.remove()  # the memory stays as long as it is used
         channel = UnixSocketChannel.open() if all_mapped else None
         return cls(slots, rank, channel) if slots is not None and channel is not None else None
 
@@ -91,13 +92,13 @@ class SharedMemoryAllReduce:
                 piece.add_(slot)
 
 
-def _allocate_slots(folder: Path | None, world_size: int) -> Path | None:
+def _allocate_slots(scratch: Scratch | None, world_size: int) -> Scratch | None:
     """Make a file for all slots in the folder and return the folder; None where there is not enough memory."""
-    if folder is not None:
+    if scratch is not None:
         try:
-            with (folder / "slots").open("wb") as file:
+            with (scratch.path / "slots").open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, 2 * world_size * SLOT_BYTES)
         except (OSError, AttributeError):
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.remove()
             return None
-    return folder
+    return scratch

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -37,6 +36,7 @@ from trainlib.models.bitwise_probe import BitwiseProbe, layers_before, same_bits
 from trainlib.models.weights import weights_sha256
 from trainlib.randomness import key, permutation
 from trainlib.runs import launch_variables
+from trainlib.runs.limits import available_memory
 
 logger = logging.getLogger("trainlib")
 
@@ -215,7 +215,7 @@ class _Cache:
         if device.type == "cuda" and need <= torch.cuda.mem_get_info(device)[0] * DEVICE_MEMORY_FRACTION:
             place, fits = device, True
         else:
-            available = psutil.virtual_memory().available / launch_variables.local_world_size()
+            available = available_memory() / launch_variables.local_world_size()
             place, fits = torch.device("cpu"), need <= available * MEMORY_FRACTION
         if not all(gather_objects(fits)):
             raise _Without(f"that is {need / 1e9:.1f} GB for each process, and there is too little memory")

@@ -16,8 +16,8 @@ from importlib import util
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import trainlib
 from trainlib.config import WandbConfig
+from trainlib.isolation import child_variables
 from trainlib.runs.rows import Row
 
 logger = logging.getLogger("trainlib.training.tracking")
@@ -136,14 +136,12 @@ class WandbProcess:
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:
-    package = str(Path(trainlib.__file__).parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     # The service of another W&B run, or that run's id, which a program that starts this one may have left there.
     left = ("WANDB_SERVICE", "_WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME")
     environment = {name: value for name, value in os.environ.items() if name not in left}
     process = subprocess.Popen(
         [sys.executable, "-m", PROGRAM],
-        env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=environment | child_variables(os.environ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
