@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from trainlib.config import Config, load_config
+from trainlib.config.load import _name_from
+from trainlib.config.schema.values import check_run_name
 from trainlib.errors import ConfigError
 
 BASE = """
@@ -144,8 +146,34 @@ def test_three_files_and_overrides_anywhere(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "files",
+    [
+        ["実験.yaml", "эксперимент.yaml"],
+        ["größe.yaml", "grüße.yaml", "gr-e.yaml"],
+        ["!!!.yaml", "???.yaml", "---.yaml"],
+        ["\udcff.yaml", "\udcfe.yaml"],  # bytes of a file's name that are no UTF-8
+        ["ü" * 60 + ".yaml", "ü" * 61 + ".yaml", "ü.yaml"],
+    ],
+)
+def test_files_with_other_letters_give_runs_of_their_own(files: list[str]) -> None:
+    names = {_name_from(file) for file in files}
+    assert len(names) == len(files)
+    assert {check_run_name(name) for name in names} == names
+
+
+def test_the_same_letters_give_the_same_name_however_they_are_composed() -> None:
+    assert _name_from("e\u0301.yaml") == _name_from("\u00e9.yaml")
+
+
+@pytest.mark.parametrize(
     ("file", "name"),
-    [("my run.yaml", "my-run"), ("_x.yaml", "x"), ("é.yaml", "run"), ("a+b=c.yaml", None), ("v1.2.yaml", "v1.2")],
+    [
+        ("my run.yaml", "my-run"),
+        ("_x.yaml", "x"),
+        ("é.yaml", "run-4a99557e"),
+        ("a+b=c.yaml", None),
+        ("v1.2.yaml", "v1.2"),
+    ],
 )
 def test_the_name_is_the_first_files(workdir: Path, file: str, name: str | None) -> None:
     (workdir / file).write_text("seed: 0")
