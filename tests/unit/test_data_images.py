@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,14 @@ def test_statistics_are_taken_over_evenly_spaced_images(monkeypatch: pytest.Monk
 def test_images_of_one_colour_can_be_normalised() -> None:
     grey = InMemoryImages(torch.full((3, 3, 4, 4), 51, dtype=torch.uint8))
     assert channel_statistics(grey) == ((0.2, 0.2, 0.2), (1 / 255, 1 / 255, 1 / 255))
+
+
+def test_a_file_with_other_bytes_than_before_is_an_error(paths: list[str], tmp_path: Path) -> None:
+    copies = [str(shutil.copy(path, tmp_path)) for path in paths[:3]]
+    images = StreamedImages(copies, SIZE)
+    list(images.batches([torch.arange(3)]))
+    assert [index for index, _ in images.content.take_new()] == [0, 1, 2]
+    assert images.content.take_new() == []
+    shutil.copy(copies[0], copies[1])
+    with pytest.raises(DataError, match="1.png has other bytes than when this run read it first"):
+        list(images.to(torch.device("cpu")).batches([torch.tensor([0]), torch.tensor([1])]))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -77,6 +77,11 @@ class Listing:
         hashes = [file.sha256 for file in self.files]
         known = [sha256 for sha256 in hashes if sha256 is not None]
         return hashlib.sha256("".join(known).encode()).hexdigest() if known and len(known) == len(hashes) else None
+
+    def with_hashes(self, known: Mapping[str, str]) -> Listing:
+        """Return the listing with the hash of each file that had none, where it is known by the file's name."""
+        files = (f if f.sha256 else replace(f, sha256=known.get(f.name)) for f in self.files)
+        return replace(self, files=tuple(files))
 
     @property
     def facts(self) -> dict[str, str | None]:

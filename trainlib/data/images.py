@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
+from trainlib.data.content import FileContent
 from trainlib.data.decoding.decode import PICTURE_SECONDS, Failure, decode_rows
 from trainlib.data.decoding.pool import WORKER_BYTES, damaged_images, decoding_processes
 from trainlib.runs.launch_variables import local_world_size
 from trainlib.runs.stop_request import ignore_stop_signals
+
+_Item = tuple[Tensor, list[str | None], list[Failure]]  # images, and what `decode_rows` says of their files
 
 BATCHES_AHEAD = 2  # for each process that decodes
 DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
@@ -68,11 +71,18 @@ class InMemoryImages:
 class StreamedImages:
     """Image files that worker processes decode for each batch, ahead of it, for data that does not fit in memory.
 
-    The bits are those of the same images decoded into memory.
+    The bits are those of the same images decoded into memory. A file whose bytes change meanwhile is an error.
     """
 
-    def __init__(self, paths: Sequence[str], image_size: int, device: torch.device | None = None):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        image_size: int,
+        device: torch.device | None = None,
+        content: FileContent | None = None,
+    ):
         self.paths = paths
+        self.content = content or FileContent(paths)
         self.image_size = image_size
         self.device = device or torch.device("cpu")
 
@@ -81,12 +91,12 @@ class StreamedImages:
 
     def to(self, device: torch.device) -> StreamedImages:
         """Return the same images with their batches on `device`."""
-        return StreamedImages(self.paths, self.image_size, device)
+        return StreamedImages(self.paths, self.image_size, device, self.content)
 
     def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the images uint8 [B, 3, S, S] for each tensor of indices, int64 [B]; DataError for a damaged file."""
         on_cuda = self.device.type == "cuda"
-        loader: DataLoader[Tensor | list[Failure]] = DataLoader(
+        loader: DataLoader[_Item] = DataLoader(
             _DecodedBatches(self.paths, self.image_size),
             sampler=[ids_B.tolist() for ids_B in ids],
             batch_size=None,  # an item is a batch already
@@ -96,9 +106,10 @@ class StreamedImages:
             pin_memory=on_cuda,
             generator=torch.Generator(),  # else it would draw from the global one, which belongs to the model
         )
-        for batch in loader:
-            if not isinstance(batch, Tensor):
-                raise damaged_images([(path, reason) for path, reason in batch])
+        for ids_B, (batch, hashes, failures) in zip(ids, loader, strict=True):
+            self.content.check(ids_B.tolist(), hashes)
+            if failures:
+                raise damaged_images([(path, reason) for path, reason in failures])
             yield batch.to(self.device, non_blocking=on_cuda)
 
     def _processes(self, batch_size: int) -> int:
@@ -107,19 +118,19 @@ class StreamedImages:
         return decoding_processes(WORKER_BYTES + (BATCHES_AHEAD + 1) * batch_bytes, local_world_size())
 
 
-class _DecodedBatches(TorchDataset[Tensor | list[Failure]]):
+class _DecodedBatches(TorchDataset[_Item]):
     """The data set of torch's DataLoader, whose items are whole batches."""
 
     def __init__(self, paths: Sequence[str], image_size: int):
         self.paths = paths
         self.image_size = image_size
 
-    def __getitem__(self, ids: list[int]) -> Tensor | list[Failure]:
-        """Decode a batch, or return the damaged files: an exception would reach the parent with a traceback in it."""
+    def __getitem__(self, ids: list[int]) -> _Item:
+        """Decode a batch, with what `decode_rows` returns: an exception would reach the parent with a traceback."""
         images_NCHW = np.empty((len(ids), 3, self.image_size, self.image_size), np.uint8)
         paths = [self.paths[i] for i in ids]
-        _, failures = decode_rows(images_NCHW, 0, paths, PICTURE_SECONDS if get_worker_info() else None)
-        return failures or torch.from_numpy(images_NCHW)
+        hashes, failures = decode_rows(images_NCHW, 0, paths, PICTURE_SECONDS if get_worker_info() else None)
+        return torch.from_numpy(images_NCHW), hashes, failures
 
 
 def _leave_signals_to_parent(_worker: int) -> None:

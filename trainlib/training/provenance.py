@@ -20,12 +20,13 @@ from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
 from trainlib.runs import environment
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import write_atomically
+from trainlib.runs.files import read_lines, write_atomically
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 
 logger = logging.getLogger("trainlib")
 
 DATA_FILE = "data.jsonl"  # in the run directory: the listing of the data that it is trained on
+CONTENT_FILES = "content-*.jsonl"  # the hashes of files that are streamed, by the rank that read them
 SHOWN_AT_MOST = 10
 WAYS_ON = "use `--fresh` to begin again (the old run is kept aside) or `--name` for another run"
 
@@ -72,27 +73,45 @@ def data_changes(recorded: Mapping[str, Any], before: Listing | None, now: Listi
     recorded   `Listing.facts` of the data then, from the checkpoint's manifest
     before     the listing itself, from the run directory; None where it is lost
     """
-    contents = recorded.get("content"), now.content
-    same_content = None in contents or contents[0] == contents[1]
-    if recorded.get("listing") == now.digest and same_content:
-        return []
-    if before is not None and before.digest == recorded.get("listing"):
-        return changes(before, now) or ["some files have other bytes"]
+    is_listed = before is not None and before.digest == recorded.get("listing")
+    if recorded.get("listing") == now.digest:
+        if recorded.get("content") == now.content is not None:
+            return []
+        found = changes(before, now) if is_listed and before is not None else []
+        both_known = None not in (recorded.get("content"), now.content)
+        return found or (["some files have other bytes"] if both_known else [])
+    if is_listed and before is not None:
+        return changes(before, now)
     return [f"which ones cannot be told: {DATA_FILE}, the list of its files, is lost"]
 
 
 def read_listing(run: RunDirectory) -> Listing | None:
-    """Return the listing of the data that a run is trained on; None where it is missing or damaged."""
+    """Return the listing of the data that a run is trained on, with all hashes that are known of its files.
+
+    None where the file is missing or damaged.
+    """
     try:
-        return parse_listing((run.path / DATA_FILE).read_text(encoding="utf-8"))
+        listing = parse_listing((run.path / DATA_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    streamed = known_content(run)
+    return listing.with_hashes(streamed) if listing is not None and streamed else listing
 
 
 def record_data(run: RunDirectory, listing: Listing) -> None:
-    """Write the listing into the run directory, unless it is there already."""
-    if read_listing(run) != listing:
+    """Write the listing into the run directory, unless it is there already; hashes that are known stay."""
+    before = read_listing(run)
+    if before is not None and before.digest == listing.digest:
+        known = {file.name: file.sha256 for file in before.files if file.sha256 is not None}
+        listing = listing.with_hashes(known)
+    if before != listing:
         write_atomically(run.path / DATA_FILE, dump_listing(listing))
+
+
+def known_content(run: RunDirectory) -> dict[str, str]:
+    """Return the SHA-256, by name, of each file that earlier attempts streamed."""
+    lines = [line for path in run.path.glob(CONTENT_FILES) for line in read_lines(path)]
+    return {str(line["file"]): str(line["sha256"]) for line in lines if {"file", "sha256"} <= line.keys()}
 
 
 def require_alike(config: Config, listing: Listing) -> None:

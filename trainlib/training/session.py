@@ -31,6 +31,7 @@ from trainlib.runs.stop_request import StopFlag
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.content_record import ContentHook, forget_content, learn_content
 from trainlib.training.final_test import TestResult, evaluate_test_split, write_test_evaluation
 from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook
 from trainlib.training.outputs import open_trainer, summary_of
@@ -69,9 +70,12 @@ def run_session(
     with process_group.joined(config.train) as accelerator:
         start = _join_run(run, attempt, start, accelerator)
         require_alike(config, dataset.listing)
+        if start is not None:
+            learn_content(run, dataset)
         training = _build(config, dataset, accelerator, start, custom, flag, log)
         with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
             hooks: list[Hook] = [HeartbeatHook(watchdog.heartbeat), *custom.hooks]
+            hooks.append(ContentHook(run, dataset, accelerator.process_index))
             hooks += EndOfJobHook.from_environment(flag) if is_main else []
             with open_trainer(config, run, training, hooks, attempt, start, dataset) as trainer:
                 if is_main:
@@ -120,6 +124,8 @@ def _record_start(config: Config, run: RunDirectory, start: Checkpoint | None, d
     """Write config.yaml and remove what an earlier end left: done late, so that a start that fails changes nothing."""
     if start is not None:
         checkpoint.set_aside_newer(run.checkpoints, start)
+    else:
+        forget_content(run)
     record_data(run, dataset.listing)
     run.begin(config)
 
