@@ -89,7 +89,7 @@ def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
 
 def _is_finished(run: RunDirectory, config: Config) -> bool:
     """Return True if this run is completed with this very configuration, so that a script goes on to its next run."""
-    return run.summary().get("status") == "completed" and not differences(read_resolved(run.config_file), config)
+    return run.is_finished and not differences(read_resolved(run.config_file), config)
 
 
 def _load_tested_weights(run: RunDirectory, model: ModelSource | None) -> None:

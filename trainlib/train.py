@@ -6,11 +6,11 @@ user are reported before torch is imported, where that is possible.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from trainlib.config import Config, keep_older_values, load_config
@@ -26,9 +26,9 @@ from trainlib.errors import (
     not_permitted,
 )
 from trainlib.runs import RUNS, launch_variables
-from trainlib.runs.attempts import next_number, recorded_attempt
+from trainlib.runs.attempts import Attempt, recorded_attempt
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.logs import attempt_header, logging_to_console, logging_to_file
+from trainlib.runs.logs import logging_to_console, logging_to_file, redirect_output
 from trainlib.runs.printable import lines, print_error
 from trainlib.runs.stop_request import StopFlag, ignore_stop_signals
 from trainlib.runs.streams import keep_running_without_readers, secure_streams
@@ -52,10 +52,12 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     rank = launch_variables.rank()
+    if (log := launch_variables.log_before_start()) is not None:
+        redirect_output(log)
     flag = StopFlag()
     flag.install()
     try:
-        with logging_to_console():
+        with logging_to_console(logging.INFO if rank == 0 else logging.WARNING):
             if config is None:
                 config = load_config(options.config)
             done = train(config, flag, rank=rank, fresh=options.fresh, resume=options.resume)
@@ -65,13 +67,13 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
             print_error(error)
         return error.exit_code
     except TrainlaunchError as error:
-        _tell(f"error: {error}" if not isinstance(error, StoppedError) else str(error), rank, config)
+        print(lines(error if isinstance(error, StoppedError) else f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except PermissionError as error:
-        _tell(f"error: {not_permitted(error)}", rank, config)
+        print_error(not_permitted(error))
         return EXIT_USER_ERROR
     except Exception:  # noqa: BLE001 - the boundary of the program
-        _tell(traceback.format_exc(), rank, config)
+        print(lines(traceback.format_exc()), file=sys.stderr)
         return EXIT_FAILURE
     finally:
         flag.uninstall()
@@ -97,42 +99,38 @@ def train(
     given = (custom,) if custom else ()
     if not fresh:
         config = keep_older_values(config, RUNS / config.name / "config.yaml")
-    if rank != 0:
-        from trainlib.training.session import run_session
+    if rank == 0:
+        return _train_rank_0(config, flag, fresh, resume, *given)
+    from trainlib.training.session import run_session
 
-        return run_session(config, RunDirectory(RUNS / config.name), flag, None, None, sys.stderr, *given)
+    return run_session(config, RunDirectory(RUNS / config.name), flag, None, None, sys.stderr, *given)
+
+
+def _train_rank_0(config: Config, flag: StopFlag, fresh: bool, resume: str | None, *given: CustomParts) -> bool:
+    """Train as rank 0, which owns the run directory. What is refused before training begins leaves it as it was."""
+    earlier_stop = launch_variables.earlier_stop_file(RUNS / config.name)
     run = RunDirectory.open(config, fresh=fresh, resume=resume)
-    flag.watch(run.stop_file)
+    flag.watch(run.stop_file, run.owner.stop_token if run.owner else None, earlier_stop, run.is_own)
     try:
-        with logging_to_file(run.logs / "rank-0.log") as log:
+        with logging_to_file() as log:
             from trainlib.training.session import choose_checkpoint, run_session
 
-            with suppress(OSError):  # a full disk is told where it matters
-                log.write(attempt_header(next_number(run.path), os.environ))
-            start = choose_checkpoint(run.checkpoints, resume or None)
-            world_size = launch_variables.world_size()
-            with recorded_attempt(run.path, world_size=world_size, from_step=start.step if start else 0) as attempt:
+            start = None if run.is_moved_aside else choose_checkpoint(run.checkpoints, resume or None)
+            attempt = Attempt(run.path, launch_variables.world_size(), start.step if start else 0, log)
+            with recorded_attempt(attempt, lambda: not run.is_own()):
                 try:
                     done = run_session(config, run, flag, start, attempt, log, *given)
                 except StoppedError:
                     attempt.reason = flag.reason
+                    if not (attempt.has_begun or run.is_moved_aside):
+                        run.claim()
+                        attempt.begin()  # SLURM decides by its end
                     raise
             draw_curves(run.path)  # last: all that matters is safe by now
             return done
-    except StoppedError:
-        flag.acknowledge()
-        raise
     finally:
+        flag.acknowledge()
         run.close()
-
-
-def _tell(message: str, rank: int, config: Config | None) -> None:
-    """Print a message to stderr on rank 0; on another rank, write it to that rank's log if that can be opened."""
-    if rank != 0 and config is not None:
-        with suppress(OSError), (RUNS / config.name / "logs" / f"rank-{rank}.log").open("a") as log:
-            log.write(f"{lines(message)}\n")
-            return
-    print(lines(message), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from trainlib.distributed.channel import open_channel
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs import launch_variables
-from trainlib.runs.attempts import recorded_attempt
+from trainlib.runs.attempts import Attempt, recorded_attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.stop_request import StopFlag
 from trainlib.training.build.training import build_inputs, build_training
@@ -32,9 +32,9 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
     is_main = launch_variables.rank() == 0
     open_run = RunDirectory.open if is_main else lambda config, **_: RunDirectory(Path("runs") / config.name)
     run = open_run(config, fresh=True)
-    world_size = launch_variables.world_size()
+    attempt = Attempt(run.path, launch_variables.world_size(), 0) if is_main else None
     with (
-        recorded_attempt(run.path, world_size=world_size, from_step=0) if is_main else nullcontext() as attempt,
+        recorded_attempt(attempt) if attempt else nullcontext(),
         process_group.joined(config.train) as accelerator,
     ):
         training = build_training(build_inputs(config, dataset, accelerator, None, custom), None, custom)
@@ -42,9 +42,10 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
         initial = workload.network(channels_last=True).state_dict()
         module.load_state_dict(dict(zip(module.state_dict(), initial.values(), strict=True)))
         hooks = [LossHook(training.plan.global_batch_size, rounds)]
+        if attempt is not None:
+            run.begin(config)
+            attempt.begin()
         with open_trainer(config, run, training, hooks, attempt, None, dataset.class_names) as trainer:
-            if is_main:
-                run.begin(config)
             channel = open_channel(config.train)
             rounds.begin(module, optimizer)
             trainer.run(StopConsensus(StopFlag(), channel))

@@ -95,16 +95,21 @@ def port_is_taken(agent_log: str) -> bool:
     return _PORT_TAKEN.search(agent_log) is not None
 
 
-def describe(failure: RankFailure, host: str, log: Path, last_lines: Sequence[str]) -> str:
-    """Return one message: which rank failed, on which host, how it ended, and the end of its log."""
+def describe(failure: RankFailure, host: str, log: Path | None, last_lines: Sequence[str]) -> str:
+    """Return one message: which rank failed, on which host, how it ended, and the end of its log.
+
+    log   None where the rank failed before it had one
+    """
     if failure.exit_code < 0:
         ended = f"was {killed_by(-failure.exit_code)}"
     else:
         ended = f"ended with exit code {failure.exit_code}"
-    text = f"rank {failure.rank} on {host} {ended}; its log is {log}"
+    where = f"its log is {log}" if log else "before training began"
+    text = f"rank {failure.rank} on {host} {ended}{'; ' if log else ', '}{where}"
     if not last_lines:
         return text
-    return "\n".join([f"{text}, which ends with:", *(f"  {line}" for line in last_lines)])
+    ends = ", which ends with:" if log else ". It had printed:"
+    return "\n".join([text + ends, *(f"  {line}" for line in last_lines)])
 
 
 def killed_by(number: int) -> str:

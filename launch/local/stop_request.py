@@ -10,23 +10,29 @@ from pathlib import Path
 from types import FrameType
 
 from trainlib.runs.attempts import last_start
-from trainlib.runs.stop_request import STOP_SIGNALS, write_stop_file
+from trainlib.runs.owner import read_owner
+from trainlib.runs.stop_request import STOP_SIGNALS, is_meant_for, mark_of, write_stop_file
 
 
 class StopRequest:
-    """Writes the STOP file of a run when a stop signal comes, as soon as the run's new attempt has begun.
+    """Writes the STOP file of a run when a stop signal comes, as soon as rank 0 owns the run directory.
 
-    Before that, the directory may not exist, or belong to a run that `--fresh` is about to move aside: until then the
-    signal is only remembered. A second Ctrl-C sets `now`.
+    Until then the signal is only remembered: the directory may not exist, or belong to another start. A second Ctrl-C
+    sets `now`.
+
+    earlier   the mark of the STOP file that was there before; see `mark_of`
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._stop_file = directory / "STOP"
+        self.earlier = mark_of(self._stop_file)
+        self._owner_before = read_owner(directory)
         self._attempt_before = last_start(directory)
-        self._started = False
+        self._begun = False
         self._asked: str | None = None  # the signal's name
         self._delivered = False
-        self._placed = False
+        self._placed = ""  # the mark of the STOP file that was written
         self.now = False
 
     @contextmanager
@@ -46,25 +52,29 @@ class StopRequest:
         """True once a stop signal has come."""
         return self._asked is not None
 
-    def run_has_started(self) -> bool:
+    def run_has_begun(self) -> bool:
         """Return True if the new attempt has begun, by its line in attempts.jsonl."""
-        if not self._started:
-            self._started = last_start(self._directory) not in (None, self._attempt_before)
-        return self._started
+        if not self._begun:
+            self._begun = last_start(self._directory) not in (None, self._attempt_before)
+        return self._begun
 
     def deliver(self) -> None:
-        """Write the STOP file, once, if a signal has come."""
-        if self._asked and not self._delivered:
-            self._delivered = True
-            if not (self._directory / "STOP").exists():  # or somebody has asked already
-                write_stop_file(self._directory, self._asked)
-                self._placed = True
+        """Write the STOP file, once, if a signal has come and the run has an owner."""
+        if not self._asked or self._delivered:
+            return
+        owner = read_owner(self._directory)
+        if owner is None or owner == self._owner_before:
+            return
+        self._delivered = True
+        if not is_meant_for(self._stop_file, owner.stop_token, self.earlier):  # else somebody has asked already
+            write_stop_file(self._directory, self._asked, owner.stop_token)
+            self._placed = mark_of(self._stop_file)
 
     def withdraw(self) -> None:
         """Remove the STOP file, once the run has ended: if the run did not come to it, the next attempt would."""
-        if self._placed:
+        if self._placed and mark_of(self._stop_file) == self._placed:
             with suppress(OSError):
-                (self._directory / "STOP").unlink()
+                self._stop_file.unlink()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._asked and number == signal.SIGINT:

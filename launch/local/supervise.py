@@ -25,9 +25,10 @@ from launch.local.command import STOP_SECONDS, Command
 from launch.local.failure import RankFailure, describe, find_cause, killed_by, port_is_taken
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
-from trainlib.runs import failure_record
+from trainlib.runs import failure_record, launch_variables
 from trainlib.runs.attempts import was_stopped
 from trainlib.runs.failure_record import FailureRecord
+from trainlib.runs.scratch import make_scratch
 from trainlib.runs.stop_request import STOP_SIGNALS
 
 _POLL_SECONDS = 0.1
@@ -44,6 +45,16 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
     stop through the STOP file, which the ranks agree on; a second Ctrl-C kills them all. The agent, the parent of the
     ranks, ignores signals, as it would give the ranks a few seconds only: SLURM sends them to every process of a job.
     """
+    scratch = make_scratch(in_memory=False)
+    try:
+        return _run_ranks(command, directory, node_rank, scratch.path if scratch else None)
+    finally:
+        if scratch is not None:
+            scratch.remove()
+
+
+def _run_ranks(command: Command, directory: Path, node_rank: int, start_logs: Path | None) -> int:
+    """Run the command as `run_ranks` does; `start_logs` is a folder for what ranks print before the attempt begins."""
     stop = StopRequest(directory)
     if sys.platform == "linux":
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # ranks whose agent is killed become children of this process
@@ -54,6 +65,8 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
             command,
             environment={
                 "PET_SIGNALS_TO_HANDLE": "SIGHUP",  # torchrun's --signals-to-handle
+                launch_variables.START_LOGS: str(start_logs or ""),
+                launch_variables.EARLIER_STOP_FILE: stop.earlier,
                 "TRAINLAUNCH_RUN_DIRECTORY": str(directory),  # whose secret several machines must know
             },
             stderr=subprocess.PIPE,
@@ -68,13 +81,13 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
         while running and not stop.now and not given_up:
             running = agent.wait(_POLL_SECONDS) is None
             given_up = running and stop.asked and agent.report.waiting
-            if stop.run_has_started():
+            stop.deliver()
+            if stop.run_has_begun():
                 if not cleared:
                     failure_record.clear(directory, node_rank)
                     cleared = True
-                stop.deliver()
                 _append(log, stderr.take_lines())
-            _kill_ranks(child, agent.overdue_ranks(_CLOSING_SECONDS if stop.run_has_started() else _REFUSED_SECONDS))
+            _kill_ranks(child, agent.overdue_ranks(_CLOSING_SECONDS if stop.run_has_begun() else _REFUSED_SECONDS))
         if stop.now or given_up:
             _kill_tree(child)
         elif child.returncode < 0:
@@ -82,7 +95,7 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
         stderr.finish()
         agent.wait(0)
         stop.withdraw()
-    if stop.run_has_started():
+    if stop.run_has_begun():
         _append(log, [*stderr.take_lines(), *agent.report.log])
     if given_up:
         print("stopped while waiting for other machines, before training began; run it again", file=sys.stderr)
@@ -90,13 +103,13 @@ def run_ranks(command: Command, directory: Path, node_rank: int = 0) -> int:
     if stop.now:
         print("killed: the run continues from its last checkpoint when it is started again", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return _report(agent, directory, node_rank, has_started=stop.run_has_started())
+    return _report(agent, directory, node_rank, directory / "logs" if stop.run_has_begun() else start_logs)
 
 
-def _report(agent: Agent, directory: Path, node_rank: int, *, has_started: bool) -> int:
+def _report(agent: Agent, directory: Path, node_rank: int, logs: Path | None) -> int:
     """Tell and record how the ranks ended by themselves; return the exit code to end with.
 
-    has_started   whether this attempt at the run has begun
+    logs   where the ranks have printed: the run's own logs if this attempt at the run has begun
     """
     child = agent.process
     if child.returncode == 0:
@@ -107,38 +120,41 @@ def _report(agent: Agent, directory: Path, node_rank: int, *, has_started: bool)
     failure = find_cause(agent.report.failures, agent.report.closing)
     if failure is None:
         return _report_no_rank(agent.report.log, directory, child.returncode)
-    if has_started and failure.shell_code != EXIT_STOPPED:
-        _record_failure(failure, directory, node_rank)
-    return _report_rank(failure, directory)
+    tail = _last_lines(_log_of(failure, logs)) if logs else []
+    begun = logs == directory / "logs"
+    if begun and failure.shell_code != EXIT_STOPPED:
+        _record_failure(failure, directory, node_rank, tail)
+    return _report_rank(failure, _log_of(failure, logs) if begun and logs else None, tail)
 
 
-def _record_failure(failure: RankFailure, directory: Path, node_rank: int) -> None:
+def _record_failure(failure: RankFailure, directory: Path, node_rank: int, tail: Sequence[str]) -> None:
     """Write to the run directory which rank failed on this machine, and the last line of its log."""
-    log = _log_of(failure, directory)
     record = FailureRecord(
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         rank=failure.rank,
         host=_host(),
         exit_code=failure.shell_code,
         signal=signal.Signals(-failure.exit_code).name if failure.exit_code < 0 else None,
-        log=str(log),
-        error=next((line for line in reversed(_last_lines(log)) if line.strip()), ""),
+        log=str(_log_of(failure, directory / "logs")),
+        error=next((line for line in reversed(tail) if line.strip()), ""),
     )
     failure_record.save(directory, node_rank, record)
 
 
-def _log_of(failure: RankFailure, directory: Path) -> Path:
-    return directory / "logs" / f"rank-{failure.rank}.log"
+def _log_of(failure: RankFailure, logs: Path) -> Path:
+    return logs / f"rank-{failure.rank}.log"
 
 
-def _report_rank(failure: RankFailure, directory: Path) -> int:
-    """Print which rank failed, where rank 0 has not said so itself; return the exit code to end with."""
+def _report_rank(failure: RankFailure, log: Path | None, tail: Sequence[str]) -> int:
+    """Print which rank failed, where rank 0 has not said so itself; return the exit code to end with.
+
+    log    of that rank, in the run directory; None where the attempt had not begun
+    tail   the last lines that the rank has printed
+    """
     told_by_rank_0 = failure.shell_code == EXIT_STOPPED or (failure.shell_code == EXIT_USER_ERROR and not failure.rank)
     if not told_by_rank_0:
-        log = _log_of(failure, directory)
         # What rank 0 said is on the console already.
-        tail = _last_lines(log) if failure.rank else []
-        print(f"error: {describe(failure, _host(), log, tail)}", file=sys.stderr)
+        print(f"error: {describe(failure, _host(), log, tail if failure.rank else [])}", file=sys.stderr)
     return failure.shell_code
 
 

@@ -16,7 +16,8 @@ from trainlib.regular_files import open_regular
 from trainlib.runs import jobs
 from trainlib.runs.attempts import last_start
 from trainlib.runs.jobs import JobStart, job_lines, open_jobs
-from trainlib.runs.status import is_running
+from trainlib.runs.owner import Owner, read_owner
+from trainlib.runs.status import is_running, read_run
 from trainlib.runs.stop_request import write_stop_file
 
 _POLL_SECONDS = 0.2
@@ -109,10 +110,11 @@ def ask_to_stop(directory: Path) -> str:
         )
     if job is None:
         _require_running(directory)
-    write_stop_file(directory, "launch stop")
+    owner = read_owner(directory)
+    write_stop_file(directory, "launch stop", owner.stop_token if owner else None)
     return (
-        f"asked {directory.name} to stop: it writes a checkpoint at its next step and ends with exit code 75; "
-        "start it again to continue"
+        f"asked {directory.name} to stop: it writes a checkpoint at its next step and ends with exit code 75, unless "
+        "that was its last; start it again to continue"
     )
 
 
@@ -135,14 +137,14 @@ def end_run(directory: Path) -> str:
 def kill_run(directory: Path) -> str:
     """Kill rank 0 of a run on this machine; the other ranks end when they lose it. Return a sentence for the user.
 
-    Only a process that is certainly the run's is killed: the run's lock is held, its newest attempt was started on this
-    machine, and the process with the recorded id runs the training program.
+    Only a process that is certainly the run's is killed: it owns the run, is on this machine, and runs the training
+    program.
     """
     import psutil
 
     _require_running(directory)
-    start = last_start(directory) or {}
-    host, pid = start.get("host"), start.get("pid")
+    owner = read_owner(directory) or last_start(directory) or {}
+    host, pid = (owner.host, owner.pid) if isinstance(owner, Owner) else (owner.get("host"), owner.get("pid"))
     if host != socket.gethostname():
         raise UserError(
             f"{directory.name} runs on {host}, not on this machine, {socket.gethostname()}: cancel it there"
@@ -158,6 +160,8 @@ def kill_run(directory: Path) -> str:
     deadline = time.monotonic() + _KILL_SECONDS
     while is_running(directory) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
+    if read_run(directory).status == "completed":
+        return f"killed {directory.name} (process {pid}), which was complete already"
     return f"killed {directory.name} (process {pid}): start it again to continue from its last checkpoint"
 
 

@@ -93,7 +93,7 @@ def _explain(run: Run, jobs: Jobs) -> str:
         "stopped": "; start it again to continue",
         "interrupted": ": the process was killed or the machine went down (no reason was recorded); "
         "start it again to continue",
-        "running": f", process {(run.last_start or {}).get('pid')} on {(run.last_start or {}).get('host')}",
+        "running": f", process {run.owner.pid} on {run.owner.host}" if run.owner else "",
     }
     return status + (what_next.get(status, "") if status == run.status else "")
 

@@ -15,10 +15,12 @@ from launch.slurm.queue import JobState, QueueError, insist
 from trainlib.errors import EXIT_CONNECTION_LOST
 from trainlib.runs.attempts import read_attempts
 from trainlib.runs.failure_record import read_all, root_cause
-from trainlib.runs.files import Record
+from trainlib.runs.files import Record, read_json
 from trainlib.runs.jobs import JobStart
+from trainlib.runs.owner import stop_token_of
 from trainlib.runs.reasons import EndCode, code_of_end
 from trainlib.runs.status import read_run
+from trainlib.runs.stop_request import is_meant_for, read_stop_file
 
 # seconds to wait for a controller that does not answer, which costs nothing: it gives the nodes to no other job
 PATIENCE = 3600.0
@@ -56,6 +58,9 @@ def gather(
             if not over:
                 state = insist(lambda: queue.job_states([job.queue_id]), PATIENCE).get(job.queue_id)
             lost.update(queue.down_nodes(nodes))
+    asked = None if over else stop_asked_by_a_person(directory, job)
+    if asked is not None and (code is None or code.status == "stopped"):
+        code, attempt["reason"] = EndCode.STOP_FILE, asked  # after the attempt's end, or before its beginning
     failure = root_cause(read_all(directory)) if exit_code else None
     return Evidence(
         exit_code=exit_code and exit_code_of(srun_said, exit_code),
@@ -69,6 +74,14 @@ def gather(
         seconds_left=_seconds_left(state, begun),
         lost_nodes=tuple(sorted(lost)),
     )
+
+
+def stop_asked_by_a_person(directory: Path, job: JobStart) -> str | None:
+    """Return what a person used to ask this job to stop, where the run has not come to it; None where nobody asked."""
+    stop_file = directory / "STOP"
+    found = read_stop_file(stop_file)
+    asked = is_meant_for(stop_file, stop_token_of(job.queue_id)) and found.code is EndCode.STOP_FILE
+    return found.sentence if asked else None
 
 
 def is_start(line: Record, job: JobStart) -> bool:
@@ -90,8 +103,11 @@ def attempt_since(directory: Path, begun: Record) -> Record:
     last = attempts[-1]
     ended = last if last.get("event") == "end" else {}
     step = ended.get("step") or read_run(directory).newest_metrics.get("step") or 0
+    code = code_of_end(ended)
+    if not ended and read_json(directory / "summary.json").get("status") == "completed":
+        code = EndCode.COMPLETED  # killed after its summary, which the beginning of an attempt removes
     return {
-        "code": code_of_end(ended),
+        "code": code,
         "reason": ended.get("reason"),
         "step": step if step > (start.get("from_step") or 0) else None,
     }

@@ -27,8 +27,9 @@ from trainlib.config import Config, SlurmConfig, load_config
 from trainlib.errors import EXIT_FAILURE, TrainlaunchError, UserError
 from trainlib.runs import RUNS, jobs
 from trainlib.runs.jobs import JobStart, job_lines
+from trainlib.runs.owner import stop_token_of
 from trainlib.runs.reasons import EndCode
-from trainlib.runs.stop_request import read_stop_file
+from trainlib.runs.stop_request import is_meant_for, read_stop_file
 
 NUM_PORTS = 3  # ports to try, as one may be taken between the probe and its use
 _RESUME = "--resume"  # the one option of `launch run` that means the same at every restart
@@ -78,7 +79,7 @@ def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     end_time = _end_time(job, environment)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     _close_earlier(directory, job)
-    _withdraw_signals(directory)
+    _withdraw_stop(directory, job)
     for record in (directory / "logs").glob("node-*.failure.json"):
         record.unlink()
     iso_end = datetime.fromtimestamp(end_time, UTC).isoformat(timespec="seconds") if end_time else None
@@ -101,7 +102,7 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     requeued, excluded = evidence.queue == "requeued", list[str]()
     if decision.requeue:
         requeued, excluded = requeue(job, evidence.lost_nodes, options.fewest_nodes)
-    _withdraw_signals(directory)
+    _withdraw_stop(directory, job, heeded=decision.cause == "stopped")
     print(closing_words(job, evidence, decision, excluded), file=sys.stderr)
     try:
         jobs.append(directory, end_record(job, evidence, decision) | {"requeued": requeued, "excluded": excluded})
@@ -222,11 +223,15 @@ def _close_earlier(directory: Path, job: JobStart) -> None:
         jobs.append(directory, end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
 
 
-def _withdraw_signals(directory: Path) -> None:
-    """Remove a STOP file that passes on a signal to this job, which is over; one that a person made stays."""
+def _withdraw_stop(directory: Path, job: JobStart, *, heeded: bool = False) -> None:
+    """Remove a STOP file that passes on a signal, or is meant for another job; what a person asks of this job stays.
+
+    heeded   this job ends, as a person asked
+    """
     stop_file = directory / "STOP"
     with suppress(OSError):
-        if stop_file.exists() and read_stop_file(stop_file).code is EndCode.SIGNAL:
+        asks = is_meant_for(stop_file, stop_token_of(job.queue_id))
+        if heeded or not asks or read_stop_file(stop_file).code is EndCode.SIGNAL:
             stop_file.unlink()
 
 

@@ -80,7 +80,7 @@ class Decision:
 
 def find_cause(evidence: Evidence) -> Cause:
     """Return why a start of a job ended."""
-    if evidence.exit_code == 0 and not evidence.stopped:
+    if evidence.code is EndCode.COMPLETED or (evidence.exit_code == 0 and not evidence.stopped):
         return "completed"
     if evidence.queue in ("cancelled", "time_limit"):
         return evidence.queue

@@ -151,6 +151,7 @@ def test_the_newest_good_one_is_found_among_damaged_ones(tmp_path: Path, damage:
         assert found.step == good[-1]
         assert all(torch.equal(found.model_state()[name], value) for name, value in state_of(found.step).items())
         assert torch.equal(found.trainer_state()["optimizer"]["state"], torch.full((40, 3), -float(found.step)))
+        checkpoint.set_aside_newer(directory, found)
         for step in victims:
             named = directory / name_of(step)
             assert not named.is_dir() or step < found.step  # set aside, never to be met again

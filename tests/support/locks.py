@@ -1,4 +1,4 @@
-"""Another process that holds the lock of a run, as a training does."""
+"""Other processes beside a run: one that owns it, as a training does, and one that merely holds its lock."""
 
 import subprocess
 import sys
@@ -6,22 +6,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+OWN = """
+import fcntl, sys, time
+from pathlib import Path
+from trainlib.runs.owner import Ownership
+lock = open(sys.argv[1] + "/lock", "a+")
+fcntl.flock(lock, fcntl.LOCK_EX)
+Path(sys.argv[1], "owner.json").unlink(missing_ok=True)
+owner = Ownership(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(3600)
+"""
 HOLD_LOCK = """
 import fcntl, sys, time
-lock = open(sys.argv[1], "a+")
-fcntl.flock(lock, fcntl.LOCK_EX)
+lock = open(sys.argv[1] + "/lock")
+fcntl.flock(lock, getattr(fcntl, sys.argv[2]))
 print("held", flush=True)
 time.sleep(3600)
 """
 
 
 @contextmanager
-def holding_lock(directory: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the run's lock, with `words` on its command line."""
-    command = [sys.executable, "-c", HOLD_LOCK, str(directory / "lock"), *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def owning(directory: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that owns the run and holds its lock, with `words` on its command line."""
+    with _process(OWN, str(directory), *words) as process:
+        yield process
+
+
+@contextmanager
+def holding_lock(directory: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that reads the lock file and holds a lock on it, LOCK_SH or LOCK_EX, but does not train."""
+    with _process(HOLD_LOCK, str(directory), kind) as process:
+        yield process
+
+
+@contextmanager
+def _process(program: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    process.stdout.readline()
+    assert process.stdout.readline() == "held\n"
     try:
         yield process
     finally:

@@ -84,6 +84,8 @@ def test_damage_is_noticed_and_the_older_one_used(
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.step == 1
+    assert (tmp_path / "step-00000002").is_dir()  # nothing was changed: the start may still be refused
+    checkpoint.set_aside_newer(tmp_path, found)
     assert (tmp_path / "step-00000002.damaged").is_dir()
     assert "step-00000002" in caplog.text
 
@@ -211,3 +213,6 @@ def test_rewinding_sets_newer_ones_aside(tmp_path: Path) -> None:
     save(tmp_path, 2)
     checkpoint.set_aside_newer(tmp_path, chosen)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002.superseded"]
+    flip(tmp_path / "step-00000001" / "model.safetensors")
+    checkpoint.set_aside_newer(tmp_path, checkpoint.newest(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001.damaged", "step-00000002.superseded"]

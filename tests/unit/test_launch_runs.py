@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -10,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from locks import holding_lock
+from locks import holding_lock, owning
 
 from launch.runs.control import ask_to_stop, kill_run, log_chunks
 from launch.runs.show import run_details, runs_table
 from trainlib.errors import UserError
+from trainlib.runs.files import read_json
+from trainlib.runs.owner import read_owner
 from trainlib.runs.status import all_runs, find_run, is_running, read_run
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -62,21 +63,35 @@ def test_status_is_read_from_the_attempts(attempts: list[Any], expected: str, tm
     assert read_run(make_run(tmp_path / "x", attempts)).status == expected
 
 
-def test_running_is_who_holds_the_lock(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_after_its_summary_is_completed(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [start(1, START)])
-    with holding_lock(directory):
+    (directory / "summary.json").write_text('{"status": "completed"}')
+    assert read_run(directory).status == "completed"
+
+
+def test_running_is_who_owns_the_run(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "x", [start(1, START)])
+    with owning(directory):
         assert is_running(directory)
         assert read_run(directory).status == "running"
         assert read_run(directory).seconds(START + timedelta(seconds=90)) == 90
     assert not is_running(directory)
 
 
+@pytest.mark.parametrize("kind", ["LOCK_SH", "LOCK_EX"])
+def test_who_only_holds_the_lock_does_not_run(tmp_path: Path, kind: str) -> None:
+    directory = make_run(tmp_path / "x", [start(1, START), end(1, START, "completed")])
+    with holding_lock(directory, kind):
+        assert not is_running(directory)
+        assert read_run(directory).status == "completed"
+
+
 def test_asking_leaves_the_lock_free(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [])
     assert not is_running(directory)
-    with holding_lock(directory):  # would wait for ever if it were not free
-        pass
     assert sorted(path.name for path in directory.iterdir()) == ["attempts.jsonl", "lock", "logs", "metrics.jsonl"]
+    with owning(directory):  # would wait for ever if it were not free
+        pass
 
 
 def test_list_is_a_table_with_the_newest_last(tmp_path: Path) -> None:
@@ -175,7 +190,7 @@ def test_logs_of_a_rank(tmp_path: Path) -> None:
 
 def test_following_a_log_ends_with_the_run(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [], log="one\n")
-    with holding_lock(directory) as process:
+    with owning(directory) as process:
 
         def write_and_end() -> None:
             time.sleep(0.3)
@@ -191,9 +206,11 @@ def test_following_a_log_ends_with_the_run(tmp_path: Path) -> None:
 
 def test_stop_writes_the_stop_file_of_a_running_run(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [start(1, START)])
-    with holding_lock(directory):
+    with owning(directory):
         assert "exit code 75" in ask_to_stop(directory)
-    assert (directory / "STOP").read_text() == "launch stop\n"
+        owner = read_owner(directory)
+        assert owner is not None
+    assert (directory / "STOP").read_text() == f"launch stop\nfor {owner.id}\n"
 
 
 @pytest.mark.parametrize("act", [ask_to_stop, kill_run])
@@ -206,9 +223,7 @@ def test_a_run_that_is_over_is_left_alone(act: Any, tmp_path: Path) -> None:
 
 def test_cancel_kills_the_training(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [])
-    with holding_lock(directory, "-m", "trainlib.train") as process:
-        record = start(1, START, host=socket.gethostname(), pid=process.pid)
-        (directory / "attempts.jsonl").write_text(json.dumps(record))
+    with owning(directory, "-m", "trainlib.train") as process:
         assert "killed x" in kill_run(directory)
         assert process.wait(5) == -signal.SIGKILL
 
@@ -216,9 +231,10 @@ def test_cancel_kills_the_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("host", "message"), [(None, "is not a training"), ("node1", "runs on node1")])
 def test_cancel_kills_nothing_else(host: str | None, message: str, tmp_path: Path) -> None:
     directory = make_run(tmp_path / "x", [])
-    with holding_lock(directory, "unrelated") as process:
-        record = start(1, START, host=host or socket.gethostname(), pid=process.pid)
-        (directory / "attempts.jsonl").write_text(json.dumps(record))
+    with owning(directory, "unrelated") as process:
+        owner = read_json(directory / "owner.json")
+        if host is not None:
+            (directory / "owner.json").write_text(json.dumps(owner | {"host": host, "machine": host}))
         with pytest.raises(UserError, match=message):
             kill_run(directory)
         assert process.poll() is None

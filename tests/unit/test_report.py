@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from locks import holding_lock
+from locks import owning
 from paths import REPOSITORY
 from report_runs import START, end, evaluation, resumed_run, start, training_rows, write_run
 
@@ -162,7 +162,7 @@ def test_what_is_there_of_an_unfinished_run_is_shown(tmp_path: Path) -> None:
     running = write_run(tmp_path / "running", attempts=[start(1, 0)], rows=training_rows(3, tested=False))
     with (running / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "split": "train", "scope": "step", "loss": null, "accuracy": 0.5}\n{"step": 5, "lo')
-    with holding_lock(running):
+    with owning(running):
         assert "still going" in Reader(report_of(running)).text
     failed = [start(1, 0), end(1, 9, "failed", 3, "NonFiniteError: loss is nan")]
     (running / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))

@@ -17,7 +17,7 @@ from patience import HANG
 
 from trainlib.errors import RunDirectoryError, StoppedError
 from trainlib.runs import locks
-from trainlib.runs.attempts import recorded_attempt
+from trainlib.runs.attempts import Attempt, recorded_attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import append_line, read_json, read_lines, read_yaml, write_atomically
 from trainlib.runs.reasons import COMPLETED, END_TIME, EndReason
@@ -75,7 +75,10 @@ def test_fresh_keeps_the_old_run_aside(tmp_path: Path) -> None:
         run.begin(config)
         (run.path / "mark").write_text(str(number))
         run.close()
-    RunDirectory.open(config, fresh=True, runs=tmp_path).close()
+    run = RunDirectory.open(config, fresh=True, runs=tmp_path)
+    assert (run.path / "mark").exists()  # until training begins, all stays as it was
+    run.begin(config)
+    run.close()
     assert [(tmp_path / f"run.old-{n}/mark").read_text() for n in (1, 2)] == ["1", "2"]
     assert not (tmp_path / "run/mark").exists()
 
@@ -166,7 +169,9 @@ def test_every_attempt_is_accounted_for(
 ) -> None:
     run = RunDirectory(tmp_path)
     try:
-        with recorded_attempt(run.path, world_size=2, from_step=5) as attempt:
+        attempt = Attempt(run.path, world_size=2, step=5)
+        with recorded_attempt(attempt):
+            attempt.begin()
             attempt.step, attempt.reason = 9, reason
             if error is not None:
                 raise error

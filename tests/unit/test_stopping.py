@@ -85,7 +85,7 @@ def test_a_second_ctrl_c_ends_the_process_with_130() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 130
-    assert done.stdout == "SIGINT\n"
+    assert done.stdout == "SIGTERM\n"
 
 
 @pytest.mark.parametrize(

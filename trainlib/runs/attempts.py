@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from trainlib.errors import StoppedError, TrainlaunchError, UserError, not_permitted
 from trainlib.runs.files import Record, append_line, read_lines, timestamp
 from trainlib.runs.jobs import slurm_job
+from trainlib.runs.logs import LogFile, attempt_header
 from trainlib.runs.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason
 from trainlib.runs.shapes import ATTEMPT
 
@@ -25,13 +26,48 @@ ATTEMPTS_FILE = "attempts.jsonl"
 class Attempt:
     """How far an attempt came and why it ended, filled in while it goes on.
 
-    number   which of the run's attempts this is, from 1
-    reason   None until the attempt has trained to its end or was asked to stop
+    directory   the run's
+    log         of rank 0, kept in memory until the attempt begins; None where there is none
+    number      which of the run's attempts this is, from 1
+    reason      None until the attempt has trained to its end or was asked to stop
     """
 
+    directory: Path
+    world_size: int
     step: int
+    log: LogFile | None = None
     number: int = 1
     reason: EndReason | None = None
+    has_begun: bool = False
+
+    def begin(self) -> None:
+        """Record that the attempt begins: until here it may have been refused, and then leaves no trace."""
+        self.number = next_number(self.directory)
+        if self.log is not None:
+            self.log.begin(self.directory / "logs/rank-0.log", attempt_header(self.number, os.environ))
+        start = {
+            "event": "start",
+            "attempt": self.number,
+            "time": timestamp(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": self.world_size,
+            "from_step": self.step,
+            "slurm_job_id": slurm_job(os.environ),
+            "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
+        }
+        self.has_begun = True
+        append_line(self.directory / ATTEMPTS_FILE, start)
+
+    def end(self) -> None:
+        """Record how the attempt ended."""
+        reason = self.reason or EndReason(EndCode.ERROR)
+        end = {"event": "end", "attempt": self.number, "time": timestamp(), "status": reason.code.status}
+        file = self.directory / ATTEMPTS_FILE
+        try:
+            append_line(file, end | {"step": self.step, "code": reason.code, "reason": reason.sentence})
+        except OSError as error:  # must not hide how the attempt ended
+            logger.warning("%s lacks the end of attempt %d (%s)", file, self.number, error)
 
 
 def next_number(directory: Path) -> int:
@@ -41,28 +77,16 @@ def next_number(directory: Path) -> int:
 
 
 @contextmanager
-def recorded_attempt(directory: Path, *, world_size: int, from_step: int) -> Iterator[Attempt]:
-    """Record in a run directory that an attempt begins and, whatever happens in the block, how it ended.
+def recorded_attempt(attempt: Attempt, is_lost: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Context manager: record how an attempt that begins in the block ends, whatever happens there.
 
-    A block that ends without a reason, or with an exception after the last step, has failed. An OSError in the block,
-    as on a full disk, becomes a TrainlaunchError; one about permissions a UserError.
+    is_lost   asked at the end: True if the path of the run directory leads to another run by now
+
+    An OSError, as from a full disk, becomes a TrainlaunchError; one about permissions a UserError. Of an attempt that
+    does not begin, nothing is recorded.
     """
-    file = directory / ATTEMPTS_FILE
-    attempt = Attempt(step=from_step, number=next_number(directory))
-    start = {
-        "event": "start",
-        "attempt": attempt.number,
-        "time": timestamp(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "world_size": world_size,
-        "from_step": from_step,
-        "slurm_job_id": slurm_job(os.environ),
-        "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
-    }
     try:
-        append_line(file, start)
-        yield attempt
+        yield
     except BaseException as error:
         if attempt.reason in (None, COMPLETED):
             # Rank 0 raises StoppedError without having been asked itself where another rank was.
@@ -70,18 +94,14 @@ def recorded_attempt(directory: Path, *, world_size: int, from_step: int) -> Ite
             attempt.reason = EndReason(code, f"{type(error).__name__}: {error}")
         if isinstance(error, PermissionError):
             raise UserError(not_permitted(error)) from error
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and attempt.has_begun:
             raise TrainlaunchError(
                 f"{error}; the run ends here, and goes on from its last checkpoint when it is started again"
             ) from error
         raise
     finally:
-        reason = attempt.reason or EndReason(EndCode.ERROR)
-        end = {"event": "end", "attempt": attempt.number, "time": timestamp(), "status": reason.code.status}
-        try:
-            append_line(file, end | {"step": attempt.step, "code": reason.code, "reason": reason.sentence})
-        except OSError as error:  # must not hide how the attempt ended
-            logger.warning("%s lacks the end of attempt %d (%s)", file, attempt.number, error)
+        if attempt.has_begun and not is_lost():
+            attempt.end()
 
 
 def read_attempts(directory: Path) -> list[Record]:
@@ -104,3 +124,8 @@ def was_stopped(directory: Path) -> bool:
     attempts = read_attempts(directory)
     start, end = last_event(attempts, "start"), last_event(attempts, "end")
     return bool(start and end and start.get("attempt") == end.get("attempt") and end.get("status") == "stopped")
+
+
+def has_open_attempt(directory: Path) -> bool:
+    """Return True if the newest attempt at a run has no end: it goes on, or was killed."""
+    return [line.get("event") for line in read_attempts(directory)[-1:]] == ["start"]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from trainlib.config import Config, differences, dump_config, is_free, is_harmless, read_resolved
 from trainlib.errors import RunDirectoryError
 from trainlib.runs import RUNS, locks
-from trainlib.runs.attempts import ATTEMPTS_FILE
-from trainlib.runs.files import read_json, remove_temporary, to_json, write_atomically
+from trainlib.runs.attempts import ATTEMPTS_FILE, has_open_attempt
+from trainlib.runs.files import read_json, remove_temporary, sync_directory, to_json, write_atomically
+from trainlib.runs.owner import OWNER_FILE, Owner, Ownership, is_taken, read_owner
 
-LOCK_PATIENCE = 1.0  # seconds: `launch list` takes every lock for a moment, to see whether the run is alive
+LOCK_PATIENCE = 1.0  # seconds: another start may be about to be refused
 
 
 class RunDirectory:
-    """The files of one run. The process that trains, rank 0, calls `open` and holds the run's lock until `close`."""
+    """The files of one run. The process that trains, rank 0, calls `open`, which makes it the owner until `close`.
+
+    Until `begin`, or `claim`, nothing of the run changes: what is refused before leaves it as it was.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -29,13 +34,17 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
         self.stop_file = path / "STOP"
+        self.is_moved_aside = False  # by `claim`, as `fresh` said
+        self._ownership: Ownership | None = None
         self._lock: TextIO | None = None
+        self._made: list[Path] = []  # by `open`, innermost first
+        self._is_claimed = False
 
     @classmethod
     def open(cls, config: Config, *, fresh: bool = False, resume: str | None = None, runs: Path = RUNS) -> RunDirectory:
-        """Create or reopen runs/<name>, lock it, and check that this configuration may be trained in it.
+        """Become the owner of runs/<name>, and check that this configuration may be trained in it.
 
-        fresh   move an earlier run of this name aside and begin again
+        fresh   an earlier run of this name does not matter: `begin` moves it aside
         resume  not None: accept changes that leave the finished part of the run as it was (more epochs, tracking,
                 slurm); not empty: a checkpoint is named, so that a finished run may be continued from it
         Raises RunDirectoryError: in use, finished, of a different configuration, not writable, or with links in it.
@@ -43,14 +52,10 @@ class RunDirectory:
         run = cls(runs / config.name)
         try:
             run._refuse_links()
-            run._acquire_lock()
-            if fresh and run.config_file.exists():
-                run._move_aside()
-                run._acquire_lock()
-            remove_temporary(run.path)
-            run.logs.mkdir(exist_ok=True)
-            run._check_config(config, resume)
-            run.checkpoints.mkdir(exist_ok=True)
+            run._take()
+            run.is_moved_aside = fresh and run.config_file.exists()
+            if not fresh:
+                run._check_config(config, resume)
         except RunDirectoryError:
             run.close()  # a caller that keeps the error must not keep the lock
             raise
@@ -63,23 +68,76 @@ class RunDirectory:
         return run
 
     def close(self) -> None:
-        """Release the run's lock."""
+        """Give the run up. What `open` has made is removed if nothing began: a refused start leaves no trace."""
+        if self._ownership is not None:
+            self._ownership.release()
+            self._ownership = None
+        for path in self._made:
+            with suppress(OSError):  # something else is in the folder by now
+                path.rmdir() if path.is_dir() else path.unlink()
+        self._made = []
         if self._lock is not None:
             self._lock.close()  # the kernel releases the lock, as it does when the process is killed
             self._lock = None
 
+    @property
+    def owner(self) -> Owner | None:
+        """Return how owner.json names this process; None where it is not the owner."""
+        return self._ownership.owner if self._ownership else None
+
+    @property
+    def is_lost(self) -> bool:
+        """Return True if another process was seen to own the path by now, or nobody: then the run was moved."""
+        return self._ownership is not None and self._ownership.is_lost
+
+    def is_own(self) -> bool:
+        """Return False if the run was moved or taken over: the path leads to another owner's, or nowhere."""
+        return self._ownership is None or self._ownership.holds()
+
+    def require_own(self) -> None:
+        """Raise RunDirectoryError where `is_own` is not true."""
+        if not self.is_own():
+            raise RunDirectoryError(
+                f"{self.path} is not this run's directory any more: it was moved or removed, or another process has "
+                "begun to train into it. Training ends here and writes no more; a run that was moved goes on from its "
+                f"last checkpoint when its directory is called {self.path.name} again"
+            )
+
+    def claim(self) -> None:
+        """Make the directory ready to be written into, and its entry safe: what was to be refused has been."""
+        if self._is_claimed:
+            return
+        if self._ownership is not None and not self._ownership.holds_for_good():
+            self.require_own()
+        if self.is_moved_aside:
+            self._move_aside()
+        remove_temporary(self.path)
+        for folder in (self.logs, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.path.parent, self.path.parent.parent):
+            sync_directory(folder)  # or the run might be missing after a power cut, its checkpoints with it
+        self._made = []
+        self._is_claimed = True
+
     def begin(self, config: Config) -> None:
-        """Write config.yaml and remove the results of an earlier end: training is about to begin."""
-        write_atomically(self.config_file, dump_config(config))
+        """Remove the results of an earlier end and write config.yaml: training is about to begin."""
+        self.claim()
         for file in (self.summary_file, *self.path.glob("evaluation-*.json")):
-            file.unlink(missing_ok=True)  # of an earlier end, after which training now goes on
+            file.unlink(missing_ok=True)  # first: a longer configuration beside them would look complete
+        write_atomically(self.config_file, dump_config(config))
+
+    @property
+    def is_finished(self) -> bool:
+        """Return True if the run is complete, and all that follows its summary was done as well."""
+        return self.summary().get("status") == "completed" and not has_open_attempt(self.path)
 
     def summary(self) -> dict[str, Any]:
         """Return summary.json as a dictionary; empty before the run has ended for the first time."""
         return read_json(self.summary_file, strict=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replace summary.json."""
+        """Replace summary.json. Raises RunDirectoryError where the path leads to another run by now."""
+        self.require_own()
         write_atomically(self.summary_file, to_json(summary, indent=2) + "\n")
 
     def _refuse_links(self) -> None:
@@ -102,23 +160,45 @@ class RunDirectory:
                     "remove it, or choose another name with `--name`"
                 )
 
-    def _acquire_lock(self) -> None:
+    def _take(self, owner: Owner | None = None) -> None:
+        """Become the owner, under the identity given or a new one; a process that only holds the lock is none."""
+        self._made = [path for path in (self.path / "lock", self.path, self.path.parent) if not path.exists()]
         try:
-            lock = locks.acquire(self.path / "lock", seconds=LOCK_PATIENCE)
+            self._lock = locks.acquire(self.path / "lock", seconds=LOCK_PATIENCE)
         except BlockingIOError:
-            raise RunDirectoryError(
-                f"{self.path} is in use: another process is training into it; wait for it, stop it with "
-                f"`launch stop {self.path.name}`, or choose another name with `--name`"
-            ) from None
-        self.close()
-        self._lock = lock
+            if read_owner(self.path) is None and has_open_attempt(self.path):  # a version before owner.json trains
+                raise self._in_use() from None
+        while self._ownership is None:
+            if is_taken(self.path):
+                raise self._in_use()
+            (self.path / OWNER_FILE).unlink(missing_ok=True)  # of a process that was killed
+            with suppress(FileExistsError):  # another start was faster
+                self._ownership = Ownership(self.path, owner)
+
+    def _in_use(self) -> RunDirectoryError:
+        owner = read_owner(self.path)
+        who = f"process {owner.pid} on {owner.host}" if owner else "another process"
+        return RunDirectoryError(
+            f"{self.path} is in use: {who} is training into it; wait for it, stop it with "
+            f"`launch stop {self.path.name}`, or choose another name with `--name`"
+        )
 
     def _move_aside(self) -> None:
-        """Rename this run out of the way: nothing that a run made is ever deleted."""
+        """Rename the earlier run out of the way, and own its place: nothing that a run made is ever deleted."""
         number = 1
         while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         self.path.rename(old)
+        earlier, self._ownership = self._ownership, None
+        if self._lock is not None:
+            self._lock.close()
+        self._take(earlier.owner if earlier else None)
+        if earlier is not None:
+            earlier.abandon()
+            (old / OWNER_FILE).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            (old / "STOP").rename(self.stop_file)  # asked while this start was under way
+        self.is_moved_aside = False
 
     def _check_config(self, config: Config, resume: str | None) -> None:
         if not self.config_file.exists():
@@ -133,7 +213,7 @@ class RunDirectory:
                 way_on = f"`--resume` to continue with this change, {way_on}"
             raise RunDirectoryError(f"{self.path} holds a run of a different configuration:\n{listed}\nUse {way_on}.")
         is_longer = any(change.key in ("train.epochs", "train.steps") for change in changes)
-        if self.summary().get("status") == "completed" and not (is_longer or resume):
+        if self.is_finished and not (is_longer or resume):
             raise RunDirectoryError(
                 f"{self.path} is finished; `--fresh` begins again (the old run is kept aside), `--name` makes "
                 "another run, and `--resume` with more train.epochs continues it, unless it stopped early"

@@ -8,9 +8,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from trainlib.errors import UserError
+from trainlib.runs.jobs import slurm_job
+from trainlib.runs.stop_request import mark_of
 
+START_LOGS = "TRAINLAUNCH_START_LOGS"  # a temporary folder of the launcher's
+EARLIER_STOP_FILE = "TRAINLAUNCH_EARLIER_STOP"  # the mark of the STOP file that was there when the launcher began
 NUM_THREADS = "TRAINLAUNCH_NUM_THREADS"  # intra-op threads of each rank, where the choice made here does not suit
 NODE_SECONDS = "TRAINLAUNCH_NODE_SECONDS"  # that the machines of a run wait for each other before it starts
 WORLD_SIZE_ASKED = "TRAINLAUNCH_WORLD_SIZE"  # set by the launcher: any other world size is an error
@@ -78,6 +83,26 @@ def uses_cpu(environ: Mapping[str, str] = os.environ) -> bool:
             f"{USE_CPU}: got {environ[USE_CPU]!r}, must be true or false: correct the variable, or unset it"
         )
     return value in _TRUE
+
+
+def log_before_start(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the file that takes what this rank prints until the attempt begins.
+
+    None for rank 0, which prints to the console, and without a launcher. What is refused until then must not change the
+    logs in the run directory.
+    """
+    folder, number = environ.get(START_LOGS), rank(environ)
+    return Path(folder) / f"rank-{number}.log" if folder and number else None
+
+
+def earlier_stop_file(directory: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the mark of the STOP file that was in the run directory before this start; see `mark_of`.
+
+    Empty in a SLURM job: there, what a person asked between two starts of the job holds for the next one.
+    """
+    if slurm_job(environ):
+        return ""
+    return environ.get(EARLIER_STOP_FILE) or mark_of(directory / "STOP")
 
 
 def check(environ: Mapping[str, str] = os.environ) -> None:

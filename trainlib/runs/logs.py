@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -46,27 +48,52 @@ class _Stdout(logging.StreamHandler[TextIO]):
         return sys.stdout
 
 
+class LogFile(io.TextIOWrapper):
+    """An open log that keeps its lines in memory until `begin` names the file for them and all later ones."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("log")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        super().__init__(io.FileIO(descriptor, "w"), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+    def begin(self, path: Path, header: str) -> None:
+        """Append the header, and all that was logged so far, to a file. Raises RunDirectoryError."""
+        self.flush()
+        try:
+            file = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError as error:
+            raise RunDirectoryError(f"{path}: cannot be written ({error.strerror}): mend it, or remove it") from error
+        logged = os.pread(self.fileno(), os.fstat(self.fileno()).st_size, 0)
+        os.dup2(file, self.fileno())  # for whoever writes to the descriptor as well
+        with suppress(OSError):  # a full disk is told where it matters
+            os.write(file, header.encode() + logged)
+        os.close(file)
+
+
 @contextmanager
-def logging_to_console() -> Iterator[None]:
-    """Context manager: print this package's log lines on standard output, without times. For programs only."""
+def logging_to_console(level: int = logging.INFO) -> Iterator[None]:
+    """Context manager: print this package's log lines on standard output, without times. For programs only.
+
+    level   the lowest that is printed; `redirect_output` lowers it to INFO
+    """
     encode_anything()
     handler = _Stdout()
+    handler.setLevel(level)
     handler.setFormatter(_Printable("%(message)s"))
     with _added(handler):
         yield
 
 
 @contextmanager
-def logging_to_file(path: Path) -> Iterator[TextIO]:
-    """Context manager: write this package's log lines, with times, to a file, which it returns open.
+def logging_to_file() -> Iterator[LogFile]:
+    """Context manager: write this package's log lines, with times, to a log, which it returns open.
 
-    An exception that ends the block is written as well. Raises RunDirectoryError when the file cannot be opened.
+    An exception that ends the block is written as well.
     """
-    try:
-        descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be written ({error.strerror}): mend it, or remove it") from error
-    with os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", errors="backslashreplace") as file:
+    with LogFile() as file:
         handler = _File(file)
         handler.setFormatter(_Printable(FORMAT))
         try:
@@ -100,6 +127,9 @@ def redirect_output(path: Path, header: str = "") -> None:
     with suppress(OSError):  # on a full disk; not through sys.stdout, which would try it again at the end
         os.write(log, header.encode())
     os.close(log)
+    for handler in logging.getLogger("trainlib").handlers:
+        if isinstance(handler, _Stdout):
+            handler.setLevel(logging.INFO)
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from trainlib.errors import UserError
 from trainlib.runs import RUNS, locks
-from trainlib.runs.attempts import ATTEMPTS_FILE, last_event
+from trainlib.runs.attempts import ATTEMPTS_FILE, has_open_attempt, last_event
 from trainlib.runs.checkpoints import steps_in
 from trainlib.runs.files import Record
 from trainlib.runs.jobs import JOBS_FILE
+from trainlib.runs.owner import OWNER_FILE, Owner, read_owner, was_renewed_lately
 from trainlib.runs.rows import METRICS_FILE, lost_rows
 from trainlib.runs.run_files import RunFiles
 from trainlib.runs.shapes import ATTEMPT, JOB, ROW, SUMMARY, whole_number
@@ -51,6 +52,11 @@ class Run:
     def last_start(self) -> Record | None:
         """Return the line with which the newest attempt began."""
         return last_event(self.attempts, "start")
+
+    @property
+    def owner(self) -> Owner | None:
+        """Return the process that trains, where the run is running."""
+        return read_owner(self.directory)
 
     @property
     def started(self) -> datetime | None:
@@ -101,12 +107,12 @@ def read_run(directory: Path, *, whole: bool = True) -> Run:
     if whole and (lost := lost_rows(rows) or _lost_end(rows, summary)):
         files.problems.append(f"{METRICS_FILE}: {lost}")
     last = {(row["split"], row.get("scope")): row for row in rows}
-    return Run(directory, _status(directory, attempts), attempts, jobs, last, summary, tuple(files.problems))
+    return Run(directory, _status(directory, attempts, summary), attempts, jobs, last, summary, tuple(files.problems))
 
 
 def all_runs(root: Path = RUNS) -> list[Run]:
     """Return every run under `root`, the one that was started last at the end."""
-    patterns = (f"*/{ATTEMPTS_FILE}", "*/config.yaml", f"*/{JOBS_FILE}")
+    patterns = (f"*/{ATTEMPTS_FILE}", "*/config.yaml", f"*/{JOBS_FILE}", f"*/{OWNER_FILE}")
     directories = [path.parent for pattern in patterns for path in root.glob(pattern)]
     runs = [_read_any(directory) for directory in sorted(set(directories))]
     never = datetime.min.replace(tzinfo=UTC)
@@ -135,8 +141,16 @@ def find_run(name: str, root: Path = RUNS) -> Path:
 
 
 def is_running(directory: Path) -> bool:
-    """Return True if a process trains into this directory now, on this machine or one that shares the folder."""
-    return locks.is_locked(directory / "lock")
+    """Return True if a process trains into this directory now, or is about to, here or on a machine that shares it.
+
+    A process that only holds the lock, such as a backup, does not.
+    """
+    owner = read_owner(directory)
+    if owner is None:  # a version before owner.json may train
+        return has_open_attempt(directory) and locks.is_locked(directory / "lock")
+    if owner.is_on_this_machine:
+        return owner.lives_here
+    return was_renewed_lately(directory) or locks.is_locked(directory / "lock")
 
 
 def time_of(record: Record | None) -> datetime | None:
@@ -149,13 +163,13 @@ def time_of(record: Record | None) -> datetime | None:
     return None
 
 
-def _status(directory: Path, attempts: list[Record]) -> str:
+def _status(directory: Path, attempts: list[Record], summary: Record) -> str:
     if is_running(directory):
         return "running"
     if not attempts:
         return "new"
     if attempts[-1].get("event") == "start":
-        return "interrupted"
+        return "completed" if summary.get("status") == "completed" else "interrupted"  # killed after its summary
     return str(attempts[-1].get("status", "failed"))
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _OF_A_TERMINAL = ("SIGINT", "SIGHUP")
 _MAX_REASON_CHARACTERS = 200
+_MEANT_FOR = "for "
 
 
 def ignore_stop_signals() -> None:
@@ -30,32 +32,64 @@ def ignore_stop_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def write_stop_file(directory: Path, asked_by: str) -> None:
+def write_stop_file(directory: Path, asked_by: str, token: str | None = None) -> None:
     """Ask the run in a directory to stop.
 
     asked_by   the name of a signal that is passed on, or what a person used, such as `launch stop`
+    token      the `stop_token` of the owner who is asked: no later one is; None: whoever trains
     """
-    write_atomically(directory / "STOP", f"{asked_by}\n")  # whole when the run sees it
+    asked = f"{asked_by}\n" + (f"{_MEANT_FOR}{token}\n" if token else "")
+    write_atomically(directory / "STOP", asked)  # whole when the run sees it
 
 
 def read_stop_file(path: Path) -> EndReason:
     """Return why a run is to stop, as its STOP file says; a file that cannot be read counts as a person's."""
-    text = ""
+    return reason_of_stop_file(_lines(path)[0])
+
+
+def mark_of(path: Path) -> str:
+    """Return what tells this very file from one that is written later; empty where there is none."""
     with suppress(OSError):
-        text = read_regular(path, 1 << 16).decode(errors="replace").partition("\n")[0][:_MAX_REASON_CHARACTERS]
-    return reason_of_stop_file(text)
+        found = path.stat()
+        return f"{found.st_ino}:{found.st_mtime_ns}"
+    return ""
+
+
+def is_meant_for(path: Path, token: str | None, earlier: str = "") -> bool:
+    """Return True if the STOP file exists and asks this start, and not one that is over.
+
+    token     this start's own
+    earlier   the mark of the file that was there before this start: nobody can have meant this start with it
+    """
+    mark = mark_of(path)
+    named = _lines(path)[1].removeprefix(_MEANT_FOR).strip()
+    return mark != "" and (named == token if named else mark != earlier)
+
+
+def _lines(path: Path) -> tuple[str, str]:
+    """Return who asked and whom, as the STOP file says; empty where it does not."""
+    with suppress(OSError):
+        asked_by, asked, *_ = [*read_regular(path, 1 << 16).decode(errors="replace").split("\n"), ""]
+        return asked_by[:_MAX_REASON_CHARACTERS], asked if asked.startswith(_MEANT_FOR) else ""
+    return "", ""
 
 
 class StopFlag:
     """A flag that is set when a stop signal comes or the STOP file appears; `reason` then says which.
 
-    Installed before anything slow is imported, so that no signal is lost. A second Ctrl-C ends the process at once,
-    with exit code 130.
+    The first reason stays, but for a person's request: it decides, whatever asks as well, whether SLURM starts the run
+    again. Installed before anything slow is imported, so that no signal is lost. A second Ctrl-C ends the process at
+    once, with exit code 130.
     """
 
     def __init__(self) -> None:
         self.reason: EndReason | None = None
+        self._interrupted = False
         self._stop_file: Path | None = None
+        self._is_own: Callable[[], bool] = lambda: True
+        self._token: str | None = None
+        self._earlier = ""
+        self._seen = ""  # the mark of the STOP file that was honoured
         self._previous: dict[int, object] = {}
 
     def install(self) -> None:
@@ -72,9 +106,18 @@ class StopFlag:
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()
 
-    def watch(self, stop_file: Path) -> None:
-        """Set the flag as soon as this file exists."""
-        self._stop_file = stop_file
+    def watch(
+        self,
+        stop_file: Path,
+        token: str | None = None,
+        earlier: str = "",
+        is_own: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Set the flag as soon as this file exists and is meant for this start; see `is_meant_for`.
+
+        is_own   False where the file is another run's by now, and must not be removed
+        """
+        self._stop_file, self._token, self._earlier, self._is_own = stop_file, token, earlier, is_own
 
     def ask(self, reason: EndReason) -> None:
         """Set the flag, as a signal would; the first reason stays."""
@@ -82,16 +125,34 @@ class StopFlag:
 
     def requested(self) -> bool:
         """Return True if this process was asked to stop."""
-        if self.reason is None and self._stop_file is not None and os.path.exists(self._stop_file):
-            self.reason = read_stop_file(self._stop_file)
+        if self._stop_file is not None and not self._seen and os.path.exists(self._stop_file):
+            self._look(self._stop_file)
         return self.reason is not None
 
+    def _look(self, stop_file: Path) -> None:
+        """Take in what the STOP file says, or remove one that is not meant for this start."""
+        mark = mark_of(stop_file)
+        if not is_meant_for(stop_file, self._token, self._earlier):
+            self._remove(mark, "%s was left over from an earlier start: it was removed, and not heeded")
+            return
+        self._seen = mark
+        found = read_stop_file(stop_file)
+        if self.reason is None or found.code is EndCode.STOP_FILE:
+            self.reason = found
+
     def acknowledge(self) -> None:
-        """Remove the STOP file once the checkpoint is safe: it must not stop the next attempt."""
-        if self._stop_file is None:
+        """Remove the STOP file that was heeded, once the checkpoint is safe: it must not stop the next attempt."""
+        if self._seen:
+            self._remove(self._seen)
+
+    def _remove(self, mark: str, words: str | None = None) -> None:
+        """Remove the STOP file, if it is still this one, and log these words."""
+        if self._stop_file is None or mark_of(self._stop_file) != mark or not self._is_own():
             return
         try:
             self._stop_file.unlink(missing_ok=True)
+            if words:
+                logger.info(words, self._stop_file)
         except OSError as error:  # no reason to fail what is done
             logger.warning(
                 "%s could not be removed (%s); remove it before the run is started again", self._stop_file, error
@@ -100,8 +161,9 @@ class StopFlag:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGINT:
-            if self.reason is not None and self.reason.sentence == name:
+            if self._interrupted:
                 os._exit(EXIT_INTERRUPTED)
+            self._interrupted = True
             with suppress(OSError):  # the terminal may be what went away
                 os.write(2, b"\nstopping at the next step, with a checkpoint; Ctrl-C again ends at once\n")
-        self.reason = EndReason(EndCode.SIGNAL, name)
+        self.ask(EndReason(EndCode.SIGNAL, name))

@@ -12,6 +12,7 @@ from trainlib.runs.rows import Row
 from trainlib.runs.stop_request import StopFlag
 
 if TYPE_CHECKING:
+    from trainlib.runs.directory import RunDirectory
     from trainlib.training.step.train_step import StepResult
     from trainlib.training.trainer import Trainer
 
@@ -150,6 +151,22 @@ class HeartbeatHook(Hook):
     def on_progress(self) -> None:
         """Send the heartbeat."""
         self._heartbeat()
+
+
+class OwnershipHook(Hook):
+    """Ends the training when the run directory was moved, or another process has taken it over."""
+
+    def __init__(self, run: RunDirectory):
+        self._run = run
+
+    def on_progress(self) -> None:
+        """Raise RunDirectoryError if that was noticed."""
+        if self._run.is_lost:
+            self._run.require_own()
+
+    def on_checkpoint(self) -> None:
+        """Look, and raise RunDirectoryError: the checkpoint would be in another run's directory."""
+        self._run.require_own()
 
 
 class EndOfJobHook(Hook):

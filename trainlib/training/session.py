@@ -21,7 +21,7 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.distributed.watchdog import Watchdog
 from trainlib.errors import UserError
 from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
-from trainlib.runs import reasons
+from trainlib.runs import launch_variables, reasons
 from trainlib.runs.attempts import Attempt
 from trainlib.runs.checkpoints import find_named
 from trainlib.runs.directory import RunDirectory
@@ -33,7 +33,7 @@ from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.content_record import ContentHook, forget_content, learn_content
 from trainlib.training.final_test import TestResult, evaluate_test_split, write_test_evaluation
-from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook
+from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook, OwnershipHook
 from trainlib.training.outputs import open_trainer, summary_of
 from trainlib.training.provenance import record_data, require_alike, require_same_config, require_same_data
 from trainlib.training.trainer import Trainer, Training
@@ -68,40 +68,30 @@ def run_session(
     if start is not None:
         require_same_data(run, start, dataset.listing)
     with process_group.joined(config.train) as accelerator:
-        start = _join_run(run, attempt, start, accelerator)
+        start = broadcast_object(start)
+        _require_shared(run.path / "lock")
         require_alike(config, dataset.listing)
         if start is not None:
             learn_content(run, dataset)
         training = _build(config, dataset, accelerator, start, custom, flag, log)
+        _begin(config, run, attempt, start, dataset, accelerator)
         with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
             hooks: list[Hook] = [HeartbeatHook(watchdog.heartbeat), *custom.hooks]
             hooks.append(ContentHook(run, dataset, accelerator.process_index))
+            hooks += [OwnershipHook(run)] if is_main else []
             hooks += EndOfJobHook.from_environment(flag) if is_main else []
             with open_trainer(config, run, training, hooks, attempt, start, dataset) as trainer:
-                if is_main:
-                    _record_start(config, run, start, dataset)
                 completed = trainer.run(StopConsensus(flag, open_channel(config.train)))
                 summary = summary_of(trainer) if is_main else {}  # before the test, which loads the best weights
                 result = evaluate_test_split(trainer, run, config) if completed else None
                 if attempt is not None:
+                    flag.requested()  # what was asked last may count most
                     attempt.reason = reasons.COMPLETED if completed else flag.reason or reasons.OTHER_RANK
                     attempt.step = training.progress.step
                     _finish(run, trainer, attempt.reason, result, summary)
                     flag.acknowledge()
                     _tell_results(run, trainer, dataset, attempt, result)
     return completed
-
-
-def _join_run(
-    run: RunDirectory, attempt: Attempt | None, start: Checkpoint | None, accelerator: Accelerator
-) -> Checkpoint | None:
-    """Return the checkpoint that rank 0 chose, on every rank; ranks other than 0 begin their logs. A collective."""
-    header = attempt_header(attempt.number, os.environ) if attempt else ""
-    start, header = broadcast_object((start, header))
-    if attempt is None:
-        _require_shared(run)
-        redirect_output(run.logs / f"rank-{accelerator.process_index}.log", header)
-    return start
 
 
 def _build(
@@ -120,14 +110,35 @@ def _build(
     return build_training(inputs, start, custom, features)
 
 
-def _record_start(config: Config, run: RunDirectory, start: Checkpoint | None, dataset: Dataset) -> None:
-    """Write config.yaml and remove what an earlier end left: done late, so that a start that fails changes nothing."""
-    if start is not None:
+def _begin(
+    config: Config,
+    run: RunDirectory,
+    attempt: Attempt | None,
+    start: Checkpoint | None,
+    dataset: Dataset,
+    accelerator: Accelerator,
+) -> None:
+    """Begin the attempt, which nothing refuses any more: only from here on, the run's files change. A collective.
+
+    Rows are cut off later (`MetricsFile`), once the checkpoints that they led to are set aside. From here on, the other
+    ranks write to their logs in the run directory.
+    """
+    header = ""
+    if attempt is not None:
+        run.begin(config)
+        attempt.begin()
+        checkpoint.remove_partial(run.checkpoints)
         checkpoint.set_aside_newer(run.checkpoints, start)
-    else:
-        forget_content(run)
-    record_data(run, dataset.listing)
-    run.begin(config)
+        if start is None:
+            forget_content(run)
+        record_data(run, dataset.listing)
+        header = attempt_header(attempt.number, os.environ)
+    header = broadcast_object(header)
+    if attempt is None:
+        _require_shared(run.logs)
+        earlier = launch_variables.log_before_start()
+        printed = earlier.read_text(errors="replace") if earlier is not None else ""
+        redirect_output(run.logs / f"rank-{accelerator.process_index}.log", header + printed)
 
 
 def _finish(
@@ -152,14 +163,14 @@ def _tell_results(
     logger.info("results in %s", run.path)
 
 
-def _require_shared(run: RunDirectory) -> None:
-    """Rank 0 has made the run directory; raise UserError where this rank, on another machine, cannot see it."""
+def _require_shared(path: Path) -> None:
+    """Rank 0 has made this in the run directory; raise UserError where this rank, on another machine, cannot see it."""
     deadline = time.monotonic() + SHARED_SECONDS
-    while not run.logs.is_dir():
+    while not path.exists():
         if time.monotonic() > deadline:
             raise UserError(
-                f"{run.path.absolute()} is on rank 0's machine, but not on {socket.gethostname()}: start the run in a "
-                "folder that all machines share"
+                f"{path.parent.absolute()} is on rank 0's machine, but not on {socket.gethostname()}: start the run in "
+                "a folder that all machines share"
             )
         time.sleep(0.2)
 
@@ -169,7 +180,6 @@ def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
 
     Raises CheckpointError when a named one is missing, damaged, or not of this run.
     """
-    checkpoint.remove_partial(directory)
     if named is None:
         return checkpoint.newest(directory)
     return checkpoint.verify(find_named(directory, named, "--resume"))

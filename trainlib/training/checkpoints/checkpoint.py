@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,20 +155,27 @@ def remove_partial(directory: Path) -> None:
 
 
 def newest(directory: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that verifies; set aside, with a warning, damaged ones that are newer."""
+    """Return the newest checkpoint that verifies. Nothing is changed: see `set_aside_newer`."""
     for path in reversed(steps_in(directory).values()):
-        try:
+        with suppress(CheckpointError):
             return verify(path)
-        except CheckpointError as damage:
-            set_aside(path, DAMAGED, str(damage))
     return None
 
 
-def set_aside_newer(directory: Path, to: Checkpoint) -> None:
-    """Set aside every checkpoint newer than this one: training goes on from here."""
+def set_aside_newer(directory: Path, to: Checkpoint | None) -> None:
+    """Set aside every checkpoint newer than this one, whole or damaged: training goes on from here.
+
+    to   None: training begins
+    """
     for step, path in steps_in(directory).items():
-        if step > to.step:
-            set_aside(path, SUPERSEDED, f"training goes on from step {to.step}")
+        if to is not None and step <= to.step:
+            continue
+        try:
+            verify(path)
+        except CheckpointError as damage:
+            set_aside(path, DAMAGED, str(damage))
+        else:
+            set_aside(path, SUPERSEDED, f"training goes on from step {to.step if to else 0}")
 
 
 def prune(directory: Path, keep: int, protect: Collection[int], verified: set[int]) -> None:

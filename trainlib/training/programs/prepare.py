@@ -54,6 +54,7 @@ def prepare(config: Config, *, fresh: bool, resume: str | None) -> None:
 
             named = choose_checkpoint(run.checkpoints, resume)
             assert named is not None, "a checkpoint that is named is found, or is an error"
+            run.claim()
             checkpoint.set_aside_newer(run.checkpoints, named)
         run.begin(config)
         run.stop_file.unlink(missing_ok=True)  # asked of an attempt that is over
