@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from locks import owning
 from PIL import Image
 
 from launch.cli import main
@@ -119,8 +119,7 @@ def test_an_unwritable_run_directory(workdir: Path, capsys: pytest.CaptureFixtur
 
 def test_two_runs_in_one_directory(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workdir / "runs/quickstart").mkdir(parents=True)
-    with (workdir / "runs/quickstart/lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with owning(workdir / "runs/quickstart"):
         assert "in use" in fails(["quickstart", *SMALL], capsys)
 
 

@@ -57,14 +57,16 @@ words, environment, without, directory = json.loads(sys.argv[1])
 sys.exit(run_ranks(Command(tuple(words), environment, without), Path(directory)))
 """
 
-# A training that can be asked to stop. It writes what the launcher waits for: the start line of the attempt.
+# A training that can be asked to stop. It writes what the launcher waits for: its owner, and the attempt's start.
 TRAINING = """\
 import json, sys, time
 from pathlib import Path
+from trainlib.runs.owner import Ownership
 directory, delay = Path(sys.argv[1]), float(sys.argv[2])
 (directory.parent / "up").touch()
 time.sleep(delay)
 (directory / "logs").mkdir(parents=True, exist_ok=True)
+owner = Ownership(directory)
 (directory / "attempts.jsonl").write_text(json.dumps({"event": "start", "attempt": 2, "time": "now"}) + "\\n")
 (directory.parent / "training").touch()
 while not (directory / "STOP").exists():
@@ -249,7 +251,9 @@ def test_a_stop_that_came_too_late_does_not_stop_the_next_run(tmp_path: Path) ->
     program = """\
 import sys, time
 from pathlib import Path
+from trainlib.runs.owner import Ownership
 Path("run").mkdir()
+owner = Ownership(Path("run"))
 Path("run/attempts.jsonl").write_text('{"event": "start"}')
 while not Path("run/STOP").exists():
     time.sleep(0.02)

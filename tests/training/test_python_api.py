@@ -151,7 +151,8 @@ def fit_on_data_of_the_rank() -> None:
 
 def test_a_rank_with_other_data_is_refused(tmp_path: Path) -> None:
     assert ranks.run(fit_on_data_of_the_rank, world_size=2, cwd=tmp_path)[1] == 1
-    assert "the ranks do not train the same; nothing was trained" in (run_in(tmp_path).logs / "rank-1.log").read_text()
+    assert "the ranks do not train the same; nothing was trained" in ranks.console(tmp_path, rank=1)
+    assert not run_in(tmp_path).path.exists()  # refused: nothing is left behind
 
 
 class Fetched:
