@@ -112,7 +112,7 @@ def _train_rank_0(config: Config, flag: StopFlag, fresh: bool, resume: str | Non
     run = RunDirectory.open(config, fresh=fresh, resume=resume)
     flag.watch(run.stop_file, run.owner.stop_token if run.owner else None, earlier_stop, run.is_own)
     try:
-        with logging_to_file() as log:
+        with logging_to_file(run.logs / "refused.log") as log:
             from trainlib.training.session import choose_checkpoint, run_session
 
             start = None if run.is_moved_aside else choose_checkpoint(run.checkpoints, resume or None)

@@ -15,6 +15,7 @@ from typing import TextIO
 
 from trainlib.errors import ConnectionLostError, RunDirectoryError
 from trainlib.regular_files import open_regular
+from trainlib.runs.files import write_atomically
 from trainlib.runs.jobs import slurm_job
 from trainlib.runs.printable import encode_anything, printable
 
@@ -30,7 +31,17 @@ class _Printable(logging.Formatter):
 
 
 class _File(logging.StreamHandler[TextIO]):
-    """Log handler for a file that drops the lines that cannot be written, as on a full disk, without an error."""
+    """Log handler for a file that drops the lines that cannot be written, as on a full disk, without an error.
+
+    has_details   True once a line was written that the console does not show
+    """
+
+    has_details = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line."""
+        self.has_details |= record.levelno < logging.INFO
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Drop the line."""
@@ -52,6 +63,7 @@ class LogFile(io.TextIOWrapper):
     """An open log that keeps its lines in memory until `begin` names the file for them and all later ones."""
 
     def __init__(self) -> None:
+        self.has_begun = False
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("log")
         else:
@@ -61,16 +73,21 @@ class LogFile(io.TextIOWrapper):
 
     def begin(self, path: Path, header: str) -> None:
         """Append the header, and all that was logged so far, to a file. Raises RunDirectoryError."""
-        self.flush()
+        logged = self.content()
         try:
             file = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError as error:
             raise RunDirectoryError(f"{path}: cannot be written ({error.strerror}): mend it, or remove it") from error
-        logged = os.pread(self.fileno(), os.fstat(self.fileno()).st_size, 0)
         os.dup2(file, self.fileno())  # for whoever writes to the descriptor as well
         with suppress(OSError):  # a full disk is told where it matters
             os.write(file, header.encode() + logged)
         os.close(file)
+        self.has_begun = True
+
+    def content(self) -> bytes:
+        """Return what was logged until the log began."""
+        self.flush()
+        return os.pread(self.fileno(), os.fstat(self.fileno()).st_size, 0)
 
 
 @contextmanager
@@ -88,10 +105,11 @@ def logging_to_console(level: int = logging.INFO) -> Iterator[None]:
 
 
 @contextmanager
-def logging_to_file() -> Iterator[LogFile]:
+def logging_to_file(refused: Path | None = None) -> Iterator[LogFile]:
     """Context manager: write this package's log lines, with times, to a log, which it returns open.
 
     An exception that ends the block is written as well.
+    refused   the file for a log that has not begun then, if it tells more than the console did
     """
     with LogFile() as file:
         handler = _File(file)
@@ -104,6 +122,9 @@ def logging_to_file() -> Iterator[LogFile]:
                 # What another rank did is not to be found in this one's stack.
                 lost = isinstance(error, ConnectionLostError)
                 file.write(printable(f"{error}\n" if lost else traceback.format_exc(), keep="\n\t"))
+                if refused is not None and handler.has_details and not file.has_begun:
+                    refused.parent.mkdir(exist_ok=True)
+                    write_atomically(refused, file.content())
             raise
 
 
