@@ -133,14 +133,12 @@ def _check_stop(stop_requested: Callable[[], bool]) -> None:
 def damaged_images(failures: Sequence[decode.Failure]) -> DataError:
     """Return the error that names images that cannot be decoded, with the reasons.
 
-    Of many, a message names the first ones, and a log all (of a refused start, logs/refused.log in the run's directory);
-    where there is no log, the message names all.
+    Of many, a message names the first ones, and the log all: of a refused start, logs/refused.log in the run directory.
+    Where there is no log, the message names all.
     """
     lines = [f"  {printable(path)}: {printable(reason)}" for path, reason in failures]
     what = "1 image" if len(failures) == 1 else f"{len(failures)} images"
     if len(lines) > NAMED_AT_MOST and any(handler.level <= logging.DEBUG for handler in package_logger.handlers):
         package_logger.debug("all %s that cannot be decoded:\n%s", what, "\n".join(lines))
-        lines[NAMED_AT_MOST:] = [
-            f"  ... and {len(failures) - NAMED_AT_MOST} more: logs/ of the run's directory names all"
-        ]
+        lines[NAMED_AT_MOST:] = [f"  ... and {len(failures) - NAMED_AT_MOST} more: logs/ of the run names all"]
     return DataError("\n".join([f"{what} cannot be decoded; delete, move or export them again:", *lines]))
