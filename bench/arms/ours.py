@@ -45,7 +45,7 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
         if attempt is not None:
             run.begin(config)
             attempt.begin()
-        with open_trainer(config, run, training, hooks, attempt, None, dataset.class_names) as trainer:
+        with open_trainer(config, run, training, hooks, attempt, None, dataset) as trainer:
             channel = open_channel(config.train)
             rounds.begin(module, optimizer)
             trainer.run(StopConsensus(StopFlag(), channel))
