@@ -22,11 +22,13 @@ from typing import Any, TextIO
 
 from trainlib.regular_files import open_regular
 from trainlib.runs.checkpoints import name_of, steps_in
-from trainlib.runs.files import Fits, anything, parse_lines, read_json
+from trainlib.runs.files import Fits, anything, parse_lines
 from trainlib.runs.locks import acquire
 from trainlib.runs.logs import redirect_output
 from trainlib.runs.rows import METRICS_FILE, Row, scalars
-from trainlib.runs.shapes import ROW
+from trainlib.runs.run_files import RunFiles
+from trainlib.runs.shapes import ROW, SUMMARY
+from trainlib.training.tracking.wandb.foreign import require_own_files
 from trainlib.training.tracking.wandb.media import evaluation_media, health_values
 from trainlib.training.tracking.wandb.process import Job
 from trainlib.training.tracking.wandb.run import WandbRun
@@ -88,8 +90,8 @@ class Follower:
     def finish(self) -> None:
         """Log the rest, with pictures and summary: the training has ended."""
         self.follow()
-        summary = read_json(self._directory / "summary.json")
-        evaluation = read_json(self._directory / "evaluation-test.json")
+        files = RunFiles(self._directory)
+        summary, evaluation = files.record("summary.json", SUMMARY), files.record("evaluation-test.json")
         for row, values in self._held:
             media = evaluation_media(evaluation) if row.get("split") == "test" and evaluation else {}
             self._run.log(row, values | media)
@@ -117,6 +119,7 @@ def main() -> int:
     warnings = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     try:
         folder.mkdir(exist_ok=True)
+        require_own_files(folder)
         redirect_output(folder / "follower.log")  # what W&B's library prints
         with hold_lock(folder):
             _follow(job, training, warnings)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainlib.regular_files import open_regular, read_regular
+
+MAX_BYTES = 1 << 30  # of one log
 BLOCK_SIZE = 32768
 HEADER = struct.Struct("<4sHB")
 MAGIC = (b":W&B", 0xBEE1, 0)
@@ -35,15 +38,19 @@ class Point:
 
 def records(path: Path) -> Iterator[bytes]:
     """Yield the records of a W&B log, up to its end or to where a crash or a full disk cut it off."""
-    return (data for data, _ in _whole(path.read_bytes()))
+    return (data for data, _ in _whole(read_regular(path, MAX_BYTES)))
 
 
 def cut_to_records(path: Path) -> None:
     """Take what is no whole record off the end of a log: W&B calls one that a crash cut off damaged."""
-    content = path.read_bytes()
+    content = read_regular(path, MAX_BYTES)
     end = max((end for _, end in _whole(content)), default=len(content))
     if end < len(content):
-        os.truncate(path, end)
+        descriptor = open_regular(path, os.O_RDWR)
+        try:
+            os.ftruncate(descriptor, end)
+        finally:
+            os.close(descriptor)
 
 
 def _whole(content: bytes) -> Iterator[tuple[bytes, int]]:
@@ -70,22 +77,37 @@ def _whole(content: bytes) -> Iterator[tuple[bytes, int]]:
 
 def history(path: Path) -> Iterator[Point]:
     """Return the rows of history in one log, in the order in which they were logged."""
-    for record in _of_kind("history", path):
-        yield Point(int(record.history.step.num), _nested(record.history.item))
+    for record in wandb_records("history", path):
+        try:
+            yield Point(int(record.history.step.num), _nested(record.history.item))
+        except (ValueError, TypeError, AttributeError, RecursionError):  # no row that W&B wrote
+            return
 
 
 def says_its_run(path: Path) -> bool:
     """Whether a log came so far as to name its run; one of an attempt that was killed at once does not."""
-    return next(_of_kind("run", path), None) is not None
+    return next(wandb_records("run", path), None) is not None
 
 
-def _of_kind(kind: str, path: Path) -> Iterator[Any]:
+def record_kinds(path: Path) -> set[str]:
+    """Return the kinds of records in a log, by W&B's names for them; "" for one that is none of W&B's."""
+    return {record.WhichOneof("record_type") or "" for record in _all_records(path)}
+
+
+def wandb_records(kind: str, path: Path) -> Iterator[Any]:
+    """Yield the records of one kind in a log, as W&B's library reads them."""
+    return (record for record in _all_records(path) if record.WhichOneof("record_type") == kind)
+
+
+def _all_records(path: Path) -> Iterator[Any]:
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for data in records(path):
-        record = Record.FromString(data)
-        if record.WhichOneof("record_type") == kind:
-            yield record
+        try:
+            yield Record.FromString(data)
+        except DecodeError:
+            return
 
 
 def _nested(items: Iterable[Any]) -> dict[str, Any]:
@@ -101,9 +123,24 @@ def _nested(items: Iterable[Any]) -> dict[str, Any]:
 
 
 def segments(folder: Path, run_id: str) -> list[Path]:
-    """Return the logs of a run below its folder `wandb`, one for each attempt, oldest first."""
+    """Return the logs of a run below its folder `wandb`, one for each attempt, oldest first.
+
+    The rows that they hold tell the order, as each attempt goes on counting where the one before it ended; of logs
+    without rows, the time in them, which is UTC. Their names hold the local time, which means nothing elsewhere.
+    """
     found = folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb")
-    return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
+    return sorted(found, key=lambda path: (_first_number(path), _start_time(path), path.parent.name))
+
+
+def _first_number(path: Path) -> int:
+    """Return the number of the first row in a log; -1 where it has none, so that it comes before those that have."""
+    first = next(history(path), None)
+    return -1 if first is None else first.number
+
+
+def _start_time(path: Path) -> float:
+    record = next(wandb_records("run", path), None)
+    return 0.0 if record is None else float(record.run.start_time.seconds + record.run.start_time.nanos / 1e9)
 
 
 def key_of(step: int, values: Mapping[str, Any]) -> RowKey:

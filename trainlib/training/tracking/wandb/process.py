@@ -19,6 +19,8 @@ from typing import IO, Any, Literal
 from trainlib.config import WandbConfig
 from trainlib.isolation import child_variables
 from trainlib.runs.rows import Row
+from trainlib.training.tracking.wandb.foreign import own_environment
+from trainlib.training.tracking.wandb.temporary import TemporaryFolder
 
 logger = logging.getLogger("trainlib.training.tracking")
 
@@ -79,7 +81,8 @@ class WandbProcess:
             logger.warning("W&B: the package is not installed (`pip install wandb`); training goes on without it")
             self._supervisor = None
             return
-        self._process = _start(job)
+        self._temporary = TemporaryFolder()
+        self._process = _start(job, self._temporary)
         self._supervisor = threading.Thread(target=self._supervise, name="W&B", daemon=True)
         self._supervisor.start()
 
@@ -104,6 +107,7 @@ class WandbProcess:
             with self._lock:
                 self._given_up = True
                 _kill(self._process)
+        self._temporary.remove()
 
     def _supervise(self) -> None:
         """Pass on what the process warns of. When W&B is lost, begin another one, offline."""
@@ -112,10 +116,11 @@ class WandbProcess:
         with self._lock:
             if self._given_up:
                 return
-            self._process = _start(replace(self._job, mode="offline"))
+            self._process = _start(replace(self._job, mode="offline"), self._temporary)
             if self._closing:
                 _tell_to_finish(self._process)
-        self._relay()
+        if self._relay() != 0:
+            logger.info("W&B: nothing more of this attempt is tracked; all of its rows are in metrics.jsonl")
 
     def _relay(self) -> int:
         """Until the process ends; its exit code."""
@@ -131,17 +136,17 @@ class WandbProcess:
         level = logging.DEBUG if self._warned else logging.WARNING
         self._warned = True
         logger.log(
-            level, "W&B: %s; training goes on, and `launch wandb-sync %s` can upload it", problem, self._job.name
+            level,
+            "W&B: %s; training goes on; `launch wandb-sync %s` uploads what was tracked, if anything was",
+            *(problem, self._job.name),
         )
 
 
-def _start(job: Job) -> subprocess.Popen[bytes]:
-    # The service of another W&B run, or that run's id, which a program that starts this one may have left there.
-    left = ("WANDB_SERVICE", "_WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME")
-    environment = {name: value for name, value in os.environ.items() if name not in left}
+def _start(job: Job, temporary: TemporaryFolder) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-m", PROGRAM],
-        env=environment | child_variables(os.environ),
+        env=own_environment(os.environ) | child_variables(os.environ) | {"TMPDIR": str(temporary.path)},
+        pass_fds=[temporary.lock],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -10,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from trainlib.errors import UserError
+from trainlib.regular_files import open_regular, read_regular
 from trainlib.runs.files import write_atomically
 from trainlib.runs.rows import Row
 from trainlib.training.tracking.wandb.log import RowKey, key_of, logged_rows, segments
@@ -17,6 +21,7 @@ from trainlib.training.tracking.wandb.process import Job
 
 INIT_SECONDS = 10.0
 WRITING_SECONDS = 8.0
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # Those that the installed version knows are set.
 SETTINGS: dict[str, Any] = {
@@ -39,15 +44,25 @@ SETTINGS: dict[str, Any] = {
 def run_id(folder: Path) -> str:
     """Return W&B's id of this run, which is made once, before the first contact, and kept in the folder `wandb`."""
     path = folder / "run-id"
-    if not path.exists():
+    try:
+        found = read_regular(path, 1000).decode(errors="replace").strip()
+    except FileNotFoundError:
         folder.mkdir(exist_ok=True)
-        write_atomically(path, secrets.token_hex(6) + "\n")
-    return path.read_text().strip()
+        found = secrets.token_hex(6)
+        write_atomically(path, f"{found}\n")
+    if not _ID.fullmatch(found):
+        raise UserError(f"{path}: {found[:20]!r} is no id of a run; it has letters, digits, - and _")
+    return found
 
 
 def synced_marker(segment: Path) -> Path:
     """Return the file by which W&B knows that a segment is uploaded."""
     return segment.with_name(f"{segment.name}.synced")
+
+
+def make_marker(path: Path) -> None:
+    """Make an empty file, if it is not there."""
+    os.close(open_regular(path, os.O_WRONLY | os.O_CREAT))
 
 
 class WandbRun:
@@ -122,7 +137,7 @@ class WandbRun:
         self._run.finish(exit_code=0 if summary.get("status") in ("completed", "stopped") else 1)
         if self._job.mode == "online":  # the server has all rows now, those of earlier attempts included
             for path in segments(self._folder, self.id):
-                synced_marker(path).touch()
+                make_marker(synced_marker(path))
 
     def _log_checkpoint(self, checkpoint: Path) -> None:
         import wandb

@@ -11,17 +11,24 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from trainlib.config import read_resolved
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
-from trainlib.runs.files import read_json, sync_directory
+from trainlib.runs.files import sync_directory
+from trainlib.runs.printable import lines, print_error
+from trainlib.runs.rows import METRICS_FILE, scalars
+from trainlib.runs.run_files import RunFiles
+from trainlib.runs.shapes import ROW
 from trainlib.training.tracking.wandb.follower import Follower, hold_lock
-from trainlib.training.tracking.wandb.log import cut_to_records, says_its_run, segments
+from trainlib.training.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
+from trainlib.training.tracking.wandb.log import cut_to_records, key_of, logged_rows, says_its_run, segments
 from trainlib.training.tracking.wandb.process import Job
-from trainlib.training.tracking.wandb.run import WandbRun, run_id, synced_marker
+from trainlib.training.tracking.wandb.run import WandbRun, make_marker, run_id, synced_marker
+from trainlib.training.tracking.wandb.temporary import TemporaryFolder
 
 LOGIN_SECONDS = 10
 
@@ -33,35 +40,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         message = sync(parser.parse_args(arguments).directory.absolute())
     except TrainlaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
-    print(message)
+    print(lines(message))
     return EXIT_OK
 
 
 def sync(run: Path) -> str:
-    """Upload what the server lacks of the run in this directory; what was done, as a line for people."""
+    """Upload what the server lacks of the run in this directory; what was done, as a line for people.
+
+    W&B's own records say what was tracked and what was sent. Where there are none, nothing is claimed.
+    """
     folder = run / "wandb"
+    require_own_files(folder)
     if not (folder / "run-id").exists():
         raise UserError(f"{run}: W&B has nothing of this run: tracking was disabled, or wandb not installed")
     name = run_id(folder)
     try:
-        with hold_lock(folder):
-            begun = filter(says_its_run, segments(folder, name))
+        with hold_lock(folder), _private_folder():
+            begun = [path for path in segments(folder, name) if says_its_run(path)]
+            if not begun:
+                raise UserError(
+                    f"{run}: nothing of this run was tracked, so there is nothing to upload: W&B failed before its "
+                    "first record (logs/rank-0.log says how); the rows are in metrics.jsonl"
+                )
             waiting = [path for path in begun if not synced_marker(path).exists()]
-            if not waiting:
+            untracked = _untracked_rows(run, name)
+            if not waiting and not untracked:
                 return f"{run.name}: W&B has everything; its id is {name}"
-            for variable in ("WANDB_MODE", "WANDB_DISABLED"):  # which say what is to be done while training
-                os.environ.pop(variable, None)
+            for path in begun:
+                require_own_contents(path)
             _log_in()
-            if any(is_online(path) or begun_marker(path).exists() for path in waiting):
+            if untracked or any(is_online(path) or begun_marker(path).exists() for path in waiting):
                 _send_missing_rows(run)
             else:
                 for path in waiting:
                     _upload(path, name)
     except BlockingIOError as error:
         raise UserError(f"{run}: another process is giving it to W&B; try again when that has ended") from error
-    return f"{run.name}: uploaded {len(waiting)} attempt{'s' * (len(waiting) > 1)} to W&B; its id is {name}"
+    except OSError as error:
+        raise UserError(f"{run}: cannot be uploaded ({error})") from error
+    also = f", and {untracked} rows that were not tracked" if untracked else ""
+    return f"{run.name}: uploaded {len(waiting)} attempt{'s' * (len(waiting) != 1)} to W&B{also}; its id is {name}"
+
+
+def _untracked_rows(run: Path, name: str) -> int:
+    """Return the number of rows of metrics.jsonl that none of W&B's logs holds."""
+    logged = logged_rows(run / "wandb", name)
+    rows = [(row["step"], scalars(row)) for row in RunFiles(run).lines(METRICS_FILE, ROW)]
+    return sum(1 for step, values in rows if values and key_of(step, values) not in logged)
+
+
+@contextmanager
+def _private_folder() -> Iterator[None]:
+    """Context manager: work in an empty folder, with the variables of this run alone.
+
+    In the current folder, which may be the run's, W&B looks for settings, the server's address among them, and Python
+    for modules.
+    """
+    variables, temporary = dict(os.environ), TemporaryFolder()
+    try:
+        with chdir(temporary.path):
+            os.environ.clear()
+            os.environ.update(own_environment(variables) | {"TMPDIR": str(temporary.path)})
+            for variable in ("WANDB_MODE", "WANDB_DISABLED"):  # which say what is to be done while training
+                os.environ.pop(variable, None)
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(variables)
+        temporary.remove()
 
 
 def is_online(segment: Path) -> bool:
@@ -92,11 +140,10 @@ def _log_in() -> None:
 def _upload(segment: Path, name: str) -> None:
     """Append one log to the run on the server. Raises UserError when that fails."""
     cut_to_records(segment)
-    begun_marker(segment).touch()
+    make_marker(begun_marker(segment))
     sync_directory(segment.parent)
-    command = [sys.executable, "-m", "wandb", "sync", "--id", name, str(segment.parent)]
-    beside = segment.parents[2]  # the run directory, in whose folder `wandb` that command then leaves its log
-    result = subprocess.run(command, cwd=beside, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    command = [sys.executable, "-P", "-m", "wandb", "sync", "--id", name, str(segment.parent)]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if result.returncode != 0 or not synced_marker(segment).exists():
         said = (result.stderr or result.stdout).strip()
         raise UserError(f"{segment.parent} was not uploaded; `wandb sync` said:\n{said}")
@@ -106,7 +153,7 @@ def _upload(segment: Path, name: str) -> None:
 def _send_missing_rows(run: Path) -> None:
     """Go on with the run on the server as an online attempt would that has nothing left to train."""
     config = read_resolved(run / "config.yaml")
-    values = config.model_dump(mode="json") | {"environment": read_json(run / "environment.json")}
+    values = config.model_dump(mode="json") | {"environment": RunFiles(run).record("environment.json")}
     job = replace(Job.of(run, config.tracking.wandb, values), mode="online")
     try:
         Follower(job, WandbRun(job)).finish()

@@ -1,0 +1,81 @@
+"""What somebody else's `wandb` folder may not do: run code, name other files, or choose where it is sent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainlib.errors import UserError
+from trainlib.training.tracking.wandb.log import record_kinds, wandb_records
+
+# Variables that say which run a process tracks, as `wandb agent` sets them for what it starts: this run has its own id.
+_OF_ANOTHER_RUN = (
+    "WANDB_DIR",
+    "WANDB_FORK_FROM",
+    "WANDB_JOB_TYPE",
+    "WANDB_LAUNCH",
+    "WANDB_LAUNCH_CONFIG_PATH",
+    "WANDB_NAME",
+    "WANDB_PROJECT",
+    "WANDB_RESUME",
+    "WANDB_RESUME_FROM",
+    "WANDB_RUN_GROUP",
+    "WANDB_RUN_ID",
+    "WANDB_RUN_NAME",
+    "WANDB_SERVICE",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+    "_WANDB_SERVICE",
+)
+# Records that say something about a run. Others make W&B read files elsewhere, send messages, or change other runs.
+_PLAIN_KINDS = (
+    *("history", "summary", "metric", "stats", "telemetry", "config", "environment", "files", "artifact"),
+    *("output", "output_raw", "output_logger", "run", "exit", "final", "header", "footer", "preempting"),
+)
+_MOST_ENTRIES = 100_000
+
+
+def own_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables without those that name another run of W&B."""
+    return {name: value for name, value in environ.items() if name not in _OF_ANOTHER_RUN}
+
+
+def require_own_files(folder: Path) -> None:
+    """Raise UserError where a run's `wandb` folder, or a log's folder in it, holds anything but files and folders.
+
+    W&B follows links, and uploads what they lead to. Those that it makes itself, at the top, lead back into the folder.
+    """
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, must be a folder of the run itself: remove it")
+    found = 0
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            found += 1
+            plain = path.is_file() or path.is_dir()
+            if path.is_symlink():
+                plain = Path(parent) == folder and path.resolve().is_relative_to(folder.resolve())
+            if not plain or found > _MOST_ENTRIES:
+                raise UserError(f"{path} is a link, a pipe or a device, or one file of too many: remove it")
+
+
+def require_own_contents(segment: Path) -> None:
+    """Raise UserError where a log would make W&B upload files from outside the run, or do more than show the run."""
+    from wandb.sdk.artifacts.staging import get_staging_dir
+
+    allowed = [segment.parents[2].resolve(), Path(get_staging_dir()).resolve()]
+    for kind in record_kinds(segment):
+        if kind not in _PLAIN_KINDS:
+            raise UserError(f"{segment}: it asks W&B for {kind!r}, which no run of this software does; not uploaded")
+    named = [item.path for record in wandb_records("files", segment) for item in record.files.files]
+    for name in named:
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise UserError(f"{segment}: it names the file {name!r}, outside of the run; not uploaded")
+    for record in wandb_records("artifact", segment):
+        manifest = record.artifact.manifest
+        sources = [entry.local_path for entry in manifest.contents] + [manifest.manifest_file_path]
+        for source in filter(None, sources):
+            path = Path(source).resolve()
+            if not any(path.is_relative_to(folder) for folder in allowed):
+                raise UserError(f"{segment}: it names the file {source!r}, outside of the run; not uploaded")
