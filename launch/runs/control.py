@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from trainlib.runs.stop_request import write_stop_file
 _POLL_SECONDS = 0.2
 _QUEUE_SECONDS = 5.0  # between two questions to SLURM's controller
 _CHUNK_CHARACTERS = 1 << 20
+_SHOWN_BYTES = 1 << 24  # of a log
 _KILL_SECONDS = 10
 
 
@@ -73,6 +75,9 @@ def _chunks(path: Path, progress: _Progress | None) -> Iterator[str]:
         have = f"there are {logs}" if logs else "this run has no logs yet"
         raise UserError(f"cannot read {path}: {error.strerror}; {have}") from error
     with os.fdopen(descriptor, encoding="utf-8", errors="replace", newline="") as file:
+        if (size := os.fstat(descriptor).st_size) > _SHOWN_BYTES:
+            print(f"note: only the last {_SHOWN_BYTES >> 20} of {size >> 20} MB of {path} are shown", file=sys.stderr)
+            file.seek(size - _SHOWN_BYTES)
         while True:
             over = not (progress and progress.goes_on())  # asked before reading: what comes last is not missed
             while chunk := file.read(_CHUNK_CHARACTERS):
@@ -88,6 +93,8 @@ def _of_attempt(chunks: Iterator[str], attempt: int, path: Path) -> Iterator[str
     rest = ""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split("\n")
+        if len(rest) > _CHUNK_CHARACTERS:  # no line, and to carry it on would take ever longer
+            lines, rest = [*lines, rest], ""
         for line in lines:
             if heading := _ATTEMPT.match(line):
                 numbers.append(int(heading[1]))

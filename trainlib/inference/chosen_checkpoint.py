@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from trainlib.data.augmentation import Preprocess
 from trainlib.errors import CheckpointError
 from trainlib.runs import RUNS
 from trainlib.runs.checkpoints import name_of, steps_in
+from trainlib.runs.shapes import number, texts, whole_number
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
+
+MAX_SIZE = 4096  # of images, in pixels, as in a configuration
 
 logger = logging.getLogger("trainlib.inference.chosen_checkpoint")
 
@@ -35,30 +39,54 @@ class ChosenCheckpoint:
     @functools.cached_property
     def config(self) -> Config:
         """The configuration that the model was trained with. Raises CheckpointError if the manifest holds none."""
-        values = self._fact("config")
-        names = {section: values.get(section, {}).get("name") for section in ("model", "loss", "data")}
+        values = self._fact("config", _is_mapping)
+        sections = {section: values.get(section) for section in ("model", "loss", "data")}
+        names = {section: found.get("name") for section, found in sections.items() if isinstance(found, dict)}
         # As in the run itself, these stand for parts that were given in Python.
-        custom = {section: name for section, name in names.items() if is_custom(name)}
+        custom = {section: name for section, name in names.items() if isinstance(name, str) and is_custom(name)}
         return load_config([with_older_values(values)], custom)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the logits."""
-        return tuple(self._fact("classes"))
+        return tuple(self._fact("classes", _are_names))
 
     @property
     def preprocess(self) -> Preprocess:
         """The normalisation and image size that the model was trained with."""
-        values = self._fact("preprocess")
+        values = self._fact("preprocess", _is_preprocess)
         return Preprocess(tuple(values["mean"]), tuple(values["std"]), values["image_size"])
 
-    def _fact(self, name: str) -> Any:
+    def _fact(self, name: str, fits: Callable[[Any], bool]) -> Any:
         if name not in self.checkpoint.manifest:
             raise CheckpointError(
                 f"{self.checkpoint.path}: its manifest does not hold the {name}, as those of an earlier version; "
                 "resume the run to write a new checkpoint, or train it again"
             )
-        return self.checkpoint.manifest[name]
+        found = self.checkpoint.manifest[name]
+        if not fits(found):
+            raise CheckpointError(
+                f"{self.checkpoint.path}: the {name} in its manifest cannot be used: {str(found)[:100]}"
+            )
+        return found
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_names(value: Any) -> bool:
+    return texts(value) and len(value) > 0 and len(set(value)) == len(value)
+
+
+def _is_preprocess(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    size, mean, std = value.get("image_size", 0), value.get("mean"), value.get("std")
+    if not whole_number(size) or not 0 < size <= MAX_SIZE:
+        return False
+    three = all(isinstance(each, list) and len(each) == 3 and all(map(number, each)) for each in (mean, std))
+    return three and all(channel > 0 for channel in std)  # type: ignore[union-attr]
 
 
 def find_checkpoint(reference: str | os.PathLike[str]) -> ChosenCheckpoint:
@@ -73,6 +101,8 @@ def find_checkpoint(reference: str | os.PathLike[str]) -> ChosenCheckpoint:
     if (path / checkpoint.MANIFEST).is_file():
         return ChosenCheckpoint(checkpoint.verify(path), "checkpoint", None)
     for run in (RUNS / reference, path):
+        if (run / "checkpoints").is_symlink():
+            raise CheckpointError(f"{run / 'checkpoints'} is a link, must be a folder: name the one that it leads to")
         if (run / "checkpoints").is_dir():
             return _best_checkpoint(run)
     raise CheckpointError(

@@ -33,7 +33,8 @@ from trainlib.models.tta import with_tta
 from trainlib.runs import launch_variables
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import to_json
-from trainlib.runs.printable import encode_anything, print_error
+from trainlib.runs.printable import encode_anything, print_error, printable
+from trainlib.runs.status import read_run
 from trainlib.runs.tables import show
 from trainlib.training.build.data import build_plan
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
@@ -66,8 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(to_json(evaluation))
         else:
             show(*evaluation_text(evaluation, width))
-        if chosen.run is not None and options.data is None:
-            _write(chosen.run, evaluation)
+        if chosen.run is not None:
+            for problem in read_run(chosen.run).problems:
+                print(f"warning: {printable(problem)}", file=sys.stderr)
+            if options.data is None:
+                _write(chosen.run, evaluation)
     return EXIT_OK
 
 

@@ -15,7 +15,7 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
+    return text.translate(_TABLES.setdefault(keep, _Table(keep)))
 
 
 def lines(text: object) -> str:
@@ -33,6 +33,22 @@ def encode_anything() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # what replaces it in a notebook or a test has none
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
+
+
+class _Table(dict[int, str]):
+    """What each character becomes, by its number: worked out when it is first asked for, as logs are long."""
+
+    def __init__(self, keep: str):
+        self._keep = keep
+
+    def __missing__(self, number: int) -> str:
+        character = chr(number)
+        shown = character if character.isprintable() or character in self._keep else _escaped(character)
+        self[number] = shown
+        return shown
+
+
+_TABLES: dict[str, _Table] = {}
 
 
 def _escaped(character: str) -> str:

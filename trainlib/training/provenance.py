@@ -18,6 +18,7 @@ from trainlib.config import Config, differences, is_free, is_harmless, with_olde
 from trainlib.data.identity import Listing, changes, dump_listing, parse_listing
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
+from trainlib.regular_files import read_regular
 from trainlib.runs import environment
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import read_lines, write_atomically
@@ -27,6 +28,7 @@ logger = logging.getLogger("trainlib")
 
 DATA_FILE = "data.jsonl"  # in the run directory: the listing of the data that it is trained on
 CONTENT_FILES = "content-*.jsonl"  # the hashes of files that are streamed, by the rank that read them
+MAX_LISTING_BYTES = 1 << 30
 SHOWN_AT_MOST = 10
 WAYS_ON = "use `--fresh` to begin again (the old run is kept aside) or `--name` for another run"
 
@@ -91,8 +93,8 @@ def read_listing(run: RunDirectory) -> Listing | None:
     None where the file is missing or damaged.
     """
     try:
-        listing = parse_listing((run.path / DATA_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        listing = parse_listing(read_regular(run.path / DATA_FILE, MAX_LISTING_BYTES).decode())
+    except (OSError, ValueError, OverflowError):
         return None
     streamed = known_content(run)
     return listing.with_hashes(streamed) if listing is not None and streamed else listing

@@ -25,8 +25,10 @@ import torch
 from torch import Tensor
 
 from trainlib.errors import CheckpointError
+from trainlib.regular_files import open_regular, read_regular
 from trainlib.runs.checkpoints import PREFIX, name_of, steps_in
-from trainlib.runs.files import DurableFile, sync_directory
+from trainlib.runs.files import RECORD_BYTES, DurableFile, parse_record, sync_directory
+from trainlib.runs.shapes import fitting, whole_number
 
 logger = logging.getLogger("trainlib.training.checkpoints")
 
@@ -36,6 +38,7 @@ TRAINER = "trainer.pt"
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
 SUPERSEDED = ".superseded"
+_MANIFEST_FITS = fitting({"format": whole_number, "step": whole_number, "best_step": whole_number}, ["format", "step"])
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,9 @@ def verify(path: Path) -> Checkpoint:
     try:
         if path.is_symlink() or (path / MANIFEST).is_symlink():
             raise ValueError("a link to somewhere else is not followed")
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = parse_record(read_regular(path / MANIFEST, RECORD_BYTES, within=path.parent), _MANIFEST_FITS)
         found, seal = manifest["format"], manifest.pop("sha256")
         files = {name: (int(file["size"]), str(file["sha256"])) for name, file in manifest["files"].items()}
-        int(manifest["step"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: {MANIFEST} is missing; it is not a whole checkpoint") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -239,5 +241,5 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

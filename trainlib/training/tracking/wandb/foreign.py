@@ -33,6 +33,7 @@ _PLAIN_KINDS = (
     *("history", "summary", "metric", "stats", "telemetry", "config", "environment", "files", "artifact"),
     *("output", "output_raw", "output_logger", "run", "exit", "final", "header", "footer", "preempting"),
 )
+_LINKS_OF_WANDB = ("latest-run", "offline-latest-run")
 _MOST_ENTRIES = 100_000
 
 
@@ -42,22 +43,26 @@ def own_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_own_files(folder: Path) -> None:
-    """Raise UserError where a run's `wandb` folder, or a log's folder in it, holds anything but files and folders.
+    """Raise UserError where what is read or uploaded of a run's `wandb` folder is a link, a pipe, a device or a socket.
 
-    W&B follows links, and uploads what they lead to. Those that it makes itself, at the top, lead back into the folder.
+    W&B follows links, and uploads what they lead to. Those that it makes itself, to its own logs, are in the way of
+    nobody.
     """
     if folder.is_symlink():
         raise UserError(f"{folder} is a link, must be a folder of the run itself: remove it")
-    found = 0
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(parent, name)
-            found += 1
-            plain = path.is_file() or path.is_dir()
-            if path.is_symlink():
-                plain = Path(parent) == folder and path.resolve().is_relative_to(folder.resolve())
-            if not plain or found > _MOST_ENTRIES:
-                raise UserError(f"{path} is a link, a pipe or a device, or one file of too many: remove it")
+    logs = [path for path in folder.glob("*run-*") if path.name not in _LINKS_OF_WANDB]
+    read = [folder / name for name in ("lock", "run-id", "follower.log") if os.path.lexists(folder / name)]
+    read += [path for log in logs for path in (log, *([] if log.is_symlink() else log.glob("*")))]
+    for log in logs:
+        for parent, folders, files in os.walk(log / "files"):
+            read += [Path(parent, name) for name in (*folders, *files)]
+            if len(read) > _MOST_ENTRIES:
+                raise UserError(f"{folder} holds more than {_MOST_ENTRIES} files, which no run of this software leaves")
+    for path in read:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(
+                f"{path} is a link, a pipe, a device or a socket, must be a file of the run itself: remove it"
+            )
 
 
 def require_own_contents(segment: Path) -> None:
