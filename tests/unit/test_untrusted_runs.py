@@ -114,7 +114,7 @@ def test_no_folder_on_the_way_may_be_a_link(tmp_path: Path) -> None:
         ('{"a": 1e999}', "too large"),
         (f'{{"a": {"9" * 30}}}', "digits"),
         (f'{{"a": {"9" * 10_000}}}', "digits"),
-        (f'{{"a": {"[" * MAX_DEPTH}{"]" * MAX_DEPTH}}}', "deeply"),
+        (f'{{"a": {"[" * (MAX_DEPTH + 1)}{"]" * (MAX_DEPTH + 1)}}}', "deeply"),
         (f'{{"a": {"[" * 100_000}{"]" * 100_000}}}', "deeply"),
     ],
 )
