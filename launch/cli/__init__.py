@@ -12,7 +12,7 @@ from launch.cli import doctor, model, report, run, runs, slurm, sweep, tracking,
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
 from trainlib.runs.printable import encode_anything, print_error
 from trainlib.runs.stop_request import ignore_stop_signals
-from trainlib.runs.streams import EXIT_PIPE, OutputLostError, flush_streams, secure_streams
+from trainlib.runs.streams import OutputLostError, flush_streams, secure_streams
 
 
 def program() -> NoReturn:
@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except OutputLostError as error:
-        if error.exit_code != EXIT_PIPE:
-            print_error(error)
-        return error.exit_code
+        return error.end()
     except TrainlaunchError as error:
         print_error(error)
         return error.exit_code

@@ -16,6 +16,7 @@ from typing import Any
 from launch.doctor.finding import Finding, note, ok, problem
 from launch.doctor.node import measuring_command, node_words, num_nodes
 from launch.doctor.storage import check_storage
+from launch.local.agent import Agent
 from launch.local.command import Command
 from launch.local.devices import choose_processes, count_gpus
 from launch.slurm.queue import QueueError, one_task_a_node
@@ -70,21 +71,14 @@ def run_ranks(processes: int, *, nodes: int = 1, seconds: float = _SECONDS) -> O
         else:
             command = Command((*one_task_a_node(nodes), *node_words(output, processes)), {})
         with log.open("wb") as stream:
-            child = subprocess.Popen(
-                command.words,
-                env={**command.variables(os.environ), **child_variables(os.environ)},
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-            )
+            agent = Agent(command, environment=child_variables(os.environ), stdout=stream, stderr=stream)
             exit_code: int | None = None
             try:
-                with suppress(subprocess.TimeoutExpired):
-                    exit_code = child.wait(seconds)
+                exit_code = agent.wait(seconds)
             finally:
-                _kill_tree(child)
+                _kill_tree(agent.process)
         lines = output.read_text().splitlines() if output.exists() else []
-        words = log.read_text(errors="replace").splitlines()
+        words = [*"".join(agent.report.log).splitlines(), *log.read_text(errors="replace").splitlines()]
     records = [json.loads(line) for line in lines]
     return Outcome(
         next((record["facts"] for record in records if "facts" in record), None),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.doctor.finding import Finding, note, ok
+from trainlib.runs.limits import available_memory, memory_limit, usable_cores
 
 GIB = 1 << 30
 SHARED_MEMORY = Path("/dev/shm")
@@ -21,13 +22,14 @@ def check_system() -> Iterator[Finding]:
     import psutil
 
     physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count()
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    memory = psutil.virtual_memory()
-    yield ok(
-        "machine",
-        f"{physical} cores, {logical} hardware threads, {allowed} of them for this process; "
-        f"{memory.total / GIB:.0f} GiB of memory, {memory.available / GIB:.0f} free",
+    memory, limit = psutil.virtual_memory(), memory_limit()
+    text = (
+        f"{physical} cores, {logical} hardware threads, {usable_cores()} of them for this process; "
+        f"{memory.total / GIB:.0f} GiB of memory, {available_memory() / GIB:.0f} free"
     )
+    if limit < memory.total:
+        text += f"; this container or job may have {limit / GIB:.1f} GiB"
+    yield ok("machine", text)
     yield limits(
         resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],

@@ -24,11 +24,13 @@ from launch.slurm.evidence import gather
 from launch.slurm.head import free_ports, node_names
 from launch.slurm.queue import QueueError
 from trainlib.config import Config, SlurmConfig, load_config
-from trainlib.errors import EXIT_FAILURE, TrainlaunchError, UserError
+from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR, TrainlaunchError, UserError, not_permitted
 from trainlib.runs import RUNS, jobs
 from trainlib.runs.jobs import JobStart, job_lines
 from trainlib.runs.owner import stop_token_of
+from trainlib.runs.printable import print_error
 from trainlib.runs.reasons import EndCode
+from trainlib.runs.secret import make_secret
 from trainlib.runs.stop_request import is_meant_for, read_stop_file
 
 NUM_PORTS = 3  # ports to try, as one may be taken between the probe and its use
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainlaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        print_error(not_permitted(error))
+        return EXIT_USER_ERROR
     except OSError as error:  # a disk that is full
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILURE
@@ -78,6 +83,8 @@ def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     ports = free_ports(job.rendezvous_id, NUM_PORTS)
     end_time = _end_time(job, environment)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
+    if len(nodes) > 1:
+        make_secret(directory)  # now, for all nodes to see it by the time they start
     _close_earlier(directory, job)
     _withdraw_stop(directory, job)
     for record in (directory / "logs").glob("node-*.failure.json"):

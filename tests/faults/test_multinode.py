@@ -20,6 +20,7 @@ from launch.local.network import interface_to, parse_head
 from trainlib.errors import UserError
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import read_lines
+from trainlib.runs.secret import make_secret, secret_file
 
 pytestmark = pytest.mark.slow
 
@@ -58,11 +59,14 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def launch(hosts: Sequence[str], cwd: Path, *more: str) -> list[subprocess.Popen[bytes]]:
-    """`launch run` on each of the two hosts, one rank each."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+def launch(
+    hosts: Sequence[str], cwd: Path, *more: str, ranks: Sequence[int] = (0, 1), wait: float = 60.0
+) -> list[subprocess.Popen[bytes]]:
+    """`launch run` on each of the two hosts, or on some of them, one rank each; they wait so long for each other."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TRAINLAUNCH_NODE_SECONDS": str(wait)}
     started = []
-    for rank, host in enumerate(hosts):
+    for rank in ranks:
+        host = hosts[rank]
         words = [sys.executable, "-m", "launch", "run", *TRAINING, *more, "--nodes", "2", "--node-rank", str(rank)]
         words += ["--head", f"{ADDRESSES[0]}:29555", "--processes", "1"]
         with (cwd / f"host-{rank}.txt").open("w") as output:
@@ -118,6 +122,59 @@ def test_a_host_that_goes_away_ends_the_other_and_loses_nothing(tmp_path: Path, 
     started = launch(hosts, broken, *longer)
     assert [process.wait(180) for process in started] == [0, 0], (broken / "host-0.txt").read_text()
     assert run.summary()["weights_sha256"] == RunDirectory(whole / "runs/run").summary()["weights_sha256"]
+
+
+def _nothing_trained(cwd: Path) -> bool:
+    return not (cwd / "runs").exists() or not list((cwd / "runs").rglob("attempts.jsonl"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_that_never_comes_is_named_in_time(tmp_path: Path, hosts: tuple[str, str], rank: int) -> None:
+    (alone,) = launch(hosts, tmp_path, ranks=[rank], wait=10)
+    if rank == 1:  # the head has been there, and made its secret
+        make_secret(tmp_path / "runs/run")
+    assert alone.wait(60) == 1
+    said = (tmp_path / f"host-{rank}.txt").read_text()
+    missing = "machine 1 of 2 did not come within 10 s" if rank == 0 else f"machine 0 at {ADDRESSES[0]}:29555 did not"
+    assert f"error: {missing}" in said
+    assert "waiting for machine" in said
+    assert "Traceback" not in said
+    assert _nothing_trained(tmp_path)
+
+
+def test_a_host_with_another_secret_does_not_take_part(tmp_path: Path, hosts: tuple[str, str]) -> None:
+    """Of another user, say, who has found the port: the run's own machine 0 waits on, and names both."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    make_secret(theirs / "runs/run")
+    secret = secret_file(theirs / "runs/run").read_text().strip()
+    head, stranger = launch(hosts, ours, ranks=[0], wait=12) + launch(hosts, theirs, ranks=[1], wait=6)
+    assert stranger.wait(60) == 2
+    assert head.wait(60) == 1
+    said, told = (theirs / "host-1.txt").read_text(), (ours / "host-0.txt").read_text()
+    assert "has another secret than runs/run/.secret" in said
+    assert f"{ADDRESSES[1]} came with another secret" in told
+    assert "machine 1 of 2 did not come" in told
+    assert secret not in said + told
+    assert "Traceback" not in said + told
+    assert _nothing_trained(ours)
+    assert _nothing_trained(theirs)
+
+
+def test_a_host_that_shares_no_disk_is_told_so(tmp_path: Path, hosts: tuple[str, str]) -> None:
+    (stranger,) = launch(hosts, tmp_path, ranks=[1], wait=2)
+    assert stranger.wait(60) == 2
+    assert "start the run in a folder that all machines share" in (tmp_path / "host-1.txt").read_text()
+    assert _nothing_trained(tmp_path)
+
+
+def test_a_stop_while_others_are_waited_for_ends_at_once(tmp_path: Path, hosts: tuple[str, str]) -> None:
+    (alone,) = launch(hosts, tmp_path, ranks=[0], wait=600)
+    wait_until(lambda: "waiting for machine 1" in (tmp_path / "host-0.txt").read_text())
+    alone.send_signal(signal.SIGTERM)
+    assert alone.wait(20) == 75
+    assert _nothing_trained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,28 @@ TRAINING = [
 ]
 PYTHON = [sys.executable, "-m"]
 ACCELERATE = [*PYTHON, "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-TORCHRUN = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
-LAUNCHERS: dict[str, tuple[list[str], dict[str, str]]] = {
-    "launch": ([*PYTHON, "launch", "run", *TRAINING, "--processes", "2"], {}),
-    "accelerate": ([*ACCELERATE, "-m", "trainlib.train", *TRAINING], {"ACCELERATE_USE_CPU": "true"}),
-    "torchrun": ([*TORCHRUN, "-m", "trainlib.train", *TRAINING], {}),
+# The start of each launcher with so many processes, and variables that it needs.
+LAUNCHERS: dict[int, dict[str, tuple[list[str], dict[str, str]]]] = {
+    2: {
+        "launch": ([*PYTHON, "launch", "run", *TRAINING, "--processes", "2"], {}),
+        "accelerate": ([*ACCELERATE, "-m", "trainlib.train", *TRAINING], {"ACCELERATE_USE_CPU": "true"}),
+        "torchrun": ([*TORCHRUN, "2", "-m", "trainlib.train", *TRAINING], {}),
+    },
+    1: {
+        "launch": ([*PYTHON, "launch", "run", *TRAINING], {}),
+        "with another program's variables": (
+            [*PYTHON, "launch", "run", *TRAINING],
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_TORCH_DEVICE": "cuda",
+                "ACCELERATE_MIXED_PRECISION": "fp16",
+            },
+        ),
+        "python": ([*PYTHON, "trainlib.train", *TRAINING], {"ACCELERATE_DYNAMO_BACKEND": "inductor"}),
+        "torchrun": ([*TORCHRUN, "1", "-m", "trainlib.train", *TRAINING], {}),
+    },
 }
 
 
@@ -39,9 +55,10 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[str, str], world_size: int) -> None:
     digests = {}
-    for name, (command, variables) in LAUNCHERS.items():
+    for name, (command, variables) in LAUNCHERS[world_size].items():
         cwd = tmp_path / name
         cwd.mkdir()
         done = subprocess.run(
@@ -49,11 +66,28 @@ def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[
         )
         assert done.returncode == 0, done.stderr
         assert "test accuracy" in done.stdout
+        assert all(variable in done.stderr + done.stdout for variable in variables if variable != "ACCELERATE_USE_CPU")
         summary = RunDirectory(cwd / "runs/quickstart").summary()
-        assert (summary["status"], summary["world_size"]) == ("completed", 2)
-        assert {path.name for path in (cwd / "runs/quickstart/logs").glob("rank-*")} == {"rank-0.log", "rank-1.log"}
+        assert (summary["status"], summary["world_size"]) == ("completed", world_size)
+        logs = {path.name for path in (cwd / "runs/quickstart/logs").glob("rank-*")}
+        assert logs == {f"rank-{rank}.log" for rank in range(world_size)}
         digests[name] = summary["weights_sha256"]
     assert len(set(digests.values())) == 1, digests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["train.reproducibility=elastic", "train.micro_batch_size=8", "model.freeze=features"])
+def test_torchrun_with_one_process(tmp_path: Path, environment: dict[str, str], more: str) -> None:
+    """It makes a process group of one, which takes part in everything that ranks do together."""
+    digests = set()
+    for name, command in [("one", LAUNCHERS[1]["launch"][0]), ("two", LAUNCHERS[1]["torchrun"][0])]:
+        (tmp_path / name).mkdir()
+        done = subprocess.run(
+            [*command, more], cwd=tmp_path / name, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        digests.add(RunDirectory(tmp_path / name / "runs/quickstart").summary()["weights_sha256"])
+    assert len(digests) == 1
 
 
 @pytest.mark.slow

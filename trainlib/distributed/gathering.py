@@ -224,10 +224,8 @@ def join(
     where = f"machine 0 at {head[0]}:{head[1]}"
     deadline = time.monotonic() + seconds + _PATIENCE
     tell_at = time.monotonic() + _TELL_SECONDS
+    problem: TrainlaunchError = TrainlaunchError(f"{where} did not answer in {seconds:g} s; nothing was trained")
     while True:
-        problem: TrainlaunchError = TrainlaunchError(
-            f"{where} did not answer within {seconds:g} s; nothing was trained"
-        )
         secret = read_secret()
         if secret is None:
             problem = UserError(
@@ -244,7 +242,7 @@ def join(
                     "share, and look whether another run has that port; nothing was trained"
                 )
             except (OSError, ValueError):
-                pass
+                pass  # it is not there yet, or has just gone, for the reason that was found before
         if time.monotonic() > deadline:
             raise problem
         if time.monotonic() > tell_at:

@@ -35,6 +35,7 @@ from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import to_json
 from trainlib.runs.printable import encode_anything, print_error, printable
 from trainlib.runs.status import read_run
+from trainlib.runs.streams import end_program
 from trainlib.runs.tables import show
 from trainlib.training.build.data import build_plan
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
@@ -172,4 +173,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main)

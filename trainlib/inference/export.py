@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import io
 import json
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from trainlib.inference.trained_model import TrainedModel, model_of
 from trainlib.models.weights import weights_sha256
 from trainlib.runs.files import write_atomically
 from trainlib.runs.printable import encode_anything, lines, print_error
+from trainlib.runs.streams import end_program
 
 SUFFIXES = {"state_dict": ".pt", "safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -221,4 +221,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main)

@@ -17,6 +17,7 @@ from trainlib.data.decoding.decode import Failure, decode_image, decode_rows, re
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
 from trainlib.runs.printable import encode_anything, print_error, printable
+from trainlib.runs.streams import OutputLostError, end_program
 
 STANDARD_INPUT = "-"
 
@@ -41,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainlaunchError as error:
         print_error(error)
         return error.exit_code
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+    except OutputLostError as error:
+        if not error.reader_is_gone:
+            raise
+        return EXIT_OK  # whoever reads has seen enough, as `head` does
     if not num_read:
         print("error: no image could be read", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -116,4 +118,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main)

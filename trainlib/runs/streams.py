@@ -11,10 +11,12 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from trainlib.errors import EXIT_FAILURE, TrainlaunchError
+from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR, not_permitted
+from trainlib.runs.printable import print_error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
@@ -23,12 +25,20 @@ EXIT_PIPE = 141  # 128 + SIGPIPE: as `ls | head` ends, which says nothing
 _NAMES = {1: "standard output", 2: "standard error"}
 
 
-class OutputLostError(TrainlaunchError):
-    """Standard output or error cannot be written."""
+class OutputLostError(Exception):
+    """Standard output cannot be written: no program's own matter, so that only its outermost frame catches it."""
 
     def __init__(self, descriptor: int, reason: OSError):
         super().__init__(f"{_NAMES[descriptor]} cannot be written: {reason.strerror}")
-        self.exit_code = EXIT_PIPE if reason.errno == errno.EPIPE else EXIT_FAILURE
+        self.reader_is_gone = reason.errno == errno.EPIPE
+
+    def end(self) -> int:
+        """Tell about it, unless a reader has only seen enough; return the exit code."""
+        if self.reader_is_gone:
+            return EXIT_PIPE
+        with suppress(OSError):
+            print(f"error: {self}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 class _Descriptor(io.FileIO):
@@ -83,6 +93,20 @@ def flush_streams() -> None:
     """Write what is still buffered. Raises OutputLostError where that is lost."""
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def end_program(main: Callable[[], int]) -> NoReturn:
+    """Run the `main` of a program with safe streams, and exit with its code."""
+    secure_streams()
+    try:
+        code = main()
+        flush_streams()
+    except OutputLostError as error:
+        code = error.end()
+    except PermissionError as error:
+        print_error(not_permitted(error))
+        code = EXIT_USER_ERROR
+    sys.exit(code)
 
 
 def _secured(stream: TextIO | None, descriptor: int) -> io.TextIOWrapper:

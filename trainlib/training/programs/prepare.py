@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from trainlib.config import Config, keep_older_values, load_config
-from trainlib.errors import EXIT_FAILURE, EXIT_OK, UserError
+from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError, not_permitted
 from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
+from trainlib.runs.printable import print_error
 from trainlib.training.programs.arguments import parse_arguments
 
 
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        print_error(not_permitted(error))
+        return EXIT_USER_ERROR
     except OSError as error:  # a disk that is full
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILURE
