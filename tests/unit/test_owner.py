@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from locks import holding_lock, owning
+from needs import need
 from parts import resolved
+from paths import REPOSITORY
 
 from trainlib.errors import RunDirectoryError
 from trainlib.runs import owner
@@ -196,7 +198,49 @@ def test_the_entries_of_the_run_and_of_its_folders_are_flushed(tmp_path: Path, m
         assert {str(path) for path in (tmp_path, tmp_path / "runs", tmp_path / "runs/run")} <= set(flushed)
 
 
-def test_many_starts_at_once_have_one_owner(tmp_path: Path) -> None:
+def without_locks(folder: Path) -> dict[str, str]:
+    """Variables under which a process finds that flock always succeeds."""
+    need("gcc")
+    library = folder / "flock_succeeds.so"
+    source = REPOSITORY / "tests/support/flock_succeeds.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
+@pytest.mark.slow
+def test_where_locks_do_not_hold_a_start_in_another_container_is_refused(tmp_path: Path) -> None:
+    """Two containers cannot see each other's processes, as two machines cannot: they see the owner's file change."""
+    need("unshare", root=True)
+    program = (
+        "import sys, time; from pathlib import Path; from trainlib.config import load_config;"
+        "from trainlib.errors import RunDirectoryError; from trainlib.runs.directory import RunDirectory;"
+        "config = load_config(['quickstart', 'name=run'])\n"
+        "try: run = RunDirectory.open(config, runs=Path(sys.argv[1])); run.begin(config)\n"
+        "except RunDirectoryError as error: print(error, flush=True)\n"
+        "else: print('begun', flush=True); sys.stdin.readline()\n"
+    )
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", program]
+    environment = os.environ | without_locks(tmp_path)
+
+    def start() -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*command, str(tmp_path / "runs")], env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    first = start()
+    assert first.stdout is not None
+    assert first.stdout.readline() == "begun\n"
+    second = start()
+    assert "in use: process" in second.communicate()[0]
+    first.kill()
+    first.communicate()
+    third = start()
+    assert third.stdout is not None
+    assert third.stdout.readline() == "begun\n"
+    third.communicate("\n")
+
+
+@pytest.mark.parametrize("locks_hold", [True, False])
+def test_many_starts_at_once_have_one_owner(tmp_path: Path, locks_hold: bool) -> None:
     program = (
         "import sys, time; from pathlib import Path; from trainlib.config import load_config;"
         "from trainlib.errors import RunDirectoryError; from trainlib.runs.directory import RunDirectory;"
@@ -205,9 +249,11 @@ def test_many_starts_at_once_have_one_owner(tmp_path: Path) -> None:
         "except RunDirectoryError: print('refused', flush=True)\n"
         "else: print('begun', flush=True); sys.stdin.readline()\n"
     )
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    command = [sys.executable, "-c", program, str(tmp_path / "runs")]
+    environment = os.environ | ({} if locks_hold else without_locks(tmp_path))
+    pipe = subprocess.PIPE
     starts = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(6)
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, env=environment) for _ in range(6)
     ]
     said: list[str] = []
     for process in starts:

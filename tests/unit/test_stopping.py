@@ -13,7 +13,7 @@ import pytest
 from trainlib.data.decoding import decode
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.runs.reasons import LAUNCHER_DIED, EndCode, EndReason
-from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag, write_stop_file
+from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag, mark_of, write_stop_file
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -136,6 +136,72 @@ def test_a_written_stop_file_is_read_back(tmp_path: Path) -> None:
     flag.watch(tmp_path / "STOP")
     assert flag.requested()
     assert flag.reason == EndReason(EndCode.STOP_FILE, "launch stop")
+
+
+@pytest.mark.parametrize(
+    ("token", "is_earlier", "asked"),
+    [
+        ("mine", False, True),
+        ("mine", True, True),  # it names this start: no other can have been meant
+        ("another's", False, False),
+        (None, False, True),
+        (None, True, False),  # made by hand before this start: it asked an earlier one
+    ],
+)
+def test_a_stop_file_asks_the_start_that_it_is_meant_for(
+    tmp_path: Path, token: str | None, is_earlier: bool, asked: bool
+) -> None:
+    write_stop_file(tmp_path, "launch stop", token)
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP", "mine", mark_of(tmp_path / "STOP") if is_earlier else "")
+    assert flag.requested() == asked
+    assert (tmp_path / "STOP").exists() == asked  # what asks nobody any more is removed
+    write_stop_file(tmp_path, "launch stop", "mine")
+    assert flag.requested()
+
+
+def test_the_stop_file_of_another_run_in_the_place_of_this_one_stays(tmp_path: Path) -> None:
+    """This run was moved, and another one has its name."""
+    write_stop_file(tmp_path, "launch stop", "the other's")
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP", "mine", is_own=lambda: False)
+    assert not flag.requested()
+    flag.acknowledge()
+    assert (tmp_path / "STOP").exists()
+
+
+def test_a_person_who_asks_decides_why_it_stops(tmp_path: Path) -> None:
+    """Whatever else asks, before or after: SLURM must not start the run again against a person's wish."""
+    signalled = EndReason(EndCode.SIGNAL, "SIGTERM")
+    for person_first in (True, False):
+        flag = StopFlag()
+        flag.install()
+        flag.watch(tmp_path / "STOP", "mine")
+        try:
+            if not person_first:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert (flag.requested(), flag.reason) == (True, signalled)
+            write_stop_file(tmp_path, "launch stop", "mine")
+            if person_first:
+                assert flag.requested()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert flag.requested()
+            assert flag.reason == EndReason(EndCode.STOP_FILE, "launch stop")
+        finally:
+            flag.uninstall()
+        flag.acknowledge()
+        assert not (tmp_path / "STOP").exists()
+
+
+def test_a_request_that_comes_after_the_one_that_was_heeded_stays(tmp_path: Path) -> None:
+    """Where SLURM starts the job again, it is found there."""
+    flag = StopFlag()
+    flag.watch(tmp_path / "STOP", "mine")
+    write_stop_file(tmp_path, "SIGTERM", "mine")
+    assert flag.requested()
+    write_stop_file(tmp_path, "launch stop", "mine")
+    flag.acknowledge()
+    assert (tmp_path / "STOP").exists()
 
 
 def test_the_decoding_worker_ignores_the_same_signals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,7 @@ class StopFlag:
         self._is_own: Callable[[], bool] = lambda: True
         self._token: str | None = None
         self._earlier = ""
+        self._ignored = ""  # the mark of one that was meant for another start
         self._seen = ""  # the mark of the STOP file that was honoured
         self._previous: dict[int, object] = {}
 
@@ -125,14 +126,17 @@ class StopFlag:
 
     def requested(self) -> bool:
         """Return True if this process was asked to stop."""
-        if self._stop_file is not None and not self._seen and os.path.exists(self._stop_file):
+        if self._stop_file is not None and os.path.exists(self._stop_file):
             self._look(self._stop_file)
         return self.reason is not None
 
     def _look(self, stop_file: Path) -> None:
         """Take in what the STOP file says, or remove one that is not meant for this start."""
         mark = mark_of(stop_file)
+        if mark in (self._ignored, self._seen):
+            return
         if not is_meant_for(stop_file, self._token, self._earlier):
+            self._ignored = mark
             self._remove(mark, "%s was left over from an earlier start: it was removed, and not heeded")
             return
         self._seen = mark
