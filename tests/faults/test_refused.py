@@ -62,6 +62,11 @@ def remove_image(workdir: Path) -> None:
     next(workdir.glob("images/train/a/*.png")).unlink()
 
 
+def damage_newest_and_remove_image(workdir: Path) -> None:
+    damage_newest(workdir)
+    remove_image(workdir)
+
+
 def damage_image(workdir: Path) -> None:
     next(workdir.glob("images/train/a/*.png")).write_bytes(b"no image")
 
@@ -89,7 +94,7 @@ REFUSED: dict[str, tuple[list[str], Callable[[Path], None]]] = {
     "config.yaml was edited": (["train={epochs: 3, batch_size: 6}", "--resume"], edit_config),
     "no such checkpoint": (["--resume", "step-00000099"], nothing),
     "a damaged checkpoint": (["--resume", "step-00000008"], damage_newest),
-    "fewer epochs, after a damaged checkpoint": (["train.epochs=1", "--resume"], damage_newest),
+    "other data, after a damaged checkpoint": (["train.epochs=3", "--resume"], damage_newest_and_remove_image),
     "fewer epochs, after a kill": (["train.epochs=1", "--resume"], litter),
     "other data": (["train.epochs=3", "--resume"], remove_image),
     "damaged data": (["train.epochs=3", "--resume"], damage_image),
@@ -131,9 +136,11 @@ def test_a_start_beside_another_is_refused_and_changes_nothing(
 
 def test_what_was_refused_goes_on_once_it_is_mended(workdir: Path) -> None:
     damage_newest(workdir)
-    assert main(["run", *training(), "train.epochs=1", "--resume"]) == 2
+    (workdir / "images").rename(workdir / "elsewhere")
+    assert main(["run", *training(3), "--resume"]) == 2
+    (workdir / "elsewhere").rename(workdir / "images")
     assert main(["run", *training(3), "--resume"]) == 0
-    assert [line["event"] for line in tiny.attempts(workdir, "start")] == ["start", "start"]
+    assert [line["from_step"] for line in tiny.attempts(workdir, "start")] == [0, 4]
     assert (RUN / "checkpoints/step-00000008.damaged").is_dir()
     assert RunDirectory(RUN).summary()["step"] == 12
 

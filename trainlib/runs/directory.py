@@ -94,6 +94,10 @@ class RunDirectory:
         """Return False if the run was moved or taken over: the path leads to another owner's, or nowhere."""
         return self._ownership is None or self._ownership.holds()
 
+    def may_be_written(self) -> bool:
+        """Return True if training has begun, and the run was neither moved nor taken over."""
+        return self._is_claimed and self.is_own()
+
     def require_own(self) -> None:
         """Raise RunDirectoryError where `is_own` is not true."""
         if not self.is_own():

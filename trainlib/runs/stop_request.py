@@ -89,7 +89,7 @@ class StopFlag:
         self._is_own: Callable[[], bool] = lambda: True
         self._token: str | None = None
         self._earlier = ""
-        self._ignored = ""  # the mark of one that was meant for another start
+        self._ignored = ""  # the mark of one that could not be removed
         self._seen = ""  # the mark of the STOP file that was honoured
         self._previous: dict[int, object] = {}
 
@@ -116,7 +116,7 @@ class StopFlag:
     ) -> None:
         """Set the flag as soon as this file exists and is meant for this start; see `is_meant_for`.
 
-        is_own   False where the file is another run's by now, and must not be removed
+        is_own   False where the file must not be removed: before training begins, and where it is another run's by now
         """
         self._stop_file, self._token, self._earlier, self._is_own = stop_file, token, earlier, is_own
 
@@ -133,10 +133,9 @@ class StopFlag:
     def _look(self, stop_file: Path) -> None:
         """Take in what the STOP file says, or remove one that is not meant for this start."""
         mark = mark_of(stop_file)
-        if mark in (self._ignored, self._seen):
+        if mark in (self._seen, self._ignored):
             return
         if not is_meant_for(stop_file, self._token, self._earlier):
-            self._ignored = mark
             self._remove(mark, "%s was left over from an earlier start: it was removed, and not heeded")
             return
         self._seen = mark
@@ -158,6 +157,7 @@ class StopFlag:
             if words:
                 logger.info(words, self._stop_file)
         except OSError as error:  # no reason to fail what is done
+            self._ignored = mark
             logger.warning(
                 "%s could not be removed (%s); remove it before the run is started again", self._stop_file, error
             )
