@@ -6,21 +6,12 @@ from typing import Any
 
 import pytest
 
-from launch.slurm.evidence import (
-    attempt_since,
-    exit_code_of,
-    lost_by,
-    queue_says,
-    refusal,
-    stop_asked_by_a_person,
-)
-from launch.slurm.job import _withdraw_stop
+from launch.slurm.evidence import attempt_since, exit_code_of, lost_by, queue_says, refusal
 from launch.slurm.ledger import Evidence, Refusal, decide, error_of, find_cause
 from launch.slurm.queue import JobState
 from trainlib.runs.failure_record import FailureRecord
 from trainlib.runs.jobs import JobStart, append, job_lines, unfinished
 from trainlib.runs.reasons import EndCode, code_of_end
-from trainlib.runs.stop_request import write_stop_file
 
 FAILED = FailureRecord("2026-01-01T00:00:00Z", 1, "n1", 7, None, "runs/x/logs/rank-1.log", "RuntimeError: no memory")
 STOPPED = Evidence(0, EndCode.SIGNAL, step=9)
@@ -266,40 +257,6 @@ def test_an_attempt_of_an_earlier_start_is_not_this_ones(tmp_path: Path) -> None
     begun = {"time": "2026-01-01T00:00:00+00:00"}
     assert attempt_since(tmp_path, begun) == {"code": EndCode.SIGNAL, "reason": "SIGTERM", "step": 8}
     assert attempt_since(tmp_path, {"time": "2026-01-01T00:00:10+00:00"}) == {}
-
-
-def test_an_attempt_that_was_killed_after_its_summary_is_complete(tmp_path: Path) -> None:
-    (tmp_path / "attempts.jsonl").write_text('{"event": "start", "time": "2026-01-01T00:00:01+00:00"}\n')
-    begun = {"time": "2026-01-01T00:00:00+00:00"}
-    assert attempt_since(tmp_path, begun)["code"] is None
-    (tmp_path / "summary.json").write_text('{"status": "failed"}')
-    assert attempt_since(tmp_path, begun)["code"] is None
-    (tmp_path / "summary.json").write_text('{"status": "completed"}')
-    assert attempt_since(tmp_path, begun)["code"] is EndCode.COMPLETED
-
-
-@pytest.mark.parametrize(
-    ("asked_by", "token", "asked"),
-    [
-        ("launch stop", "job 7", "launch stop"),  # also of an earlier start of this job
-        ("launch stop", "job 8", None),
-        ("launch stop", "of a run outside of a job", None),
-        ("by hand", None, "by hand"),
-        ("SIGTERM", "job 7", None),
-        ("SIGTERM", None, None),
-    ],
-)
-def test_what_a_person_asks_between_two_starts_of_a_job_holds(
-    asked_by: str, token: str | None, asked: str | None, tmp_path: Path
-) -> None:
-    job = JobStart("7", None, 1)
-    assert stop_asked_by_a_person(tmp_path, job) is None
-    write_stop_file(tmp_path, asked_by, token)
-    assert stop_asked_by_a_person(tmp_path, job) == asked
-    _withdraw_stop(tmp_path, job)
-    assert (tmp_path / "STOP").exists() == (asked is not None)
-    _withdraw_stop(tmp_path, job, heeded=True)
-    assert not (tmp_path / "STOP").exists()
 
 
 SRUN_ENDS = """\
