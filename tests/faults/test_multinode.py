@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import ranks
+import tiny
 from needs import need
 from paths import REPOSITORY
 from patience import HANG, wait_until
@@ -60,10 +62,15 @@ def _ip(*words: str) -> None:
 
 
 def launch(
-    hosts: Sequence[str], cwd: Path, *more: str, ranks: Sequence[int] = (0, 1), wait: float = 60.0
+    hosts: Sequence[str],
+    cwd: Path,
+    *more: str,
+    ranks: Sequence[int] = (0, 1),
+    wait: float = 60.0,
+    code: Path = REPOSITORY,
 ) -> list[subprocess.Popen[bytes]]:
     """`launch run` on each of the two hosts, or on some of them, one rank each; they wait so long for each other."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TRAINLAUNCH_NODE_SECONDS": str(wait)}
+    environment = os.environ | {"PYTHONPATH": str(code), "TRAINLAUNCH_NODE_SECONDS": str(wait)}
     started = []
     for rank in ranks:
         host = hosts[rank]
@@ -160,6 +167,61 @@ def test_a_host_with_another_secret_does_not_take_part(tmp_path: Path, hosts: tu
     assert "Traceback" not in said + told
     assert _nothing_trained(ours)
     assert _nothing_trained(theirs)
+
+
+def of_two_classes(pictures: Path) -> Path:
+    tiny.make_images(pictures)
+    return pictures
+
+
+def with_a_picture_less(cwd: Path) -> tuple[list[str], Path]:
+    pictures = of_two_classes(cwd / "pictures less")
+    (pictures / "train/b/29.png").unlink()
+    return [f"data={{name: image_folder, root: {pictures}}}"], REPOSITORY
+
+
+def with_a_picture_edited(cwd: Path) -> tuple[list[str], Path]:
+    pictures = of_two_classes(cwd / "pictures edited")
+    with (pictures / "test/a/04.png").open("ab") as file:
+        file.write(b"more")
+    return [f"data={{name: image_folder, root: {pictures}}}"], REPOSITORY
+
+
+def with_other_code(cwd: Path) -> tuple[list[str], Path]:
+    code = cwd / "code"
+    for package in ("launch", "trainlib", "configs"):
+        shutil.copytree(REPOSITORY / package, code / package)
+    with (code / "trainlib/models/ema.py").open("a") as file:
+        file.write("\n# a change\n")
+    return [f"data={{name: image_folder, root: {cwd / 'pictures'}}}"], code
+
+
+def with_other_values(cwd: Path) -> tuple[list[str], Path]:
+    return [f"data={{name: image_folder, root: {cwd / 'pictures'}}}", "optimizer.lr=0.5", "seed=9"], REPOSITORY
+
+
+@pytest.mark.parametrize(
+    ("second", "named"),
+    [
+        (with_a_picture_less, "1 file removed: train/b/29.png"),
+        (with_a_picture_edited, "1 file with other bytes: test/a/04.png"),
+        (with_other_code, "the code of trainlaunch is "),
+        (with_other_values, "optimizer.lr is 0.5, and 0.001 on rank 0"),
+    ],
+)
+def test_hosts_that_differ_train_nothing(
+    tmp_path: Path, hosts: tuple[str, str], second: Callable[[Path], tuple[list[str], Path]], named: str
+) -> None:
+    pictures = of_two_classes(tmp_path / "pictures")
+    words, code = second(tmp_path)
+    (head,) = launch(hosts, tmp_path, f"data={{name: image_folder, root: {pictures}}}", ranks=[0])
+    (other,) = launch(hosts, tmp_path, *words, ranks=[1], code=code)
+    assert [head.wait(60), other.wait(60)] == [2, 2], (tmp_path / "host-0.txt").read_text()
+    said = (tmp_path / "host-0.txt").read_text()
+    assert "the ranks do not train the same; nothing was trained:\n  rank 1 on " in said
+    assert named in said
+    assert "Traceback" not in said
+    assert _nothing_trained(tmp_path)
 
 
 def test_a_host_that_shares_no_disk_is_told_so(tmp_path: Path, hosts: tuple[str, str]) -> None:
