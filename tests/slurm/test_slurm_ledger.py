@@ -36,6 +36,8 @@ BROKEN = Evidence(7, step=9, failure=FAILED)
         (replace(STOPPED, queue="time_limit"), "time_limit"),
         (replace(STOPPED, queue="requeued"), "preempted"),
         (replace(STOPPED, lost_nodes=("n1",)), "node_failure"),
+        (Evidence(129, signal="SIGTERM"), "preempted"),  # by SIGHUP, the first signal that there is
+        (Evidence(128, signal="SIGTERM"), "failure"),
         (Evidence(137, signal="SIGTERM"), "preempted"),  # asked, but killed before it had stopped
         (Evidence(137, signal="SIGTERM", queue="cancelled"), "cancelled"),
         (Evidence(137), "failure"),  # killed unasked: out of memory

@@ -216,3 +216,46 @@ def test_rewinding_sets_newer_ones_aside(tmp_path: Path) -> None:
     flip(tmp_path / "step-00000001" / "model.safetensors")
     checkpoint.set_aside_newer(tmp_path, checkpoint.newest(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001.damaged", "step-00000002.superseded"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": 6}, "is of step 6"),
+        ({"format": 2}, "has format 2; this version reads format 1"),
+        ({"files": {}}, "must list"),
+    ],
+)
+def test_a_manifest_that_was_made_otherwise_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    """Its own SHA-256 is right: another step's, a later version's, or of a program that writes other files."""
+    path = save(tmp_path, 5).path
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest |= change
+    (path / "manifest.json").write_text(json.dumps(manifest | {"sha256": checkpoint._seal(manifest)}))
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.verify(path)
+
+
+@pytest.mark.parametrize("linked", ["", "manifest.json", "model.safetensors"])
+def test_a_link_in_place_of_a_part_is_not_followed(tmp_path: Path, linked: str) -> None:
+    path = save(tmp_path, 5).path
+    part = path / linked if linked else path
+    part.rename(tmp_path / "elsewhere")
+    part.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="link"):
+        checkpoint.verify(path)
+
+
+def test_trainer_state_that_is_no_mapping_is_an_error(tmp_path: Path) -> None:
+    saved = save(tmp_path, 5)
+    torch.save([1, 2], saved.path / "trainer.pt")
+    with pytest.raises(CheckpointError, match="it holds a list"):
+        saved.trainer_state()
+
+
+def test_setting_aside_overwrites_nothing(tmp_path: Path) -> None:
+    for _ in range(3):
+        checkpoint.set_aside(save(tmp_path, 5).path, checkpoint.DAMAGED, "test")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"step-00000005.damaged{end}" for end in ("", "-1", "-2")]
