@@ -37,8 +37,9 @@ def begun(runs: Path) -> RunDirectory:
 def owned_elsewhere(directory: Path, *, renewed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the file of an owner on another machine, who renews it while this one watches, or does not."""
     monkeypatch.setattr(owner, "DEAD_SECONDS", 0.6)
-    Ownership(directory).abandon()
+    mine = Ownership(directory)
     content = read_json(directory / OWNER_FILE) | {"machine": "elsewhere", "host": "node7"}
+    mine.release()
     (directory / OWNER_FILE).write_text(json.dumps(content))
     sleep = time.sleep
 
@@ -89,9 +90,10 @@ def test_the_owner_counts_without_its_lock(tmp_path: Path) -> None:
 
 def test_a_process_that_got_the_number_of_a_dead_owner_does_not_count(tmp_path: Path) -> None:
     run = begun(tmp_path)
-    Ownership(run.path).abandon()
+    mine = Ownership(run.path)
     content = read_json(run.path / OWNER_FILE)
     assert is_taken(run.path)
+    mine.release()
     (run.path / OWNER_FILE).write_text(json.dumps(content | {"started": "1"}))
     assert not is_taken(run.path)
 

@@ -88,10 +88,10 @@ def is_taken(directory: Path) -> bool:
         return owner.lives_here
     deadline = time.monotonic() + DEAD_SECONDS
     before = _state(directory)
-    while before is not None and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-        if _state(directory) not in (before, None):
+    while (now := _state(directory)) is not None and time.monotonic() < deadline:
+        if now != before:
             return True
+        time.sleep(_POLL_SECONDS)
     return False
 
 
@@ -129,16 +129,18 @@ class Ownership:
         return self.holds()
 
     def release(self) -> None:
-        """Stop renewing, and remove the file if it is still this process's."""
-        self.abandon()
+        """Stop renewing, and remove the file; where it was moved, empty it, so that it names nobody any more."""
         if self.holds():
             with suppress(OSError):
                 self._file.unlink()
+        self.abandon()
 
     def abandon(self) -> None:
-        """Stop renewing."""
+        """Stop renewing, and empty the file, wherever it is."""
         self._over.set()
         self._thread.join()
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
     def _renew(self) -> None:
