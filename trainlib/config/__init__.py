@@ -1,6 +1,6 @@
 """The configuration of a run: YAML files and overrides, all checked before anything starts. Imports no torch."""
 
-from trainlib.config.compare import Difference, differences, dump_config, is_free, is_harmless
+from trainlib.config.compare import Difference, differences, dump_config, harmful, is_free, is_harmless
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
 from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.load import load_config, read_resolved, shipped_configs, with_older_values
@@ -51,6 +51,7 @@ __all__ = [
     "custom_part_missing",
     "differences",
     "dump_config",
+    "harmful",
     "is_custom",
     "is_free",
     "is_harmless",

@@ -57,6 +57,26 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[
             yield Difference(prefix + name, old, new)
 
 
+def harmful(earlier: Config, later: Config) -> list[Difference]:
+    """Return the differences that affect what a run with the earlier configuration has already computed."""
+    changes = [change for change in differences(earlier, later) if not (is_free(change.key) or is_harmless(change.key))]
+    if _adds_schedulers(earlier, later):
+        changes = [
+            change for change in changes if change.key != "scheduler" and not change.key.startswith("scheduler.")
+        ]
+    return changes
+
+
+def _adds_schedulers(earlier: Config, later: Config) -> bool:
+    """Return True if the schedule goes on after the earlier one, whose last scheduler had no duration."""
+    old = [scheduler for _, scheduler in earlier.schedulers()]
+    new = [scheduler for _, scheduler in later.schedulers()]
+    if not 0 < len(old) < len(new) or old[-1].duration is not None:
+        return False
+    ended = new[len(old) - 1].model_copy(update={"duration": None})
+    return [*new[: len(old) - 1], ended] == old
+
+
 def is_harmless(key: str) -> bool:
     """Return True if a change of this dotted key does not affect what a run has already computed."""
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in Config.HARMLESS)

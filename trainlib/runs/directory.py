@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from trainlib.config import Config, differences, dump_config, is_free, is_harmless, read_resolved
+from trainlib.config import Config, differences, dump_config, harmful, is_free, read_resolved
 from trainlib.errors import RunDirectoryError
 from trainlib.runs import RUNS, locks
 from trainlib.runs.attempts import ATTEMPTS_FILE, has_open_attempt
@@ -209,11 +209,11 @@ class RunDirectory:
             return
         earlier = read_resolved(self.config_file)
         changes = [change for change in differences(earlier, config) if not is_free(change.key)]
-        harmful = [change for change in changes if not is_harmless(change.key)]
-        if changes and (harmful or resume is None):
+        refused = harmful(earlier, config)
+        if changes and (refused or resume is None):
             listed = "\n".join(f"  {change.key}: {change.old} there, {change.new} now" for change in changes)
             way_on = "`--fresh` to begin again (the old run is kept aside) or `--name` for another run"
-            if not harmful:
+            if not refused:
                 way_on = f"`--resume` to continue with this change, {way_on}"
             raise RunDirectoryError(f"{self.path} holds a run of a different configuration:\n{listed}\nUse {way_on}.")
         is_longer = any(change.key in ("train.epochs", "train.steps") for change in changes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainlib.config import Config, differences, is_free, is_harmless, with_older_values
+from trainlib.config import Config, differences, harmful, is_free, with_older_values
 from trainlib.data.identity import Listing, changes, dump_listing, parse_listing
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
@@ -45,7 +45,7 @@ def require_same_config(config: Config, start: Checkpoint) -> None:
         earlier = Config.model_validate(with_older_values(values))
     except (ValidationError, ConfigError) as error:
         raise CheckpointError(f"{start.path}: its configuration is not one of this version: {error}") from error
-    changed = [d for d in differences(earlier, config) if not (is_free(d.key) or is_harmless(d.key))]
+    changed = harmful(earlier, config)
     if changed:
         listed = "\n".join(f"  {change.key}: {change.old} there, {change.new} now" for change in changed)
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -94,7 +95,8 @@ class Schedule:
         """Continue from a state, before or after the optimizer's own state is loaded.
 
         A scheduler keeps the length that it began with (`T_max`, `total_steps`) if the run has been made longer. If
-        that was the length of the run, it stays at its last value from there on.
+        that was the length of the run, it stays at its last value from there on, unless the list goes on: then the next
+        one begins, for which the optimizer's own state must have been loaded before.
         """
         self._step = state["step"]
         if self._configs:
@@ -102,9 +104,38 @@ class Schedule:
             assert self._current is not None
             self._current.load_state_dict(state["scheduler"])
         _set_options(self._optimizer, state["groups"])
+        while self._index + 1 < len(self._starts) and self._step >= self._starts[self._index + 1]:
+            self._begin(self._index + 1)  # a scheduler that was added for the steps by which the run became longer
         # torch warns of a scheduler that moves before the optimizer has: it has, in the process that saved the state.
         if self._step > 0:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def preview(self, total_steps: int) -> list[float]:
+        """Return the largest learning rate of any parameter group in each step from here to `total_steps`.
+
+        The schedule is left as it is. ReduceLROnPlateau, which follows a metric, is taken to stay where it is.
+        """
+        saved = copy.deepcopy(self.state_dict())
+        rates = []
+        while self._step < total_steps:
+            rates.append(max(float(group["lr"]) for group in self._optimizer.param_groups))
+            self.after_step()
+            is_plateau = isinstance(self._current, lr_scheduler.ReduceLROnPlateau)
+            if self._step % self._steps_per_epoch == 0 and not is_plateau:
+                self.after_epoch({})
+        self.load_state_dict(saved)
+        return rates
+
+    @property
+    def peak(self) -> float:
+        """The learning rate that the current scheduler scales, or the highest that it comes to, of any group."""
+        groups = self._optimizer.param_groups
+        return max(float(group.get(key, 0.0)) for group in groups for key in ("lr", "initial_lr", "max_lr"))
+
+    @property
+    def start_of_last(self) -> int:
+        """The optimizer step at which the last scheduler begins."""
+        return self._starts[-1]
 
     def _try(self, index: int) -> None:
         """Make a scheduler and move it once, so that an argument that torch refuses is reported before training."""

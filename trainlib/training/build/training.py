@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
 from accelerate import Accelerator
 from torch import nn
 
-from trainlib.config import Config
+from trainlib.config import Config, with_older_values
 from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
 from trainlib.distributed.allreduce import elastic
@@ -25,6 +27,7 @@ from trainlib.models.custom_parts import (
 from trainlib.models.ema import ExponentialMovingAverage, NoAverage
 from trainlib.models.losses import CustomLoss, Objective
 from trainlib.models.optimizers.build import build_optimizer
+from trainlib.models.optimizers.longer import describe_longer_run
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key
 from trainlib.training.build.data import build_data_module, build_plan, build_preprocess, warn_of_useless_data
@@ -37,6 +40,8 @@ from trainlib.training.step.update import choose_update
 from trainlib.training.trainer import LoopConfig, Training
 from trainlib.training.tuning.autotune import autotune
 from trainlib.training.tuning.feature_cache import Features, TrainingInputs
+
+logger = logging.getLogger("trainlib")
 
 
 def build_inputs(
@@ -105,9 +110,22 @@ def build_training(
         saved = start.trainer_state()
         state.load_state_dict(saved)
         schedule.load_state_dict(saved["schedule"])
+        _tell_longer_run(schedule, start, config, plan.steps_per_epoch)
         progress = Progress.from_state(saved["progress"], rank_slice.shards, rank_slice.num_shards)
     autotune(config.train, state, samples, progress, plan.total_steps)
     return Training(state, plan, schedule, samples, progress, build_loop_config(config, plan.steps_per_epoch))
+
+
+def _tell_longer_run(schedule: Schedule, start: Checkpoint, config: Config, steps_per_epoch: int) -> None:
+    """Log the learning rate of the steps that a resumed run does more than its checkpoint planned.
+
+    Raises RunDirectoryError if the schedule has ended by then.
+    """
+    values = start.manifest.get("config")
+    if isinstance(values, Mapping):
+        earlier = Config.model_validate(with_older_values(values))
+        if longer := describe_longer_run(schedule, earlier, config, steps_per_epoch):
+            logger.info("%s", longer)
 
 
 def build_train_state(
