@@ -21,6 +21,7 @@ from trainlib.runs.directory import RunDirectory
 from trainlib.runs.logs import logging_to_console
 from trainlib.runs.stop_request import StopFlag
 from trainlib.train import train
+from trainlib.training.build.run_weights import pin_weights
 from trainlib.training.hooks import Hook
 
 logger = logging.getLogger("trainlib")
@@ -66,6 +67,7 @@ def fit(
     try:
         with logging_to_console(), fresh_torch_settings():
             resolved = load_config([*_image_size(dataset), *config], custom.names())
+            resolved = pin_weights(resolved, fresh=fresh)
             run = RunDirectory(RUNS / resolved.name)
             if not fresh and resume is None and _is_finished(run, resolved):
                 _load_tested_weights(run, model)

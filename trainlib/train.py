@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trainlib.config import Config, keep_older_values, load_config
+from trainlib.config import Config, keep_older_values, load_config, weights_run
 from trainlib.errors import (
     EXIT_FAILURE,
     EXIT_OK,
@@ -99,6 +99,10 @@ def train(
     given = (custom,) if custom else ()
     if not fresh:
         config = keep_older_values(config, RUNS / config.name / "config.yaml")
+    if weights_run(config.model.weights) is not None:
+        from trainlib.training.build.run_weights import pin_weights
+
+        config = pin_weights(config, fresh=fresh)
     if rank == 0:
         return _train_rank_0(config, flag, fresh, resume, *given)
     from trainlib.training.session import run_session

@@ -77,9 +77,17 @@ class RunFacts:
         return seconds if is_number(seconds) else self.run.seconds(now)
 
     def best_val(self, key: str = "accuracy") -> Point | None:
-        """Return the step and value of the best validation: the highest accuracy, or the lowest loss."""
-        best = min if key == "loss" else max
-        return best(self.points(key, "val"), key=lambda point: point[1], default=None)
+        """Return the step and value of the best validation: the highest accuracy, or the lowest loss.
+
+        Of equal ones that of the lower loss, then the later one, as for the best checkpoint.
+        """
+        losses = dict(self.points("loss", "val"))
+        sign = -1 if key == "loss" else 1
+
+        def rank(point: Point) -> tuple[float, float, float]:
+            return sign * point[1], -losses.get(point[0], math.inf), point[0]
+
+        return max(self.points(key, "val"), key=rank, default=None)
 
     def test(self, key: str = "accuracy") -> float | None:
         """Return a test metric, from the newest row or else from the summary."""

@@ -14,7 +14,7 @@ from PIL import Image
 from launch.cli import main
 
 SMALL = ["data={name: synthetic, limit: 64, val_fraction: 0.01}", "train={steps: 2, batch_size: 32}"]
-SMALL += ["tracking={tensorboard: false, progress: false}"]
+SMALL += ["tracking={tensorboard: false, progress: false}", "scheduler=null"]
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -81,7 +81,7 @@ def test_other_places_of_the_same_data_train_together(images: Path, tmp_path: Pa
 
 def test_a_run_of_an_earlier_version_goes_on_with_its_split(images: Path, tmp_path: Path) -> None:
     """Its config.yaml and manifests do not know data.split, and validation goes by index, as it did."""
-    words = tiny.arguments(images / "images", 1, 2)
+    words = tiny.arguments(images / "images", 1, 2, "scheduler=null")
     assert ranks.train([*words, "data.split=index"], cwd=tmp_path) == [0]
     config = tmp_path / "runs/run/config.yaml"
     values = yaml.safe_load(config.read_text())

@@ -173,7 +173,7 @@ def test_sync_uploads_the_attempts_of_an_offline_run(tmp_path: Path, images: Pat
 
     One log ends in the middle of a record, and one in its header, as after a kill.
     """
-    training = tiny.arguments(images, 3, EVERY, "tracking={log_every: 1}")
+    training = tiny.arguments(images, 3, EVERY, "tracking={log_every: 1}", "scheduler=null")
     assert ranks.run(tracked, [*training, "train.steps=5", "train.epochs=null"], world_size=1, cwd=tmp_path) == [0]
     longer = [*training, "train.steps=8", "train.epochs=null", "--resume"]
     assert ranks.run(tracked, longer, world_size=1, cwd=tmp_path) == [0], ranks.console(tmp_path)

@@ -197,7 +197,7 @@ def test_a_checkpoint_does_not_need_the_weights_file(weights: str) -> None:
 @pytest.mark.slow
 def test_a_run_goes_on_without_its_weights_file_and_does_not_begin_without(workdir: Path) -> None:
     run = ["quickstart", "data={name: synthetic, limit: 64, val_fraction: 0}", "model.weights=w.pth"]
-    run += ["train={steps: 1, batch_size: 32}", "tracking={tensorboard: false, progress: false}"]
+    run += ["train={steps: 1, batch_size: 32}", "scheduler=null", "tracking={tensorboard: false, progress: false}"]
     torch.save(build(name="cifar10_cnn").module.state_dict(), "w.pth")
     assert ranks.train(run, cwd=workdir) == [0], ranks.console(workdir)
     (workdir / "w.pth").unlink()

@@ -14,9 +14,9 @@ from trainlib.config import Config, is_custom, load_config, with_older_values
 from trainlib.data.augmentation import Preprocess
 from trainlib.errors import CheckpointError
 from trainlib.runs import RUNS
-from trainlib.runs.checkpoints import name_of, steps_in
 from trainlib.runs.shapes import number, texts, whole_number
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.best import best_or_newest
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 
 MAX_SIZE = 4096  # of images, in pixels, as in a configuration
@@ -104,31 +104,8 @@ def find_checkpoint(reference: str | os.PathLike[str]) -> ChosenCheckpoint:
         if (run / "checkpoints").is_symlink():
             raise CheckpointError(f"{run / 'checkpoints'} is a link, must be a folder: name the one that it leads to")
         if (run / "checkpoints").is_dir():
-            return _best_checkpoint(run)
+            return ChosenCheckpoint(*best_or_newest(run), run)
     raise CheckpointError(
         f"{os.fspath(reference)}: no such run or checkpoint; give the name of a run in {RUNS.absolute()}, its folder, "
         "or that of a checkpoint (runs/NAME/checkpoints/step-...)"
     )
-
-
-def _best_checkpoint(run: Path) -> ChosenCheckpoint:
-    steps = steps_in(run / "checkpoints")
-    newest = next((found for step in reversed(steps) if (found := _verified_or_none(steps[step])) is not None), None)
-    if newest is None:
-        raise CheckpointError(f"{run}: has no whole checkpoint (yet); train it to its first one, or go on with it")
-    best_step = newest.manifest.get("best_step")
-    if best_step is None:
-        return ChosenCheckpoint(newest, "last", run)
-    best = newest if best_step == newest.step else _verified_or_none(run / "checkpoints" / name_of(best_step))
-    if best is None:
-        logger.warning("the best weights are lost; the last ones are used instead")
-        return ChosenCheckpoint(newest, "last", run)
-    return ChosenCheckpoint(best, "best", run)
-
-
-def _verified_or_none(path: Path) -> Checkpoint | None:
-    try:
-        return checkpoint.verify(path)
-    except CheckpointError as damage:
-        logger.warning("passed over: %s", damage)
-        return None

@@ -23,6 +23,7 @@ from trainlib.data import ImageSet, load_class_folder, load_data
 from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.identity import Listing
+from trainlib.data.inspection import name_some
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(to_json(evaluation))
         else:
             show(*evaluation_text(evaluation, width))
+            _warn_of_missing_classes(evaluation)
         if chosen.run is not None:
             for problem in read_run(chosen.run).problems:
                 print(f"warning: {printable(problem)}", file=sys.stderr)
@@ -144,6 +146,17 @@ def _tell_changes(chosen: ChosenCheckpoint, listing: Listing) -> None:
     run = RunDirectory(chosen.run or chosen.checkpoint.path.parents[1])
     if changed := data_changes(recorded, read_listing(run), listing):
         logger.warning("the data are not those that the model was trained with: %s", "; ".join(changed))
+
+
+def _warn_of_missing_classes(evaluation: Mapping[str, Any]) -> None:
+    """Print which classes have no image, so that the figures are not taken for those of all classes."""
+    missing = [row["name"] for row in evaluation["per_class"] if not row["count"]]
+    if missing:
+        print(
+            f"warning: no image is of {len(missing)} of the {len(evaluation['per_class'])} classes "
+            f"({name_some(missing)}): the figures say nothing of them",
+            file=sys.stderr,
+        )
 
 
 def _possible_here(config: Config) -> Config:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.config import ModelConfig
-from trainlib.config.libraries.catalog import WEIGHTS_SUFFIXES, weights_file
+from trainlib.config.libraries.catalog import WEIGHTS_SUFFIXES, weights_file, weights_run
 from trainlib.errors import WeightsError
 from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, empty_init, torchvision_model
 
@@ -41,7 +41,7 @@ _AUXILIARY = re.compile(r"^(?:aux1|aux2|AuxLogits)\.")
 
 
 def published_weights(config: ModelConfig) -> Enum | None:
-    """Return the torchvision weights that `model.weights` names, a member of the model's enum; None if it is a path.
+    """Return the torchvision weights that `model.weights` names, a member of the model's enum; None for a path or run.
 
     Raises WeightsError if it is neither.
     """
@@ -52,7 +52,7 @@ def published_weights(config: ModelConfig) -> Enum | None:
     if config.weights in members:
         member: Enum = members[config.weights]
         return member
-    if weights_file(config.weights):
+    if weights_file(config.weights) or weights_run(config.weights):
         return None
     names = f"one of {', '.join(members)}, or " if members else ""
     raise WeightsError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from trainlib.config.checking.suggest import format_value, one_of
 from trainlib.config.libraries import catalog
 from trainlib.config.schema.sections import Augment, Best, Config, EarlyStopping, SchedulerConfig
-from trainlib.config.schema.values import better_mode
+from trainlib.config.schema.values import better_mode, check_run_name
 from trainlib.errors import Mistake
 
 Rule = Callable[[Config], Iterator[Mistake]]
@@ -176,6 +176,9 @@ def _targets_differ(config: Config) -> Iterator[Mistake]:
 
 def _weights_known(config: Config) -> Iterator[Mistake]:
     weights, names = config.model.weights, catalog.weights(config.model.name)
+    if (run := catalog.weights_run(weights)) is not None:
+        yield from _run_known(config, run.name)
+        return
     if weights is None or catalog.weights_file(weights) or weights in names:
         return
     path = f"the path of a file ({', '.join(catalog.WEIGHTS_SUFFIXES)})"
@@ -185,6 +188,15 @@ def _weights_known(config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "model.weights", f"got {format_value(weights)}, must be {path}: {config.model.name} has no named weights"
         )
+
+
+def _run_known(config: Config, name: str) -> Iterator[Mistake]:
+    try:
+        check_run_name(name)
+    except ValueError as error:
+        yield Mistake("model.weights", f"got run:{name}, what follows run: {error}")
+    if name == config.name:
+        yield Mistake("model.weights", f"got run:{name}, must be another run than this one: choose another `--name`")
 
 
 def _constant_features(config: Config) -> Iterator[Mistake]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from trainlib.config.libraries import signatures
 from trainlib.config.libraries.kinds import BOOLEAN, NUMBER, WHOLE, list_of
@@ -18,6 +18,7 @@ from trainlib.config.libraries.signatures import Argument
 
 Family = Literal["loss", "optimizer", "scheduler", "model"]
 
+RUN_WEIGHTS = "run:"
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 LOSSES = (
@@ -114,11 +115,28 @@ def weights(model: str) -> tuple[str, ...]:
     return signatures.weight_names(model) if model in signatures.model_files() else ()
 
 
+class RunWeights(NamedTuple):
+    """The weights that `run:NAME` or `run:NAME@SHA256` means: a run, and the hash of its model file if it is pinned."""
+
+    name: str
+    sha256: str | None
+
+
+def weights_run(text: str | None) -> RunWeights | None:
+    """Return the run that `model.weights` names; None for anything else."""
+    if text is None or not text.startswith(RUN_WEIGHTS):
+        return None
+    name, _, sha256 = text.removeprefix(RUN_WEIGHTS).partition("@")
+    return RunWeights(name, sha256 or None)
+
+
 def weights_file(text: str) -> Path | None:
     """Return the path that `model.weights` gives, or None if it is the name of pretrained weights.
 
     A path has a slash or one of `WEIGHTS_SUFFIXES`; the file need not exist.
     """
+    if text.startswith(RUN_WEIGHTS):
+        return None
     if "/" in text or "\\" in text or text.endswith(WEIGHTS_SUFFIXES):
         return Path(os.path.expanduser(text))  # Path.expanduser raises for a user that there is not
     return None

@@ -18,6 +18,7 @@ from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key, seed_generators
 from trainlib.training.build.data import build_plan, build_rank_slice
+from trainlib.training.build.run_weights import local_weights
 
 
 def build_classifier(
@@ -40,7 +41,8 @@ def build_classifier(
     if custom is not None:
         classifier = build_custom(custom, num_classes)
     else:
-        classifier = build_model(config.model, num_classes, config.data.image_size, load_weights=with_weights)
+        model = local_weights(config.model) if with_weights else config.model
+        classifier = build_model(model, num_classes, config.data.image_size, load_weights=with_weights)
         classifier.module.to(memory_format=torch.channels_last)
     classifier.module.to(device)
     return classifier
@@ -53,7 +55,7 @@ def check_build(config: Config, labels_N: torch.Tensor, num_classes: int) -> Non
     """
     plan, _ = build_plan(config, labels_N)
     with torch.device("meta"):
-        classifier = build_model(config.model, num_classes, config.data.image_size)
+        classifier = build_model(local_weights(config.model), num_classes, config.data.image_size)
     check_images(classifier, config, plan, num_classes, world_size=1)
     Objective(config.loss, num_classes, torch.device("cpu"))
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ class Progress:
     step             optimizer steps done
     sums             this rank's sums over the current epoch so far (see `metrics`)
     best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
+    best_loss        its validation loss, which decides between evaluations of the same value
     stopping_*       early stopping: best value so far, and evaluations since
     fitting          how many images at a time the device's memory was found to hold; None = as many as asked for
     compiled         whether the model's kernels are made by torch.compile; None = not decided yet
@@ -28,6 +30,7 @@ class Progress:
     sums: Sums
     step: int = 0
     best: dict[str, Any] | None = None
+    best_loss: float | None = None
     stopping_best: float | None = None
     stopping_stale: int = 0
     ended_early: bool = False
@@ -44,13 +47,18 @@ class Progress:
     def record_metrics(
         self, metrics: dict[str, float], epoch: int, best: Best | None, stopping: EarlyStopping | None
     ) -> bool:
-        """Take in an evaluation; returns whether it is the best so far."""
+        """Take in an evaluation; return True if it is the best so far.
+
+        Of evaluations with the same value the one of the lower validation loss is the best, then the later one.
+        """
         improved = False
         if best is not None and best.metric in metrics:
-            value = metrics[best.metric]
+            value, loss = metrics[best.metric], metrics.get("val/loss")
             assert best.mode is not None, "resolved by the configuration"
-            if better(value, self.best["value"] if self.best else None, best.mode):
+            before = self.best["value"] if self.best else None
+            if better(value, before, best.mode) or (value == before and _wins_tie(loss, self.best_loss)):
                 self.best = {"metric": best.metric, "value": value, "step": self.step, "epoch": epoch}
+                self.best_loss = loss
                 improved = True
         if stopping is not None and stopping.metric in metrics:
             value = metrics[stopping.metric]
@@ -71,6 +79,7 @@ class Progress:
             "step": self.step,
             "sums_P2": torch.tensor(gather_sums(self.sums, device), dtype=torch.float64),
             "best": self.best,
+            "best_loss": self.best_loss,
             "stopping_best": self.stopping_best,
             "stopping_stale": self.stopping_stale,
             "ended_early": self.ended_early,
@@ -89,3 +98,10 @@ class Progress:
         if len(saved) != num_shards:
             saved = [saved_P2.sum(dim=0).tolist(), *empty_sums(num_shards - 1)]
         return cls(sums=[row if shard in shards else [0.0, 0.0] for shard, row in enumerate(saved)], **values)
+
+
+def _wins_tie(loss: float | None, earlier: float | None) -> bool:
+    """Return True if a later evaluation is not worse by its validation loss; NaN is worse than any number."""
+    if loss is None or earlier is None or math.isnan(earlier):
+        return True
+    return loss <= earlier

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainlib.config import Config, keep_older_values, load_config
+from trainlib.config import Config, keep_older_values, load_config, weights_run
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError, not_permitted
 from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
@@ -50,6 +50,10 @@ def prepare(config: Config, *, fresh: bool, resume: str | None) -> None:
     """
     if not fresh:
         config = keep_older_values(config, RUNS / config.name / "config.yaml")
+    if weights_run(config.model.weights) is not None:
+        from trainlib.training.build.run_weights import pin_weights
+
+        config = pin_weights(config, fresh=fresh)
     run = RunDirectory.open(config, fresh=fresh, resume=resume)
     try:
         if resume:
