@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from trainlib.training.checkpoints.best import best_or_newest
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 
 MAX_SIZE = 4096  # of images, in pixels, as in a configuration
-
-logger = logging.getLogger("trainlib.inference.chosen_checkpoint")
 
 
 @dataclass(frozen=True)

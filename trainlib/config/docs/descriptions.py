@@ -108,8 +108,9 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "model.name=resnet18",
     ),
     "model.weights": D(
-        "Initial weights: a name of torchvision's, or the path of a state_dict (`.pt`, `.pth`, `.safetensors`) of "
-        "the published model or of one with this head. `null`: random weights.",
+        "Initial weights: a name of torchvision's, the path of a state_dict (`.pt`, `.pth`, `.safetensors`), or "
+        "`run:NAME`, the best weights of another run. Of a model with another head, the rest is loaded. `null`: random "
+        "weights.",
         "model='{name: resnet18, weights: IMAGENET1K_V1}'",
     ),
     "model.head": D(
