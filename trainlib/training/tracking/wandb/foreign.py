@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from trainlib.errors import UserError
@@ -67,9 +68,7 @@ def require_own_files(folder: Path) -> None:
 
 def require_own_contents(segment: Path) -> None:
     """Raise UserError where a log would make W&B upload files from outside the run, or do more than show the run."""
-    from wandb.sdk.artifacts.staging import get_staging_dir
-
-    allowed = [segment.parents[2].resolve(), Path(get_staging_dir()).resolve()]
+    own = segment.parents[2].resolve()
     for kind in record_kinds(segment):
         if kind not in _PLAIN_KINDS:
             raise UserError(f"{segment}: it asks W&B for {kind!r}, which no run of this software does; not uploaded")
@@ -82,5 +81,6 @@ def require_own_contents(segment: Path) -> None:
         sources = [entry.local_path for entry in manifest.contents] + [manifest.manifest_file_path]
         for source in filter(None, sources):
             path = Path(source).resolve()
-            if not any(path.is_relative_to(folder) for folder in allowed):
+            is_staged = ("artifacts", "staging") in pairwise(path.parts)  # where W&B copies what it is to upload
+            if not is_staged and not path.is_relative_to(own):
                 raise UserError(f"{segment}: it names the file {source!r}, outside of the run; not uploaded")
