@@ -56,7 +56,7 @@ def shown(value: Any) -> str:
         return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {shown(inner)}' for key, inner in value.items())}}}"
-    return f"{value:g}" if isinstance(value, float) and value != int(value) else str(value)
+    return f"{value:g}" if isinstance(value, float) and not value.is_integer() else str(value)
 
 
 def _flat(config: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -94,7 +94,7 @@ class Mutator:
             lines = path.read_text().split("\n") if path.suffix == ".jsonl" else [path.read_text()]
             index = self.choice.randrange(max(1, len(lines) - (path.suffix == ".jsonl")))
             record = json.loads(lines[index])
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):  # what an earlier mutation left
             return
         odd = self.choice.choice(ODD_JSON)
         where = self._place(record, "@@odd@@")

@@ -224,6 +224,13 @@ def test_aliases_do_not_expand_without_end(runs: Path) -> None:
     assert "config.yaml: more than" in Path("page.html").read_text()
 
 
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e300", "0.5", "[.nan]", "{a: .inf}"])
+def test_any_number_in_a_configuration_is_compared(runs: Path, value: str) -> None:
+    with (runs / "evil/config.yaml").open("a") as file:
+        file.write(f"\noptimizer: {{lr: {value}}}\n")
+    assert main(["report", "evil", "good", "--output", "page.html"]) == 0
+
+
 def test_five_thousand_classes_make_a_small_file() -> None:
     counts = [[label, (label * 7) % 5000, 3] for label in range(5000)]
     assert len(json.dumps(entry(counts, 5000))) < 200_000

@@ -21,7 +21,7 @@ from trainlib.training.tracking.wandb.process import Job
 
 INIT_SECONDS = 10.0
 WRITING_SECONDS = 8.0
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")  # with a - in front it would be an option
 
 # Those that the installed version knows are set.
 SETTINGS: dict[str, Any] = {
