@@ -24,6 +24,7 @@ from trainlib.runs.stop_request import write_stop_file
 _POLL_SECONDS = 0.2
 _QUEUE_SECONDS = 5.0  # between two questions to SLURM's controller
 _CHUNK_CHARACTERS = 1 << 20
+_LONGEST_LINE = 1 << 20  # characters
 _SHOWN_BYTES = 1 << 24  # of a log
 _KILL_SECONDS = 10
 
@@ -93,7 +94,7 @@ def _of_attempt(chunks: Iterator[str], attempt: int, path: Path) -> Iterator[str
     rest = ""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split("\n")
-        if len(rest) > _CHUNK_CHARACTERS:  # no line, and to carry it on would take ever longer
+        if len(rest) > _LONGEST_LINE:  # no line, and to carry it on would take ever longer
             lines, rest = [*lines, rest], ""
         for line in lines:
             if heading := _ATTEMPT.match(line):

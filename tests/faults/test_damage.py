@@ -164,8 +164,8 @@ def test_the_newest_good_one_is_found_among_damaged_ones(tmp_path: Path, damage:
 def test_a_training_goes_on_bitwise_from_the_newest_good_one(tmp_path: Path, damage: Damage) -> None:
     images = tmp_path / "images"
     tiny.make_images(images)
-    training = tiny.arguments(images, 4, 3)
-    longer = tiny.arguments(images, 6, 3)
+    training = tiny.arguments(images, 4, 3, "scheduler=null")
+    longer = tiny.arguments(images, 6, 3, "scheduler=null")
     whole, hurt = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "hurt")
     for cwd in (whole, hurt):
         assert ranks.train([*training, "scheduler=null"], world_size=2, cwd=cwd) == [0, 0], ranks.console(cwd)

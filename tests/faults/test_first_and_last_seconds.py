@@ -29,7 +29,10 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture
 def training(workdir: Path) -> Callable[[int], list[str]]:
     tiny.make_images(workdir / "images")
-    return lambda epochs: ["run", *tiny.arguments(Path("images"), epochs, 4, "tracking.progress=false")]
+    return lambda epochs: [
+        "run",
+        *tiny.arguments(Path("images"), epochs, 4, "tracking.progress=false", "scheduler=null"),
+    ]
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -45,6 +45,9 @@ class Evil:
         return os.mkdir, (str(self.target),)
 
 
+CONSTANT = "scheduler=null"  # a rate for the steps that are added
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("malicious") / "images"
@@ -56,7 +59,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """The working directory of a run of two epochs, with checkpoints at steps 4 and 8."""
     cwd = tmp_path_factory.mktemp("trained")
-    assert ranks.train(tiny.arguments(images, 2, 4), cwd=cwd) == [0], ranks.console(cwd)
+    assert ranks.train(tiny.arguments(images, 2, 4, CONSTANT), cwd=cwd) == [0], ranks.console(cwd)
     return cwd
 
 
@@ -70,7 +73,7 @@ def victim(tmp_path: Path, trained: Path) -> Path:
 
 def go_on(cwd: Path, images: Path, *more: str) -> int:
     """Train two epochs more."""
-    (code,) = ranks.train([*tiny.arguments(images, 4, 4), *(more or ["--resume"])], cwd=cwd)
+    (code,) = ranks.train([*tiny.arguments(images, 4, 4, CONSTANT), *(more or ["--resume"])], cwd=cwd)
     return code
 
 
@@ -146,7 +149,7 @@ def test_a_pickle_for_weights(tmp_path: Path, images: Path, suffix: str, form: i
 @pytest.mark.parametrize("where", ["file", "run directory", "override"])
 def test_yaml_tags(tmp_path: Path, victim: Path, images: Path, text: str, where: str) -> None:
     text = text.format(executed=tmp_path / "executed")
-    training = tiny.arguments(images, 2, 4)
+    training = tiny.arguments(images, 2, 4, CONSTANT)
     if where == "file":
         (victim / "evil.yaml").write_text(text)
         training.insert(1, "evil.yaml")

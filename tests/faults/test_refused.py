@@ -37,7 +37,7 @@ def workdir(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def training(epochs: int = 2) -> list[str]:
-    return tiny.arguments(Path("images"), epochs, 4, "tracking.progress=false")
+    return tiny.arguments(Path("images"), epochs, 4, "tracking.progress=false", "scheduler=null")
 
 
 def snapshot(folder: Path) -> dict[str, str]:

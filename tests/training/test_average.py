@@ -134,8 +134,8 @@ def test_what_is_evaluated_is_the_average(accelerator: Accelerator) -> None:
     labels = make_dataset(60).train.labels_N[ids]
     row = [row for row in watch.rows if row["split"] == "val"][-1]
     losses = {name: float(nn.functional.cross_entropy(found, labels)) for name, found in logits.items()}
-    assert row["loss"] == pytest.approx(losses["average"], rel=1e-4)
-    assert row["loss"] != pytest.approx(losses["weights"], rel=1e-3)
+    assert row["loss"] == pytest.approx(losses["average"], rel=1e-5)
+    assert row["loss"] != pytest.approx(losses["weights"], rel=1e-4)
     assert row["accuracy"] == float((logits["average"].argmax(1) == labels).double().mean())
 
 
@@ -242,9 +242,9 @@ def test_stopping_changes_no_bit(
 def test_what_is_kept_hashed_and_tested_is_the_average(tmp_path: Path, images: Path) -> None:
     """The weights beside it are those of the same run without an average; the best checkpoint is not the last."""
     averaged, plain = tiny.in_folder(tmp_path, "averaged"), tiny.in_folder(tmp_path, "plain")
-    first = "checkpoint.best={metric: train/accuracy}"  # of noise, whose accuracy goes up and down
-    assert ranks.train(training(images, first), cwd=averaged) == [0], ranks.console(averaged)
-    assert ranks.train(tiny.arguments(images, 3, 3, first), cwd=plain) == [0], ranks.console(plain)
+    first = ("checkpoint.best={metric: train/loss}", "optimizer.maximize=true")  # so that the best is the first
+    assert ranks.train(training(images, *first), cwd=averaged) == [0], ranks.console(averaged)
+    assert ranks.train(tiny.arguments(images, 3, 3, *first), cwd=plain) == [0], ranks.console(plain)
     last = final(averaged)
     assert weights_sha256(last.model_state()) == tiny.summary(averaged)["weights_sha256"]
     assert tiny.summary(averaged)["weights_sha256"] != tiny.summary(plain)["weights_sha256"]

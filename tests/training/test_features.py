@@ -53,7 +53,7 @@ def build(
     """A run over 44 samples of noise, of which 4 validate."""
     config = resolved(
         {
-            "data": {"name": "synthetic", "val_fraction": 0.1},
+            "data": {"name": "synthetic", "val_fraction": 0.1, "split": "random"},
             "model": model | {"cache_features": choice},
             "optimizer": {"name": "AdamW", "lr": 1e-3},
             "train": train,
@@ -229,8 +229,9 @@ def reason(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, **argumen
         assert not is_cached(
             build(accelerator, choice="auto", **{"train": {"epochs": 9, "batch_size": 12}} | arguments)
         )
-    (message,) = caplog.messages
-    return message.removeprefix("what the frozen layers give is not kept: ")
+    prefix = "what the frozen layers give is not kept: "
+    (message,) = [message for message in caplog.messages if message.startswith(prefix)]
+    return message.removeprefix(prefix)
 
 
 def test_why_not(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +278,7 @@ def test_why_not(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, mon
     with caplog.at_level(logging.INFO, "trainlib"):
         caplog.clear()
         assert not is_cached(build(accelerator, {"name": "cifar10_cnn"}, choice="auto"))
-    assert caplog.messages == []
+    assert not [message for message in caplog.messages if "what the frozen layers give" in message]
 
 
 def _freeze_all_but_first_and_last(module: nn.Module, head: str, freeze: str | None) -> frozenset[str]:

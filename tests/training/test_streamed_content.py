@@ -49,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(epochs: int, *more: str) -> list[str]:
-    return tiny.arguments(Path("images"), epochs, 4, *more)
+    return tiny.arguments(Path("images"), epochs, 4, "scheduler=null", *more)
 
 
 def test_every_file_that_was_read_is_on_record(trained: Path) -> None:
