@@ -95,6 +95,7 @@ def test_a_run_that_was_killed_after_its_summary_gets_what_is_missing(
     assert main(training(1)) == 2  # now it is finished
 
 
+@pytest.mark.slow
 def test_a_run_that_is_moved_ends_and_writes_into_no_other(
     training: Callable[[int], list[str]], patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_run_that_is_moved_ends_and_writes_into_no_other(
     assert main(training(3)) == 0
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_rows_are_cut_leaves_no_checkpoint_without_its_rows(
     training: Callable[[int], list[str]], patch: pytest.MonkeyPatch
 ) -> None:

@@ -108,7 +108,17 @@ REFUSED: dict[str, tuple[list[str], Callable[[Path], None]]] = {
 }
 
 
-@pytest.mark.parametrize(("words", "happens"), REFUSED.values(), ids=REFUSED)
+QUICK = (
+    "fewer epochs, after a kill",
+    "other data, after a damaged checkpoint",
+    "another name, no data",
+)  # of each kind
+
+
+@pytest.mark.parametrize(
+    ("words", "happens"),
+    [pytest.param(*REFUSED[name], id=name, marks=() if name in QUICK else pytest.mark.slow) for name in REFUSED],
+)
 def test_a_refused_start_changes_nothing(
     workdir: Path, words: list[str], happens: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

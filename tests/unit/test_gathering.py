@@ -62,6 +62,7 @@ def test_a_machine_that_never_comes_is_named_on_all_others() -> None:
     assert "--node-rank 1, 3" in str(meeting.head.exception())
 
 
+@pytest.mark.slow
 def test_a_machine_with_another_secret_is_told_and_never_let_in() -> None:
     meeting = Meeting(2, seconds=1.0)
     stranger = meeting.come(1, lambda: OTHER, seconds=0.1)
@@ -80,6 +81,7 @@ def test_a_secret_that_appears_late_will_do() -> None:
     assert meeting.head.result(5) is None
 
 
+@pytest.mark.slow
 def test_without_a_secret_or_a_head_it_is_told_in_time() -> None:
     meeting = Meeting(2, seconds=0.5)
     with pytest.raises(UserError, match=r"there/\.secret, which machine 0 makes, did not appear"):

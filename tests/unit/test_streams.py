@@ -76,7 +76,10 @@ assert file.fileno() > 2, file.fileno()
     assert (tmp_path / "data").read_bytes() == b""
 
 
-@pytest.mark.parametrize("words", ["list", "--help", "check quickstart", "run --help"])
+SLOW = [pytest.param(words, marks=pytest.mark.slow) for words in ("--help", "check quickstart", "run --help")]
+
+
+@pytest.mark.parametrize("words", ["list", *SLOW])
 def test_every_command_ends_quietly_where_the_reader_has_gone(tmp_path: Path, words: str) -> None:
     done = shell(f'"$PYTHON" -m launch {words} | true; exit ${{PIPESTATUS[0]}}', tmp_path)
     assert done.returncode in (0, 141)  # 0: it had nothing more to say
