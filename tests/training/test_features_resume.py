@@ -52,7 +52,7 @@ def test_stopped_and_resumed_with_and_without(workdir: Path, capsys: pytest.Capt
             patch.setattr(StopConsensus, "agreed", stopping_at(boundary))
             code, said = program(f"model.cache_features={choice}", "--resume")
         assert code == (EXIT_STOPPED if boundary else 0)
-        assert ("features of 64 images cached in " in said) == (choice == "true")
+        assert ("features of 60 images cached in " in said) == (choice == "true")
     assert tiny.digest(workdir) == tiny.digest(workdir, name="whole")
     assert tiny.rows(workdir) == tiny.rows(workdir, name="whole")
 
