@@ -71,11 +71,11 @@ def _is_left(entry: os.DirEntry[str]) -> bool:
             return False
         if time.time() - facts.st_mtime > _STALE_SECONDS and not os.path.lexists(os.path.join(entry.path, _OWNER)):
             return True
-        return not entry.name.startswith(".") and _lock_is_free(os.path.join(entry.path, _OWNER))
+        return not entry.name.startswith(".") and lock_is_free(os.path.join(entry.path, _OWNER))
     return False
 
 
-def _lock_is_free(path: str) -> bool:
+def lock_is_free(path: str) -> bool:
     """Return True if nobody holds the lock on a regular file; raise OSError where there is none."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

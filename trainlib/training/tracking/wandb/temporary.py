@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainlib.regular_files import open_regular
+from trainlib.runs.scratch import lock_is_free
 
 PREFIX = "trainlaunch-wandb-"
 _MAKING_SECONDS = 60.0  # in which a new folder has no lock yet
@@ -45,13 +46,6 @@ def remove_leftovers(parent: Path) -> None:
 
 def _is_left(folder: Path, made: float) -> bool:
     try:
-        descriptor = open_regular(folder / "lock", os.O_RDWR)
+        return lock_is_free(str(folder / "lock"))
     except OSError:
         return time.time() - made > _MAKING_SECONDS
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
