@@ -100,7 +100,7 @@ def stop_while_decoding(arguments: list[str], cache: str, module: str, name: str
 
 @pytest.mark.parametrize(
     ("rank", "module", "name"),
-    [(0, "trainlib.data.cache", "_decode"), (1, "trainlib.data.sources.image_folder", "load_decoded")],
+    [(0, "trainlib.data.storage.cache", "_decode"), (1, "trainlib.data.sources.image_folder", "load_decoded")],
 )
 def test_signalled_while_images_are_decoded(tmp_path: Path, images: Path, rank: int, module: str, name: str) -> None:
     """Before the ranks know each other: the one asked ends with 75, and a launcher ends those that wait for it."""

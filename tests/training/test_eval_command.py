@@ -24,8 +24,8 @@ from trained import CLASSES, checkpoint_of, drawings, manifest_of, pixels, plain
 from launch.cli import main as launch
 from launch.local.command import Command, accelerate_launch
 from launch.local.ranks import run_program
+from trainlib.data.identity.splits import split_validation
 from trainlib.data.sources.synthetic import make_synthetic
-from trainlib.data.splits import split_validation
 from trainlib.inference.evaluation_text import evaluation_text
 
 

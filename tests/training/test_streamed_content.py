@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def train_streamed(arguments: list[str], change_at: int | None = None) -> int:
     """The training program without room for decoded pictures; a picture is edited after some step."""
-    from trainlib.data import cache
+    from trainlib.data.storage import cache
     from trainlib.train import main
     from trainlib.training.hooks import HeartbeatHook
 

@@ -19,8 +19,8 @@ from trained import IN_PLAIN_NETWORK, manifest_of
 
 from launch.cli import main as launch
 from trainlib.config import is_harmless, load_config
-from trainlib.data.identity import identities
-from trainlib.data.splits import split_validation
+from trainlib.data.identity.listing import identities
+from trainlib.data.identity.splits import split_validation
 from trainlib.inference import export
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.trained_model import load_model

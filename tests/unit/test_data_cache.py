@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from trainlib.config.schema.sections import DataConfig
-from trainlib.data import Dataset, cache, load_data
-from trainlib.data.cache import cache_folder
+from trainlib.data import Dataset, load_data
 from trainlib.data.decoding import pool
 from trainlib.data.images import InMemoryImages, StreamedImages
+from trainlib.data.storage import cache
+from trainlib.data.storage.cache import cache_folder
 from trainlib.errors import DataError, StoppedError
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from trainlib.data.identity import Listing, SampleFile, Stamp, changes, dump_listing, identities, parse_listing
+from trainlib.data.identity.listing import Listing, SampleFile, Stamp, changes, dump_listing, identities, parse_listing
 
 
 def listed(*files: tuple[str, int, int, str | None], classes: tuple[str, ...] = ("cat", "dog")) -> Listing:

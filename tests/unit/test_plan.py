@@ -9,7 +9,7 @@ import torch
 
 from trainlib.data.batches.plan import Plan, steps_per_epoch, to_steps
 from trainlib.data.batches.rank_slice import split_micro_batches, split_range
-from trainlib.data.splits import limit_samples, split_validation
+from trainlib.data.identity.splits import limit_samples, split_validation
 
 
 def make_plan(

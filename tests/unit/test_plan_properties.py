@@ -8,8 +8,8 @@ from hypothesis import strategies as some
 
 from trainlib.data.batches.plan import Plan
 from trainlib.data.batches.rank_slice import RankSlice, split_micro_batches, split_range
-from trainlib.data.identity import identities
-from trainlib.data.splits import limit_samples, split_validation
+from trainlib.data.identity.listing import identities
+from trainlib.data.identity.splits import limit_samples, split_validation
 
 sizes = some.integers(0, 300)
 positive = some.integers(1, 40)

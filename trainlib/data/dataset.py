@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trainlib.data.identity import Listing
+from trainlib.data.identity.listing import Listing
 from trainlib.data.images import Images
 
 PerChannel = tuple[float, float, float]  # one value each for red, green and blue

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from trainlib.data.content import FileContent
 from trainlib.data.decoding.decode import PICTURE_SECONDS, Failure, decode_rows
 from trainlib.data.decoding.pool import WORKER_BYTES, damaged_images, decoding_processes
+from trainlib.data.identity.content import FileContent
 from trainlib.runs.launch_variables import local_world_size
 from trainlib.runs.stop_request import ignore_stop_signals
 

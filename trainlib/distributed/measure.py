@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from trainlib.config import TrainConfig
-from trainlib.data.cache import cache_folder
+from trainlib.data.storage.cache import cache_folder
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK
 from trainlib.runs.files import append_line

@@ -22,7 +22,7 @@ from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data import ImageSet, load_class_folder, load_data
 from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.rank_slice import RankSlice
-from trainlib.data.identity import Listing
+from trainlib.data.identity.listing import Listing
 from trainlib.data.inspection import name_some
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError

@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Iterator
 
-from trainlib.data.content import FileContent
 from trainlib.data.dataset import Dataset
-from trainlib.data.identity import SampleFile
+from trainlib.data.identity.content import FileContent
+from trainlib.data.identity.listing import SampleFile
 from trainlib.data.images import StreamedImages
 from trainlib.runs.directory import RunDirectory
 from trainlib.training.hooks import Hook

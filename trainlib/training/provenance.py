@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainlib.config import Config, differences, harmful, is_free, with_older_values
-from trainlib.data.identity import Listing, changes, dump_listing, parse_listing
+from trainlib.data.identity.listing import Listing, changes, dump_listing, parse_listing
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
 from trainlib.regular_files import read_regular

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.identity import Listing
+from trainlib.data.identity.listing import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 from trainlib.runs.locks import exclusive_lock

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainlib.data.cache_entry import ImageFile
-from trainlib.data.identity import Stamp
+from trainlib.data.identity.listing import Stamp
+from trainlib.data.storage.entry import ImageFile
 from trainlib.errors import DataError
 
 EXTENSIONS = frozenset(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainlib.data.cache import load_decoded
 from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.identity import Listing, SampleFile, identities
+from trainlib.data.identity.listing import Listing, SampleFile, identities
 from trainlib.data.sources.class_folders import list_class_folders, list_images
+from trainlib.data.storage.cache import load_decoded
 
 
 def load_image_folder(

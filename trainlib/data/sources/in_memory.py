@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
 from trainlib.data.decoding.decode import to_rgb
-from trainlib.data.identity import Listing
+from trainlib.data.identity.listing import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 

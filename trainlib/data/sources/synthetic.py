@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
-from trainlib.data.identity import Listing
+from trainlib.data.identity.listing import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.randomness import draw, key
 

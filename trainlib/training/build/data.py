@@ -15,7 +15,7 @@ from trainlib.data.batches.loader import BatchLoader, DataModule
 from trainlib.data.batches.plan import Plan, steps_per_epoch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.splits import limit_samples, split_validation
+from trainlib.data.identity.splits import limit_samples, split_validation
 from trainlib.errors import DataError
 from trainlib.models import losses, weights_normalization
 

@@ -1,4 +1,4 @@
-"""What a data set is made of, wherever it lies: names, labels and sizes of its samples, and a hash of each file."""
+"""The names, labels and sizes of a data set's samples, wherever it lies, and a hash of each file."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainlib.data.dataset import PerChannel
-from trainlib.data.identity import Stamp
+from trainlib.data.identity.listing import Stamp
 from trainlib.runs.files import write_atomically
 from trainlib.runs.limits import usable_cores
 

@@ -23,10 +23,10 @@ import numpy as np
 import PIL
 import torch
 
-from trainlib.data.cache_entry import CacheEntry, Decoded, ImageFile
 from trainlib.data.dataset import PerChannel, channel_statistics
 from trainlib.data.decoding.pool import damaged_images, decode_files, decoding_processes
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
+from trainlib.data.storage.entry import CacheEntry, Decoded, ImageFile
 from trainlib.errors import DataError
 from trainlib.runs.limits import available_memory
 from trainlib.runs.locks import exclusive_lock
