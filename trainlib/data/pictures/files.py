@@ -32,7 +32,7 @@ class PlainFiles:
         return len(self.paths)
 
     def read(self, index: int) -> bytes:
-        """Return a file's bytes. Raises OSError for what is no regular file, ValueError for one that is far too large."""
+        """Return a file's bytes. Raises OSError for what is no regular file, ValueError for one far too large."""
         return read_picture(self.paths[index])
 
     def describe(self, index: int) -> str:
