@@ -49,6 +49,13 @@ def test_another_world_size_is_exact_in_elastic_mode_alone() -> None:
     assert environment.resume_report(then | {"num_threads": 77}, FACTS, elastic=True).startswith("not bitwise")
 
 
+def test_a_schedule_that_followed_a_longer_run_is_not_exact() -> None:
+    report = environment.resume_report(FACTS, FACTS, has_followed=True)
+    assert report.startswith("not bitwise what a run of this length gives: the learning rates so far are those of a")
+    report = environment.resume_report(FACTS | {"num_threads": 77}, FACTS, has_followed=True)
+    assert "num_threads was 77, is" in report
+
+
 def test_another_version_is_named() -> None:
     then = FACTS | {"versions": FACTS["versions"] | {"torch": "1.0"}}
     assert "torch was 1.0, is" in environment.resume_report(then, FACTS)

@@ -11,7 +11,7 @@ from schedules import STEPS_PER_EPOCH, moves, new_optimizer
 
 from trainlib.config import Config, harmful, load_config
 from trainlib.errors import RunDirectoryError
-from trainlib.models.optimizers.longer import describe_longer_run
+from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
 
 PLANNED, LONGER = 4, 8  # epochs
@@ -42,22 +42,28 @@ def resumed(earlier: Config, later: Config, trained: int = PLANNED * STEPS_PER_E
 
 
 ENDED: list[Any] = [
-    {"name": "CosineAnnealingLR"},
-    {"name": "CosineAnnealingLR", "interval": "step"},
-    {"name": "OneCycleLR", "max_lr": 0.3, "interval": "step"},
-    {"name": "OneCycleLR", "max_lr": 0.3, "final_div_factor": 1.0},
+    {"name": "OneCycleLR", "max_lr": 0.3, "total_steps": 12, "interval": "step"},
+    {"name": "OneCycleLR", "max_lr": 0.3, "total_steps": 4},
+    {"name": "OneCycleLR", "max_lr": 0.3, "epochs": 4, "steps_per_epoch": 3, "interval": "step"},
     {"name": "LinearLR", "start_factor": 1.0, "end_factor": 0.0, "total_iters": 4},
     {"name": "PolynomialLR", "total_iters": 3},
     {"name": "ExponentialLR", "gamma": 0.01},
     {"name": "ConstantLR", "factor": 1.0e-5, "total_iters": 100},
-    [{"name": "LinearLR", "duration": "1ep"}, {"name": "CosineAnnealingLR"}],
+    [{"name": "LinearLR", "duration": "1ep"}, {"name": "PolynomialLR", "total_iters": 3}],
+]
+FOLLOWING: list[Any] = [
+    {"name": "CosineAnnealingLR"},
+    {"name": "CosineAnnealingLR", "interval": "step"},
+    {"name": "CosineAnnealingLR", "eta_min": 0.01},
+    {"name": "OneCycleLR", "max_lr": 0.3, "interval": "step"},
+    {"name": "OneCycleLR", "max_lr": 0.3, "final_div_factor": 1.0},
+    [{"name": "LinearLR", "duration": "1ep"}, {"name": "CosineAnnealingLR", "interval": "step"}],
 ]
 GOING_ON: list[Any] = [
     (None, "learning rate 0.1 in the first, 0.1 in the last, at most 0.1 (no scheduler)"),
     ({"name": "StepLR", "step_size": 2, "gamma": 0.5}, "learning rate 0.025 in the first, 0.0125 in the last"),
     ({"name": "CosineAnnealingLR", "T_max": 16}, "at most 0.08536 (CosineAnnealingLR)"),
     ({"name": "CosineAnnealingLR", "T_max": 4}, "learning rate 0 in the first, 0.08536 in the last"),
-    ({"name": "CosineAnnealingLR", "eta_min": 0.01}, "learning rate 0.01 in the first, 0.01 in the last"),
     ({"name": "OneCycleLR", "max_lr": 0.3, "total_steps": 8}, "(OneCycleLR)"),
     ({"name": "ReduceLROnPlateau"}, "learning rate 0.1 in the first, 0.1 in the last"),
     ({"name": "CosineAnnealingWarmRestarts", "T_0": 4}, "learning rate 0.1 in the first"),
@@ -68,9 +74,9 @@ def say(earlier: Config, later: Config, trained: int = PLANNED * STEPS_PER_EPOCH
     schedule, _ = resumed(earlier, later, trained)
     state = schedule.state_dict()
     try:
-        return describe_longer_run(schedule, earlier, later, STEPS_PER_EPOCH)
+        return lengthen(schedule, earlier, later, STEPS_PER_EPOCH)
     finally:
-        assert schedule.state_dict() == state  # a look ahead changes nothing
+        assert schedule.has_followed or schedule.state_dict() == state  # a look ahead changes nothing
 
 
 @pytest.mark.parametrize("length", [{"epochs": LONGER}, {"steps": LONGER * STEPS_PER_EPOCH}], ids=["epochs", "steps"])
@@ -97,6 +103,58 @@ def test_a_schedule_that_goes_on_is_told(scheduler: Any, words: str) -> None:
     assert told is not None
     assert told.startswith("the run becomes longer, by 12 steps: ")
     assert words in told
+
+
+@pytest.mark.parametrize("trained", [2, 5, PLANNED * STEPS_PER_EPOCH], ids=["early", "interrupted", "finished"])
+@pytest.mark.parametrize("scheduler", FOLLOWING, ids=str)
+def test_a_schedule_as_long_as_the_run_follows_it(scheduler: Any, trained: int) -> None:
+    earlier, later = configured(scheduler), configured(scheduler, epochs=LONGER)
+    total = LONGER * STEPS_PER_EPOCH
+    expected = rates_of(*started(later, total), 0, total)
+    schedule, optimizer = resumed(earlier, later, trained)
+
+    told = lengthen(schedule, earlier, later, STEPS_PER_EPOCH)
+
+    assert told is not None
+    assert told.startswith("the run becomes longer, by 12 steps: ")
+    if schedule.has_followed:
+        assert "is spread over 24 steps from here on: the next step has learning rate" in told
+    assert rates_of(schedule, optimizer, trained, total) == expected[-(total + LONGER - trained - trained // 3) :]
+    assert not schedule.follow_length()
+
+
+def test_a_schedule_that_has_not_come_to_its_open_part_follows_without_a_difference() -> None:
+    scheduler = [{"name": "LinearLR", "duration": "1ep"}, {"name": "CosineAnnealingLR"}]
+    schedule, _ = resumed(configured(scheduler), configured(scheduler, epochs=LONGER), trained=2)
+    assert not schedule.follow_length()
+    assert not schedule.has_followed
+
+
+WASTED: list[Any] = [  # (scheduler, first of the steps at next to nothing)
+    ({"name": "LinearLR", "start_factor": 1.0, "end_factor": 0.0, "total_iters": 2}, 7),
+    ({"name": "PolynomialLR", "total_iters": 5, "interval": "step"}, 6),
+    ({"name": "OneCycleLR", "max_lr": 0.3, "total_steps": 6, "interval": "step"}, 6),
+    ({"name": "ConstantLR", "factor": 1.0e-5, "total_iters": 100}, 1),
+    ({"name": "MultiStepLR", "milestones": [3], "gamma": 1.0e-5}, 10),
+    ([{"name": "LinearLR", "duration": "1ep"}, {"name": "StepLR", "step_size": 1, "gamma": 1.0e-5}], 7),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "first"), WASTED, ids=str)
+def test_a_new_run_is_warned_of_a_schedule_that_ends_long_before_it(scheduler: Any, first: int) -> None:
+    schedule, optimizer = started(configured(scheduler), PLANNED * STEPS_PER_EPOCH)
+    expected = rates_of(*started(configured(scheduler), PLANNED * STEPS_PER_EPOCH), 0, PLANNED * STEPS_PER_EPOCH)
+    told = describe_early_end(schedule, PLANNED * STEPS_PER_EPOCH)
+    assert told is not None
+    assert f"from step {first} on" in told
+    assert f"the last {13 - first} of 12 steps" in told
+    assert rates_of(schedule, optimizer, 0, PLANNED * STEPS_PER_EPOCH) == expected
+
+
+@pytest.mark.parametrize("scheduler", [*FOLLOWING, *(scheduler for scheduler, _ in GOING_ON[:-2])], ids=str)
+def test_a_schedule_that_fills_the_run_is_not_spoken_of(scheduler: Any) -> None:
+    schedule, _ = started(configured(scheduler), PLANNED * STEPS_PER_EPOCH)
+    assert describe_early_end(schedule, PLANNED * STEPS_PER_EPOCH) is None
 
 
 def test_a_run_of_the_same_length_is_not_spoken_of() -> None:

@@ -22,6 +22,7 @@ DECIDES_BITS = {
     "cpu_capability": "kernels are others",
 }
 UNCHANGED = "samples, their order, augmentation and learning rates are as they would have been"
+FOLLOWED = "the learning rates so far are those of a shorter one; samples, their order and augmentation are the same"
 
 COMMIT_FILE = "COMMIT"  # beside the packages, in a copy of the code that is outside version control
 PACKAGES = ("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
@@ -61,13 +62,18 @@ def bit_changes(then: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Col
     ]
 
 
-def resume_report(then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: bool = False) -> str:
+def resume_report(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, elastic: bool = False, has_followed: bool = False
+) -> str:
     """Return `exact`, or what differs between two results of `bits` and what that changes, in one line.
 
-    elastic   the run is in elastic mode, where another world size changes nothing
+    elastic        the run is in elastic mode, where another world size changes nothing
+    has_followed   the run has become longer, and its learning-rate schedule with it
     """
     changes = bit_changes(then, now, ignored=["world_size"] if elastic else [])
     world_size = now["world_size"]
+    if has_followed:
+        return f"not bitwise what a run of this length gives: {'; '.join([*changes, FOLLOWED])}"
     if not changes and then.get("world_size") != world_size:
         plural = "es" if world_size > 1 else ""
         return f"exact, with {world_size} process{plural} as with the {then.get('world_size')} before (elastic)"

@@ -145,5 +145,7 @@ def _announce(config: Config, training: Training, facts: dict[str, Any], start: 
     )
     if start is not None:
         is_elastic = config.train.reproducibility == "elastic"
-        report = environment.resume_report(start.manifest, environment.bits(facts), elastic=is_elastic)
+        has_followed = training.schedule.has_followed
+        now = environment.bits(facts)
+        report = environment.resume_report(start.manifest, now, elastic=is_elastic, has_followed=has_followed)
         logger.info("resuming from step %d: %s", start.step, report)

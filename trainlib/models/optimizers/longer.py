@@ -1,4 +1,4 @@
-"""The learning rate of the steps by which a resumed run becomes longer: told before training, refused if it is none."""
+"""Steps that would be trained at a learning rate of next to nothing: told before training, refused in a longer run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from trainlib.errors import RunDirectoryError
 from trainlib.models.optimizers.schedule import Schedule
 
 NEGLIGIBLE = 1e-4  # of the highest learning rate: smaller ones move no weight by much
+WASTED_SHARE = 0.2  # of a run's steps: from here on a schedule that ends early is told
+LOOKED_AHEAD = 100_000  # steps: about a second
 
 
 def planned_steps(config: Config, steps_per_epoch: int) -> int:
@@ -17,13 +19,34 @@ def planned_steps(config: Config, steps_per_epoch: int) -> int:
     return config.train.steps if config.train.steps is not None else (config.train.epochs or 0) * steps_per_epoch
 
 
-def describe_longer_run(schedule: Schedule, earlier: Config, config: Config, steps_per_epoch: int) -> str | None:
-    """Return what the learning rate is in the steps that a configuration adds to an earlier one; None if it adds none.
+def describe_early_end(schedule: Schedule, total_steps: int) -> str | None:
+    """Return from which step on the learning rate is next to nothing, if that wastes much of a run; None else.
+
+    schedule   at its beginning
+
+    Runs of more than LOOKED_AHEAD steps are not looked at.
+    """
+    if total_steps > LOOKED_AHEAD:
+        return None
+    peak, rates = schedule.peak, schedule.preview(total_steps)
+    last = max((step for step, rate in enumerate(rates, 1) if rate > NEGLIGIBLE * peak), default=0)
+    wasted = total_steps - last
+    if wasted < WASTED_SHARE * total_steps or not wasted:
+        return None
+    return (
+        f"the learning rate is at most {max(rates[last:]):.4g} from step {last + 1} on, {peak:.4g} is the highest: the "
+        f"last {wasted} of {total_steps} steps change next to nothing. Make the schedule longer, or the run shorter"
+    )
+
+
+def lengthen(schedule: Schedule, earlier: Config, config: Config, steps_per_epoch: int) -> str | None:
+    """Let a schedule follow a run that becomes longer; return what the learning rate is then, None if nothing changes.
 
     schedule   in the state of the checkpoint that the run goes on from
+    earlier    the configuration of that checkpoint
 
-    Raises RunDirectoryError, with the ways out, if the schedule has ended by then, or if schedulers were added whose
-    turn does not begin with the added steps.
+    Raises RunDirectoryError, with the ways out, if the schedule has ended before the added steps, or if schedulers were
+    added whose turn does not begin with them.
     """
     planned, total = planned_steps(earlier, steps_per_epoch), planned_steps(config, steps_per_epoch)
     if total <= planned:
@@ -31,20 +54,23 @@ def describe_longer_run(schedule: Schedule, earlier: Config, config: Config, ste
     old, new = list(earlier.schedulers()), list(config.schedulers())
     if len(new) > len(old):
         _require_boundary(new, len(old), planned, steps_per_epoch)
-    rates = schedule.preview(total)[planned - total :]
+    before = schedule.highest
+    has_followed = schedule.follow_length()
+    rates = schedule.preview(total)
+    added = rates[planned - total :]
     names = " and ".join(dict.fromkeys(scheduler.name for _, scheduler in new[len(old) - 1 :])) or "no scheduler"
-    if max(rates) <= NEGLIGIBLE * schedule.peak or (len(new) == len(old) and _is_one_cycle(new)):
-        raise RunDirectoryError(_refusal(schedule, config, planned, total, max(rates), steps_per_epoch))
-    return (
-        f"the run becomes longer, by {total - planned} steps: learning rate {rates[0]:.4g} in the first, "
-        f"{rates[-1]:.4g} in the last, at most {max(rates):.4g} ({names})"
+    if max(added) <= NEGLIGIBLE * schedule.peak:
+        raise RunDirectoryError(_refusal(schedule, config, planned, total, max(added), steps_per_epoch))
+    told = (
+        f"the run becomes longer, by {total - planned} steps: learning rate {added[0]:.4g} in the first, "
+        f"{added[-1]:.4g} in the last, at most {max(added):.4g} ({names})"
     )
-
-
-def _is_one_cycle(schedulers: list[tuple[str, SchedulerConfig]]) -> bool:
-    """Return True if the last scheduler is a cycle as long as the run was planned, which torch does not go beyond."""
-    last = schedulers[-1][1] if schedulers else None
-    return last is not None and last.name == "OneCycleLR" and not {"total_steps", "epochs"} & last.args.keys()
+    if has_followed:
+        told += (
+            f". {names} is as long as the run, so it is spread over {total} steps from here on: the next step has "
+            f"learning rate {rates[0]:.4g}, where it was {before:.4g} when the run was to end at step {planned}"
+        )
+    return told
 
 
 def _require_boundary(

@@ -55,6 +55,8 @@ class Schedule:
         self._step = 0  # optimizer steps applied
         self._index = 0  # of the current scheduler
         self._current: lr_scheduler.LRScheduler | None = None
+        self._num_moves = 0  # of the current scheduler, with those after its last value
+        self.has_followed = False  # in this process, a run that became longer
         for index in range(len(self._configs)):
             self._try(index)
         if self._configs:
@@ -87,6 +89,7 @@ class Schedule:
         return {
             "step": self._step,
             "index": self._index,
+            "num_moves": self._num_moves,
             "scheduler": _plain(self._current.state_dict()) if self._current else {},
             "groups": _options(self._optimizer),
         }
@@ -94,21 +97,40 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, before or after the optimizer's own state is loaded.
 
-        A scheduler keeps the length that it began with (`T_max`, `total_steps`) if the run has been made longer. If
-        that was the length of the run, it stays at its last value from there on, unless the list goes on: then the next
-        one begins, for which the optimizer's own state must have been loaded before.
+        A scheduler keeps the length that it began with (`T_max`, `total_steps`) if the run has been made longer, until
+        `follow_length` is called. If it has ended and the list goes on, the next one begins, for which the optimizer's
+        own state must have been loaded before.
         """
         self._step = state["step"]
         if self._configs:
             self._begin(state["index"])
             assert self._current is not None
             self._current.load_state_dict(state["scheduler"])
+            self._num_moves = state.get("num_moves", self._current.last_epoch)
         _set_options(self._optimizer, state["groups"])
         while self._index + 1 < len(self._starts) and self._step >= self._starts[self._index + 1]:
             self._begin(self._index + 1)  # a scheduler that was added for the steps by which the run became longer
         # torch warns of a scheduler that moves before the optimizer has: it has, in the process that saved the state.
         if self._step > 0:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def follow_length(self) -> bool:
+        """Give the current scheduler the length of a run that has become longer, if its configuration leaves it open.
+
+        From here on its learning rates are those of a run that was as long from the beginning. Returns True if they are
+        other ones than before.
+        """
+        if not self._configs or not self._is_open(self._index):
+            return False
+        assert self._current is not None
+        if getattr(self._current, LENGTH_ARGUMENT[self._configs[self._index].name]) == self._length(self._index):
+            return False
+        num_moves = self._num_moves
+        self._begin(self._index)
+        for _ in range(num_moves):
+            self._advance()
+        self.has_followed = True
+        return True
 
     def preview(self, total_steps: int) -> list[float]:
         """Return the largest learning rate of any parameter group in each step from here to `total_steps`.
@@ -117,14 +139,21 @@ class Schedule:
         """
         saved = copy.deepcopy(self.state_dict())
         rates = []
-        while self._step < total_steps:
-            rates.append(max(float(group["lr"]) for group in self._optimizer.param_groups))
-            self.after_step()
-            is_plateau = isinstance(self._current, lr_scheduler.ReduceLROnPlateau)
-            if self._step % self._steps_per_epoch == 0 and not is_plateau:
-                self.after_epoch({})
-        self.load_state_dict(saved)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler", UserWarning)
+            while self._step < total_steps:
+                rates.append(self.highest)
+                self.after_step()
+                is_plateau = isinstance(self._current, lr_scheduler.ReduceLROnPlateau)
+                if self._step % self._steps_per_epoch == 0 and not is_plateau:
+                    self.after_epoch({})
+            self.load_state_dict(saved)
         return rates
+
+    @property
+    def highest(self) -> float:
+        """The highest learning rate that any parameter group has now."""
+        return max(float(group["lr"]) for group in self._optimizer.param_groups)
 
     @property
     def peak(self) -> float:
@@ -154,15 +183,16 @@ class Schedule:
         """Make a scheduler the current one: its constructor sets the learning rate of its step or epoch 0."""
         config = self._configs[index]
         args = config.args
-        length = LENGTH_ARGUMENT.get(config.name)
-        if length is not None and not {length, "epochs", "steps_per_epoch"} & args.keys():
-            args[length] = self._length(index)
+        if self._is_open(index):
+            args[LENGTH_ARGUMENT[config.name]] = self._length(index)
         _set_options(self._optimizer, self._base)
         self._current = getattr(lr_scheduler, config.name)(self._optimizer, **args)
         self._index = index
+        self._num_moves = 0
 
     def _advance(self, metrics: Mapping[str, float] | None = None) -> None:
         scheduler, config = self._current, self._configs[self._index]
+        self._num_moves += 1
         if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
             assert metrics is not None, "ReduceLROnPlateau has interval epoch"
             assert config.metric is not None, "resolved with the configuration"
@@ -179,6 +209,12 @@ class Schedule:
         if isinstance(scheduler, lr_scheduler.CosineAnnealingLR) and "T_max" not in self._configs[self._index].args:
             return bool(scheduler.last_epoch >= scheduler.T_max)  # torch climbs up again, as a T_max asks for
         return False
+
+    def _is_open(self, index: int) -> bool:
+        """Return True if the configuration leaves the length of a scheduler to its part of the run."""
+        config = self._configs[index]
+        length = LENGTH_ARGUMENT.get(config.name)
+        return length is not None and not {length, "epochs", "steps_per_epoch"} & config.args.keys()
 
     def _length(self, index: int) -> int:
         """Return the length of a scheduler in steps or epochs, by its interval; a begun epoch counts as one."""

@@ -27,7 +27,7 @@ from trainlib.models.custom_parts import (
 from trainlib.models.ema import ExponentialMovingAverage, NoAverage
 from trainlib.models.losses import CustomLoss, Objective
 from trainlib.models.optimizers.build import build_optimizer
-from trainlib.models.optimizers.longer import describe_longer_run
+from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key
 from trainlib.training.build.data import build_data_module, build_plan, build_preprocess, warn_of_useless_data
@@ -110,21 +110,23 @@ def build_training(
         saved = start.trainer_state()
         state.load_state_dict(saved)
         schedule.load_state_dict(saved["schedule"])
-        _tell_longer_run(schedule, start, config, plan.steps_per_epoch)
+        _lengthen(schedule, start, config, plan.steps_per_epoch)
         progress = Progress.from_state(saved["progress"], rank_slice.shards, rank_slice.num_shards)
+    elif inputs.accelerator.is_main_process and (wasted := describe_early_end(schedule, plan.total_steps)):
+        logger.warning("%s", wasted)
     autotune(config.train, state, samples, progress, plan.total_steps)
     return Training(state, plan, schedule, samples, progress, build_loop_config(config, plan.steps_per_epoch))
 
 
-def _tell_longer_run(schedule: Schedule, start: Checkpoint, config: Config, steps_per_epoch: int) -> None:
-    """Log the learning rate of the steps that a resumed run does more than its checkpoint planned.
+def _lengthen(schedule: Schedule, start: Checkpoint, config: Config, steps_per_epoch: int) -> None:
+    """Let the schedule follow a run that does more steps than its checkpoint planned, and log the learning rate then.
 
     Raises RunDirectoryError if the schedule has ended by then.
     """
     values = start.manifest.get("config")
     if isinstance(values, Mapping):
         earlier = Config.model_validate(with_older_values(values))
-        if longer := describe_longer_run(schedule, earlier, config, steps_per_epoch):
+        if longer := lengthen(schedule, earlier, config, steps_per_epoch):
             logger.info("%s", longer)
 
 
