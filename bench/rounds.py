@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.arms import Arm
 from bench.workload import Workload
-from trainlib.runs.launch_variables import NUM_THREADS
+from trainlib.runs.machine.launch_variables import NUM_THREADS
 
 Result = tuple[float, list[float]]  # seconds of a round, the loss of each of its steps
 

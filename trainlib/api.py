@@ -16,10 +16,11 @@ from trainlib.errors import EXIT_STOPPED
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.models.custom_parts import CustomParts, ModelSource
 from trainlib.models.losses import CustomLoss
-from trainlib.runs import RUNS, launch_variables
+from trainlib.runs import RUNS
+from trainlib.runs.attempt.logs import logging_to_console
+from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.logs import logging_to_console
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.machine import launch_variables
 from trainlib.train import train
 from trainlib.training.build.run_weights import pin_weights
 from trainlib.training.hooks import Hook

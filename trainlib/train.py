@@ -25,13 +25,14 @@ from trainlib.errors import (
     UserError,
     not_permitted,
 )
-from trainlib.runs import RUNS, launch_variables
-from trainlib.runs.attempts import Attempt, recorded_attempt
+from trainlib.runs import RUNS
+from trainlib.runs.attempt.logs import logging_to_console, logging_to_file, redirect_output
+from trainlib.runs.attempt.record import Attempt, recorded_attempt
+from trainlib.runs.attempt.stop_request import StopFlag, ignore_stop_signals
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.logs import logging_to_console, logging_to_file, redirect_output
-from trainlib.runs.printable import lines, print_error
-from trainlib.runs.stop_request import StopFlag, ignore_stop_signals
-from trainlib.runs.streams import keep_running_without_readers, secure_streams
+from trainlib.runs.machine import launch_variables
+from trainlib.runs.terminal.printable import lines, print_error
+from trainlib.runs.terminal.streams import keep_running_without_readers, secure_streams
 from trainlib.training.programs.arguments import parse_arguments
 from trainlib.training.tracking.curves import draw_curves
 

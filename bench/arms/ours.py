@@ -11,10 +11,10 @@ from trainlib.distributed import process_group
 from trainlib.distributed.channel import open_channel
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.models.custom_parts import CustomParts
-from trainlib.runs import launch_variables
-from trainlib.runs.attempts import Attempt, recorded_attempt
+from trainlib.runs.attempt.record import Attempt, recorded_attempt
+from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.machine import launch_variables
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.hooks import Hook
 from trainlib.training.outputs import open_trainer

@@ -15,7 +15,7 @@ import torch
 from bench.workload import Workload
 from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import StopConsensus
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.hooks import Hook
 from trainlib.training.step.train_step import StepResult

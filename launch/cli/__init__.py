@@ -10,9 +10,9 @@ import click
 
 from launch.cli import doctor, model, report, run, runs, slurm, sweep, tracking, verify
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
-from trainlib.runs.printable import encode_anything, print_error
-from trainlib.runs.stop_request import ignore_stop_signals
-from trainlib.runs.streams import OutputLostError, flush_streams, secure_streams
+from trainlib.runs.attempt.stop_request import ignore_stop_signals
+from trainlib.runs.terminal.printable import encode_anything, print_error
+from trainlib.runs.terminal.streams import OutputLostError, flush_streams, secure_streams
 
 
 def program() -> NoReturn:

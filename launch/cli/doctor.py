@@ -45,7 +45,7 @@ def doctor(processes: int | None, as_json: bool) -> int:
 def _show(finding: Finding) -> None:
     """Print one finding at once, as wide as the terminal and with its verdict in colour if there is one."""
     from launch.doctor.finding import row
-    from trainlib.runs.tables import terminal
+    from trainlib.runs.terminal.tables import terminal
 
     console = terminal()
     if console is None:

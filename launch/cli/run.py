@@ -23,9 +23,9 @@ from launch.local.command import (
     training_arguments,
 )
 from trainlib.errors import UserError
-from trainlib.runs import launch_variables
-from trainlib.runs.scratch import sweep
-from trainlib.runs.streams import keep_running_without_readers
+from trainlib.runs.files.scratch import sweep
+from trainlib.runs.machine import launch_variables
+from trainlib.runs.terminal.streams import keep_running_without_readers
 
 
 @click.command(cls=ResumableCommand)
@@ -88,7 +88,7 @@ def run(
         return call(TRAINING_MODULE, training, command.variables(os.environ), config)
     from launch.local.supervise import run_ranks
     from trainlib.runs import RUNS
-    from trainlib.runs.secret import forget_unused, make_secret
+    from trainlib.runs.attempt.secret import forget_unused, make_secret
 
     directory = RUNS / config.name
     if node is not None and node.rank == 0:

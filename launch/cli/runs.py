@@ -19,7 +19,7 @@ def list_runs() -> int:
     from launch.runs.show import runs_table
     from trainlib.runs import RUNS
     from trainlib.runs.status import all_runs
-    from trainlib.runs.tables import show
+    from trainlib.runs.terminal.tables import show
 
     runs = all_runs()
     table = runs_table(runs, datetime.now(UTC), _active_jobs(runs))
@@ -33,7 +33,7 @@ def status(run: str) -> int:
     """Show how far a run is: RUN is its name or its directory."""
     from launch.runs.show import run_details
     from trainlib.runs.status import find_run, read_run
-    from trainlib.runs.tables import terminal
+    from trainlib.runs.terminal.tables import terminal
 
     found = read_run(find_run(run))
     console = terminal()
@@ -50,8 +50,8 @@ def status(run: str) -> int:
 def logs(run: str, follow: bool, rank: int, attempt: int | None) -> int:
     """Show what a rank of a run has printed."""
     from launch.runs.control import log_chunks
-    from trainlib.runs.printable import printable
     from trainlib.runs.status import find_run
+    from trainlib.runs.terminal.printable import printable
 
     for chunk in log_chunks(find_run(run), rank, follow=follow, attempt=attempt):
         click.echo(printable(chunk, keep="\n\r\t"), nl=False)  # a log may hold what steers a terminal

@@ -70,7 +70,7 @@ def sweep(
     """
     from launch.sweep.grid import read_sweep
     from launch.sweep.results import is_finished, results_table
-    from trainlib.runs.tables import show
+    from trainlib.runs.terminal.tables import show
 
     latest = RESUME_LATEST if resume else None
     refuse_fresh_resume(fresh, latest)
@@ -166,7 +166,7 @@ def _in_queue(elements: Sequence[Element]) -> dict[str, str]:
     """Return the job id of each element that waits or runs already, by name; none where SLURM does not answer."""
     from launch.slurm.queue import QueueError, job_states
     from trainlib.runs import RUNS
-    from trainlib.runs.jobs import job_lines, open_jobs
+    from trainlib.runs.records.jobs import job_lines, open_jobs
 
     jobs = {element.name: open_jobs(job_lines(RUNS / element.name)) for element in elements}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from trainlib.runs.tables import hang
+from trainlib.runs.terminal.tables import hang
 
 WIDTH = 80
 _VERDICT_WIDTH, _TOPIC_WIDTH = 9, 12

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.doctor.finding import Finding, note, ok
-from trainlib.runs.limits import available_memory, memory_limit, usable_cores
+from trainlib.runs.machine.limits import available_memory, memory_limit, usable_cores
 
 GIB = 1 << 30
 SHARED_MEMORY = Path("/dev/shm")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from trainlib.isolation import child_variables
-from trainlib.runs.launch_variables import of_accelerate
+from trainlib.runs.machine.launch_variables import of_accelerate
 
 TRAINING_MODULE = "trainlib.train"
 ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.runs.launch_variables import uses_cpu
+from trainlib.runs.machine.launch_variables import uses_cpu
 
 
 def visible_gpus(installed: int, environment: Mapping[str, str]) -> int:

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from trainlib.runs.attempts import last_start
-from trainlib.runs.owner import read_owner
-from trainlib.runs.stop_request import STOP_SIGNALS, is_meant_for, mark_of, write_stop_file
+from trainlib.runs.attempt.owner import read_owner
+from trainlib.runs.attempt.record import last_start
+from trainlib.runs.attempt.stop_request import STOP_SIGNALS, is_meant_for, mark_of, write_stop_file
 
 
 class StopRequest:

@@ -25,11 +25,12 @@ from launch.local.command import STOP_SECONDS, Command
 from launch.local.failure import RankFailure, describe, find_cause, killed_by, port_is_taken
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
-from trainlib.runs import failure_record, launch_variables
-from trainlib.runs.attempts import was_stopped
-from trainlib.runs.failure_record import FailureRecord
-from trainlib.runs.scratch import make_scratch
-from trainlib.runs.stop_request import STOP_SIGNALS
+from trainlib.runs.attempt.record import was_stopped
+from trainlib.runs.attempt.stop_request import STOP_SIGNALS
+from trainlib.runs.files.scratch import make_scratch
+from trainlib.runs.machine import launch_variables
+from trainlib.runs.records import failure_record
+from trainlib.runs.records.failure_record import FailureRecord
 
 _POLL_SECONDS = 0.1
 _CLOSING_SECONDS = 6.0  # for ranks to end, once another one failed

@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.report.facts import RunFacts
 from trainlib.config import canonical_precision
-from trainlib.runs.files import Record
+from trainlib.runs.files.json_records import Record
 
 ABSENT = "—"
 

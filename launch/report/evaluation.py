@@ -8,9 +8,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainlib.runs import confusion
-from trainlib.runs.files import Record
-from trainlib.runs.printable import printable
+from trainlib.runs.files.json_records import Record
+from trainlib.runs.records import confusion
+from trainlib.runs.terminal.printable import printable
 
 _MOST_CLASSES = 100_000
 

@@ -12,12 +12,12 @@ from typing import Any, TypeGuard
 from launch.report.evaluation import Evaluation, evaluation_of
 from launch.report.history import Attempt, Event, attempts_of, events_of, jobs_of
 from launch.report.series import Point
-from trainlib.runs.files import Record
-from trainlib.runs.printable import printable
-from trainlib.runs.rows import METRICS_FILE
-from trainlib.runs.run_files import RunFiles
-from trainlib.runs.shapes import ROW, whole_number
+from trainlib.runs.files.json_records import Record
+from trainlib.runs.files.run_files import RunFiles
+from trainlib.runs.records.rows import METRICS_FILE
+from trainlib.runs.records.shapes import ROW, whole_number
 from trainlib.runs.status import Run, read_run
+from trainlib.runs.terminal.printable import printable
 
 SPLITS = ("test", "val", "train")  # in the order in which their evaluations are shown
 _MOST_EVALUATIONS = 10

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from trainlib.runs.files import Record
-from trainlib.runs.jobs import queue_id
+from trainlib.runs.files.json_records import Record
+from trainlib.runs.records.jobs import queue_id
 from trainlib.runs.status import time_of
 
 

@@ -19,7 +19,7 @@ from launch.report.facts import RunFacts
 from launch.report.run_view import view_of
 from launch.report.series import tick_label
 from launch.runs.show import local_time
-from trainlib.runs.printable import printable
+from trainlib.runs.terminal.printable import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainlib.errors import UserError
-from trainlib.runs.files import write_atomically
+from trainlib.runs.files.durable import write_atomically
 
 
 def write_page(path: Path, text: str) -> None:

@@ -14,12 +14,12 @@ from launch.slurm import queue
 from launch.slurm.follow import active_job, state_text
 from trainlib.errors import UserError
 from trainlib.regular_files import open_regular
-from trainlib.runs import jobs
-from trainlib.runs.attempts import last_start
-from trainlib.runs.jobs import JobStart, job_lines, open_jobs
-from trainlib.runs.owner import Owner, read_owner
+from trainlib.runs.attempt.owner import Owner, read_owner
+from trainlib.runs.attempt.record import last_start
+from trainlib.runs.attempt.stop_request import write_stop_file
+from trainlib.runs.records import jobs
+from trainlib.runs.records.jobs import JobStart, job_lines, open_jobs
 from trainlib.runs.status import is_running, read_run
-from trainlib.runs.stop_request import write_stop_file
 
 _POLL_SECONDS = 0.2
 _QUEUE_SECONDS = 5.0  # between two questions to SLURM's controller

@@ -8,11 +8,11 @@ from datetime import datetime
 
 from launch.slurm.follow import state_text
 from launch.slurm.queue import JobState
-from trainlib.runs.failure_record import read_all, root_cause
-from trainlib.runs.files import Record
-from trainlib.runs.jobs import open_jobs, queue_id
+from trainlib.runs.files.json_records import Record
+from trainlib.runs.records.failure_record import read_all, root_cause
+from trainlib.runs.records.jobs import open_jobs, queue_id
 from trainlib.runs.status import Run, time_of
-from trainlib.runs.tables import STATUS_STYLES, Column, Table, hang
+from trainlib.runs.terminal.tables import STATUS_STYLES, Column, Table, hang
 
 Jobs = Mapping[str, JobState] | None  # the waiting and running jobs by id; None where the queue was not asked
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainlib.runs.files import Record, read_lines
+from trainlib.runs.files.json_records import Record, read_lines
 
 Line = Mapping[str, Any]
 

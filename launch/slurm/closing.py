@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launch.slurm import ledger, queue
+from launch.slurm import queue
+from launch.slurm.decision import Decision, Evidence, error_of
 from launch.slurm.evidence import PATIENCE, queue_says
-from launch.slurm.ledger import Decision, Evidence
 from launch.slurm.queue import QueueError, insist
-from trainlib.runs.files import Record
-from trainlib.runs.jobs import JobStart
+from trainlib.runs.files.json_records import Record
+from trainlib.runs.records.jobs import JobStart
 
 
 def is_dead(pid: int) -> bool:
@@ -76,7 +76,7 @@ def end_record(job: JobStart, evidence: Evidence, decision: Decision) -> Record:
         "rank": failure.rank if failure else None,
         "host": failure.host if failure else None,
         "log": failure.log if failure else refusal.log if refusal else None,
-        "error": ledger.error_of(evidence),
+        "error": error_of(evidence),
     }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from launch.slurm.queue import JobState, QueueError, job_states
 from trainlib.errors import EXIT_FAILURE
-from trainlib.runs.files import Record
-from trainlib.runs.jobs import job_lines, open_jobs, queue_id
+from trainlib.runs.files.json_records import Record
+from trainlib.runs.records.jobs import job_lines, open_jobs, queue_id
 
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 20.0  # between two questions to the controller
 

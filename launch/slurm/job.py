@@ -18,20 +18,22 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launch.slurm import ledger, queue
+from launch.slurm import queue
 from launch.slurm.closing import closing_words, end_record, is_dead, report_orphaned_job, requeue
+from launch.slurm.decision import decide
 from launch.slurm.evidence import gather
 from launch.slurm.head import free_ports, node_names
 from launch.slurm.queue import QueueError
 from trainlib.config import Config, SlurmConfig, load_config
 from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR, TrainlaunchError, UserError, not_permitted
-from trainlib.runs import RUNS, jobs
-from trainlib.runs.jobs import JobStart, job_lines
-from trainlib.runs.owner import stop_token_of
-from trainlib.runs.printable import print_error
-from trainlib.runs.reasons import EndCode
-from trainlib.runs.secret import make_secret
-from trainlib.runs.stop_request import is_meant_for, read_stop_file
+from trainlib.runs import RUNS
+from trainlib.runs.attempt.owner import stop_token_of
+from trainlib.runs.attempt.secret import make_secret
+from trainlib.runs.attempt.stop_request import is_meant_for, read_stop_file
+from trainlib.runs.records import jobs
+from trainlib.runs.records.jobs import JobStart, job_lines
+from trainlib.runs.records.reasons import EndCode
+from trainlib.runs.terminal.printable import print_error
 
 NUM_PORTS = 3  # ports to try, as one may be taken between the probe and its use
 _RESUME = "--resume"  # the one option of `launch run` that means the same at every restart
@@ -105,7 +107,7 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     evidence = gather(directory, job, lines, exit_code=options.code, signal=options.signal or None, srun_said=srun_said)
     evidence = replace(evidence, signal_seconds=options.signal_seconds)
     earlier = [line for line in lines if line.get("event") == "end" and job.of_same_job(line)]
-    decision = ledger.decide(evidence, earlier, options.max_failures)
+    decision = decide(evidence, earlier, options.max_failures)
     requeued, excluded = evidence.queue == "requeued", list[str]()
     if decision.requeue:
         requeued, excluded = requeue(job, evidence.lost_nodes, options.fewest_nodes)
@@ -225,7 +227,7 @@ def _close_earlier(directory: Path, job: JobStart) -> None:
                     continue  # it still runs; one of the two will be refused
         evidence = gather(directory, earlier, lines, exit_code=1, signal=None, srun_said="", over=True)
         earlier_ends = [end for end in lines if end.get("event") == "end" and earlier.of_same_job(end)]
-        decision = ledger.decide(evidence, earlier_ends, max_failures=sys.maxsize)
+        decision = decide(evidence, earlier_ends, max_failures=sys.maxsize)
         requeued = job.of_same_job(line)  # for here it is again
         jobs.append(directory, end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import launch
 from launch.slurm.sites import shipped_files
 from trainlib import errors
-from trainlib.runs.environment import COMMIT_FILE, git_commit
+from trainlib.runs.machine.environment import COMMIT_FILE, git_commit
 
 NAME = "code"
 SCRIPT = Path("slurm", "train.sbatch")

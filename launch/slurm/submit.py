@@ -18,8 +18,9 @@ from launch.slurm.snapshot import NAME as CODE
 from trainlib.config import SlurmConfig
 from trainlib.config.checking.suggest import nearest
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.runs import RUNS, jobs
-from trainlib.runs.jobs import job_lines, open_jobs
+from trainlib.runs import RUNS
+from trainlib.runs.records import jobs
+from trainlib.runs.records.jobs import job_lines, open_jobs
 from trainlib.runs.status import is_running
 
 _SECONDS = 120  # sbatch tries again by itself while the controller is busy

@@ -14,7 +14,7 @@ from launch.sweep.grid import Element, short_keys, value_text
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
 from trainlib.isolation import child_variables
 from trainlib.runs import RUNS
-from trainlib.runs.stop_request import STOP_SIGNALS
+from trainlib.runs.attempt.stop_request import STOP_SIGNALS
 
 
 def run_command(element: Element, options: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from launch.sweep.grid import Element, Sweep, short_keys, value_text
 from trainlib.config import differences, is_harmless, read_resolved
 from trainlib.runs import RUNS
 from trainlib.runs.status import Run, read_run
-from trainlib.runs.tables import STATUS_STYLES, Column, Table
+from trainlib.runs.terminal.tables import STATUS_STYLES, Column, Table
 
 
 def is_finished(element: Element) -> bool:

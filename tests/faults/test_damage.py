@@ -14,7 +14,7 @@ import torch
 from soak import rounds
 
 from trainlib.errors import CheckpointError
-from trainlib.runs.checkpoints import name_of, steps_in
+from trainlib.runs.records.checkpoints import name_of, steps_in
 from trainlib.training.checkpoints import checkpoint
 
 STEPS = [3, 6, 9, 12]

@@ -25,7 +25,7 @@ from needs import need
 from soak import SOAK
 
 from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR
-from trainlib.runs.checkpoints import steps_in
+from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.tracking import MetricsFile

@@ -12,7 +12,7 @@ from bad_losses import TRAINING, train_with_faults
 from patience import HANG
 
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 from trainlib.training.checkpoints import checkpoint
 
 

@@ -11,7 +11,7 @@ import tiny
 import trainlib.train
 from launch.cli import main
 from launch.runs.control import ask_to_stop
-from trainlib.runs.attempts import Attempt
+from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.status import read_run
 from trainlib.training.checkpoints.manager import CheckpointManager

@@ -17,7 +17,7 @@ import torch
 from patience import HANG
 from soak import SOAK, only_in_soak, rounds
 
-from trainlib.runs.checkpoints import steps_in
+from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 

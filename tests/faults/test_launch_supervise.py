@@ -61,7 +61,7 @@ sys.exit(run_ranks(Command(tuple(words), environment, without), Path(directory))
 TRAINING = """\
 import json, sys, time
 from pathlib import Path
-from trainlib.runs.owner import Ownership
+from trainlib.runs.attempt.owner import Ownership
 directory, delay = Path(sys.argv[1]), float(sys.argv[2])
 (directory.parent / "up").touch()
 time.sleep(delay)
@@ -251,7 +251,7 @@ def test_a_stop_that_came_too_late_does_not_stop_the_next_run(tmp_path: Path) ->
     program = """\
 import sys, time
 from pathlib import Path
-from trainlib.runs.owner import Ownership
+from trainlib.runs.attempt.owner import Ownership
 Path("run").mkdir()
 owner = Ownership(Path("run"))
 Path("run/attempts.jsonl").write_text('{"event": "start"}')

@@ -11,7 +11,7 @@ import ranks
 import tiny
 
 from trainlib.errors import EXIT_CONNECTION_LOST
-from trainlib.runs.failure_record import FailureRecord, clear, read_all, root_cause, save
+from trainlib.runs.records.failure_record import FailureRecord, clear, read_all, root_cause, save
 
 
 def train_until_rank_1_is_gone(arguments: list[str]) -> int:

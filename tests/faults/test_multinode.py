@@ -20,9 +20,9 @@ from patience import HANG, wait_until
 
 from launch.local.network import interface_to, parse_head
 from trainlib.errors import UserError
+from trainlib.runs.attempt.secret import make_secret, secret_file
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import read_lines
-from trainlib.runs.secret import make_secret, secret_file
+from trainlib.runs.files.json_records import read_lines
 
 pytestmark = pytest.mark.slow
 

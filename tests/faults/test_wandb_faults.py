@@ -20,7 +20,7 @@ import wandb_server
 from needs import need
 from patience import HANG
 
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 
 pytestmark = pytest.mark.slow
 

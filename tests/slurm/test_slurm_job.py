@@ -10,7 +10,7 @@ from paths import REPOSITORY
 
 from launch.slurm.job import assignments, cpus_on_each, expand_arguments, main
 from trainlib.errors import UserError
-from trainlib.runs.jobs import JobStart
+from trainlib.runs.records.jobs import JobStart
 
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
 

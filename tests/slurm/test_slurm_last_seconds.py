@@ -6,9 +6,9 @@ import pytest
 
 from launch.slurm.evidence import attempt_since, stop_asked_by_a_person
 from launch.slurm.job import _withdraw_stop
-from trainlib.runs.jobs import JobStart
-from trainlib.runs.reasons import EndCode
-from trainlib.runs.stop_request import write_stop_file
+from trainlib.runs.attempt.stop_request import write_stop_file
+from trainlib.runs.records.jobs import JobStart
+from trainlib.runs.records.reasons import EndCode
 
 
 def test_an_attempt_that_was_killed_after_its_summary_is_complete(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from slurm_cluster import Cluster
 
 from launch.cli import main
 from launch.slurm import follow
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 
 CPU = ["slurm.gpus_per_node=0"]
 HELD = ["--sbatch", "hold"]

@@ -18,13 +18,13 @@ from typing import Any
 
 import ranks
 
-from trainlib.runs import files
+from trainlib.runs.files import durable
 
 # What this software, pathlib, shutil and numpy change files through.
 CALLS: list[tuple[object, str]] = [
-    (files.DurableFile, "__init__"),
-    (files.DurableFile, "write"),
-    (files.DurableFile, "flush"),
+    (durable.DurableFile, "__init__"),
+    (durable.DurableFile, "write"),
+    (durable.DurableFile, "flush"),
     *[(os, name) for name in ("fsync", "pwrite", "rename", "replace", "mkdir", "rmdir", "unlink", "open")],
     (io, "open"),
 ]

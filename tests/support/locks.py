@@ -9,7 +9,7 @@ from pathlib import Path
 OWN = """
 import fcntl, sys, time
 from pathlib import Path
-from trainlib.runs.owner import Ownership
+from trainlib.runs.attempt.owner import Ownership
 lock = open(sys.argv[1] + "/lock", "a+")
 fcntl.flock(lock, fcntl.LOCK_EX)
 Path(sys.argv[1], "owner.json").unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from patience import HANG
 from slurm_cluster import Cluster
 
 from launch.slurm.queue import JobState, parse_states
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
 ON_CPUS = "slurm.gpus_per_node=0"  # the cluster's GPUs are files

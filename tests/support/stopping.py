@@ -31,8 +31,8 @@ def train_until(arguments: list[str], boundary: int) -> int:
 
     from trainlib.config import load_config
     from trainlib.distributed.stop_consensus import StopConsensus
-    from trainlib.runs.reasons import EndCode, EndReason
-    from trainlib.runs.stop_request import StopFlag
+    from trainlib.runs.attempt.stop_request import StopFlag
+    from trainlib.runs.records.reasons import EndCode, EndReason
     from trainlib.train import train
 
     rank = int(os.environ.get("RANK", "0"))

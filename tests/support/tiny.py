@@ -19,9 +19,9 @@ import numpy as np
 from paths import REPOSITORY
 from PIL import Image
 
-from trainlib.runs.checkpoints import steps_in
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
+from trainlib.runs.records.checkpoints import steps_in
 
 STEPS_PER_EPOCH = 4
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 
 BLOCK = 32768
 

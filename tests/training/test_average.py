@@ -23,9 +23,9 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_STOPPED
 from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.weights import weights_sha256
-from trainlib.runs.checkpoints import name_of
-from trainlib.runs.rows import Row
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.attempt.stop_request import StopFlag
+from trainlib.runs.records.checkpoints import name_of
+from trainlib.runs.records.rows import Row
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.hooks import Hook
 from trainlib.training.step.train_step import StepResult

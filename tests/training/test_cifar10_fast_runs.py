@@ -41,7 +41,7 @@ def test_a_resumed_run_is_the_whole_one_and_computes_no_whitening(whole: Path, t
 def resume_without_whitening(arguments: list[str]) -> int:
     """In a rank."""
     from trainlib.config import load_config
-    from trainlib.runs.stop_request import StopFlag
+    from trainlib.runs.attempt.stop_request import StopFlag
     from trainlib.train import train
     from trainlib.training.build import training
 

@@ -115,7 +115,7 @@ def test_steps_are_those_of_a_plain_loop_over_the_shards() -> None:
 
 def _never() -> Any:
     from trainlib.distributed.stop_consensus import StopConsensus
-    from trainlib.runs.stop_request import StopFlag
+    from trainlib.runs.attempt.stop_request import StopFlag
 
     return StopConsensus(StopFlag(), None)
 

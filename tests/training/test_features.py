@@ -25,7 +25,7 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import UserError
 from trainlib.models.bitwise_probe import BitwiseProbe
 from trainlib.models.custom_parts import CustomParts
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.trainer import Trainer
 from trainlib.training.tuning import feature_cache

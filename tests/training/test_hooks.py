@@ -12,7 +12,7 @@ import ranks
 import tiny
 
 import trainlib
-from trainlib.runs.rows import Row
+from trainlib.runs.records.rows import Row
 
 ARGUMENTS = ("data.limit=40", "train.epochs=2", "train.batch_size=20", "tracking.log_every=1", "name=run")
 

@@ -11,12 +11,12 @@ import ranks
 import tiny
 import yaml
 
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 
 
 def train_as(rank_1: list[str], change: str | None, cwd: str) -> int:
     """The training program; on rank 1 with more arguments, or with something changed."""
-    from trainlib.runs import environment
+    from trainlib.runs.machine import environment
     from trainlib.train import main
 
     is_other = os.environ["RANK"] == "1"

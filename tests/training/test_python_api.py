@@ -25,7 +25,7 @@ from trainlib.data import ImageSet
 from trainlib.data.sources.synthetic import make_synthetic
 from trainlib.errors import EXIT_STOPPED, CheckpointError, ConfigError, RunDirectoryError
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import tiny
 from stopping import STEPS, VGG, train_until
 
 from trainlib.errors import EXIT_STOPPED
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 
 from trainlib.errors import CheckpointError
 from trainlib.models.weights import weights_sha256
-from trainlib.runs.checkpoints import steps_in
+from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import MAX_FAILED_WRITES, CheckpointManager
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import rich
 
-from trainlib.runs.logs import logging_to_console
+from trainlib.runs.attempt.logs import logging_to_console
 from trainlib.training.tracking import console as console_module
 from trainlib.training.tracking.console import Console, fitting
 

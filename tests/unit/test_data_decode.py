@@ -18,7 +18,7 @@ from trainlib.data.decoding import decode, pool
 from trainlib.data.decoding.decode import decode_image, decode_rows
 from trainlib.data.decoding.pool import damaged_images, decode_files
 from trainlib.errors import DataError, StoppedError, TrainlaunchError
-from trainlib.runs.logs import logging_to_file
+from trainlib.runs.attempt.logs import logging_to_file
 
 
 def random_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

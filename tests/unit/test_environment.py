@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainlib.distributed import hardware
-from trainlib.runs import environment
+from trainlib.runs.machine import environment
 
 FACTS = environment.bits(hardware.describe(torch.device("cpu"), 2))
 

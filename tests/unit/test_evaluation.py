@@ -24,7 +24,7 @@ from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet
 from trainlib.data.images import InMemoryImages
-from trainlib.runs.confusion import whole
+from trainlib.runs.records.confusion import whole
 from trainlib.training import final_test
 from trainlib.training.metrics.predictions import (
     PredictionCollector,

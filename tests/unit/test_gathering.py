@@ -16,7 +16,7 @@ import pytest
 
 from trainlib.distributed.gathering import Gathering, Machine, join
 from trainlib.errors import RunDirectoryError, TrainlaunchError, UserError
-from trainlib.runs.secret import forget_unused, make_secret, read_secret, secret_file
+from trainlib.runs.attempt.secret import forget_unused, make_secret, read_secret, secret_file
 
 SECRET, OTHER = b"a" * 32, b"b" * 32
 

@@ -15,7 +15,7 @@ import torch
 import wandb_files
 from torch import nn
 
-from trainlib.runs.files import read_lines
+from trainlib.runs.files.json_records import read_lines
 from trainlib.training.metrics.health import Health, histogram
 
 

@@ -14,8 +14,8 @@ from locks import holding_lock, owning
 from launch.runs.control import ask_to_stop, kill_run, log_chunks
 from launch.runs.show import run_details, runs_table
 from trainlib.errors import UserError
-from trainlib.runs.files import read_json
-from trainlib.runs.owner import read_owner
+from trainlib.runs.attempt.owner import read_owner
+from trainlib.runs.files.json_records import read_json
 from trainlib.runs.status import all_runs, find_run, is_running, read_run
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)

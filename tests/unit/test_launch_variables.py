@@ -9,7 +9,7 @@ import pytest
 from trainlib.config import TrainConfig
 from trainlib.distributed import process_group
 from trainlib.errors import UserError
-from trainlib.runs import launch_variables
+from trainlib.runs.machine import launch_variables
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from needs import need
 
 from trainlib.data.decoding import pool
-from trainlib.runs import limits
+from trainlib.runs.machine import limits
 
 MIB = 1 << 20
 

@@ -14,12 +14,12 @@ from typing import TextIO
 import pytest
 
 from trainlib.errors import StoppedError
-from trainlib.runs.locks import acquire, exclusive_lock, is_locked
+from trainlib.runs.files.locks import acquire, exclusive_lock, is_locked
 
 HOLDER = """\
 import sys, time
 from pathlib import Path
-from trainlib.runs.locks import acquire
+from trainlib.runs.files.locks import acquire
 lock = acquire(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(3600)

@@ -16,11 +16,11 @@ from parts import resolved
 from paths import REPOSITORY
 
 from trainlib.errors import RunDirectoryError
-from trainlib.runs import owner
-from trainlib.runs.attempts import Attempt
+from trainlib.runs.attempt import owner
+from trainlib.runs.attempt.owner import OWNER_FILE, Ownership, is_taken, read_owner
+from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import read_json
-from trainlib.runs.owner import OWNER_FILE, Ownership, is_taken, read_owner
+from trainlib.runs.files.json_records import read_json
 from trainlib.runs.status import is_running
 
 CONFIG = resolved({"name": "run"})

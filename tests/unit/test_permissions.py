@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainlib.errors import TrainlaunchError, UserError, not_permitted
-from trainlib.runs.attempts import Attempt, read_attempts, recorded_attempt
+from trainlib.runs.attempt.record import Attempt, read_attempts, recorded_attempt
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])

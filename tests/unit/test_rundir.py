@@ -16,11 +16,12 @@ from paths import REPOSITORY
 from patience import HANG
 
 from trainlib.errors import RunDirectoryError, StoppedError
-from trainlib.runs import locks
-from trainlib.runs.attempts import Attempt, recorded_attempt
+from trainlib.runs.attempt.record import Attempt, recorded_attempt
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import append_line, read_json, read_lines, read_yaml, write_atomically
-from trainlib.runs.reasons import COMPLETED, END_TIME, EndReason
+from trainlib.runs.files import locks
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.files.json_records import append_line, read_json, read_lines, read_yaml
+from trainlib.runs.records.reasons import COMPLETED, END_TIME, EndReason
 
 
 def test_a_second_opener_is_refused_until_the_first_closes(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from trainlib.runs import scratch
+from trainlib.runs.files import scratch
 
 HOLDER = """
 import os, signal, sys, tempfile
 from pathlib import Path
-from trainlib.runs import scratch
+from trainlib.runs.files import scratch
 tempfile.tempdir = sys.argv[1]
 scratch.SHARED_MEMORY = Path(sys.argv[1])
 made = scratch.make_scratch()

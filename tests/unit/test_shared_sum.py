@@ -18,7 +18,7 @@ from trainlib.distributed.allreduce import shared_memory
 from trainlib.distributed.allreduce.shared_memory import SLOT_BYTES, SharedMemoryAllReduce
 from trainlib.distributed.channel import GlooChannel, UnixSocketChannel, are_all_local, open_channel
 from trainlib.distributed.process_group import gather_objects
-from trainlib.runs.scratch import SHARED_MEMORY
+from trainlib.runs.files.scratch import SHARED_MEMORY
 from trainlib.training.step.train_step import train_step
 from trainlib.training.step.update import UpdateStatus
 

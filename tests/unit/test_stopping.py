@@ -12,8 +12,8 @@ import pytest
 
 from trainlib.data.decoding import decode
 from trainlib.distributed.stop_consensus import StopConsensus
-from trainlib.runs.reasons import LAUNCHER_DIED, EndCode, EndReason
-from trainlib.runs.stop_request import STOP_SIGNALS, StopFlag, mark_of, write_stop_file
+from trainlib.runs.attempt.stop_request import STOP_SIGNALS, StopFlag, mark_of, write_stop_file
+from trainlib.runs.records.reasons import LAUNCHER_DIED, EndCode, EndReason
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -79,7 +79,7 @@ def test_many_ranks_ask_each_other_less_often(ranks: int, every: int) -> None:
 
 def test_a_second_ctrl_c_ends_the_process_with_130() -> None:
     program = (
-        "import os, signal; from trainlib.runs.stop_request import StopFlag; flag = StopFlag(); flag.install();"
+        "import os, signal; from trainlib.runs.attempt.stop_request import StopFlag; flag = StopFlag(); flag.install();"
         "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT); print(flag.reason, flush=True);"
         "os.kill(os.getpid(), signal.SIGINT); print('still here')"
     )

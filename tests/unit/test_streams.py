@@ -15,7 +15,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executa
 # What a program prints, and how it goes on: the first lines are buffered, as they are fewer than a block.
 PROGRAM = """
 import sys
-from trainlib.runs.streams import end_program, keep_running_without_readers
+from trainlib.runs.terminal.streams import end_program, keep_running_without_readers
 def main():
     if "go on" in sys.argv:
         keep_running_without_readers()
@@ -61,7 +61,7 @@ def test_a_program_that_trains_goes_on(tmp_path: Path, output: str) -> None:
 
 def test_what_is_opened_later_never_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     program = """
-from trainlib.runs.streams import secure_streams
+from trainlib.runs.terminal.streams import secure_streams
 secure_streams()
 file = open("data", "wb")
 print("words"); print("words", file=__import__("sys").stderr)
@@ -87,7 +87,7 @@ def test_every_command_ends_quietly_where_the_reader_has_gone(tmp_path: Path, wo
 
 
 def test_an_encoding_that_lacks_a_character_is_no_error(tmp_path: Path) -> None:
-    program = "from trainlib.runs.streams import end_program; end_program(lambda: print('größe \\udcff') or 0)"
+    program = "from trainlib.runs.terminal.streams import end_program; end_program(lambda: print('größe \\udcff') or 0)"
     environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "gr\\xf6\\xdfe \\udcff\n"

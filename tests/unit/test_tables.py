@@ -13,11 +13,11 @@ from types import MappingProxyType
 import pytest
 from paths import REPOSITORY
 
-from trainlib.runs.tables import MAX_RICH_ROWS, Column, Table, hang, show
+from trainlib.runs.terminal.tables import MAX_RICH_ROWS, Column, Table, hang, show
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 PROGRAM = """
-from trainlib.runs.tables import Column, Table, show
+from trainlib.runs.terminal.tables import Column, Table, show
 rows = {rows}
 names = ["short", *(f"a-name-of-a-run-that-is-long-{{i}}" for i in range(rows - 1))]
 states = Column("STATUS", ["failed"] * rows, styles={{"failed": "red"}})

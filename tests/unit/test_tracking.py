@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainlib.runs.files import to_json
+from trainlib.runs.files.json_records import to_json
 from trainlib.training.tracking import MetricsFile
 from trainlib.training.tracking.wandb.follower import Follower
 from trainlib.training.tracking.wandb.process import Job

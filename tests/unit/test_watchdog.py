@@ -16,7 +16,7 @@ AGENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv
 RANK = """\
 import sys, time
 from trainlib.distributed import watchdog
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.attempt.stop_request import StopFlag
 watchdog.POLL_SECONDS, watchdog.ORPHAN_SECONDS = 0.05, 0.3
 flag = StopFlag()
 with watchdog.Watchdog(None, flag, open(sys.argv[1], "a", buffering=1), {"TORCHELASTIC_RUN_ID": "1"}):
@@ -49,7 +49,7 @@ def test_a_rank_without_its_agent_is_asked_to_stop_then_ended(full_disk: bool, t
 WORKER = """\
 import sys, time
 from trainlib.distributed import watchdog
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.attempt.stop_request import StopFlag
 watchdog.POLL_SECONDS = 0.05
 with watchdog.Watchdog(1.0, StopFlag(), open(sys.argv[1], "a", buffering=1), {}) as dog:
     print("up", flush=True)

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset as TorchDataset
 from trainlib.data.decoding.decode import PICTURE_SECONDS, Failure, decode_rows
 from trainlib.data.decoding.pool import WORKER_BYTES, damaged_images, decoding_processes
 from trainlib.data.identity.content import FileContent
-from trainlib.runs.launch_variables import local_world_size
-from trainlib.runs.stop_request import ignore_stop_signals
+from trainlib.runs.attempt.stop_request import ignore_stop_signals
+from trainlib.runs.machine.launch_variables import local_world_size
 
 _Item = tuple[Tensor, list[str | None], list[Failure]]  # images, and what `decode_rows` says of their files
 

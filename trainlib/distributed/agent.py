@@ -34,7 +34,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from trainlib.distributed.gathering import Machine
 from trainlib.distributed.rendezvous import BACKEND, register
 from trainlib.errors import TrainlaunchError
-from trainlib.runs.scratch import make_scratch
+from trainlib.runs.files.scratch import make_scratch
 
 # How torch tells that it sends SIGTERM to a rank. It is only logged, and torch waits 30 s before it raises anything.
 _CLOSING_MESSAGE = "Sending process %s closing signal"

@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from trainlib.config import TrainConfig
 from trainlib.distributed.process_group import broadcast_object, collective_timeout, gather_objects
-from trainlib.runs import launch_variables
-from trainlib.runs.scratch import make_scratch
+from trainlib.runs.files.scratch import make_scratch
+from trainlib.runs.machine import launch_variables
 
 MAX_LOCAL_RANKS = 8  # each has a connection to all others
 CONNECT_SECONDS = 30.0  # for another rank to connect

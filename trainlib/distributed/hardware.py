@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainlib.runs.environment import code_sha256, git_commit, processor, versions
+from trainlib.runs.machine.environment import code_sha256, git_commit, processor, versions
 
 
 def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:

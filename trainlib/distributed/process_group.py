@@ -25,8 +25,8 @@ from torch import nn
 
 from trainlib.config import TrainConfig
 from trainlib.errors import ConnectionLostError, UserError
-from trainlib.runs import launch_variables
-from trainlib.runs.limits import usable_cores
+from trainlib.runs.machine import launch_variables
+from trainlib.runs.machine.limits import usable_cores
 
 logger = logging.getLogger("trainlib")
 

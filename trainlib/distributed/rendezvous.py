@@ -22,8 +22,8 @@ from torch.distributed.elastic.rendezvous import (
 
 from trainlib.distributed.gathering import Gathering, Machine, join
 from trainlib.errors import UserError
-from trainlib.runs.launch_variables import node_seconds
-from trainlib.runs.secret import read_secret, secret_file
+from trainlib.runs.attempt.secret import read_secret, secret_file
+from trainlib.runs.machine.launch_variables import node_seconds
 
 BACKEND = "trainlaunch"  # for torchrun's --rdzv_backend
 LOOPBACK = "127.0.0.1"

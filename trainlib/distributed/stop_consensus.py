@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainlib.distributed.channel import Channel
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.attempt.stop_request import StopFlag
 
 RANKS_AT_EVERY_STEP = 16
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import TextIO
 
 from trainlib.errors import EXIT_FAILURE
-from trainlib.runs.reasons import LAUNCHER_DIED
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.attempt.stop_request import StopFlag
+from trainlib.runs.records.reasons import LAUNCHER_DIED
 
 POLL_SECONDS = 0.5
 ORPHAN_SECONDS = 7.0  # to write a checkpoint and end, once the launcher is gone

@@ -13,7 +13,7 @@ from trainlib.config import Config, is_custom, load_config, with_older_values
 from trainlib.data.augmentation import Preprocess
 from trainlib.errors import CheckpointError
 from trainlib.runs import RUNS
-from trainlib.runs.shapes import number, texts, whole_number
+from trainlib.runs.records.shapes import number, texts, whole_number
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.best import best_or_newest
 from trainlib.training.checkpoints.checkpoint import Checkpoint

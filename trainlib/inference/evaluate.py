@@ -31,13 +31,13 @@ from trainlib.inference.evaluation_text import evaluation_text
 from trainlib.inference.trained_model import build_module
 from trainlib.models.losses import Objective
 from trainlib.models.tta import with_tta
-from trainlib.runs import launch_variables
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import to_json
-from trainlib.runs.printable import encode_anything, print_error, printable
+from trainlib.runs.files.json_records import to_json
+from trainlib.runs.machine import launch_variables
 from trainlib.runs.status import read_run
-from trainlib.runs.streams import end_program
-from trainlib.runs.tables import show
+from trainlib.runs.terminal.printable import encode_anything, print_error, printable
+from trainlib.runs.terminal.streams import end_program
+from trainlib.runs.terminal.tables import show
 from trainlib.training.build.data import build_plan
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.metrics.sums import gather_sums, metrics_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainlib.runs import confusion
-from trainlib.runs.printable import printable
-from trainlib.runs.tables import Column, Table
+from trainlib.runs.records import confusion
+from trainlib.runs.terminal.printable import printable
+from trainlib.runs.terminal.tables import Column, Table
 
 MAX_CLASSES = 30  # rows of the table of classes; of more classes, those with the lowest F1 are shown
 MAX_PAIRS = 20

@@ -28,9 +28,9 @@ from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.trained_model import TrainedModel, model_of
 from trainlib.models.weights import weights_sha256
-from trainlib.runs.files import write_atomically
-from trainlib.runs.printable import encode_anything, lines, print_error
-from trainlib.runs.streams import end_program
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.terminal.printable import encode_anything, lines, print_error
+from trainlib.runs.terminal.streams import end_program
 
 SUFFIXES = {"state_dict": ".pt", "safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -16,8 +16,8 @@ from trainlib.data import find_images
 from trainlib.data.decoding.decode import Failure, decode_image, decode_rows, read_limited
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
-from trainlib.runs.printable import encode_anything, print_error, printable
-from trainlib.runs.streams import OutputLostError, end_program
+from trainlib.runs.terminal.printable import encode_anything, print_error, printable
+from trainlib.runs.terminal.streams import OutputLostError, end_program
 
 STANDARD_INPUT = "-"
 

@@ -10,10 +10,12 @@ from typing import Any, TextIO
 
 from trainlib.config import Config, differences, dump_config, harmful, is_free, read_resolved
 from trainlib.errors import RunDirectoryError
-from trainlib.runs import RUNS, locks
-from trainlib.runs.attempts import ATTEMPTS_FILE, has_open_attempt
-from trainlib.runs.files import read_json, remove_temporary, sync_directory, to_json, write_atomically
-from trainlib.runs.owner import OWNER_FILE, Owner, Ownership, is_taken, read_owner
+from trainlib.runs import RUNS
+from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_taken, read_owner
+from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt
+from trainlib.runs.files import locks
+from trainlib.runs.files.durable import remove_temporary, sync_directory, write_atomically
+from trainlib.runs.files.json_records import read_json, to_json
 
 LOCK_PATIENCE = 1.0  # seconds: another start may be about to be refused
 

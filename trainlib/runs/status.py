@@ -10,15 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainlib.errors import UserError
-from trainlib.runs import RUNS, locks
-from trainlib.runs.attempts import ATTEMPTS_FILE, has_open_attempt, last_event
-from trainlib.runs.checkpoints import steps_in
-from trainlib.runs.files import Record
-from trainlib.runs.jobs import JOBS_FILE
-from trainlib.runs.owner import OWNER_FILE, Owner, read_owner, was_renewed_lately
-from trainlib.runs.rows import METRICS_FILE, lost_rows
-from trainlib.runs.run_files import RunFiles
-from trainlib.runs.shapes import ATTEMPT, JOB, ROW, SUMMARY, whole_number
+from trainlib.runs import RUNS
+from trainlib.runs.attempt.owner import OWNER_FILE, Owner, read_owner, was_renewed_lately
+from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt, last_event
+from trainlib.runs.files import locks
+from trainlib.runs.files.json_records import Record
+from trainlib.runs.files.run_files import RunFiles
+from trainlib.runs.records.checkpoints import steps_in
+from trainlib.runs.records.jobs import JOBS_FILE
+from trainlib.runs.records.rows import METRICS_FILE, lost_rows
+from trainlib.runs.records.shapes import ATTEMPT, JOB, ROW, SUMMARY, whole_number
 
 _TAILS = (1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
 

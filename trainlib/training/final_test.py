@@ -11,8 +11,8 @@ from trainlib.config import Config
 from trainlib.data.dataset import Dataset
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.errors import CheckpointError, TrainlaunchError
-from trainlib.runs.checkpoints import name_of
 from trainlib.runs.directory import RunDirectory
+from trainlib.runs.records.checkpoints import name_of
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.predictions import PredictionCollector, Predictions, describe, write_evaluation

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trainlib.runs import launch_variables, reasons
-from trainlib.runs.rows import Row
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.attempt.stop_request import StopFlag
+from trainlib.runs.machine import launch_variables
+from trainlib.runs.records import reasons
+from trainlib.runs.records.rows import Row
 
 if TYPE_CHECKING:
     from trainlib.runs.directory import RunDirectory

@@ -17,10 +17,10 @@ from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
 from trainlib.models.weights import weights_sha256
-from trainlib.runs import environment
-from trainlib.runs.attempts import Attempt
+from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import write_atomically
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.machine import environment
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.hooks import Hook, TrackerHook

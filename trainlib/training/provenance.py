@@ -2,7 +2,7 @@
 
 One rule. What decides which run this is (configuration and data) must be the same, or the start is refused. What only
 decides the last bits (code, versions, processor, threads, number of ranks) may change, and is told: `resume_report` in
-`trainlib/runs/environment.py`. Where the data lie is neither.
+`trainlib/runs/machine/environment.py`. Where the data lie is neither.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from trainlib.data.identity.listing import Listing, changes, dump_listing, parse
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
 from trainlib.regular_files import read_regular
-from trainlib.runs import environment
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import read_lines, write_atomically
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.files.json_records import read_lines
+from trainlib.runs.machine import environment
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 
 logger = logging.getLogger("trainlib")

@@ -21,13 +21,14 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.distributed.watchdog import Watchdog
 from trainlib.errors import UserError
 from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
-from trainlib.runs import launch_variables, reasons
-from trainlib.runs.attempts import Attempt
-from trainlib.runs.checkpoints import find_named
+from trainlib.runs.attempt.logs import attempt_header, redirect_output
+from trainlib.runs.attempt.record import Attempt
+from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.logs import attempt_header, redirect_output
-from trainlib.runs.reasons import EndReason
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.machine import launch_variables
+from trainlib.runs.records import reasons
+from trainlib.runs.records.checkpoints import find_named
+from trainlib.runs.records.reasons import EndReason
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint

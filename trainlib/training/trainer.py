@@ -18,7 +18,7 @@ from trainlib.distributed.process_group import broadcast_object
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import TrainlaunchError
 from trainlib.models.optimizers.schedule import Schedule
-from trainlib.runs.files import timestamp
+from trainlib.runs.files.json_records import timestamp
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.hooks import Hook, HookList
 from trainlib.training.metrics.clock import Clock

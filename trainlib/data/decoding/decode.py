@@ -144,7 +144,7 @@ def main() -> None:
     For each line it prints what `decode_rows` returns, as JSON.
     """
     # The parent decides when to end: a signal to the whole process group must not kill a worker under it. These are
-    # STOP_SIGNALS of trainlib.runs.stop_request, which importing trainlib would cost a tenth of a second (see above).
+    # STOP_SIGNALS of `stop_request`, which importing trainlib would cost a tenth of a second (see above).
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     images_NCHW = np.lib.format.open_memmap(sys.argv[1], mode="r+")

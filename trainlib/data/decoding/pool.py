@@ -15,8 +15,8 @@ from pathlib import Path
 
 from trainlib.data.decoding import decode
 from trainlib.errors import DataError, StoppedError, TrainlaunchError
-from trainlib.runs.limits import available_memory, usable_cores
-from trainlib.runs.printable import printable
+from trainlib.runs.machine.limits import available_memory, usable_cores
+from trainlib.runs.terminal.printable import printable
 
 package_logger = logging.getLogger("trainlib")  # to which the handlers of a run's log are added
 

@@ -17,7 +17,7 @@ from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.identity.listing import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
-from trainlib.runs.locks import exclusive_lock
+from trainlib.runs.files.locks import exclusive_lock
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)

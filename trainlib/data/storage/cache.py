@@ -28,8 +28,8 @@ from trainlib.data.decoding.pool import damaged_images, decode_files, decoding_p
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.data.storage.entry import CacheEntry, Decoded, ImageFile
 from trainlib.errors import DataError
-from trainlib.runs.limits import available_memory
-from trainlib.runs.locks import exclusive_lock
+from trainlib.runs.files.locks import exclusive_lock
+from trainlib.runs.machine.limits import available_memory
 
 FORMAT = 2
 MAX_FRACTION = 0.5  # of the available memory and of the free disk that decoded images may take

@@ -16,8 +16,8 @@ import numpy as np
 
 from trainlib.data.dataset import PerChannel
 from trainlib.data.identity.listing import Stamp
-from trainlib.runs.files import write_atomically
-from trainlib.runs.limits import usable_cores
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.machine.limits import usable_cores
 
 BLOCK = 1 << 26  # bytes that are hashed at a time, so that all cores take part
 NAMED_AT_MOST = 5

@@ -32,7 +32,7 @@ from trainlib.distributed import hardware
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.models.weights import weights_sha256
-from trainlib.runs.launch_variables import NUM_THREADS
+from trainlib.runs.machine.launch_variables import NUM_THREADS
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 

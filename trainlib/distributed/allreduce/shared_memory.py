@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainlib.distributed.channel import UnixSocketChannel, are_all_local
 from trainlib.distributed.process_group import broadcast_object, gather_objects
-from trainlib.runs.scratch import Scratch, make_scratch
+from trainlib.runs.files.scratch import Scratch, make_scratch
 
 SLOT_BYTES = 1 << 20  # longer values are added up piece by piece
 

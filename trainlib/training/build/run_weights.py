@@ -9,7 +9,7 @@ from typing import Any
 from trainlib.config import Config, ModelConfig, Normalize, read_resolved, weights_run
 from trainlib.errors import CheckpointError, WeightsError
 from trainlib.runs import RUNS
-from trainlib.runs.checkpoints import steps_in
+from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.best import best_or_newest
 from trainlib.training.checkpoints.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from trainlib.errors import CheckpointError
-from trainlib.runs.checkpoints import name_of, steps_in
+from trainlib.runs.records.checkpoints import name_of, steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from trainlib.errors import CheckpointError
 from trainlib.regular_files import open_regular, read_regular
-from trainlib.runs.checkpoints import PREFIX, name_of, steps_in
-from trainlib.runs.files import RECORD_BYTES, DurableFile, parse_record, sync_directory
-from trainlib.runs.shapes import fitting, whole_number
+from trainlib.runs.files.durable import DurableFile, sync_directory
+from trainlib.runs.files.json_records import RECORD_BYTES, parse_record
+from trainlib.runs.records.checkpoints import PREFIX, name_of, steps_in
+from trainlib.runs.records.shapes import fitting, whole_number
 
 logger = logging.getLogger("trainlib.training.checkpoints")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainlib.runs.checkpoints import steps_in
+from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 
 logger = logging.getLogger("trainlib.training.checkpoints")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainlib.runs.files import timestamp
+from trainlib.runs.files.json_records import timestamp
 from trainlib.training.hooks import Hook, Tracker
 
 if TYPE_CHECKING:

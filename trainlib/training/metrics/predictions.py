@@ -20,8 +20,9 @@ from torch import Tensor
 
 from trainlib.config import LossConfig
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
-from trainlib.runs import confusion
-from trainlib.runs.files import to_json, write_atomically
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.files.json_records import to_json
+from trainlib.runs.records import confusion
 from trainlib.training.metrics.sums import Metrics
 
 CALIBRATION_BINS = 15

@@ -13,7 +13,7 @@ from trainlib.config import Config, keep_older_values, load_config, weights_run
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError, not_permitted
 from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.printable import print_error
+from trainlib.runs.terminal.printable import print_error
 from trainlib.training.programs.arguments import parse_arguments
 
 

@@ -23,12 +23,12 @@ from trainlib.distributed.allreduce.elastic import digests
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.models.weights import weights_sha256
-from trainlib.runs import environment, launch_variables
-from trainlib.runs.checkpoints import find_named, steps_in
+from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.files import append_line
-from trainlib.runs.rows import Row
-from trainlib.runs.stop_request import StopFlag
+from trainlib.runs.files.json_records import append_line
+from trainlib.runs.machine import environment, launch_variables
+from trainlib.runs.records.checkpoints import find_named, steps_in
+from trainlib.runs.records.rows import Row
 from trainlib.training.build.data import build_plan
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint

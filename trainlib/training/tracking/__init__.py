@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.config import TrackingConfig
-from trainlib.runs.rows import MetricsFile, Row, scalars
+from trainlib.runs.records.rows import MetricsFile, Row, scalars
 from trainlib.training.hooks import Tracker
 from trainlib.training.tracking.tensorboard import TensorBoard
 from trainlib.training.tracking.wandb.process import Job, WandbProcess

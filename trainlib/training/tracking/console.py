@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from trainlib.runs.rows import Row
+from trainlib.runs.records.rows import Row
 from trainlib.training.hooks import Hook
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainlib.runs.files import read_lines, write_atomically
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.files.json_records import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

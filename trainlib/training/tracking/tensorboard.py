@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainlib.runs.files import read_lines
-from trainlib.runs.rows import Row, health_scalars, scalars
+from trainlib.runs.files.json_records import read_lines
+from trainlib.runs.records.rows import Row, health_scalars, scalars
 
 FLUSH_SECONDS = 5  # at most, until a row shows up in TensorBoard
 

@@ -35,8 +35,8 @@ from trainlib.models import Classifier
 from trainlib.models.bitwise_probe import BitwiseProbe, layers_before, same_bits, timed
 from trainlib.models.weights import weights_sha256
 from trainlib.randomness import key, permutation
-from trainlib.runs import launch_variables
-from trainlib.runs.limits import available_memory
+from trainlib.runs.machine import launch_variables
+from trainlib.runs.machine.limits import available_memory
 
 logger = logging.getLogger("trainlib")
 

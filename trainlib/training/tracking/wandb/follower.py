@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trainlib.regular_files import open_regular
-from trainlib.runs.checkpoints import name_of, steps_in
-from trainlib.runs.files import Fits, anything, parse_lines
-from trainlib.runs.locks import acquire
-from trainlib.runs.logs import redirect_output
-from trainlib.runs.rows import METRICS_FILE, Row, scalars
-from trainlib.runs.run_files import RunFiles
-from trainlib.runs.shapes import ROW, SUMMARY
+from trainlib.runs.attempt.logs import redirect_output
+from trainlib.runs.files.json_records import Fits, anything, parse_lines
+from trainlib.runs.files.locks import acquire
+from trainlib.runs.files.run_files import RunFiles
+from trainlib.runs.records.checkpoints import name_of, steps_in
+from trainlib.runs.records.rows import METRICS_FILE, Row, scalars
+from trainlib.runs.records.shapes import ROW, SUMMARY
 from trainlib.training.tracking.wandb.foreign import require_own_files
 from trainlib.training.tracking.wandb.media import evaluation_media, health_values
 from trainlib.training.tracking.wandb.process import Job

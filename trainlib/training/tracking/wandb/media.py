@@ -7,9 +7,9 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from trainlib.runs import confusion
-from trainlib.runs.printable import printable
-from trainlib.runs.rows import Row, health_scalars
+from trainlib.runs.records import confusion
+from trainlib.runs.records.rows import Row, health_scalars
+from trainlib.runs.terminal.printable import printable
 
 
 def health_values(row: Row) -> dict[str, Any]:

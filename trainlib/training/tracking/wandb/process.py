@@ -18,7 +18,7 @@ from typing import IO, Any, Literal
 
 from trainlib.config import WandbConfig
 from trainlib.isolation import child_variables
-from trainlib.runs.rows import Row
+from trainlib.runs.records.rows import Row
 from trainlib.training.tracking.wandb.foreign import own_environment
 from trainlib.training.tracking.wandb.temporary import TemporaryFolder
 

@@ -14,8 +14,8 @@ import psutil
 
 from trainlib.errors import UserError
 from trainlib.regular_files import open_regular, read_regular
-from trainlib.runs.files import write_atomically
-from trainlib.runs.rows import Row
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.records.rows import Row
 from trainlib.training.tracking.wandb.log import RowKey, key_of, logged_rows, segments
 from trainlib.training.tracking.wandb.process import Job
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from trainlib.config import read_resolved
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
-from trainlib.runs.files import sync_directory
-from trainlib.runs.printable import lines, print_error
-from trainlib.runs.rows import METRICS_FILE, scalars
-from trainlib.runs.run_files import RunFiles
-from trainlib.runs.shapes import ROW
+from trainlib.runs.files.durable import sync_directory
+from trainlib.runs.files.run_files import RunFiles
+from trainlib.runs.records.rows import METRICS_FILE, scalars
+from trainlib.runs.records.shapes import ROW
+from trainlib.runs.terminal.printable import lines, print_error
 from trainlib.training.tracking.wandb.follower import Follower, hold_lock
 from trainlib.training.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
 from trainlib.training.tracking.wandb.log import cut_to_records, key_of, logged_rows, says_its_run, segments

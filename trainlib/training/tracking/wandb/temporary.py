@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainlib.regular_files import open_regular
-from trainlib.runs.scratch import lock_is_free
+from trainlib.runs.files.scratch import lock_is_free
 
 PREFIX = "trainlaunch-wandb-"
 _MAKING_SECONDS = 60.0  # in which a new folder has no lock yet

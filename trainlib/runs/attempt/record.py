@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainlib.errors import StoppedError, TrainlaunchError, UserError, not_permitted
-from trainlib.runs.files import Record, append_line, read_lines, timestamp
-from trainlib.runs.jobs import slurm_job
-from trainlib.runs.logs import LogFile, attempt_header
-from trainlib.runs.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason
-from trainlib.runs.shapes import ATTEMPT
+from trainlib.runs.attempt.logs import LogFile, attempt_header
+from trainlib.runs.files.json_records import Record, append_line, read_lines, timestamp
+from trainlib.runs.records.jobs import slurm_job
+from trainlib.runs.records.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason
+from trainlib.runs.records.shapes import ATTEMPT
 
 logger = logging.getLogger("trainlib.runs")
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from trainlib.errors import ConfigError
 from trainlib.regular_files import open_regular, read_regular, read_tail
-from trainlib.runs.files import (
+from trainlib.runs.files.json_records import (
     LINES_BYTES,
     RECORD_BYTES,
     Fits,
@@ -19,7 +19,7 @@ from trainlib.runs.files import (
     parse_lines,
     parse_record,
 )
-from trainlib.runs.printable import printable
+from trainlib.runs.terminal.printable import printable
 
 TEXT_BYTES = 1 << 18  # of a file that is shown as it is
 _MOST_FILES = 1000  # of one kind

@@ -1,28 +1,19 @@
-"""Small files: written so that a crash leaves them whole, and read so that damage in them does no harm."""
+"""JSON objects and lines of JSON in files: appended to, and read so that damage in them does no harm."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import io
 import json
 import math
 import os
-import re
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainlib.errors import ConfigError
 from trainlib.regular_files import open_regular, read_regular, read_tail
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
-
 
 Record = dict[str, Any]
 Fits = Callable[[Record], str | None]  # what is wrong with a record, in words; None where it fits
@@ -33,7 +24,6 @@ MAX_DEPTH = 32
 NAMED_AT_MOST = 5  # damaged lines of a file
 _MOST_DIGITS = 20
 _TOO_DEEP = "values inside each other, too deeply"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
 def anything(record: Record) -> str | None:
@@ -44,76 +34,6 @@ def anything(record: Record) -> str | None:
 def timestamp() -> str:
     """Return the time now, as ISO 8601 in UTC to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-class DurableFile(io.BufferedWriter):
-    """A new file that is flushed to disk when its `with` block ends, with its size and SHA-256.
-
-    Raises FileExistsError where there is anything of this name already, a link included.
-    """
-
-    def __init__(self, path: Path):
-        super().__init__(io.FileIO(path, "x"))
-        self._digest = hashlib.sha256()
-        self._size = 0
-
-    def write(self, data: Buffer) -> int:
-        """Append bytes; return how many."""
-        self._digest.update(data)
-        self._size += memoryview(data).nbytes
-        return super().write(data)
-
-    @property
-    def facts(self) -> dict[str, int | str]:
-        """Return the size in bytes and the SHA-256 of what was written."""
-        return {"size": self._size, "sha256": self._digest.hexdigest()}
-
-    def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
-        try:
-            if error is None:
-                self.flush()
-                os.fsync(self.fileno())
-        finally:
-            self.raw.close()  # not self.close(): after an error, what is still buffered must not be tried again
-
-
-def sync_directory(path: Path) -> None:
-    """Flush a directory's entries to disk, so that a file made or renamed in it is there after a power cut.
-
-    Do nothing on file systems that cannot flush directories.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a reader, or a crash, sees the old content or the new one and nothing between.
-
-    A link at `path` is replaced, not followed. Nobody can guess the temporary name and put a link there.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with DurableFile(temporary) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):  # on a full disk, half a file would only take more room
-            temporary.unlink()
-        raise
-    sync_directory(path.parent)
-
-
-def remove_temporary(directory: Path) -> None:
-    """Remove what `write_atomically` left in a folder when it was killed; the caller lets nobody else write there."""
-    for entry in os.scandir(directory):
-        if _TEMPORARY.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
-            os.unlink(entry.path)
 
 
 def to_json(record: Mapping[str, Any], indent: int | None = None) -> str:

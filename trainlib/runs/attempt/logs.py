@@ -15,9 +15,9 @@ from typing import TextIO
 
 from trainlib.errors import ConnectionLostError, RunDirectoryError
 from trainlib.regular_files import open_regular
-from trainlib.runs.files import write_atomically
-from trainlib.runs.jobs import slurm_job
-from trainlib.runs.printable import encode_anything, printable
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.records.jobs import slurm_job
+from trainlib.runs.terminal.printable import encode_anything, printable
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

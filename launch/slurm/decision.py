@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainlib.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR
-from trainlib.runs.failure_record import FailureRecord
-from trainlib.runs.files import Record
-from trainlib.runs.reasons import EndCode
+from trainlib.runs.files.json_records import Record
+from trainlib.runs.records.failure_record import FailureRecord
+from trainlib.runs.records.reasons import EndCode
 
 Cause = Literal["completed", "stopped", "preempted", "time_limit", "node_failure", "failure", "cancelled"]
 QueueSays = Literal["running", "requeued", "cancelled", "time_limit", "unknown"]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from trainlib.runs.files import Fits, Record
+from trainlib.runs.files.json_records import Fits, Record
 
 Check = Callable[[Any], bool]
 
@@ -38,7 +38,7 @@ def whole_number(value: Any) -> bool:
 
 
 def number(value: Any) -> bool:
-    """Return True for a number; `trainlib.runs.files` reads none that is not finite."""
+    """Return True for a number; `json_records` reads none that is not finite."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

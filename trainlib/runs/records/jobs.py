@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainlib.runs.files import Record, append_line, read_lines, timestamp
-from trainlib.runs.shapes import JOB
+from trainlib.runs.files.json_records import Record, append_line, read_lines, timestamp
+from trainlib.runs.records.shapes import JOB
 
 JOBS_FILE = "jobs.jsonl"
 

@@ -7,10 +7,10 @@ from typing import Any, get_args
 from hypothesis import example, given
 from hypothesis import strategies as some
 
-from launch.slurm.ledger import Cause, Evidence, QueueSays, Refusal, decide, error_of, find_cause
+from launch.slurm.decision import Cause, Evidence, QueueSays, Refusal, decide, error_of, find_cause
 from trainlib.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR
-from trainlib.runs.failure_record import FailureRecord
-from trainlib.runs.reasons import EndCode
+from trainlib.runs.records.failure_record import FailureRecord
+from trainlib.runs.records.reasons import EndCode
 
 exit_codes = some.sampled_from([0, 1, EXIT_USER_ERROR, EXIT_STOPPED, 76, 128, 129, 137, 139, 143, 255])
 errors = some.sampled_from(["RuntimeError: no memory", "OSError: no space", ""])

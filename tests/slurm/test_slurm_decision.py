@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from launch.slurm.decision import Evidence, Refusal, decide, error_of, find_cause
 from launch.slurm.evidence import attempt_since, exit_code_of, lost_by, queue_says, refusal
-from launch.slurm.ledger import Evidence, Refusal, decide, error_of, find_cause
 from launch.slurm.queue import JobState
-from trainlib.runs.failure_record import FailureRecord
-from trainlib.runs.jobs import JobStart, append, job_lines, unfinished
-from trainlib.runs.reasons import EndCode, code_of_end
+from trainlib.runs.records.failure_record import FailureRecord
+from trainlib.runs.records.jobs import JobStart, append, job_lines, unfinished
+from trainlib.runs.records.reasons import EndCode, code_of_end
 
 FAILED = FailureRecord("2026-01-01T00:00:00Z", 1, "n1", 7, None, "runs/x/logs/rank-1.log", "RuntimeError: no memory")
 STOPPED = Evidence(0, EndCode.SIGNAL, step=9)

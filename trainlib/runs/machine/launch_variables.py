@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainlib.errors import UserError
-from trainlib.runs.jobs import slurm_job
-from trainlib.runs.stop_request import mark_of
+from trainlib.runs.attempt.stop_request import mark_of
+from trainlib.runs.records.jobs import slurm_job
 
 START_LOGS = "TRAINLAUNCH_START_LOGS"  # a temporary folder of the launcher's
 EARLIER_STOP_FILE = "TRAINLAUNCH_EARLIER_STOP"  # the mark of the STOP file that was there when the launcher began

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.regular_files import open_regular
-from trainlib.runs.files import scan_lines, to_json, write_atomically
-from trainlib.runs.shapes import ROW
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.files.json_records import scan_lines, to_json
+from trainlib.runs.records.shapes import ROW
 
 logger = logging.getLogger("trainlib.runs")
 

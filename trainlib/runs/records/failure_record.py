@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from trainlib.errors import EXIT_CONNECTION_LOST
-from trainlib.runs.files import to_json, write_atomically
-from trainlib.runs.run_files import RunFiles
-from trainlib.runs.shapes import FAILURE
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.files.json_records import to_json
+from trainlib.runs.files.run_files import RunFiles
+from trainlib.runs.records.shapes import FAILURE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from trainlib.runs.printable import printable
+from trainlib.runs.terminal.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

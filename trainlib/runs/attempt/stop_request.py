@@ -13,8 +13,8 @@ from types import FrameType
 
 from trainlib.errors import EXIT_INTERRUPTED
 from trainlib.regular_files import read_regular
-from trainlib.runs.files import write_atomically
-from trainlib.runs.reasons import EndCode, EndReason, reason_of_stop_file
+from trainlib.runs.files.durable import write_atomically
+from trainlib.runs.records.reasons import EndCode, EndReason, reason_of_stop_file
 
 logger = logging.getLogger("trainlib.runs")
 

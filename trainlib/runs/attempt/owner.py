@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from trainlib.regular_files import open_regular
-from trainlib.runs.files import read_json
-from trainlib.runs.jobs import slurm_job
+from trainlib.runs.files.json_records import read_json
+from trainlib.runs.records.jobs import slurm_job
 
 OWNER_FILE = "owner.json"
 RENEW_SECONDS = 3.0  # between two renewals

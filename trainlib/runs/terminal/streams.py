@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR, not_permitted
-from trainlib.runs.printable import print_error
+from trainlib.runs.terminal.printable import print_error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on

@@ -1,0 +1,1 @@
+"""Facts of the machine and of the process's environment: variables, memory, cores, software and hardware."""
