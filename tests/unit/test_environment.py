@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
+import trainlib
 from trainlib.distributed import hardware
 from trainlib.runs.machine import environment
 
@@ -20,6 +22,11 @@ def test_facts_are_plain_and_hold_no_environment_variable(monkeypatch: pytest.Mo
     assert "canary-secret" not in described
     assert torch.__version__.split("+")[0] in described
     assert os.environ["WANDB_API_KEY"] == "canary-secret"
+
+
+def test_the_code_that_is_hashed_is_the_whole_package() -> None:
+    """Wherever in the package the function lives: a change in any room changes the digest of the code."""
+    assert Path(trainlib.__file__).parent.samefile(environment.PACKAGE)
 
 
 def test_the_same_machine_resumes_exactly() -> None:

@@ -24,6 +24,7 @@ DECIDES_BITS = {
 UNCHANGED = "samples, their order, augmentation and learning rates are as they would have been"
 FOLLOWED = "the learning rates so far are those of a shorter one; samples, their order and augmentation are the same"
 
+PACKAGE = Path(__file__).resolve().parents[2]  # the folder trainlib
 COMMIT_FILE = "COMMIT"  # beside the packages, in a copy of the code that is outside version control
 PACKAGES = ("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
 
@@ -89,12 +90,11 @@ def _short(value: Any) -> Any:
 
 @functools.cache
 def code_sha256() -> str:
-    """Return the SHA-256, in hex, over the names and bytes of all Python files of this package."""
-    package = Path(__file__).resolve().parents[1]
+    """Return the SHA-256, in hex, over the names and bytes of all Python files of trainlib."""
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(PACKAGE.rglob("*.py")):
         content = file.read_bytes()
-        digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode() + content)
+        digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
@@ -112,16 +112,15 @@ def git_commit() -> str | None:
 
     A copy of the code that `launch submit` made has the commit in a file COMMIT beside the packages.
     """
-    here = Path(__file__).resolve().parents[1]  # the package
     with suppress(OSError):
-        return (here.parent / COMMIT_FILE).read_text().strip()
+        return (PACKAGE.parent / COMMIT_FILE).read_text().strip()
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
+        command = ["git", "-C", str(PACKAGE), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
 
     try:
-        if not (Path(git("rev-parse", "--show-toplevel")) / "trainlib").samefile(here):
+        if not (Path(git("rev-parse", "--show-toplevel")) / "trainlib").samefile(PACKAGE):
             return None  # installed into somebody else's checkout
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
