@@ -14,7 +14,7 @@ from plain_cifar10_fast import random_images
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from trainlib.data.augmentation import Preprocess
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.distributed import process_group
 from trainlib.models.architectures.whitening import whitening_weights

@@ -11,7 +11,8 @@ import ranks
 import torch
 from parts import make_dataset
 
-from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.augment.augmentation import Augmentation
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.plan import Plan
 from trainlib.data.batches.rank_slice import RankSlice

@@ -19,7 +19,7 @@ from torch import Tensor
 from trained import CLASSES, TRAINING, checkpoint_of, drawings, pixels, plain_logits
 
 from trainlib.config import LossConfig
-from trainlib.data.augmentation import Preprocess
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet

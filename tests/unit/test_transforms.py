@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.transforms import functional as torchvision_functional
 
 from trainlib.config.schema.sections import Augment
-from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.augment.augmentation import Augmentation
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.randomness import draw, key
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from trainlib.config import DataConfig, custom_part_missing
-from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.augment.augmentation import Augmentation
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import Images
 from trainlib.data.sources.cifar10 import load_cifar10

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.config import Config, is_custom, load_config, with_older_values
-from trainlib.data.augmentation import Preprocess
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.errors import CheckpointError
 from trainlib.runs import RUNS
 from trainlib.runs.records.shapes import number, texts, whole_number

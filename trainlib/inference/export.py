@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from trainlib.data.augmentation import Preprocess
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.trained_model import TrainedModel, model_of

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainlib.config import Config, custom_part_missing, is_custom
-from trainlib.data.augmentation import Preprocess
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.decoding.decode import Failure, decode_rows, resize_and_crop
 from trainlib.data.decoding.pool import damaged_images
 from trainlib.errors import CheckpointError, UserError

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.augment.augmentation import Augmentation
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from trainlib.data.augmentation import Preprocess
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.images import Images
 from trainlib.models.architectures.cifar10_fast import PATCH_NUMBERS, PATCH_SIDE, Cifar10Fast
 

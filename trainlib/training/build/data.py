@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_custom
 from trainlib.data import inspection
-from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.augment.augmentation import Augmentation
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, DataModule
 from trainlib.data.batches.plan import Plan, steps_per_epoch
 from trainlib.data.batches.rank_slice import RankSlice

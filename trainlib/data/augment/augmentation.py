@@ -1,9 +1,8 @@
-"""Augmentation and normalization of whole batches of images, on their device, with the same bits on every device."""
+"""Random changes of whole batches of training images, on their device, with the same bits on every device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -61,36 +60,6 @@ class Augmentation:
         return images_NCHW
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """The conversion of uint8 images to the model's input: resizing, and normalization by channel.
-
-    mean, std    of each channel of images scaled to 0..1
-    image_size   height and width of the result, in pixels
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    image_size: int
-
-    def __call__(self, images_NCHW: Tensor) -> Tensor:
-        """Convert uint8 [N, 3, H, W] to normalized float32 [N, 3, image_size, image_size], on the images' device.
-
-        The result is (x / 255 - mean) / std, computed as x * a - b, where a = 1 / (255 * std) and b = mean / std are
-        rounded from float64 to float32, and so are the product and the difference, one by one: every device gives the
-        same bits. Images of another size are resized first (bilinear, antialiased).
-        """
-        size = (self.image_size, self.image_size)
-        if len(images_NCHW) == 0:  # interpolate refuses it
-            return torch.empty((0, 3, *size), device=images_NCHW.device)
-        # In one layout, whichever the images' source has: kernels may round otherwise in another one.
-        values = images_NCHW.contiguous().to(torch.float32)
-        if values.shape[2:] != size:
-            values = F.interpolate(values, size, mode="bilinear", antialias=True)
-        scale, shift = _scale_and_shift(self.mean, self.std, values.device)
-        return values.mul_(scale).sub_(shift)
-
-
 def _pad_reflecting(images_NCHW: Tensor, padding: int) -> Tensor:
     """Pad images on all sides with their mirror images, in which the outermost rows and columns are not repeated.
 
@@ -104,15 +73,3 @@ def _pad_reflecting(images_NCHW: Tensor, padding: int) -> Tensor:
             source = place % max(2 * last, 1)
             padded.select(dim, padding + place).copy_(padded.select(dim, padding + min(source, 2 * last - source)))
     return padded
-
-
-@lru_cache(maxsize=8)
-def _scale_and_shift(
-    mean_3: tuple[float, float, float], std_3: tuple[float, float, float], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return a and b of `Preprocess`, [3, 1, 1]; cached, as making a tensor from numbers waits for a GPU."""
-    scale = torch.tensor([1 / (255 * std) for std in std_3], dtype=torch.float32, device=device)
-    shift = torch.tensor(
-        [mean / std for mean, std in zip(mean_3, std_3, strict=True)], dtype=torch.float32, device=device
-    )
-    return scale.view(3, 1, 1), shift.view(3, 1, 1)

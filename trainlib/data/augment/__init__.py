@@ -1,0 +1,1 @@
+"""Augmentation: random changes of whole batches of training images, drawn from (seed, epoch, sample index)."""
