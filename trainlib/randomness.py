@@ -63,6 +63,11 @@ def draw(stream: int, counters_N: Tensor) -> Tensor:
     return _shift_right(x ^ _shift_right(x, 31), 1)
 
 
+def draw_one(stream: int, counter: int) -> int:
+    """Return the 63 bits that `draw` gives for this counter, as a number: for code that needs a few of them."""
+    return mix((stream + counter * _GOLDEN) & _MASK) >> 1
+
+
 def permutation(stream: int, n: int) -> Tensor:
     """Return a random order of range(n), int64 [n] on the CPU: indices sorted by their draws, ties by index."""
     return torch.argsort(draw(stream, torch.arange(n)), stable=True)

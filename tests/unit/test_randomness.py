@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainlib.randomness import draw, key, mix, permutation, seed_generators
+from trainlib.randomness import draw, draw_one, key, mix, permutation, seed_generators
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -71,3 +71,9 @@ def test_seeding_repeats_what_torch_draws() -> None:
     seed_generators(key("step", 0, 5, 0), device)
     assert torch.equal(first, torch.rand(5))
     assert not torch.equal(first, other)
+
+
+def test_one_draw_is_what_a_tensor_of_them_holds() -> None:
+    counters = [0, 1, 39, 2**40, 2**63 - 1, -1]
+    for stream in (0, 1, key("crop", 3, 5), 2**64 - 1):
+        assert [draw_one(stream, counter) for counter in counters] == draw(stream, torch.tensor(counters)).tolist()
