@@ -126,9 +126,10 @@ class Trainer:
         """Train the rest of this epoch; return True if the run must stop before its end (asked, or `until`)."""
         plan, progress = self.plan, self.progress
         first = progress.step % plan.steps_per_epoch
-        batches = plan.batches(epoch)[first : first + plan.total_steps - progress.step]
+        steps = slice(first, first + plan.total_steps - progress.step)
+        batches, draws = (of_epoch[steps] for of_epoch in plan.batches_and_draws(epoch))
         denominators = map(self.state.objective.denominator, self.samples.train.labels_of(batches))
-        prepared = self.samples.train.train_batches(batches, epoch, self.samples.augmentation)
+        prepared = self.samples.train.train_batches(batches, epoch, self.samples.augmentation, draws)
         for ids_N, denominator, micro_batches in zip(batches, denominators, prepared, strict=True):
             lr = self.schedule.lr
             result = self._train_step(micro_batches, denominator)

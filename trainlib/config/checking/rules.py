@@ -39,6 +39,13 @@ def _micro_batch_fits(config: Config) -> Iterator[Mistake]:
         yield Mistake("train.micro_batch_size", f"got {micro}, must be <= train.batch_size, which is {batch}")
 
 
+def _repeats_fit(config: Config) -> Iterator[Mistake]:
+    repeats, batch = config.data.repeats, config.train.batch_size
+    if repeats > batch:
+        rule = f"got {repeats}, must be <= train.batch_size, which is {batch}: else batches are of one sample alone"
+        yield Mistake("data.repeats", rule)
+
+
 def _virtual_shards_fit(config: Config) -> Iterator[Mistake]:
     train = config.train
     if train.reproducibility == "elastic" and train.virtual_shards > train.batch_size:
@@ -213,6 +220,7 @@ def _constant_features(config: Config) -> Iterator[Mistake]:
 _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, _one_length),
     ({"train"}, _micro_batch_fits),
+    ({"train", "data"}, _repeats_fit),
     ({"train"}, _virtual_shards_fit),
     ({"train", "slurm"}, _nodes_vary_in_elastic_mode_only),
     ({"train", "slurm"}, _shards_for_every_process),

@@ -44,6 +44,20 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "that is added moves at most one other. `index`: by position, as runs do that began before the others existed.",
         "data.split=random",
     ),
+    "data.balance": D(
+        "From 0 to 1: how far classes of different sizes are evened out in training. 0: every sample once an epoch; "
+        "1: every class equally often. In between a class of n images gets a share of the epoch in proportion to "
+        "n^(1 - balance): a whole number next to that share, which is met exactly on average over the epochs. Within a "
+        "class, every image is used once before any is used again. An epoch keeps its length; which images it uses "
+        "depends on `seed` and its number alone. Validation and test are as they are.",
+        "data.balance=0.5",
+    ),
+    "data.repeats": D(
+        "Repeated augmentation: an epoch draws one in so many training samples, and uses each of them so many times, "
+        "in neighbouring places of its order, augmented differently. An epoch keeps its length. At most "
+        "`train.batch_size`.",
+        "data.repeats=3",
+    ),
     "data.verify": D(
         "`quick`: at a start, image files whose size, inode or times are not as they were are read again; `full`: all "
         "files are. Files with other bytes than those that a run was trained on end its resuming.",

@@ -56,6 +56,8 @@ class DataConfig(Section):
     root: str = "data"
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     split: Split = "stratified"
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repeats: Annotated[int, Field(ge=1)] = 1
     verify: Literal["quick", "full"] = "quick"
     image_size: Annotated[int, Field(ge=8, le=4096)] = 32
     shuffle: bool = True

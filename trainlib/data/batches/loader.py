@@ -54,24 +54,36 @@ class BatchLoader:
         return _gather_split(self.labels_N, batches)
 
     def train_batches(
-        self, batches: Sequence[Tensor], epoch: int, augmentation: Augmentation
+        self,
+        batches: Sequence[Tensor],
+        epoch: int,
+        augmentation: Augmentation,
+        draws: Sequence[Tensor] | None = None,
     ) -> Iterator[list[MicroBatch]]:
-        """Yield this rank's augmented micro-batches of each of these global batches of sample indices, int64 [B]."""
-        slices = [self.rank_slice.split(batch, self.rank_slice.micro_batch_size) for batch in batches]
+        """Yield this rank's augmented micro-batches of each of these global batches of sample indices, int64 [B].
+
+        draws   for each batch the draw numbers of its samples (see `plan`), by which they are augmented; None: indices
+        """
+        micro_batch_size = self.rank_slice.micro_batch_size
+        slices = [self.rank_slice.split(batch, micro_batch_size) for batch in batches]
         image_ids = [
             ids_N if len(ids_N) else batch[:1]  # a dummy image for an empty shard
             for batch, rank_slice in zip(batches, slices, strict=True)
             for _, ids_N in rank_slice
         ]
         micro_batches = [micro_batch for rank_slice in slices for micro_batch in rank_slice]
-        loaded = self._load(micro_batches, image_ids, epoch, augmentation)
+        split_draws = [
+            draws_N for batch in draws or batches for _, draws_N in self.rank_slice.split(batch, micro_batch_size)
+        ]
+        loaded = self._load(micro_batches, image_ids, split_draws, epoch, augmentation)
         for rank_slice in slices:
             yield [next(loaded) for _ in rank_slice]
 
     def eval_batches(self, ids_N: Tensor, batch_size: int) -> Iterator[MicroBatch]:
         """Yield this rank's share of these samples, each exactly once, in batches of at most `batch_size`."""
         micro_batches = [(shard, ids_B) for shard, ids_B in self.rank_slice.split(ids_N, batch_size) if len(ids_B)]
-        return self._load(micro_batches, [ids_B for _, ids_B in micro_batches], 0, None)
+        ids = [ids_B for _, ids_B in micro_batches]
+        return self._load(micro_batches, ids, ids, 0, None)
 
     def model_inputs(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the model's input for each of these tensors of sample indices, neither split over ranks nor augmented.
@@ -94,25 +106,26 @@ class BatchLoader:
         self,
         micro_batches: Sequence[tuple[int, Tensor]],
         image_ids: Sequence[Tensor],
+        draws: Sequence[Tensor],
         epoch: int,
         augmentation: Augmentation | None,
     ) -> Iterator[MicroBatch]:
         """Yield the tensors of these micro-batches, given as (shard, sample indices).
 
         image_ids   the images to load for each: the same sample indices, or one dummy image for an empty micro-batch
+        draws       the draw numbers of the samples of each
         """
         ids = [ids_N for _, ids_N in micro_batches]
         # One transfer for all labels and indices: one for each micro-batch would cost each step some microseconds.
         cpu_labels = labels = _gather_split(self.labels_N, ids)
-        device_ids: Sequence[Tensor] = ids
         if self.device.type != "cpu":
             labels = _gather_split(self.labels_N, ids, self.device)
-            device_ids = _gather_split(torch.arange(len(self.labels_N)), ids, self.device)
+            draws = _transfer(draws, self.device)
         images = self.images.batches(image_ids)
         for index, ((shard, ids_N), images_NCHW) in enumerate(zip(micro_batches, images, strict=True)):
             images_NCHW = images_NCHW.to(self.device, non_blocking=True)
             if augmentation and len(ids_N):
-                images_NCHW = augmentation(images_NCHW, device_ids[index], epoch)
+                images_NCHW = augmentation(images_NCHW, draws[index], epoch)
             yield MicroBatch(ids_N, self._to_model_input(images_NCHW), labels[index], cpu_labels[index], shard)
 
 
@@ -139,3 +152,8 @@ def _gather_split(values_N: Tensor, ids: Sequence[Tensor], device: torch.device 
     if not ids:
         return ()
     return torch.split(values_N[torch.cat(list(ids))].to(device), [len(ids_B) for ids_B in ids])
+
+
+def _transfer(values: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Return these tensors on the device, with one transfer for all of them."""
+    return torch.split(torch.cat(list(values)).to(device), [len(value) for value in values]) if values else ()

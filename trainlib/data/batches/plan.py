@@ -3,6 +3,9 @@
 A training set of N samples is traversed in an order that depends on (seed, epoch). Step s of the epoch takes the s-th
 slice of that order, the *global batch*; a rank computes its slice of the global batch (`rank_slice`). There is no
 sampler state, so a run may begin at any step.
+
+With `data.balance` or `data.repeats` an epoch of N places uses some samples more than once (`sampling`). The random
+changes of a sample are drawn by its *draw number*, which is its index the first time that the epoch uses it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from trainlib.data.batches.sampling import Sampling
 from trainlib.randomness import key, permutation
+
+USES = 2**32  # more than any sample index: a sample's draw number at its k-th use in an epoch is its index + k * USES
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Plan:
     ids_N               int64 [N]: the training samples' indices in the data set's own order
     global_batch_size   samples in a step, over all ranks
     total_steps         optimizer steps in the run
+    sampling            how often an epoch uses each sample; None: once
     """
 
     ids_N: Tensor
@@ -31,6 +38,7 @@ class Plan:
     shuffle: bool
     drop_last: bool
     total_steps: int
+    sampling: Sampling | None = None
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -45,16 +53,29 @@ class Plan:
         """Return True if the step, counted from 0, is the last of its epoch."""
         return (step + 1) % self.steps_per_epoch == 0
 
-    def epoch_ids(self, epoch: int) -> Tensor:
-        """Return the training samples' indices in the order of this epoch: int64 [N]."""
-        if not self.shuffle:
-            return self.ids_N
-        return self.ids_N[permutation(key("order", self.seed, epoch), len(self.ids_N))]
-
     def batches(self, epoch: int) -> list[Tensor]:
         """Return the global batches of this epoch, in order: sample indices, int64 [B]; the last may be shorter."""
-        slices = torch.split(self.epoch_ids(epoch), self.global_batch_size)
-        return list(slices[: self.steps_per_epoch])
+        return self.batches_and_draws(epoch)[0]
+
+    def batches_and_draws(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the global batches of this epoch, and for each of them the draw numbers of its samples, int64 [B]."""
+        ids_N, draws_N = self._epoch(epoch)
+        batches = self._cut(ids_N)
+        return batches, batches if draws_N is ids_N else self._cut(draws_N)
+
+    def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the sample indices in the order of this epoch, and their draw numbers: int64 [N]."""
+        if self.sampling is not None:
+            places_N, earlier_N = self.sampling.order(self.seed, epoch, self.shuffle)
+            ids_N = self.ids_N[places_N]
+            return ids_N, ids_N + earlier_N * USES
+        ids_N = self.ids_N
+        if self.shuffle:
+            ids_N = ids_N[permutation(key("order", self.seed, epoch), len(ids_N))]
+        return ids_N, ids_N
+
+    def _cut(self, values_N: Tensor) -> list[Tensor]:
+        return list(torch.split(values_N, self.global_batch_size)[: self.steps_per_epoch])
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int, drop_last: bool) -> int:

@@ -8,13 +8,14 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
-from trainlib.config import Config, ModelConfig, Normalize, TrainConfig, is_custom
+from trainlib.config import Augment, Config, ModelConfig, Normalize, TrainConfig, is_custom
 from trainlib.data import inspection
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, DataModule
 from trainlib.data.batches.plan import Plan, steps_per_epoch
 from trainlib.data.batches.rank_slice import RankSlice
+from trainlib.data.batches.sampling import Sampling
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.identity.splits import limit_samples, split_validation
 from trainlib.errors import DataError
@@ -45,7 +46,8 @@ def build_plan(
         )
     epoch_steps = steps_per_epoch(len(train_ids), train.batch_size, data.drop_last)
     total_steps = train.steps if train.steps is not None else (train.epochs or 0) * epoch_steps
-    plan = Plan(train_ids, config.seed, train.batch_size, data.shuffle, data.drop_last, total_steps)
+    sampling = Sampling(labels_N[train_ids], data.balance, data.repeats) if data.balance or data.repeats > 1 else None
+    plan = Plan(train_ids, config.seed, train.batch_size, data.shuffle, data.drop_last, total_steps, sampling)
     return plan, val_ids
 
 
@@ -63,6 +65,10 @@ def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: 
         logger.info("%s", line)
     if notice := inspection.text_order_notice(names):
         warnings.append(notice) if by_position else logger.info("%s", notice)
+    if plan.sampling is not None and config.data.balance:
+        logger.info("%s", plan.sampling.describe(names, config.seed))
+    if config.data.repeats > 1 and config.data.augment == Augment():
+        warnings.append("data.repeats repeats the same images, as data.augment changes none: leave it out")
     for warning in warnings:
         logger.warning("%s", warning)
 
