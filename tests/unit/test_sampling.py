@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trainlib.config import load_config
-from trainlib.data.augmentation import Augmentation, Preprocess
+from trainlib.data.augment.augmentation import Augmentation
+from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.plan import USES, Plan
 from trainlib.data.batches.rank_slice import RankSlice
