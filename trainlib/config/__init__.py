@@ -3,7 +3,7 @@
 from trainlib.config.compare import Difference, differences, dump_config, harmful, is_free, is_harmless
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
 from trainlib.config.custom import custom_part_missing, is_custom
-from trainlib.config.libraries.catalog import weights_run
+from trainlib.config.libraries.catalog import BALANCED, weights_run
 from trainlib.config.load import load_config, read_resolved, shipped_configs, with_older_values
 from trainlib.config.older import keep_older_values
 from trainlib.config.reading.command_line import mark_bare_resume
@@ -29,6 +29,7 @@ from trainlib.config.schema.sections import (
 from trainlib.config.schema.values import canonical_precision
 
 __all__ = [
+    "BALANCED",
     "CUSTOM_PREFIX",
     "Augment",
     "Best",

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainlib.config import Config, is_custom, load_config, with_older_values
+from trainlib.config import Config, LossConfig, is_custom, load_config, with_older_values
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.errors import CheckpointError
+from trainlib.models.losses import is_balanced
 from trainlib.runs import RUNS
 from trainlib.runs.records.shapes import number, texts, whole_number
 from trainlib.training.checkpoints import checkpoint
@@ -53,6 +54,15 @@ class ChosenCheckpoint:
         """The normalisation and image size that the model was trained with."""
         values = self._fact("preprocess", _is_preprocess)
         return Preprocess(tuple(values["mean"]), tuple(values["std"]), values["image_size"])
+
+    @property
+    def loss(self) -> LossConfig:
+        """The loss that the model was trained with, with the numbers that `weight: balanced` came to."""
+        loss = self.config.loss
+        if not is_balanced(loss):
+            return loss
+        weights = self._fact("class_weights", lambda value: isinstance(value, list) and all(map(number, value)))
+        return loss.model_copy(update={"weight": weights})
 
     def _fact(self, name: str, fits: Callable[[Any], bool]) -> Any:
         if name not in self.checkpoint.manifest:

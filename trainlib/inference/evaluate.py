@@ -106,7 +106,7 @@ def _evaluate(
     rank_slice = RankSlice(accelerator.process_index, accelerator.num_processes, None, virtual_shards=num_pieces)
     images = replace(image_set, images=image_set.images.to(device))
     batches = BatchLoader(images, chosen.preprocess, rank_slice, device)
-    objective = Objective(config.loss, len(chosen.classes), device)
+    objective = Objective(chosen.loss, len(chosen.classes), device)
     collector = PredictionCollector(config.loss, device)
     micro_batches = batches.eval_batches(ids_N, size)
     network = with_tta(model, config.evaluation.test_time)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainlib.config import LossConfig, custom_part_missing, is_custom
+from trainlib.config import BALANCED, LossConfig, custom_part_missing, is_custom
 from trainlib.errors import UserError
 
 # Losses of the activated logits and one-hot targets, instead of class indices.
@@ -34,8 +34,10 @@ class Objective:
     def __init__(self, config: LossConfig, num_classes: int, device: torch.device, custom: CustomLoss | None = None):
         """Build the loss. Raises UserError for arguments that torch refuses, or a wrong number of class weights.
 
+        config   with numbers for its class weights (see `with_class_weights`)
         custom   used in place of a loss of torch.nn (see `custom_parts.CustomParts`)
         """
+        self.config = config
         self._activation = config.activation
         self._reduction = config.reduction
         self._num_classes = num_classes
@@ -83,6 +85,26 @@ class Objective:
 def count_correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     """Return the number of samples whose largest logit is at their label: an int64 scalar on the logits' device."""
     return (logits_NC.argmax(dim=1) == labels_N).sum()
+
+
+def is_balanced(config: LossConfig) -> bool:
+    """Return True if the class weights are to be computed from the training samples."""
+    return config.args.get("weight") == BALANCED
+
+
+def with_class_weights(config: LossConfig, labels_N: Tensor, num_classes: int) -> LossConfig:
+    """Return the loss with numbers for `weight: balanced`: N / (classes * n) for a class of n training samples.
+
+    labels_N   int64 [N] on the CPU, of the training samples
+
+    Over the training samples, the weights of all classes that occur then sum to the same. A class without a sample has
+    weight 0.
+    """
+    if not is_balanced(config):
+        return config
+    counts = torch.bincount(labels_N, minlength=num_classes).tolist()
+    weights = [len(labels_N) / (num_classes * count) if count else 0.0 for count in counts]
+    return config.model_copy(update={"weight": weights})
 
 
 def weights_by_class(config: LossConfig, class_names: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from trainlib.config import Config, dump_config
 from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
+from trainlib.models.losses import is_balanced
 from trainlib.models.weights import weights_sha256
 from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.directory import RunDirectory
@@ -119,12 +120,16 @@ def _recording_hooks(
 
 def _manifest(config: Config, training: Training, dataset: Dataset, facts: dict[str, Any]) -> dict[str, Any]:
     """Return what every checkpoint's manifest says of the run, so that its weights can be used wherever they are."""
+    class_weights = (
+        {"class_weights": training.state.objective.config.args["weight"]} if is_balanced(config.loss) else {}
+    )
     return environment.bits(facts) | {
         "config": config.model_dump(mode="json"),
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "data": dataset.listing.facts,
         "classes": list(dataset.class_names),
         "preprocess": asdict(training.samples.train.preprocess),
+        **class_weights,
     }
 
 

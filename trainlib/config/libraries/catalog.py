@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from trainlib.config.libraries import signatures
-from trainlib.config.libraries.kinds import BOOLEAN, NUMBER, WHOLE, list_of
+from trainlib.config.libraries.kinds import BOOLEAN, NUMBER, WHOLE, choice, either, list_of
 from trainlib.config.libraries.signatures import Argument
 
 Family = Literal["loss", "optimizer", "scheduler", "model"]
 
 RUN_WEIGHTS = "run:"
+BALANCED = "balanced"  # loss.weight: each class counts as much as any other, over all training samples
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 LOSSES = (
@@ -107,7 +108,11 @@ def arguments(family: Family, name: str) -> Mapping[str, Argument]:
         home = signatures.imported_classes(signatures.module("torch", "optim/__init__.py"))[name]
         path = home.removeprefix("torch.").replace(".", "/") + ".py"
     found = signatures.signature(signatures.module("torch", path), name, _HIDDEN[family], tensor)
-    return {k: Argument(a.kind, a.required and (name, k) not in _OPTIONAL, a.default) for k, a in found.items()}
+    taken = {k: Argument(a.kind, a.required and (name, k) not in _OPTIONAL, a.default) for k, a in found.items()}
+    if family == "loss" and "weight" in taken:  # filled in once the training samples are known
+        weight = taken["weight"]
+        taken["weight"] = Argument(either([choice([BALANCED]), weight.kind]), weight.required, weight.default)
+    return taken
 
 
 def weights(model: str) -> tuple[str, ...]:

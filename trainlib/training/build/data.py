@@ -56,17 +56,24 @@ def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: 
 
     Raises UserError if nothing can be learned.
     """
+    labels_N = dataset.train.labels_N[plan.ids_N]
+    loss = losses.with_class_weights(config.loss, labels_N, len(dataset.class_names))
     names, warnings = dataset.class_names, inspection.inspect(dataset, plan.ids_N, val_ids)
     if not is_custom(config.loss.name):
-        objective = losses.Objective(config.loss, len(names), torch.device("cpu"))
-        losses.check_class_weights(objective, dataset.train.labels_N[plan.ids_N])
-    by_position = losses.weights_by_class(config.loss, names)
-    for line in by_position:
+        objective = losses.Objective(loss, len(names), torch.device("cpu"))
+        losses.check_class_weights(objective, labels_N)
+    for line in losses.weights_by_class(loss, names):
         logger.info("%s", line)
     if notice := inspection.text_order_notice(names):
+        by_position = losses.weights_by_class(config.loss, names)
         warnings.append(notice) if by_position else logger.info("%s", notice)
     if plan.sampling is not None and config.data.balance:
         logger.info("%s", plan.sampling.describe(names, config.seed))
+        if losses.is_balanced(config.loss):
+            warnings.append(
+                "data.balance draws small classes more often, and loss.weight: balanced makes each of them count more: "
+                "together they count more than the large ones; leave one of the two out"
+            )
     if config.data.repeats > 1 and config.data.augment == Augment():
         warnings.append("data.repeats repeats the same images, as data.augment changes none: leave it out")
     for warning in warnings:

@@ -13,7 +13,7 @@ from trainlib.models.custom_parts import (
     build_custom,
     check_custom_model,
 )
-from trainlib.models.losses import Objective
+from trainlib.models.losses import Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key, seed_generators
@@ -57,7 +57,8 @@ def check_build(config: Config, labels_N: torch.Tensor, num_classes: int) -> Non
     with torch.device("meta"):
         classifier = build_model(local_weights(config.model), num_classes, config.data.image_size)
     check_images(classifier, config, plan, num_classes, world_size=1)
-    Objective(config.loss, num_classes, torch.device("cpu"))
+    loss = with_class_weights(config.loss, labels_N[plan.ids_N], num_classes)
+    Objective(loss, num_classes, torch.device("cpu"))
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
     Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
 

@@ -25,7 +25,7 @@ from trainlib.models.custom_parts import (
     check_custom_loss,
 )
 from trainlib.models.ema import ExponentialMovingAverage, NoAverage
-from trainlib.models.losses import CustomLoss, Objective
+from trainlib.models.losses import CustomLoss, Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
@@ -148,7 +148,9 @@ def build_train_state(
     kernels = accelerator.device if accelerator.scaler is None else None
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters(), kernels)
     prepared = accelerator.prepare_optimizer(optimizer)
-    objective = Objective(config.loss, inputs.num_classes, accelerator.device, custom_loss)
+    labels_N = inputs.samples.train.labels_N[inputs.plan.ids_N]
+    loss = with_class_weights(config.loss, labels_N, inputs.num_classes)
+    objective = Objective(loss, inputs.num_classes, accelerator.device, custom_loss)
     if custom_loss is not None:
         check_custom_loss(objective, inputs.num_classes, accelerator.device)
     average = config.train.average
