@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainlib.data.identity.listing import Listing
-from trainlib.data.images import Images
+from trainlib.data.images import Pictures
 
 PerChannel = tuple[float, float, float]  # one value each for red, green and blue
 
@@ -23,7 +23,7 @@ class ImageSet:
                    it; None where it is the sample's index
     """
 
-    images: Images
+    images: Pictures
     labels_N: Tensor
     identities_N: Tensor | None = None
 
@@ -44,7 +44,7 @@ class Dataset:
     listing: Listing = field(default_factory=Listing)
 
 
-def channel_statistics(images: Images) -> tuple[PerChannel, PerChannel]:
+def channel_statistics(images: Pictures) -> tuple[PerChannel, PerChannel]:
     """Return mean and standard deviation of each channel, scaled to 0..1, over at most 2,000 evenly spaced images.
 
     Summed in integers, so that in-memory and streamed images give the same bits. A standard deviation is at least

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -23,21 +24,66 @@ BATCHES_AHEAD = 2  # for each process that decodes
 DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
 
 
-class Images(Protocol):
-    """Decoded images, uint8 RGB, all of one size, in batches by index."""
+class Pictures(Protocol):
+    """Decoded images, uint8 RGB, all of one size, in batches by index: what a class of a user's own must give."""
 
     def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Pictures:
+        """Return the same images with their batches on `device`."""
+        ...
+
+    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield, for each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, 3, H, W] on their device."""
+        ...
+
+
+class Images(Pictures, Protocol):
+    """Decoded images, uint8 RGB, in batches by index; those of training may have another size than the others."""
 
     def to(self, device: torch.device) -> Images:
         """Return the same images with their batches on `device`."""
         ...
 
-    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+    def batches(
+        self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Yield, for each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, 3, H, W] on their device.
+
+        epoch   of training, in which images may be cut at random out of their pictures; None: images of evaluation
+        draws   for each tensor of indices the draw numbers of the samples, int64 [B] on the CPU, by which they are cut;
+                None: the indices
 
         Raises DataError for an image that cannot be decoded.
         """
         ...
+
+
+def as_images(pictures: Pictures) -> Images:
+    """Return these images, or, of a class that knows no epochs, images that are the same in each."""
+    if "epoch" in inspect.signature(pictures.batches).parameters:
+        return cast(Images, pictures)
+    return _SameInEveryEpoch(pictures)
+
+
+class _SameInEveryEpoch:
+    """Images of a class of a user's own."""
+
+    def __init__(self, pictures: Pictures):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def to(self, device: torch.device) -> _SameInEveryEpoch:
+        """Return the same images with their batches on `device`."""
+        return _SameInEveryEpoch(self.pictures.to(device))
+
+    def batches(
+        self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the images uint8 [B, 3, H, W] for each tensor of indices, int64 [B]."""
+        return self.pictures.batches(ids)
 
 
 class InMemoryImages:
@@ -58,8 +104,10 @@ class InMemoryImages:
                 return InMemoryImages(self.images_NCHW, device)
         return InMemoryImages(self.images_NCHW.to(device))
 
-    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the images uint8 [B, 3, H, W] for each tensor of indices, int64 [B]."""
+    def batches(
+        self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the images uint8 [B, 3, H, W] for each tensor of indices, int64 [B]: the same in every epoch."""
         if not ids:
             return
         # One transfer for all indices; one a batch would make every step wait for the device.
@@ -93,7 +141,9 @@ class StreamedImages:
         """Return the same images with their batches on `device`."""
         return StreamedImages(self.paths, self.image_size, device, self.content)
 
-    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
+    def batches(
+        self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Yield the images uint8 [B, 3, S, S] for each tensor of indices, int64 [B]; DataError for a damaged file."""
         on_cuda = self.device.type == "cuda"
         loader: DataLoader[_Item] = DataLoader(

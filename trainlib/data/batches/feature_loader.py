@@ -66,8 +66,10 @@ class CachedFeatures:
         """Return the features themselves: they were computed on the device of their loader."""
         return self
 
-    def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the features [B, ...] for each tensor of sample indices, int64 [B]."""
+    def batches(
+        self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the features [B, ...] for each tensor of sample indices, int64 [B]: the same in every epoch."""
         cached = self._cached.batches([self._row_of_N[ids_B] for ids_B in ids if len(ids_B) in self._sizes])
         images = self._image_loader.model_inputs([ids_B for ids_B in ids if len(ids_B) not in self._sizes])
         for ids_B in ids:

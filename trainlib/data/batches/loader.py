@@ -13,6 +13,7 @@ from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet
+from trainlib.data.images import as_images
 
 
 class MicroBatch(NamedTuple):
@@ -43,7 +44,7 @@ class BatchLoader:
 
     def __init__(self, image_set: ImageSet, preprocess: Preprocess, rank_slice: RankSlice, device: torch.device):
         self.labels_N = image_set.labels_N
-        self.images = image_set.images
+        self.images = as_images(image_set.images)
         self.preprocess = preprocess
         self.rank_slice = rank_slice
         self.device = device
@@ -66,16 +67,16 @@ class BatchLoader:
         """
         micro_batch_size = self.rank_slice.micro_batch_size
         slices = [self.rank_slice.split(batch, micro_batch_size) for batch in batches]
-        image_ids = [
-            ids_N if len(ids_N) else batch[:1]  # a dummy image for an empty shard
-            for batch, rank_slice in zip(batches, slices, strict=True)
-            for _, ids_N in rank_slice
-        ]
         micro_batches = [micro_batch for rank_slice in slices for micro_batch in rank_slice]
         split_draws = [
             draws_N for batch in draws or batches for _, draws_N in self.rank_slice.split(batch, micro_batch_size)
         ]
-        loaded = self._load(micro_batches, image_ids, split_draws, epoch, augmentation)
+        first = [batch[:1] for batch, rank_slice in zip(batches, slices, strict=True) for _ in rank_slice]
+        # A dummy image for an empty shard, of the first sample of the batch.
+        image_ids = [ids_N if len(ids_N) else one for (_, ids_N), one in zip(micro_batches, first, strict=True)]
+        image_draws = [draws_N if len(draws_N) else one for draws_N, one in zip(split_draws, first, strict=True)]
+        images = self.images.batches(image_ids, epoch, image_draws)
+        loaded = self._load(micro_batches, images, split_draws, epoch, augmentation)
         for rank_slice in slices:
             yield [next(loaded) for _ in rank_slice]
 
@@ -83,7 +84,7 @@ class BatchLoader:
         """Yield this rank's share of these samples, each exactly once, in batches of at most `batch_size`."""
         micro_batches = [(shard, ids_B) for shard, ids_B in self.rank_slice.split(ids_N, batch_size) if len(ids_B)]
         ids = [ids_B for _, ids_B in micro_batches]
-        return self._load(micro_batches, ids, ids, 0, None)
+        return self._load(micro_batches, self.images.batches(ids), ids, 0, None)
 
     def model_inputs(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the model's input for each of these tensors of sample indices, neither split over ranks nor augmented.
@@ -105,15 +106,15 @@ class BatchLoader:
     def _load(
         self,
         micro_batches: Sequence[tuple[int, Tensor]],
-        image_ids: Sequence[Tensor],
+        images: Iterator[Tensor],
         draws: Sequence[Tensor],
         epoch: int,
         augmentation: Augmentation | None,
     ) -> Iterator[MicroBatch]:
         """Yield the tensors of these micro-batches, given as (shard, sample indices).
 
-        image_ids   the images to load for each: the same sample indices, or one dummy image for an empty micro-batch
-        draws       the draw numbers of the samples of each
+        images   the images of each, uint8 [B, 3, H, W]: one dummy image for an empty micro-batch
+        draws    the draw numbers of the samples of each
         """
         ids = [ids_N for _, ids_N in micro_batches]
         # One transfer for all labels and indices: one for each micro-batch would cost each step some microseconds.
@@ -121,7 +122,6 @@ class BatchLoader:
         if self.device.type != "cpu":
             labels = _gather_split(self.labels_N, ids, self.device)
             draws = _transfer(draws, self.device)
-        images = self.images.batches(image_ids)
         for index, ((shard, ids_N), images_NCHW) in enumerate(zip(micro_batches, images, strict=True)):
             images_NCHW = images_NCHW.to(self.device, non_blocking=True)
             if augmentation and len(ids_N):

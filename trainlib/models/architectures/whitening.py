@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.images import Images
+from trainlib.data.images import Pictures
 from trainlib.models.architectures.cifar10_fast import PATCH_NUMBERS, PATCH_SIDE, Cifar10Fast
 
 NUM_IMAGES = 5_000
@@ -21,7 +21,7 @@ EPS = 5e-4  # added to variances, so that a component of almost no variance is n
 
 
 @torch.no_grad()
-def init_whitening(module: nn.Module, images: Images, ids_N: Tensor, preprocess: Preprocess) -> None:
+def init_whitening(module: nn.Module, images: Pictures, ids_N: Tensor, preprocess: Preprocess) -> None:
     """Fill in the whitening weights of a `Cifar10Fast` that has them; other models are left as they are.
 
     ids_N   int64: the training samples' indices in `images`
@@ -30,7 +30,7 @@ def init_whitening(module: nn.Module, images: Images, ids_N: Tensor, preprocess:
         module.whiten.weight.copy_(whitening_weights(images, ids_N, preprocess))
 
 
-def whitening_weights(images: Images, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
+def whitening_weights(images: Pictures, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
     """Compute the whitening weights, float32 [24, 3, 2, 2] on the CPU: a function of these images alone, in every bit.
 
     From at most 5,000 images, evenly spaced: class folders come one class after the other. Components are in order of
@@ -49,7 +49,7 @@ def whitening_weights(images: Images, ids_N: Tensor, preprocess: Preprocess) -> 
     return torch.cat([scaled_PP, -scaled_PP]).float().view(-1, 3, PATCH_SIDE, PATCH_SIDE)
 
 
-def _patch_covariance(images: Images, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
+def _patch_covariance(images: Pictures, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
     """Compute the covariance, float64 [12, 12], of a patch's normalized numbers, ordered as in a convolution's weights.
 
     Sums are of whole numbers from 0 to 255, to which resized images are rounded. So float64 holds them exactly, and
