@@ -136,7 +136,7 @@ def real_group() -> Iterator[Path]:
 
 
 def test_a_real_control_group(real_group: Path) -> None:
-    program = "from trainlib.runs import limits; print(limits.memory_limit(), limits.available_memory())"
+    program = "from trainlib.runs.machine import limits; print(limits.memory_limit(), limits.available_memory())"
     script = f'echo $$ > {real_group}/cgroup.procs; exec "$0" -c "$1"'
     done = subprocess.run(["sh", "-c", script, sys.executable, program], capture_output=True, text=True, check=True)
     limit, available = map(int, done.stdout.split())
