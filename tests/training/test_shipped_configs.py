@@ -61,4 +61,4 @@ def test_everything_that_it_names_can_be_built(name: str, workdir: Path) -> None
             for index in range(40):
                 Image.new("RGB", (8, 8)).save(workdir / "data" / split / label / f"{index}.png")
     config = load_config([name])
-    check_build(config, *dataset_info(config.data))
+    check_build(config, dataset_info(config.data, config.seed))

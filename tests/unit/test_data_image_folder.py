@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import load_data
-from trainlib.data.sources.class_folders import list_images
+from trainlib.data.sources.image_folder import list_image_folder
 from trainlib.errors import DataError
 
 
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 def message(root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        list_images(root)
+        list_image_folder(root)
     return str(caught.value)
 
 
@@ -67,9 +67,9 @@ def test_nested_folders_and_links_are_walked_but_not_in_circles(root: Path, tmp_
     (root / "train" / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "train" / "cat" / "6.png").symlink_to(tmp_path / "elsewhere" / "5.png")
     (root / "train" / "cat" / "indoors" / "back").symlink_to(root / "train" / "cat")
-    train, _ = list_images(root)
-    names = [Path(file.path).relative_to(root / "train" / "cat").as_posix() for file in train.classes["cat"]]
-    assert names == ["0.png", "1.png", "2.png", "6.png", "indoors/deep/4.png", "linked/5.png"]
+    names = [name for name in list_image_folder(root).full_names() if name.startswith("train/cat/")]
+    expected = ["0.png", "1.png", "2.png", "6.png", "indoors/deep/4.png", "linked/5.png"]
+    assert names == [f"train/cat/{name}" for name in expected]
 
 
 def test_files_that_are_no_images_are_left_out_with_one_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,38 +77,27 @@ def test_files_that_are_no_images_are_left_out_with_one_warning(root: Path, capl
     for name in [*left_out, "train/cat/Thumbs.db", "train/.DS_Store", "train/dog/desktop.ini", "train/.git/x.png"]:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"")
-    train, test = list_images(root)
-    assert [len(split.classes[name]) for split in (train, test) for name in ("cat", "dog")] == [3, 3, 1, 1]
-    assert set(train.classes) == {"cat", "dog"}
+    samples = list_image_folder(root)
+    assert samples.labels_N.tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
+    assert samples.classes == ("cat", "dog")
     [record] = caplog.records
     assert (record.name, record.levelno) == ("trainlib.data", logging.WARNING)
     assert "(4)" in record.getMessage()
     assert all(str(root / name) in record.getMessage() for name in left_out)
     caplog.clear()
-    list_images(root, warn=False)
+    list_image_folder(root, warn=False)
     assert not caplog.records
 
 
 def test_a_missing_root_is_named_with_the_layout(tmp_path: Path) -> None:
     assert message(tmp_path / "nowhere") == (
         f"data.root: {tmp_path / 'nowhere'} does not exist. "
-        "The layout is data.root/train/<class>/<image> and data.root/test/<class>/<image>."
+        "The layout is data.root/train/<class>/<image> and, where there are such splits, data.root/val/<class>/<image> "
+        "and data.root/test/<class>/<image>; or data.root/<class>/<image>, and data.test_fraction is held out for the "
+        "test."
     )
     (tmp_path / "file").touch()
     assert "is not a folder" in message(tmp_path / "file")
-
-
-def test_class_folders_directly_in_the_root_are_recognised(root: Path) -> None:
-    text = message(root / "train")
-    assert "no folder 'train' and no folder 'test' (its folders: cat, dog)" in text
-    assert "look like class folders: move them into train/" in text
-
-
-def test_a_missing_test_folder_asks_for_a_share_of_the_images(root: Path) -> None:
-    (root / "test").rename(root / "validation")
-    text = message(root)
-    assert "no folder 'test' (its folders: train, validation)" in text
-    assert "Make test/ with a share" in text
 
 
 def test_no_class_folders(tmp_path: Path) -> None:
@@ -161,10 +150,11 @@ def test_a_root_one_level_too_high_is_told(root: Path) -> None:
 
 @pytest.mark.parametrize("junk", ["__MACOSX", "@eaDir", "#recycle", ".ipynb_checkpoints", "System Volume Information"])
 def test_what_archives_and_drives_leave_behind_is_no_class_and_no_image(root: Path, junk: str) -> None:
-    before = list_images(root)
+    before = list_image_folder(root)
     for folder in ("train", "test", "train/cat"):
         save_image(root / folder / junk / "thumbnail.png")
-    assert list_images(root) == before
+    after = list_image_folder(root)
+    assert (after.full_names(), after.stamps) == (before.full_names(), before.stamps)
 
 
 def test_the_same_folders_in_every_class_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,8 +162,8 @@ def test_the_same_folders_in_every_class_are_told(root: Path, caplog: pytest.Log
         for name in ("cat", "dog"):
             for split in ("train", "test"):
                 save_image(root / "sites" / split / site / name / "1.png")
-    list_images(root / "sites")
+    list_image_folder(root / "sites")
     assert "(north, south) holds the same folders, cat, dog" in caplog.text
     caplog.clear()
-    list_images(root)
+    list_image_folder(root)
     assert not caplog.text

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from trainlib.data.identity.listing import Listing, SampleFile, Stamp, changes, dump_listing, identities, parse_listing
+from trainlib.data.identity.listing import Listing, SampleFile, changes, dump_listing, identities, parse_listing
+from trainlib.data.identity.stamp import Stamp
 
 
 def listed(*files: tuple[str, int, int, str | None], classes: tuple[str, ...] = ("cat", "dog")) -> Listing:

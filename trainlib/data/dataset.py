@@ -21,11 +21,13 @@ class ImageSet:
 
     identities_N   a number for each sample, int64 [N], that stays its own where others come and go: random splits go by
                    it; None where it is the sample's index
+    groups_N       int64 [N]: no split separates samples with the same number; None where each stands alone
     """
 
     images: Pictures
     labels_N: Tensor
     identities_N: Tensor | None = None
+    groups_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Dataset:
 
     mean, std   of each channel of the training images, scaled to 0..1
     listing     what the data are made of, to tell whether they are still the same
+    val_ids     indices of the training images that the data bring for validation, int64; None where it is drawn
     """
 
     train: ImageSet
@@ -42,6 +45,7 @@ class Dataset:
     mean: PerChannel
     std: PerChannel
     listing: Listing = field(default_factory=Listing)
+    val_ids: Tensor | None = None
 
 
 def channel_statistics(images: Pictures) -> tuple[PerChannel, PerChannel]:

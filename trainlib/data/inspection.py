@@ -19,6 +19,7 @@ MAX_PICTURES = 1_000
 AT_ONCE = 50  # pictures in memory
 DARKEST_RANGE = 32  # of 256 values; the upper 8 of 16 bits leave 16 to a picture of 12 bits
 NAMED_AT_MOST = 10
+FEW_FOR_VALIDATION = 10  # images of a class: one of them is a tenth of its accuracy
 FLOOR = 1 / 255  # the standard deviation that `channel_statistics` gives to a channel without variance
 
 EXPORT = (
@@ -37,6 +38,21 @@ def inspect(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> list[str]:
     warnings = _check_classes(dataset, train_ids, val_ids)
     warnings += _check_pictures(dataset, train_ids)
     return warnings
+
+
+def summary(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> str:
+    """Return one line on what was found: the images of each split, the classes, and the smallest and largest of them.
+
+    train_ids, val_ids   as for `inspect`
+    """
+    names = dataset.class_names
+    counts = torch.bincount(dataset.train.labels_N[train_ids], minlength=len(names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    return (
+        f"data: {len(train_ids)} images to train on, {len(val_ids)} for validation, {len(dataset.test.labels_N)} for "
+        f"the test; {len(names)} classes, of {int(counts[least])} ({names[least]}) to {int(counts[most])} "
+        f"({names[most]}) training images"
+    )
 
 
 def text_order_notice(class_names: Sequence[str]) -> str | None:
@@ -87,12 +103,25 @@ def _check_classes(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> list
             f"the validation split has no sample of {len(unseen)} of the {len(names)} classes ({name_some(unseen)}): "
             "val/loss and val/accuracy say nothing of them. A larger data.val_fraction holds out more"
         )
+    warnings += _small_classes(labels_N[val_ids], names)
     if untested := missing_classes(dataset.test.labels_N, names):
         warnings.append(
             f"the test split has no sample of {len(untested)} of the {len(names)} classes ({name_some(untested)}): the "
             "test accuracy says nothing of them"
         )
     return warnings
+
+
+def _small_classes(labels_N: Tensor, names: Sequence[str]) -> list[str]:
+    """Return a warning where the validation split has a few images of a class: its accuracy moves in large steps."""
+    counts = torch.bincount(labels_N, minlength=len(names)).tolist()
+    few = [name for name, count in zip(names, counts, strict=True) if 0 < count < FEW_FOR_VALIDATION]
+    if not few:
+        return []
+    return [
+        f"the validation split has fewer than {FEW_FOR_VALIDATION} images of {len(few)} of the {len(names)} classes "
+        f"({name_some(few)}): what it says of them is mostly chance. A larger data.val_fraction holds out more"
+    ]
 
 
 def _check_pictures(dataset: Dataset, train_ids: Tensor) -> list[str]:

@@ -38,7 +38,7 @@ from trainlib.runs.status import read_run
 from trainlib.runs.terminal.printable import encode_anything, print_error, printable
 from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import show
-from trainlib.training.build.data import build_plan
+from trainlib.training.build.data import plan_of
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.metrics.sums import gather_sums, metrics_of
 from trainlib.training.provenance import data_changes, read_listing
@@ -122,7 +122,7 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> tuple[
     if folder is not None:
         image_set = load_class_folder(Path(folder), chosen.classes, config.data.image_size)
         return image_set, torch.arange(len(image_set.labels_N))
-    dataset = load_data(config.data, is_main=launch_variables.rank() == 0)
+    dataset = load_data(config.data, config.seed, is_main=launch_variables.rank() == 0)
     _tell_changes(chosen, dataset.listing)
     if dataset.class_names != chosen.classes:
         raise DataError(
@@ -131,7 +131,7 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> tuple[
         )
     if split == "test":
         return dataset.test, torch.arange(len(dataset.test.labels_N))
-    plan, val_ids = build_plan(config, dataset.train.labels_N, dataset.train.identities_N)
+    plan, val_ids = plan_of(config, dataset)
     ids_N = plan.ids_N if split == "train" else val_ids
     if not len(ids_N):
         raise UserError("--split val: the run has no validation split (data.val_fraction is 0); take train or test")

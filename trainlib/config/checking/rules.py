@@ -217,6 +217,14 @@ def _constant_features(config: Config) -> Iterator[Mistake]:
         yield Mistake("model.cache_features", rule)
 
 
+def _files_can_be_split(config: Config) -> Iterator[Mistake]:
+    data = config.data
+    if data.name in ("cifar10", "synthetic"):
+        for key, value in (("test_fraction", data.test_fraction), ("group", data.group)):
+            if value is not None:
+                yield Mistake(f"data.{key}", f"got {value}, but {data.name} has its own test split: leave it out")
+
+
 _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, _one_length),
     ({"train"}, _micro_batch_fits),
@@ -236,5 +244,6 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"loss"}, _class_weights_count),
     ({"loss"}, _targets_differ),
     ({"model"}, _weights_known),
+    ({"data"}, _files_can_be_split),
     ({"model", "data"}, _constant_features),
 )

@@ -24,9 +24,10 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "data='{name: synthetic}'",
     ),
     "data.name": D(
-        "`cifar10` (downloaded once, checksums verified), `image_folder` (`<root>/train/<class>/*` and "
-        "`<root>/test/<class>/*`) or `synthetic` (built-in drawings of shapes, no files needed). `custom:...` in "
-        "a run's own config.yaml stands for a data set given in Python ([python.md](python.md)).",
+        "`cifar10` (downloaded once, checksums verified), `image_folder` (class folders of pictures, in "
+        "`<root>/train`, `<root>/val` and `<root>/test`, or directly in `<root>`) or `synthetic` (built-in drawings of "
+        "shapes, no files needed). `custom:...` in a run's own config.yaml stands for a data set given in Python "
+        "([python.md](python.md)).",
         "data.name=image_folder",
     ),
     "data.root": D(
@@ -34,15 +35,26 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "data.root=pictures",
     ),
     "data.val_fraction": D(
-        "Fraction of the training set that is held out for validation, chosen by `seed`. 0: no validation; then "
-        "there is no best checkpoint, and the last weights are tested.",
+        "Fraction of the training set that is held out for validation, chosen by `seed`, where the data bring no "
+        "validation split of their own. 0: no validation; then there is no best checkpoint, and the last weights are "
+        "tested.",
         "data.val_fraction=0.2",
+    ),
+    "data.test_fraction": D(
+        "Fraction of the samples that is held out for the test, chosen by `seed` before validation is, where the data "
+        "bring no test split. `null`: 0.2 there.",
+        "data.test_fraction=0.1",
     ),
     "data.split": D(
         "How validation samples are chosen, by a hash of `seed` and each sample's name (its index in data that are no "
         "files). `stratified`: `val_fraction` of each class, at least one; `random`: of all samples at once. A picture "
         "that is added moves at most one other. `index`: by position, as runs do that began before the others existed.",
         "data.split=random",
+    ),
+    "data.group": D(
+        "`folder`: pictures in one folder below their class (`<class>/<group>/<image>`) are never on two sides of a "
+        "split. Folders of one name are one group, also in two classes.",
+        "data.group=folder",
     ),
     "data.balance": D(
         "From 0 to 1: how far classes of different sizes are evened out in training. 0: every sample once an epoch; "

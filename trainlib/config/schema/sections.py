@@ -55,7 +55,9 @@ class DataConfig(Section):
     name: Annotated[Literal["cifar10", "image_folder", "synthetic"], WrapValidator(allow_custom)] = "cifar10"
     root: str = "data"
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     split: Split = "stratified"
+    group: Annotated[str, Field(min_length=1)] | None = None
     balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     repeats: Annotated[int, Field(ge=1)] = 1
     verify: Literal["quick", "full"] = "quick"

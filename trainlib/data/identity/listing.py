@@ -5,34 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from trainlib.data.identity.stamp import Stamp
+
 NAMED_AT_MOST = 5
 FORMAT = 1
-
-
-class Stamp(NamedTuple):
-    """What the file system says of a file without reading it: if all is as it was, so are the bytes.
-
-    size is in bytes, the times are in nanoseconds since 1970. `ctime_ns` changes with every change of bytes or times,
-    also where a program sets `mtime_ns` back.
-    """
-
-    size: int
-    inode: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
-        """Return the stamp in what `os.stat` returned."""
-        return cls(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True)

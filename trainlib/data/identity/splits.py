@@ -1,6 +1,8 @@
-"""Splits of a data set's training samples, by index: validation, and the limited training set."""
+"""Splits of a data set's samples, by index: validation, test, and the limited training set."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,7 +11,12 @@ from trainlib.randomness import draw, key, permutation
 
 
 def split_validation(
-    labels_N: Tensor, val_fraction: float, seed: int, split: str = "stratified", identities_N: Tensor | None = None
+    labels_N: Tensor,
+    val_fraction: float,
+    seed: int,
+    split: str = "stratified",
+    identities_N: Tensor | None = None,
+    groups_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the indices of the samples to train on and of those held out for validation: int64, ascending.
 
@@ -17,25 +24,26 @@ def split_validation(
                    of (seed, identity); "random": the same over all samples at once; "index": as "random", with the
                    sample's index for its identity
     identities_N   int64 [N], one for each sample; None for the index
+    groups_N       int64 [N]: samples with one number stay on one side; None where they stand alone
 
     A function of the arguments alone. A sample that is added moves at most one other, of its class. With
-    val_fraction > 0, each class of two or more samples has at least one on each side.
+    val_fraction > 0, each class of two or more samples (or groups) has at least one on each side.
     """
-    num_samples = len(labels_N)
-    ids_N = torch.arange(num_samples)
-    if split == "index" or identities_N is None:
-        identities_N = ids_N
-    order = torch.argsort(draw(key("validation", seed), identities_N), stable=True)
-    classes_N = labels_N if split == "stratified" else torch.zeros_like(labels_N)
-    order = order[torch.argsort(classes_N[order], stable=True)]
-    counts = torch.bincount(classes_N).tolist()
-    if split == "stratified" and max(counts) == 1:  # no class can spare a sample: take of all at once
-        return split_validation(labels_N, val_fraction, seed, "random", identities_N)
-    held_out = [min(max(round(n * val_fraction), 1), n - 1) if val_fraction > 0 and n else 0 for n in counts]
-    val_ids = torch.cat([of_class[:k] for of_class, k in zip(torch.split(order, counts), held_out, strict=True)])
-    is_val_N = torch.zeros(num_samples, dtype=torch.bool)
-    is_val_N[val_ids] = True
-    return ids_N[~is_val_N], ids_N[is_val_N]
+    if split == "index":
+        identities_N = None
+    return _hold_out(key("validation", seed), labels_N, val_fraction, split == "stratified", identities_N, groups_N)
+
+
+def split_test(
+    labels_N: Tensor,
+    test_fraction: float,
+    seed: int,
+    split: str = "stratified",
+    identities_N: Tensor | None = None,
+    groups_N: Tensor | None = None,
+) -> Tensor:
+    """Return the indices of the samples held out for the test, int64, ascending: as validation is, by another hash."""
+    return _hold_out(key("test", seed), labels_N, test_fraction, split == "stratified", identities_N, groups_N)[1]
 
 
 def limit_samples(ids_N: Tensor, limit: int | None, seed: int) -> Tensor:
@@ -44,3 +52,61 @@ def limit_samples(ids_N: Tensor, limit: int | None, seed: int) -> Tensor:
         return ids_N
     chosen = permutation(key("limit", seed), len(ids_N))[:limit].sort().values
     return ids_N[chosen]
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What goes to one side as a whole, [U] each: samples, or groups of them with the class that most of them have."""
+
+    of_N: Tensor  # the unit of each sample
+    labels_U: Tensor
+    identities_U: Tensor
+    sizes_U: Tensor
+
+
+def _hold_out(
+    stream: int,
+    labels_N: Tensor,
+    fraction: float,
+    by_class: bool,
+    identities_N: Tensor | None,
+    groups_N: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the indices that are kept and those that are held out, int64, ascending."""
+    units = _units(labels_N, identities_N, groups_N)
+    classes_U = units.labels_U if by_class else torch.zeros_like(units.labels_U)
+    if by_class and int(torch.bincount(classes_U).max()) == 1:  # no class can spare a sample: take of all at once
+        return _hold_out(stream, labels_N, fraction, False, identities_N, groups_N)
+    order = torch.argsort(draw(stream, units.identities_U), stable=True)
+    order = order[torch.argsort(classes_U[order], stable=True)]
+    is_held_U = torch.zeros(len(order), dtype=torch.bool)
+    for of_class in torch.split(order, torch.bincount(classes_U).tolist()):
+        is_held_U[of_class[: _how_many(units.sizes_U[of_class], fraction)]] = True
+    is_held_N = is_held_U[units.of_N]
+    ids_N = torch.arange(len(labels_N))
+    return ids_N[~is_held_N], ids_N[is_held_N]
+
+
+def _units(labels_N: Tensor, identities_N: Tensor | None, groups_N: Tensor | None) -> _Units:
+    ids_N = torch.arange(len(labels_N))
+    if groups_N is None:
+        return _Units(ids_N, labels_N, ids_N if identities_N is None else identities_N, torch.ones_like(labels_N))
+    groups_U, of_N, sizes_U = torch.unique(groups_N, return_inverse=True, return_counts=True)
+    num_classes = int(labels_N.max()) + 1
+    pairs, counts = torch.unique(of_N * num_classes + labels_N, return_counts=True)  # of a group and a class
+    order = torch.argsort(counts, stable=True, descending=True)  # the first of a group is its commonest class
+    order = order[torch.argsort(pairs[order] // num_classes, stable=True)]
+    first = torch.cumsum(torch.bincount(pairs // num_classes), 0) - torch.bincount(pairs // num_classes)
+    return _Units(of_N, pairs[order][first] % num_classes, groups_U, sizes_U)
+
+
+def _how_many(sizes: Tensor, fraction: float) -> int:
+    """Return how many units of a class, whose sizes these are in order, to hold out: about that share of its samples.
+
+    At least one, and never all; none for fraction 0, or where there is one unit only.
+    """
+    if fraction <= 0 or len(sizes) < 2:
+        return 0
+    share = max(round(int(sizes.sum()) * fraction), 1)
+    middles = 2 * torch.cumsum(sizes, 0) - sizes  # doubled; a unit is in the share if more of it is inside than outside
+    return min(max(int((middles <= 2 * share).sum()), 1), len(sizes) - 1)

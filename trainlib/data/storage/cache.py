@@ -25,8 +25,10 @@ import torch
 
 from trainlib.data.dataset import PerChannel, channel_statistics
 from trainlib.data.decoding.pool import damaged_images, decode_files, decoding_processes
+from trainlib.data.identity.stamp import Stamp
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
-from trainlib.data.storage.entry import CacheEntry, Decoded, ImageFile
+from trainlib.data.pictures.files import PictureFiles
+from trainlib.data.storage.entry import CacheEntry, Decoded
 from trainlib.errors import DataError
 from trainlib.runs.files.locks import exclusive_lock
 from trainlib.runs.machine.limits import available_memory
@@ -52,8 +54,9 @@ class DecodedImages:
 
 
 def load_decoded(
-    train: Sequence[ImageFile],
-    test: Sequence[ImageFile],
+    files: PictureFiles,
+    stamps: Sequence[Stamp],
+    num_train: int,
     image_size: int,
     *,
     verify: bool = False,
@@ -65,31 +68,32 @@ def load_decoded(
     If the cache lacks them, the first process that holds the lock decodes them into it, and the others wait. Images
     that would take too much memory or disk are decoded again for every batch instead (`StreamedImages`).
 
-    verify   read every file again, also where its stamp is the one that it was read under
+    stamps      what the file system says of each file now
+    num_train   how many of the files are for training; the others, behind them, are the test split
+    verify      read every file again, also where its stamp is the one that it was read under
 
     Raises DataError for damaged images and for a cache that cannot be written, StoppedError when asked to stop.
     """
-    files = [*train, *test]
-    paths = [file.path for file in files]
+    paths = [files.describe(index) for index in range(len(files))]
     folder = cache_folder()
-    entry = CacheEntry(folder / _key(files, image_size), (len(files), 3, image_size, image_size))
+    entry = CacheEntry(folder / _key(paths, stamps, image_size), (len(files), 3, image_size, image_size))
     is_streamed = not _fits(entry.shape, folder)
-    found = entry.read(files, verify=verify)
+    found = entry.read(files, stamps, verify=verify)
     if found is None or (found.images_NCHW is None and not is_streamed):
         # Rank 0 goes first where it can, since it is the one that shows progress.
         with _locked(entry.lock_path, stop_requested, delay=0.0 if is_main else 1.0):
-            found = entry.read(files, verify=False)
+            found = entry.read(files, stamps, verify=False)
             if found is None or (found.images_NCHW is None and not is_streamed):
                 hashes: list[str | None] = [None] * len(files)
                 if not is_streamed:
                     hashes = _decode(paths, entry.array_path, entry.shape, stop_requested, is_main)
                 images_NCHW = None if is_streamed else entry.open_array()
-                mean, std = channel_statistics(_images(images_NCHW, paths, len(train), image_size)[0])
+                mean, std = channel_statistics(_images(images_NCHW, paths, num_train, image_size)[0])
                 found = Decoded(images_NCHW, mean, std, hashes)
-                entry.write(files, found)
+                entry.write(stamps, found)
     if is_main and found.images_NCHW is None:
         logger.info("%s", _why_streamed(entry.shape, folder))
-    train_images, test_images = _images(found.images_NCHW, paths, len(train), image_size)
+    train_images, test_images = _images(found.images_NCHW, paths, num_train, image_size)
     return DecodedImages(train_images, test_images, found.mean, found.std, found.hashes)
 
 
@@ -106,10 +110,10 @@ def cache_folder() -> Path:
     return Path(folder).absolute() / "trainlaunch"
 
 
-def _key(files: Sequence[ImageFile], image_size: int) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {image_size} {PIL.__version__} {len(files)}".encode())
-    for file in files:
-        digest.update(f"\0{file.path}\0{file.stamp.size}".encode(errors="surrogateescape"))
+def _key(paths: Sequence[str], stamps: Sequence[Stamp], image_size: int) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {image_size} {PIL.__version__} {len(paths)}".encode())
+    for path, stamp in zip(paths, stamps, strict=True):
+        digest.update(f"\0{path}\0{stamp.size}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from trainlib.data.dataset import PerChannel
-from trainlib.data.identity.listing import Stamp
+from trainlib.data.identity.stamp import Stamp
+from trainlib.data.pictures.files import PictureFiles
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.machine.limits import usable_cores
 
@@ -23,14 +23,6 @@ BLOCK = 1 << 26  # bytes that are hashed at a time, so that all cores take part
 NAMED_AT_MOST = 5
 
 logger = logging.getLogger("trainlib.data")
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file: its absolute path, and what the file system says of it."""
-
-    path: str
-    stamp: Stamp
 
 
 class Decoded(NamedTuple):
@@ -54,9 +46,10 @@ class CacheEntry:
         self.lock_path = path.with_suffix(".lock")
         self.shape = shape
 
-    def read(self, files: Sequence[ImageFile], *, verify: bool) -> Decoded | None:
+    def read(self, files: PictureFiles, stamps: Sequence[Stamp], *, verify: bool) -> Decoded | None:
         """Return what the entry holds; None where it is missing, damaged, or of files that are others now.
 
+        stamps   of the files, as they are now
         verify   read every file again, not only those whose stamp is not the one that they were read under
         """
         facts = self._read_facts(len(files))
@@ -69,26 +62,26 @@ class CacheEntry:
             return None
         mean, std = facts["statistics"]
         entry = Decoded(images_NCHW if facts["sha256"] is not None else None, mean, std, facts["hashes"])
-        stale = [i for i, file in enumerate(files) if verify or file.stamp != facts["stamps"][i]]
+        stale = [i for i, stamp in enumerate(stamps) if verify or stamp != facts["stamps"][i]]
         if not stale:
             return entry
-        changed = _changed([files[i].path for i in stale], [entry.hashes[i] for i in stale])
+        changed = [files.describe(i) for i in _changed(files, stale, entry.hashes)]
         if changed:
             more = f" and {len(changed) - NAMED_AT_MOST} more" if len(changed) > NAMED_AT_MOST else ""
             names = ", ".join(changed[:NAMED_AT_MOST])
             logger.warning("Image files that changed since they were decoded are decoded again: %s%s.", names, more)
             return None
         with suppress(OSError):  # it is only asked again at the next start then
-            self.write(files, entry)
+            self.write(stamps, entry)
         return entry
 
-    def write(self, files: Sequence[ImageFile], entry: Decoded) -> None:
+    def write(self, stamps: Sequence[Stamp], entry: Decoded) -> None:
         """Write the file of facts. Raises OSError where it cannot be written."""
         facts = {
             "mean": entry.mean,
             "std": entry.std,
             "sha256": None if entry.images_NCHW is None else array_sha256(entry.images_NCHW),
-            "files": [[sha256, *file.stamp] for sha256, file in zip(entry.hashes, files, strict=True)],
+            "files": [[sha256, *stamp] for sha256, stamp in zip(entry.hashes, stamps, strict=True)],
         }
         write_atomically(self.facts_path, json.dumps(facts))
 
@@ -124,16 +117,16 @@ def array_sha256(images_NCHW: np.ndarray) -> str:
         return hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
-def _changed(paths: Sequence[str], hashes: Iterable[str | None]) -> list[str]:
-    """Return the paths of the files that do not have these hashes; a hash that is not known is not had."""
+def _changed(files: PictureFiles, indices: Sequence[int], hashes: Sequence[str | None]) -> list[int]:
+    """Return which of these files do not have their hashes; a file whose hash is not known counts as changed."""
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return [path for path, now, then in zip(paths, pool.map(_sha256, paths), hashes, strict=True) if now != then]
+        now = pool.map(lambda index: _sha256(files, index), indices)
+        return [index for index, sha256 in zip(indices, now, strict=True) if sha256 != hashes[index]]
 
 
-def _sha256(path: str) -> str | None:
+def _sha256(files: PictureFiles, index: int) -> str | None:
     """Return the SHA-256 of a file's bytes, in hex; None where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+        return hashlib.sha256(files.read(index)).hexdigest()
+    except (OSError, ValueError):
         return None

@@ -25,30 +25,44 @@ logger = logging.getLogger("trainlib")
 
 
 def build_plan(
-    config: Config, labels_N: torch.Tensor, identities_N: torch.Tensor | None = None
+    config: Config,
+    labels_N: torch.Tensor,
+    identities_N: torch.Tensor | None = None,
+    groups_N: torch.Tensor | None = None,
+    val_ids: torch.Tensor | None = None,
 ) -> tuple[Plan, torch.Tensor]:
     """Return the plan of a run over these training samples, and the indices held out for validation (int64).
 
-    labels_N, identities_N   of all training samples (see `ImageSet`)
+    labels_N, identities_N, groups_N   of all training samples (see `ImageSet`)
+    val_ids                            those that the data bring for validation; None where some are drawn
 
-    Raises DataError when the samples left for training are fewer than a batch, or than `data.limit`.
+    A global batch has at most all of the samples that are trained on. Raises DataError when `data.limit` is more.
     """
     data, train = config.data, config.train
-    train_ids, val_ids = split_validation(labels_N, data.val_fraction, config.seed, data.split, identities_N)
+    if val_ids is None:
+        train_ids, val_ids = split_validation(
+            labels_N, data.val_fraction, config.seed, data.split, identities_N, groups_N
+        )
+    else:
+        is_val_N = torch.zeros(len(labels_N), dtype=torch.bool).index_fill(0, val_ids, True)
+        train_ids = torch.nonzero(~is_val_N)[:, 0]
     if data.limit is not None and data.limit > len(train_ids):
         raise DataError(
             f"data.limit: got {data.limit}, must be at most the {len(train_ids)} training samples there are"
         )
     train_ids = limit_samples(train_ids, data.limit, config.seed)
-    if train.batch_size > len(train_ids):
-        raise DataError(
-            f"train.batch_size: got {train.batch_size}, must be at most the {len(train_ids)} training samples there are"
-        )
-    epoch_steps = steps_per_epoch(len(train_ids), train.batch_size, data.drop_last)
+    batch_size = min(train.batch_size, len(train_ids))
+    epoch_steps = steps_per_epoch(len(train_ids), batch_size, data.drop_last)
     total_steps = train.steps if train.steps is not None else (train.epochs or 0) * epoch_steps
     sampling = Sampling(labels_N[train_ids], data.balance, data.repeats) if data.balance or data.repeats > 1 else None
-    plan = Plan(train_ids, config.seed, train.batch_size, data.shuffle, data.drop_last, total_steps, sampling)
+    plan = Plan(train_ids, config.seed, batch_size, data.shuffle, data.drop_last, total_steps, sampling)
     return plan, val_ids
+
+
+def plan_of(config: Config, dataset: Dataset) -> tuple[Plan, torch.Tensor]:
+    """Return the plan of a run over a data set's training samples; see `build_plan`."""
+    train = dataset.train
+    return build_plan(config, train.labels_N, train.identities_N, train.groups_N, dataset.val_ids)
 
 
 def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: torch.Tensor) -> None:
@@ -59,6 +73,13 @@ def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: 
     labels_N = dataset.train.labels_N[plan.ids_N]
     loss = losses.with_class_weights(config.loss, labels_N, len(dataset.class_names))
     names, warnings = dataset.class_names, inspection.inspect(dataset, plan.ids_N, val_ids)
+    logger.info("%s", inspection.summary(dataset, plan.ids_N, val_ids))
+    if config.train.batch_size > len(plan.ids_N):
+        logger.info(
+            "train.batch_size: got %d, and there are %d training samples: each step takes all of them",
+            config.train.batch_size,
+            len(plan.ids_N),
+        )
     if not is_custom(config.loss.name):
         objective = losses.Objective(loss, len(names), torch.device("cpu"))
         losses.check_class_weights(objective, labels_N)
@@ -92,7 +113,8 @@ def build_data_module(config: Config, dataset: Dataset, val_ids: torch.Tensor, a
     rank_slice = build_rank_slice(train, accelerator.process_index, accelerator.num_processes)
     preprocess = build_preprocess(config, dataset)
     device = accelerator.device
-    piece_size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // rank_slice.num_shards))
+    batch_size = min(train.batch_size, len(dataset.train.labels_N))
+    piece_size = min(train.micro_batch_size or batch_size, -(-batch_size // rank_slice.num_shards))
 
     def batches(images: ImageSet) -> BatchLoader:
         return BatchLoader(replace(images, images=images.images.to(device)), preprocess, rank_slice, device)

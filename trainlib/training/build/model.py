@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainlib.config import Config, is_custom
+from trainlib.data import DatasetInfo
 from trainlib.data.batches.plan import Plan
 from trainlib.errors import UserError
 from trainlib.models import Classifier, build_model, check_forward
@@ -48,16 +49,19 @@ def build_classifier(
     return classifier
 
 
-def check_build(config: Config, labels_N: torch.Tensor, num_classes: int) -> None:
+def check_build(config: Config, data: DatasetInfo) -> None:
     """Build all that the configuration names, on the meta device: shapes without memory, weights without a download.
+
+    data   what the data set holds
 
     Raises UserError for what cannot be built as configured.
     """
-    plan, _ = build_plan(config, labels_N)
+    plan, _ = build_plan(config, data.labels_N, data.identities_N, data.groups_N, data.val_ids)
+    num_classes = data.num_classes
     with torch.device("meta"):
         classifier = build_model(local_weights(config.model), num_classes, config.data.image_size)
     check_images(classifier, config, plan, num_classes, world_size=1)
-    loss = with_class_weights(config.loss, labels_N[plan.ids_N], num_classes)
+    loss = with_class_weights(config.loss, data.labels_N[plan.ids_N], num_classes)
     Objective(loss, num_classes, torch.device("cpu"))
     optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
     Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)

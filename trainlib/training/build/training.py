@@ -30,7 +30,7 @@ from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key
-from trainlib.training.build.data import build_data_module, build_plan, build_preprocess, warn_of_useless_data
+from trainlib.training.build.data import build_data_module, build_preprocess, plan_of, warn_of_useless_data
 from trainlib.training.build.model import build_classifier, check_images
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.progress import Progress
@@ -58,7 +58,7 @@ def build_inputs(
     if config.train.reproducibility == "elastic":
         elastic.require_alike(config.train.virtual_shards, accelerator, start.manifest if start else None)
     num_classes = len(dataset.class_names)
-    plan, val_ids = build_plan(config, dataset.train.labels_N, dataset.train.identities_N)
+    plan, val_ids = plan_of(config, dataset)
     warn_of_useless_data(config, dataset, plan, val_ids)
     if start is not None and start.step > plan.total_steps:
         raise RunDirectoryError(

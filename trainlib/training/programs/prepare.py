@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         from trainlib.data import dataset_info
         from trainlib.training.build.model import check_build
 
-        check_build(config, *dataset_info(config.data))
+        check_build(config, dataset_info(config.data, config.seed))
         prepare(config, fresh=options.fresh, resume=options.resume)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

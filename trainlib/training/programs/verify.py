@@ -29,7 +29,7 @@ from trainlib.runs.files.json_records import append_line
 from trainlib.runs.machine import environment, launch_variables
 from trainlib.runs.records.checkpoints import find_named, steps_in
 from trainlib.runs.records.rows import Row
-from trainlib.training.build.data import build_plan
+from trainlib.training.build.data import plan_of
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
@@ -95,9 +95,9 @@ def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | No
     """
     config = read_resolved(run.config_file)
     process_group.check_precision(config.train)
-    dataset = load_data(config.data)
+    dataset = load_data(config.data, config.seed)
     with process_group.joined(config.train) as accelerator:
-        plan, _ = build_plan(config, dataset.train.labels_N, dataset.train.identities_N)
+        plan, _ = plan_of(config, dataset)
         if named is None:
             start = _newest(run, plan.total_steps - num_steps)
         else:
