@@ -20,6 +20,7 @@ from trainlib.data.sources.in_memory import fingerprint, image_dataset
 from trainlib.data.sources.listed import complete_splits, load_samples, training_facts
 from trainlib.data.sources.samples import Samples
 from trainlib.data.sources.synthetic import NUM_TRAIN, SHAPES, make_synthetic
+from trainlib.data.sources.table import list_table
 from trainlib.errors import UserError
 
 __all__ = [
@@ -64,6 +65,8 @@ def _list_samples(config: DataConfig, *, warn: bool) -> Samples:
     match config.name:
         case "image_folder":
             return list_image_folder(Path(config.root), group=config.group, warn=warn)
+        case "table":
+            return list_table(Path(config.root), config.table or "", group=config.group)
     raise UserError(f"data.name: {custom_part_missing(config.name)}")
 
 

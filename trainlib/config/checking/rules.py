@@ -217,6 +217,16 @@ def _constant_features(config: Config) -> Iterator[Mistake]:
         yield Mistake("model.cache_features", rule)
 
 
+def _table_is_named(config: Config) -> Iterator[Mistake]:
+    data = config.data
+    if data.name == "table" and data.table is None:
+        yield Mistake("data.table", "is missing: data.name=table needs the CSV or Parquet file with path and label")
+    elif data.name != "table" and data.table is not None:
+        yield Mistake(
+            "data.table", f"got {data.table}, but data.name is {data.name}: set data.name=table, or leave it out"
+        )
+
+
 def _files_can_be_split(config: Config) -> Iterator[Mistake]:
     data = config.data
     if data.name in ("cifar10", "synthetic"):
@@ -245,5 +255,6 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"loss"}, _targets_differ),
     ({"model"}, _weights_known),
     ({"data"}, _files_can_be_split),
+    ({"data"}, _table_is_named),
     ({"model", "data"}, _constant_features),
 )

@@ -25,14 +25,19 @@ DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "data.name": D(
         "`cifar10` (downloaded once, checksums verified), `image_folder` (class folders of pictures, in "
-        "`<root>/train`, `<root>/val` and `<root>/test`, or directly in `<root>`) or `synthetic` (built-in drawings of "
-        "shapes, no files needed). `custom:...` in a run's own config.yaml stands for a data set given in Python "
-        "([python.md](python.md)).",
+        "`<root>/train`, `<root>/val` and `<root>/test`, or directly in `<root>`), `table` (a CSV or Parquet file that "
+        "names pictures and labels) or `synthetic` (built-in drawings of shapes, no files needed). "
+        "`custom:...` in a run's own config.yaml stands for a data set given in Python ([python.md](python.md)).",
         "data.name=image_folder",
     ),
     "data.root": D(
-        "Folder of the data: the class folders, or the place for CIFAR-10.",
+        "Folder of the data: the class folders, what the paths of a table begin at, or the place for CIFAR-10.",
         "data.root=pictures",
+    ),
+    "data.table": D(
+        "With `data.name=table`: the CSV or Parquet file with the columns path (below `data.root`) and label and, "
+        "where there are such columns, split (train, val or test) and group. Where it lies says nothing of the data.",
+        "data.table=photos.csv",
     ),
     "data.val_fraction": D(
         "Fraction of the training set that is held out for validation, chosen by `seed`, where the data bring no "
@@ -53,7 +58,8 @@ DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "data.group": D(
         "`folder`: pictures in one folder below their class (`<class>/<group>/<image>`) are never on two sides of a "
-        "split. Folders of one name are one group, also in two classes.",
+        "split; folders of one name are one group, also in two classes. In a table: the column with the group of each "
+        "picture (by default `group`, where there is one), or `folder` for the folder that a picture lies in.",
         "data.group=folder",
     ),
     "data.balance": D(

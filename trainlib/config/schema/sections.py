@@ -52,8 +52,9 @@ class Augment(Section):
 class DataConfig(Section):
     """`data`: the data set, its validation split, and how its images become the model's input."""
 
-    name: Annotated[Literal["cifar10", "image_folder", "synthetic"], WrapValidator(allow_custom)] = "cifar10"
+    name: Annotated[Literal["cifar10", "image_folder", "table", "synthetic"], WrapValidator(allow_custom)] = "cifar10"
     root: str = "data"
+    table: Annotated[str, Field(min_length=1)] | None = None
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     split: Split = "stratified"
@@ -244,7 +245,7 @@ class Config(Section):
     )
 
     # Where and how the data lie: whether they are the same data is asked of the data themselves.
-    FREE: ClassVar[tuple[str, ...]] = ("data.root", "data.verify")
+    FREE: ClassVar[tuple[str, ...]] = ("data.root", "data.table", "data.verify")
 
     name: Annotated[str, AfterValidator(check_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

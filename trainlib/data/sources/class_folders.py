@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor
 
 from trainlib.data.identity.stamp import Stamps
+from trainlib.data.pictures.files import PictureFiles
 from trainlib.data.sources.folder_walk import FoundFiles, visible, walk_folders
+from trainlib.data.sources.groups import folder_groups
+from trainlib.data.sources.layout import LAYOUT, Layout, name_some
+from trainlib.data.sources.samples import SPLITS, Samples
 from trainlib.errors import DataError
 
-NAMED_AT_MOST = 10
+logger = logging.getLogger("trainlib.data")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,60 @@ def list_split(folder: Path) -> SplitFolder:
     return SplitFolder(folder, {entry.name: files for entry, files in zip(folders, found, strict=True)}, left_out)
 
 
-def mistakes_of(train: SplitFolder, val: SplitFolder | None, test: SplitFolder | None) -> list[str]:
+def samples_of(
+    source: str,
+    place: str,
+    layout: Layout,
+    splits: Mapping[str, SplitFolder],
+    files: Callable[[Sequence[str]], PictureFiles],
+    *,
+    group: str | None,
+    warn: bool,
+) -> Samples:
+    """Return the samples of splits in class folders, on disk or in an archive.
+
+    place    the root, for messages
+    files    makes the pictures of these names below the root
+    group    as for `folder_groups`
+
+    Raises DataError with everything that is wrong. A warning names the files that are left out.
+    """
+    _check(place, splits, warn)
+    classes = tuple(splits["train"].classes)
+    names = {split: listed.names(classes) for split, listed in splits.items()}
+    every = [name for of_split in names.values() for name in of_split]
+    prefixes = layout.prefixes
+    return Samples(
+        source=source,
+        classes=classes,
+        counts={split: len(names.get(split, [])) for split in SPLITS},
+        names=every,
+        labels_N=torch.cat([listed.labels(classes) for listed in splits.values()]),
+        stamps=Stamps(np.concatenate([listed.stamps(classes).rows_N4 for listed in splits.values()])),
+        files=files([prefixes[split] + name for split, of_split in names.items() for name in of_split]),
+        folders=prefixes,
+        groups=folder_groups(every, group),
+    )
+
+
+def _check(place: str, splits: Mapping[str, SplitFolder], warn: bool) -> None:
+    """Raise DataError with all mistakes; warn of what is left out, and of folders that look like classes."""
+    mistakes = _mistakes(splits["train"], splits.get("val"), splits.get("test"))
+    left_out = [path for split in splits.values() for path in split.left_out]
+    notice = (
+        f"Files left out, not images by their names or outside of the class folders ({len(left_out)}): "
+        f"{name_some(left_out)}. Move them away; save images of another format as PNG or JPEG."
+    )
+    if mistakes:
+        lines = [f"data.root: the image folders in {place} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]
+        raise DataError("\n".join([*lines, *([f"  {notice}"] if left_out else []), LAYOUT]))
+    if left_out and warn:
+        logger.warning("%s", notice)
+    if warn and (repeated := _repeated_folders(splits["train"])):
+        logger.warning("%s", repeated)
+
+
+def _mistakes(train: SplitFolder, val: SplitFolder | None, test: SplitFolder | None) -> list[str]:
     """Return one sentence for each kind of mistake, with the fix."""
     if not train.classes:
         return _unusable(train)
@@ -134,7 +192,7 @@ def _inner_folders(split: SplitFolder, name: str) -> list[str]:
     return sorted(found)
 
 
-def repeated_folders(train: SplitFolder) -> str | None:
+def _repeated_folders(train: SplitFolder) -> str | None:
     """Return a warning if every class folder holds the same folders, which then are more likely the classes."""
     names = list(train.classes)
     inner = _inner_folders(train, names[0])
@@ -164,9 +222,3 @@ def _did_you_mean(name: str, candidates: Sequence[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f" (the same as {by_lower[close[0]]!r} there?)" if close else ""
-
-
-def name_some(names: Sequence[str]) -> str:
-    """Return the names; of many, the first ten and the number of the others."""
-    text = ", ".join(names[:NAMED_AT_MOST])
-    return text if len(names) <= NAMED_AT_MOST else f"{text} and {len(names) - NAMED_AT_MOST} more"
