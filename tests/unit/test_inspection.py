@@ -83,9 +83,10 @@ def test_a_single_class_is_refused_also_where_the_limit_leaves_one() -> None:
 
 def test_classes_that_a_split_lacks_are_told() -> None:
     dataset = image_dataset((noise(), LABELS), (noise(2), [1, 1]), classes=("cat", "dog", "emu"))
-    train, val, test = inspect(dataset, torch.arange(40), torch.tensor([0, 2]))
+    train, val, few, test = inspect(dataset, torch.arange(40), torch.tensor([0, 2]))
     assert train == "no training sample is of the class(es) 'emu': they cannot be learned"
     assert "the validation split has no sample of 2 of the 3 classes ('dog', 'emu')" in val
+    assert "the validation split has fewer than 10 images of 1 of the 3 classes ('cat')" in few
     assert "the test split has no sample of 2 of the 3 classes ('cat', 'emu')" in test
 
 

@@ -116,14 +116,14 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[Mapping[str, str | None]]
         raise DataError(f"data.table: {file}, row 1: {error}") from error
 
     def rows() -> Iterator[Mapping[str, str | None]]:
-        number = 1
+        number = 2
         try:
             for cells in lines:
-                number += 1
                 if len(cells) > len(columns):
                     found = f"it has {len(cells)} cells, and there are {len(columns)} columns"
                     raise csv.Error(f"{found}; text with a {delimiter!r} in it needs quotes")
                 yield dict(zip(columns, [*cells, *[None] * (len(columns) - len(cells))], strict=True)) if cells else {}
+                number += 1
         except csv.Error as error:
             raise DataError(f"data.table: {file}, row {number}: {error}") from error
 
