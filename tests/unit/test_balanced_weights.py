@@ -54,7 +54,7 @@ def test_a_class_without_a_training_sample_counts_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        ("{weight: balance}", "loss.weight: got balance, must be balanced or a list of numbers or null"),
+        ("{weight: balance}", "loss.weight: got balance, must be a list of numbers or null or balanced"),
         ("{name: BCEWithLogitsLoss, pos_weight: balanced}", "loss.pos_weight: got balanced, must be a list of numbers"),
         ("{name: MSELoss, weight: balanced}", "loss.weight: unknown key"),
     ],

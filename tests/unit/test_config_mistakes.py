@@ -75,7 +75,7 @@ def load(workdir: Path, text: str) -> Config:
             "SmoothL1Loss, HuberLoss, MSELoss, MultiMarginLoss; did you mean NLLLoss?",
         ),
         ("loss: {label_smoothing: 1.5}", "loss.label_smoothing: got 1.5, must be >= 0 and <= 1"),
-        ("loss: {weight: heavy}", 'loss.weight: got "heavy", must be a list of numbers or null'),
+        ("loss: {weight: heavy}", 'loss.weight: got "heavy", must be a list of numbers or null or balanced'),
         ("loss: {weight: [1, -1]}", "loss.weight: got [1, -1], must be >= 0"),
         (
             "loss: {weight: [0, 0.0]}",
@@ -86,8 +86,8 @@ def load(workdir: Path, text: str) -> Config:
             "loss.weight: got [1e-50, 0], must be > 0 for at least one class: else nothing can be learned",
         ),
         ("loss: {weight: [1, 1e39]}", "loss.weight: got [1, 1e+39], must be at most 1e+30: larger ones overflow"),
-        ("loss: {weight: [1, .nan]}", "loss.weight: got [1, NaN], must be a list of numbers or null"),
-        ("loss: {weight: [1, .inf]}", "loss.weight: got [1, Infinity], must be a list of numbers or null"),
+        ("loss: {weight: [1, .nan]}", "loss.weight: got [1, NaN], must be a list of numbers or null or balanced"),
+        ("loss: {weight: [1, .inf]}", "loss.weight: got [1, Infinity], must be a list of numbers or null or balanced"),
         (
             "loss: {name: BCEWithLogitsLoss, pos_weight: [0, 0]}",
             "loss.pos_weight: got [0, 0], must be > 0 for at least one class: else nothing can be learned",

@@ -111,7 +111,7 @@ def arguments(family: Family, name: str) -> Mapping[str, Argument]:
     taken = {k: Argument(a.kind, a.required and (name, k) not in _OPTIONAL, a.default) for k, a in found.items()}
     if family == "loss" and "weight" in taken:  # filled in once the training samples are known
         weight = taken["weight"]
-        taken["weight"] = Argument(either([choice([BALANCED]), weight.kind]), weight.required, weight.default)
+        taken["weight"] = Argument(either([weight.kind, choice([BALANCED])]), weight.required, weight.default)
     return taken
 
 
