@@ -27,9 +27,10 @@ def evaluate(
 ) -> int:
     """Compute exact figures of a trained model.
 
-    Loss, accuracy, top-5 accuracy, calibration error, a table of the classes, the confusion matrix. RUN is a run's name
-    or directory, and stands for its best weights, or its last where there are no best ones. The figures of one of its
-    splits are also written to RUN/evaluation-SPLIT.json. CHECKPOINT is a directory runs/NAME/checkpoints/step-...
+    Loss, accuracy, top-5 and balanced accuracy, macro F1, calibration error, a table of the classes, the confusion
+    matrix. RUN is a run's name or directory, and stands for its best weights, or its last where there are no best ones.
+    The figures of one of its splits are also written to RUN/evaluation-SPLIT.json. CHECKPOINT is a directory
+    runs/NAME/checkpoints/step-...
     """
     if split is not None and data is not None:
         raise click.UsageError("--split and --data: a split of the run's data, or other folders; give one of them")

@@ -179,7 +179,8 @@ def test_a_completed_run_leaves_its_evaluation(trained: Path) -> None:
     found = json.loads((trained / "runs/run/evaluation-test.json").read_text())
     summary = json.loads((trained / "runs/run/summary.json").read_text())
     assert list(found) == [
-        *("split", "step", "weights", "loss", "accuracy", "count", "top5_accuracy", "calibration_error"),
+        *("split", "step", "weights", "loss", "accuracy", "count"),
+        *("top5", "macro_f1", "balanced_accuracy", "top5_accuracy", "calibration_error"),
         *("classes", "confusion", "per_class", "mistakes"),
     ]
     assert (found["split"], found["weights"], found["step"]) == ("test", "best", summary["best"]["step"])

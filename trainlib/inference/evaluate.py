@@ -40,9 +40,8 @@ from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import show
 from trainlib.training.build.data import plan_of
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
-from trainlib.training.metrics.sums import gather_sums, metrics_of
 from trainlib.training.provenance import data_changes, read_listing
-from trainlib.training.step.evaluate import evaluation_sums
+from trainlib.training.step.evaluate import metrics_over
 
 logger = logging.getLogger("trainlib.inference")
 
@@ -108,10 +107,8 @@ def _evaluate(
     batches = BatchLoader(images, chosen.preprocess, rank_slice, device)
     objective = Objective(chosen.loss, len(chosen.classes), device)
     collector = PredictionCollector(config.loss, device)
-    micro_batches = batches.eval_batches(ids_N, size)
     network = with_tta(model, config.evaluation.test_time)
-    sums = gather_sums(evaluation_sums(network, objective, micro_batches, collector.add, num_pieces), device)
-    metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
+    metrics = metrics_over(network, objective, batches, ids_N, size, collector.add)
     source = {"split": name, "step": chosen.checkpoint.step, "weights": chosen.weights}
     return describe(collector.gathered(), batches, ids_N, chosen.classes, metrics, source)
 

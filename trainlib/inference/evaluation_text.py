@@ -15,6 +15,16 @@ NAME_WIDTH = 24
 
 Evaluation = Mapping[str, Any]
 
+_NUMBERS = (
+    (
+        ("loss", "loss"),
+        ("accuracy", "accuracy"),
+        ("top-5 accuracy", "top5_accuracy"),
+        ("calibration error", "calibration_error"),
+    ),
+    (("macro F1", "macro_f1"), ("balanced accuracy", "balanced_accuracy")),
+)
+
 
 def evaluation_text(evaluation: Evaluation, width: int) -> list[str | Table]:
     """Return all figures of an evaluation, in lines of at most `width` characters where that is possible.
@@ -23,18 +33,13 @@ def evaluation_text(evaluation: Evaluation, width: int) -> list[str | Table]:
 
     evaluation   as in evaluation-<split>.json
     """
-    numbers = "   ".join(
-        f"{label} {evaluation[key]:.4f}"
-        for label, key in (
-            ("loss", "loss"),
-            ("accuracy", "accuracy"),
-            ("top-5 accuracy", "top5_accuracy"),
-            ("calibration error", "calibration_error"),
-        )
-    )
+    numbers = [
+        "   ".join(f"{label} {evaluation[key]:.4f}" for label, key in line if evaluation.get(key) is not None)
+        for line in _NUMBERS
+    ]
     weights = "" if evaluation["weights"] == "checkpoint" else f"{evaluation['weights']} "
     title = f"{evaluation['split']}: {evaluation['count']:,} images, {weights}weights of step {evaluation['step']:,}"
-    return [title, numbers, "", *_classes(evaluation), "", *_confusions(evaluation, width)]
+    return [title, *filter(None, numbers), "", *_classes(evaluation), "", *_confusions(evaluation, width)]
 
 
 def _classes(evaluation: Evaluation) -> list[str | Table]:

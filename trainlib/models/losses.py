@@ -40,7 +40,7 @@ class Objective:
         self.config = config
         self._activation = config.activation
         self._reduction = config.reduction
-        self._num_classes = num_classes
+        self.num_classes = num_classes
         self._is_dense = config.name in DENSE_TARGETS
         self._weights_C = _denominator_weights(config, num_classes)
         try:
@@ -65,7 +65,7 @@ class Objective:
             logits_NC = torch.log_softmax(logits_NC, dim=1)
         targets = labels_N
         if self._is_dense:  # not F.one_hot, which waits for the device to check its labels
-            classes_C = torch.arange(self._num_classes, device=labels_N.device)
+            classes_C = torch.arange(self.num_classes, device=labels_N.device)
             targets = (labels_N[:, None] == classes_C).to(logits_NC.dtype)
         loss: Tensor = self.module(logits_NC, targets)
         return loss.mean() if loss.ndim else loss

@@ -62,7 +62,7 @@ class Hook:
         """Record a row of metrics.jsonl: time, step, epoch, split, loss, accuracy, count, lr, images_per_second."""
 
     def on_epoch_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Look at an epoch's metrics: train/loss, train/accuracy and, with a validation split, val/loss, val/accuracy.
+        """Look at an epoch's metrics: train/loss, train/accuracy and, with a validation split, those of `val/`.
 
         `trainer.epoch` epochs are done.
         """

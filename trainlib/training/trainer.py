@@ -186,11 +186,11 @@ class Trainer:
         train = self._epoch_metrics(epoch)
         self._record("train", epoch, lr, train, scope="epoch", images_per_second=self.clock.images_per_second)
         self.clock.new_window()
-        metrics = {"train/loss": train.loss, "train/accuracy": train.accuracy}
+        metrics = train.named("train")
         if len(samples.val_ids):
             val, speed = self._evaluate(samples.train, samples.val_ids)  # some of the training set's images
             self._record("val", epoch, lr, val, images_per_second=speed)
-            metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
+            metrics |= val.named("val")
         if plan.ends_epoch(progress.step - 1):
             progress.sums = empty_sums(len(progress.sums))
             self.schedule.after_epoch(metrics)
@@ -237,8 +237,7 @@ class Trainer:
         """Give a row of metrics.jsonl to the hooks."""
         row: dict[str, Any] = {"time": timestamp(), "step": self.progress.step, "epoch": epoch + 1, "split": split}
         row |= {"scope": scope} if scope else {}
-        row |= {"loss": metrics.loss, "accuracy": metrics.accuracy, "count": metrics.count}
-        self.hooks.on_row(row | {"lr": lr} | numbers)
+        self.hooks.on_row(row | metrics.asdict() | {"lr": lr} | numbers)
 
     def _save(self, *, must: bool = False) -> None:
         """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes.

@@ -88,10 +88,8 @@ def _plateau_has_metric(config: Config) -> Iterator[Mistake]:
 
 def _needs_validation(key: str, metric: str, config: Config) -> Iterator[Mistake]:
     if metric.startswith("val/") and config.data.val_fraction == 0:
-        rule = (
-            f"got {metric}, but data.val_fraction is 0: set data.val_fraction, or use {metric.replace('val', 'train')}"
-        )
-        yield Mistake(key, rule)
+        of_training = "train/loss" if metric == "val/loss" else "train/accuracy"
+        yield Mistake(key, f"got {metric}, but data.val_fraction is 0: set data.val_fraction, or use {of_training}")
 
 
 def _best_mode(config: Config) -> Iterator[Mistake]:

@@ -129,8 +129,8 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "checkpoint.best=null",
     ),
     "checkpoint.best.metric": D(
-        "Metric that is compared after each epoch.",
-        "checkpoint.best.metric=val/accuracy",
+        "Metric that is compared after each epoch; [imbalance.md](imbalance.md) explains `val/top5` and so on.",
+        "checkpoint.best.metric=val/macro_f1",
     ),
     "checkpoint.best.mode": D(
         "Direction of improvement: `min` for a loss, `max` for an accuracy. It follows from the metric: leave it out.",

@@ -260,6 +260,11 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     slurm: SlurmConfig = SlurmConfig()
 
+    def metrics(self) -> set[str]:
+        """Return the metrics that decide something: the best checkpoint, the end of training, the learning rate."""
+        named = [self.checkpoint.best, self.train.early_stopping, *(scheduler for _, scheduler in self.schedulers())]
+        return {section.metric for section in named if section is not None and section.metric is not None}
+
     def schedulers(self) -> Iterator[tuple[str, SchedulerConfig]]:
         """Yield the schedulers in order, each with its dotted key: `scheduler`, or `scheduler.0`, `scheduler.1`, ..."""
         if isinstance(self.scheduler, SchedulerConfig):

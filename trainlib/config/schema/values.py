@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-Metric = Literal["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+Metric = Literal[
+    "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/top5", "val/macro_f1", "val/balanced_accuracy"
+]
 Mode = Literal["min", "max"]
 Split = Literal["stratified", "random", "index"]  # index: only of runs that began before the others existed
 

@@ -26,6 +26,7 @@ METRICS_FILE = "metrics.jsonl"
 _EPOCHS = (("train", "epoch"), ("val", None))  # split and scope of the rows that every epoch has
 _NAMED_AT_MOST = 5
 
+EVALUATION_NUMBERS = ("top5", "macro_f1", "balanced_accuracy")  # beside loss and accuracy
 HEALTH_NUMBERS = ("gradient_norm", "weight_norm", "update_ratio")
 
 
@@ -85,6 +86,7 @@ def scalars(row: Row) -> dict[str, float]:
     names = [
         "loss",
         "accuracy",
+        *EVALUATION_NUMBERS,
         "images_per_second",
         *(name for name in ("lr", "grad_norm") if row["split"] == "train"),
     ]

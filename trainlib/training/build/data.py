@@ -20,6 +20,7 @@ from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.identity.splits import limit_samples, split_validation
 from trainlib.errors import DataError
 from trainlib.models import losses, weights_normalization
+from trainlib.training.metrics.class_counts import TOP
 
 logger = logging.getLogger("trainlib")
 
@@ -97,6 +98,8 @@ def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: 
             )
     if config.data.repeats > 1 and config.data.augment == Augment():
         warnings.append("data.repeats repeats the same images, as data.augment changes none: leave it out")
+    if "val/top5" in config.metrics() and len(names) <= TOP:
+        warnings.append(f"val/top5 is always 1 with {TOP} classes or fewer, and the data have {len(names)}")
     for warning in warnings:
         logger.warning("%s", warning)
 

@@ -23,12 +23,12 @@ from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.records import confusion
+from trainlib.training.metrics.class_counts import is_in_top
 from trainlib.training.metrics.sums import Metrics
 
 CALIBRATION_BINS = 15
 NUM_MISTAKES = 25
 PICTURE_PIXELS = 128  # the longer side of a mistake's picture, at most
-TOP = 5
 
 
 def class_probabilities(logits_NC: Tensor, loss: LossConfig) -> Tensor:
@@ -66,11 +66,10 @@ class PredictionCollector:
         """Keep the predictions for a micro-batch, on its device; nothing waits for it."""
         probabilities_NC = class_probabilities(logits_NC, self._loss)
         predicted_N1 = logits_NC.argmax(dim=1, keepdim=True)
-        top = logits_NC.topk(min(TOP, logits_NC.shape[1]), dim=1).indices
         columns = (
             micro_batch.ids_N.to(logits_NC.device, non_blocking=True),
             predicted_N1[:, 0],
-            (top == micro_batch.labels_N[:, None]).any(dim=1),
+            is_in_top(logits_NC, micro_batch.labels_N),
             probabilities_NC.gather(1, predicted_N1)[:, 0],
         )
         self._rows.append(torch.stack([column.double() for column in columns], dim=1))  # float64 holds all of them

@@ -19,15 +19,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Metrics:
-    """Over `count` samples: the configured loss, and the fraction whose highest logit is the label's."""
+    """Over `count` samples: the configured loss, and the fraction whose highest logit is the label's.
+
+    An evaluation also has the metrics of `ClassCounts`; training has None for them.
+    """
 
     loss: float
     accuracy: float
     count: int
+    top5: float | None = None
+    macro_f1: float | None = None
+    balanced_accuracy: float | None = None
 
     def asdict(self) -> dict[str, float | int]:
-        """Return loss, accuracy and count as a dictionary."""
-        return asdict(self)
+        """Return all that there is, by name: loss, accuracy, count and, of an evaluation, the others."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def named(self, split: str) -> dict[str, float]:
+        """Return the metrics by the names that a configuration has for them, such as `val/loss`."""
+        return {f"{split}/{name}": value for name, value in self.asdict().items() if name != "count"}
 
 
 Sums: TypeAlias = list[list[float]]  # of each shard: loss times denominator, and samples that are right
