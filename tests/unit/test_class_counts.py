@@ -50,17 +50,15 @@ def test_metrics_are_those_of_scikit_learn(num_samples: int, num_classes: int, s
     sizes = [num_samples // 3, num_samples - num_samples // 3]
     found = counted(logits_NC, labels_N, sizes).metrics()
     predicted_N = logits_NC.argmax(dim=1)
-    assert found["macro_f1"] == pytest.approx(
-        sklearn.metrics.f1_score(labels_N, predicted_N, average="macro"), rel=1e-12
-    )
-    assert found["balanced_accuracy"] == pytest.approx(
+    assert found.macro_f1 == pytest.approx(sklearn.metrics.f1_score(labels_N, predicted_N, average="macro"), rel=1e-12)
+    assert found.balanced_accuracy == pytest.approx(
         sklearn.metrics.balanced_accuracy_score(labels_N, predicted_N), rel=1e-12
     )
     if num_classes > 5:
         top5 = sklearn.metrics.top_k_accuracy_score(labels_N, logits_NC, k=5, labels=np.arange(num_classes))
-        assert found["top5"] == pytest.approx(top5, rel=1e-12)
+        assert found.top5 == pytest.approx(top5, rel=1e-12)
     else:
-        assert found["top5"] == 1.0
+        assert found.top5 == 1.0
 
 
 def test_metrics_are_those_of_torchmetrics() -> None:
@@ -68,7 +66,8 @@ def test_metrics_are_those_of_torchmetrics() -> None:
     found = counted(logits_NC, labels_N, [500]).metrics()
     f1 = torchmetrics.multiclass_f1_score(logits_NC, labels_N, 10, average="macro")
     top5 = torchmetrics.multiclass_accuracy(logits_NC, labels_N, 10, average="micro", top_k=5)
-    assert (found["macro_f1"], found["top5"]) == (pytest.approx(float(f1)), pytest.approx(float(top5)))
+    assert found.macro_f1 == pytest.approx(float(f1))
+    assert found.top5 == pytest.approx(float(top5))
 
 
 def test_a_network_that_knows_one_class_only() -> None:
@@ -76,13 +75,13 @@ def test_a_network_that_knows_one_class_only() -> None:
     labels_N = torch.tensor([0] * 90 + [1] * 10)
     logits_NC = torch.tensor([[1.0, 0.0]]).expand(100, 2)
     found = counted(logits_NC, labels_N, [100]).metrics()
-    assert found["balanced_accuracy"] == 0.5
-    assert found["macro_f1"] == pytest.approx((180 / 190 + 0) / 2)
+    assert found.balanced_accuracy == 0.5
+    assert found.macro_f1 == pytest.approx((180 / 190 + 0) / 2)
 
 
 def test_no_samples_have_no_metrics() -> None:
     found = counted(torch.empty(0, 3), torch.empty(0, dtype=torch.int64), [0]).metrics()
-    assert all(math.isnan(value) for value in found.values())
+    assert all(math.isnan(value) for value in found)
 
 
 def test_equal_logits_are_ordered_by_class_and_a_label_that_is_not_a_number_is_no_hit() -> None:
@@ -120,7 +119,7 @@ def test_ranks_count_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metric", ["val/top5", "val/macro_f1", "val/balanced_accuracy"])
 def test_ties_go_to_the_lower_loss_and_then_to_the_later_epoch(metric: str) -> None:
-    progress, best = Progress.at_start(1), Best(metric=metric, mode="max")
+    progress, best = Progress.at_start(1), Best.model_validate({"metric": metric, "mode": "max"})
     values = [(0.5, 1.0), (0.5, 1.1), (0.5, 0.9), (0.5, 0.9), (math.nan, 0.1), (0.4, 0.1)]
     improved = []
     for epoch, (value, loss) in enumerate(values, start=1):

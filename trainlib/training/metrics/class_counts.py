@@ -8,6 +8,7 @@ number of ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,19 @@ def is_in_top(logits_NC: Tensor, labels_N: Tensor, top: int = TOP) -> Tensor:
     return ahead_NC.scatter(1, labels_N[:, None], False).sum(dim=1) < top
 
 
+class ClassMetrics(NamedTuple):
+    """Metrics of an evaluation beyond loss and accuracy.
+
+    top5                the fraction of samples whose label is among the five largest logits
+    macro_f1            the mean of F1 = 2 hits / (true + predicted), over the classes that occur or were predicted
+    balanced_accuracy   the mean of recall = hits / true, over the classes that occur
+    """
+
+    top5: float
+    macro_f1: float
+    balanced_accuracy: float
+
+
 @dataclass(frozen=True)
 class ClassCounts:
     """Numbers of samples: int64 [C] by class, on the CPU.
@@ -46,18 +60,14 @@ class ClassCounts:
     predicted_C: Tensor
     num_in_top: int
 
-    def metrics(self) -> dict[str, float]:
-        """Return top5, macro_f1 and balanced_accuracy; NaN without samples.
-
-        macro_f1            the mean of F1 = 2 hits / (true + predicted), over the classes that occur or were predicted
-        balanced_accuracy   the mean of recall = hits / true, over the classes that occur
-        """
+    def metrics(self) -> ClassMetrics:
+        """Return the metrics that these numbers make; NaN without samples."""
         rows = list(zip(self.hits_C.tolist(), self.true_C.tolist(), self.predicted_C.tolist(), strict=True))
-        return {
-            "top5": _mean([self.num_in_top], int(self.true_C.sum())),
-            "macro_f1": _mean([2 * hits / (true + predicted) for hits, true, predicted in rows if true + predicted]),
-            "balanced_accuracy": _mean([hits / true for hits, true, _ in rows if true]),
-        }
+        return ClassMetrics(
+            top5=_mean([self.num_in_top], int(self.true_C.sum())),
+            macro_f1=_mean([2 * hits / (true + predicted) for hits, true, predicted in rows if true + predicted]),
+            balanced_accuracy=_mean([hits / true for hits, true, _ in rows if true]),
+        )
 
 
 def _mean(values: list[float] | list[int], count: int | None = None) -> float:

@@ -53,4 +53,5 @@ def metrics_over(
         on_batch(micro_batch, logits_NC)
     sums = gather_sums(sums_of(measured, batches.rank_slice.num_shards), batches.device)
     metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
-    return replace(metrics, **counter.counts().metrics())
+    top5, macro_f1, balanced_accuracy = counter.counts().metrics()
+    return replace(metrics, top5=top5, macro_f1=macro_f1, balanced_accuracy=balanced_accuracy)
