@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import drawn  # noqa: F401 - draws once what many tests train on
 import hypothesis
 import pytest
 import ranks

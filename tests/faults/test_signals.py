@@ -74,10 +74,13 @@ BUSY = [
 ]
 
 
+QUICK = ((0, "load_data"), (0, "_write_files"), (1, "BatchLoader.train_batches"))
+
+
 @pytest.mark.parametrize(
     ("rank", "module", "name", "call"),
     [
-        (rank, *busy)
+        pytest.param(rank, *busy, marks=() if (rank, busy[1]) in QUICK else pytest.mark.slow)
         for rank in (0, 1)
         for busy in BUSY
         if rank == 0 or busy[0] != "trainlib.training.checkpoints.checkpoint"
@@ -100,7 +103,10 @@ def stop_while_decoding(arguments: list[str], cache: str, module: str, name: str
 
 @pytest.mark.parametrize(
     ("rank", "module", "name"),
-    [(0, "trainlib.data.storage.cache", "_decode"), (1, "trainlib.data.sources.image_folder", "load_decoded")],
+    [
+        (0, "trainlib.data.storage.cache", "_decode"),
+        pytest.param(1, "trainlib.data.sources.image_folder", "load_decoded", marks=pytest.mark.slow),
+    ],
 )
 def test_signalled_while_images_are_decoded(tmp_path: Path, images: Path, rank: int, module: str, name: str) -> None:
     """Before the ranks know each other: the one asked ends with 75, and a launcher ends those that wait for it."""

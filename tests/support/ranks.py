@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import socket
 import sys
@@ -13,6 +14,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import pytest
 from patience import HANG
 
 CLOSING_SECONDS = 30.0
@@ -23,9 +25,15 @@ _context.set_forkserver_preload(
         "torch",
         "accelerate",
         "torchvision",
+        "trainlib.train",
         "trainlib.training.session",
+        "trainlib.training.tracking.curves",
+        "torch.distributed.algorithms.ddp_comm_hooks",
+        "numpy.ctypeslib",
+        "psutil",
         "matplotlib.figure",
         "matplotlib.backends.backend_agg",
+        "warm",
     ]
 )
 
@@ -72,11 +80,19 @@ class Ranks:
         return [process.exitcode or 0 for process in self._processes]
 
 
+def _start_fork_server() -> None:
+    """Let it find `warm`: Python 3.11 does not tell it the `sys.path` of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.forkserver.ensure_running()
+
+
 def start(function: Callable[..., int | None], *args: object, world_size: int, cwd: Path) -> Ranks:
     """Begin to run a module-level function in each of `world_size` gloo ranks; what it returns is the exit code.
 
     What they print goes to `cwd/console-<rank>.txt`. A rank that raises exits with 1.
     """
+    _start_fork_server()
     port = free_port()
     processes = [
         _context.Process(target=_rank, args=(function, args, rank, world_size, port, str(cwd)))

@@ -1,0 +1,19 @@
+"""What each rank would do anew in its first seconds, done once in the process that all ranks are forked from."""
+
+from __future__ import annotations
+
+import os
+
+import drawn  # noqa: F401 - keeps the drawings
+
+import trainlib.data
+from trainlib.config import load_config
+from trainlib.training.tracking.curves import picture
+
+load_config(["quickstart"])
+trainlib.data.make_synthetic()
+picture([{"step": 1, "split": "val", "loss": 1.0, "accuracy": 0.5}], "fonts")
+
+os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].partition(os.pathsep)[2]  # this module's own: see ranks.py
+if not os.environ["PYTHONPATH"]:
+    del os.environ["PYTHONPATH"]
