@@ -211,7 +211,22 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "launch"], ids=str)
+LAUNCH = [command for command in COMMANDS if command.words[0] == "launch"]
+# The README's are run in the quick tier, those of other pages that take long only looked at there.
+LONG = [c for c in LAUNCH if c.page != "README.md" and c.words[1] in ("run", "eval", "export", "predict")]
+
+
+@pytest.mark.parametrize("command", LONG, ids=str)
+def test_the_words_of_a_command_are_taken(command: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    found = parsed(command.words[1], command.words[2:])
+    if command.words[1] == "run":
+        load_config(found["arguments"])
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, id=str(c), marks=pytest.mark.slow if c in LONG else ()) for c in LAUNCH]
+)
 def test_a_command_of_launch(command: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     exception = next((e for begin, e in EXCEPTIONS.items() if shlex.join(command.words).startswith(begin)), None)

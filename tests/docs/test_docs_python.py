@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ranks
 from paths import REPOSITORY
+from tiers import slow_but
 
 import trainlib.data
 from trainlib.config import read_resolved
@@ -30,7 +31,7 @@ def execute(script: str) -> None:
     exec(compile(script, "script.py", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", slow_but(["small-net", "stripes"], list(SCRIPTS)))
 def test_every_script_of_the_page_trains(name: str, tmp_path: Path) -> None:
     """As it stands, alone; and where it has a class or function of its own, the run says so."""
     assert len(SCRIPTS[name].splitlines()) < 35, "about 20 lines each, and the run"

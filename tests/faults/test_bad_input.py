@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from locks import owning
 from PIL import Image
@@ -124,17 +125,19 @@ def test_two_runs_in_one_directory(workdir: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_is_finished_or_different_is_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "quickstart", *SMALL]) == 0
+    tiny.make_images(workdir / "images")
+    small = ["quickstart", *SMALL, "data={name: image_folder, root: images, val_fraction: 0.2, limit: null}"]
+    assert main(["run", *small]) == 0
     capsys.readouterr()
-    assert "is finished" in fails(["quickstart", *SMALL], capsys)
-    message = fails(["quickstart", *SMALL, "optimizer.lr=0.02"], capsys)
+    assert "is finished" in fails(small, capsys)
+    message = fails([*small, "optimizer.lr=0.02"], capsys)
     assert "optimizer.lr: 0.01 there, 0.02 now" in message
     assert "--fresh" in message
     assert "--resume to continue" not in message.replace("`", "")
-    assert "`--resume`" in fails(["quickstart", *SMALL, "train.steps=4"], capsys)
+    assert "`--resume`" in fails([*small, "train.steps=4"], capsys)
 
-    assert main(["run", "quickstart", *SMALL, "train.steps=4", "--resume"]) == 0
-    assert "ends at 3" in fails(["quickstart", *SMALL, "train.steps=3", "--resume"], capsys)
-    assert "no such checkpoint" in fails(["quickstart", *SMALL, "train.steps=5", "--resume", "step-00000099"], capsys)
-    assert main(["run", "quickstart", *SMALL, "--fresh"]) == 0
+    assert main(["run", *small, "train.steps=4", "--resume"]) == 0
+    assert "ends at 3" in fails([*small, "train.steps=3", "--resume"], capsys)
+    assert "no such checkpoint" in fails([*small, "train.steps=5", "--resume", "step-00000099"], capsys)
+    assert main(["run", *small, "--fresh"]) == 0
     assert (workdir / "runs/quickstart.old-1/summary.json").exists()

@@ -132,6 +132,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_some_step_on(tmp_path: Path, images: Path, small_disk: Path) -> None:
     training = tiny.arguments(images, 10, EVERY)
     whole = tiny.in_folder(tmp_path, "whole")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import ranks
 from bad_losses import TRAINING, train_with_faults
 from patience import HANG
+from tiers import slow_but
 
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_lines
@@ -28,11 +30,7 @@ def test_batchnorm_forgets_a_batch_that_was_not_applied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("world_size", "value"),
-    [
-        (2, float("nan")),
-        pytest.param(2, float("inf"), marks=pytest.mark.slow),
-        pytest.param(1, float("nan"), marks=pytest.mark.slow),
-    ],
+    slow_but([(2, math.nan)], [(1, math.nan), (2, math.nan), (2, math.inf)]),
 )
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path: Path, world_size: int, value: float) -> None:
     faults = {5: (world_size - 1, value)}
@@ -83,7 +81,7 @@ def test_skipped_steps_count_and_change_nothing(tmp_path: Path) -> None:
     assert epochs[1]["loss"] == pytest.approx(steps[6]["loss"])
 
 
-@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", slow_but([1], [1, 2]))
 def test_skipped_steps_are_bounded(tmp_path: Path, world_size: int) -> None:
     faults = {step: (step % world_size, float("nan")) for step in (3, 4, 7)}
     codes = ranks.run(train_with_faults, SKIP, faults, world_size=world_size, cwd=tmp_path)

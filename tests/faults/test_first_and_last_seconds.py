@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from tiers import slow_but
 
 import trainlib.train
 from launch.cli import main
@@ -35,7 +36,7 @@ def training(workdir: Path) -> Callable[[int], list[str]]:
     ]
 
 
-@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("fresh", slow_but([False], [False, True]))
 def test_a_stop_while_the_run_starts_is_honoured(
     training: Callable[[int], list[str]], fresh: bool, patch: pytest.MonkeyPatch
 ) -> None:

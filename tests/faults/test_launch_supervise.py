@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from paths import REPOSITORY
 from patience import HANG, wait_until
+from tiers import slow_but
 
 from launch.local.command import TRAINING_MODULE, Command, accelerate_launch, left_by_another_launch, training_command
 
@@ -161,6 +162,7 @@ sys.exit({code})
     assert "ChildFailedError" in log
 
 
+@pytest.mark.slow
 def test_a_refused_run_ends_at_once_and_says_nothing_more(tmp_path: Path) -> None:
     """Rank 1 waits for a rank 0 that never comes, deaf to SIGTERM as it would be inside a collective."""
     program = """\
@@ -183,7 +185,10 @@ sys.exit(2)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+ASKING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+
+
+@pytest.mark.parametrize("number", slow_but(ASKING[:2], ASKING))
 def test_a_signal_asks_the_run_to_stop(number: int, tmp_path: Path) -> None:
     launcher = start_training(tmp_path / "run")
     wait_until((tmp_path / "training").exists)

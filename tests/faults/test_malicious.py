@@ -7,13 +7,14 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
 import ranks
 import tiny
 import torch
+from tiers import slow_but
 
 from trainlib.errors import EXIT_USER_ERROR, CheckpointError, ConfigError
 from trainlib.training.checkpoints import checkpoint
@@ -101,8 +102,20 @@ def evil_pickles(target: Path, folder: Path) -> list[bytes]:
     return [(folder / "zip").read_bytes(), (folder / "legacy").read_bytes(), pickle.dumps(Evil(target))]
 
 
-@pytest.mark.parametrize("form", [0, 1, 2], ids=["zip", "legacy", "pickle"])
-@pytest.mark.parametrize("name", ["trainer.pt", "model.safetensors"])
+FORMS = {"zip": 0, "legacy": 1, "pickle": 2}
+
+
+def each(names: Sequence[str], quick: Collection[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Parametrize a test with each name and form of pickle; those that are not named as quick are slow."""
+    cases = [
+        pytest.param(name, FORMS[form], id=f"{name}-{form}", marks=() if (name, form) in quick else pytest.mark.slow)
+        for name in names
+        for form in FORMS
+    ]
+    return pytest.mark.parametrize(("name", "form"), cases)
+
+
+@each(["trainer.pt", "model.safetensors"], {("trainer.pt", "zip"), ("model.safetensors", "pickle")})
 def test_a_pickle_in_a_checkpoint_with_forged_hashes(
     tmp_path: Path, victim: Path, images: Path, name: str, form: int
 ) -> None:
@@ -125,10 +138,9 @@ def test_a_pickle_for_a_manifest(tmp_path: Path, victim: Path, images: Path) -> 
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-@pytest.mark.parametrize("form", [0, 1, 2], ids=["zip", "legacy", "pickle"])
-def test_a_pickle_for_weights(tmp_path: Path, images: Path, suffix: str, form: int) -> None:
-    weights = tmp_path / f"weights{suffix}"
+@each(["w.pt", "w.pth", "w.safetensors"], {("w.pt", "zip"), ("w.pth", "legacy"), ("w.safetensors", "pickle")})
+def test_a_pickle_for_weights(tmp_path: Path, images: Path, name: str, form: int) -> None:
+    weights = tmp_path / name
     weights.write_bytes(evil_pickles(tmp_path / "executed", tmp_path)[form])
     training = [*tiny.arguments(images, 1, 4), f"model.weights={weights}"]
     assert ranks.train(training, cwd=tmp_path) == [EXIT_USER_ERROR]
@@ -138,13 +150,16 @@ def test_a_pickle_for_weights(tmp_path: Path, images: Path, suffix: str, form: i
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "seed: !!python/object/apply:os.mkdir [{executed}]\n",
-        "seed: !!python/object/new:os.mkdir [{executed}]\n",
-        "data: !!python/object/apply:os.system ['mkdir {executed}']\n",
-        "data: {{root: !!python/name:os.mkdir }}\n",
-        "!!python/module:os\n",
-    ],
+    slow_but(
+        ["seed: !!python/object/apply:os.mkdir [{executed}]\n"],
+        [
+            "seed: !!python/object/apply:os.mkdir [{executed}]\n",
+            "seed: !!python/object/new:os.mkdir [{executed}]\n",
+            "data: !!python/object/apply:os.system ['mkdir {executed}']\n",
+            "data: {{root: !!python/name:os.mkdir }}\n",
+            "!!python/module:os\n",
+        ],
+    ),
 )
 @pytest.mark.parametrize("where", ["file", "run directory", "override"])
 def test_yaml_tags(tmp_path: Path, victim: Path, images: Path, text: str, where: str) -> None:
@@ -172,7 +187,10 @@ def test_run_names_that_lead_elsewhere(tmp_path: Path, images: Path, name: str) 
         load_config([*tiny.arguments(images, 1, 4), f"name={json.dumps(name)}"])
 
 
-@pytest.mark.parametrize("named", ["../../other/checkpoints/step-00000004", "{outside}", "..", "step-00000004/.."])
+@pytest.mark.parametrize(
+    "named",
+    slow_but(["{outside}", ".."], ["../../other/checkpoints/step-00000004", "{outside}", "..", "step-00000004/.."]),
+)
 def test_checkpoints_of_elsewhere_are_not_resumed_from(tmp_path: Path, victim: Path, images: Path, named: str) -> None:
     shutil.copytree(victim / "runs/run", victim / "runs/other")
     shutil.copytree(victim / "runs/run/checkpoints/step-00000004", tmp_path / "step-00000004")
@@ -181,7 +199,7 @@ def test_checkpoints_of_elsewhere_are_not_resumed_from(tmp_path: Path, victim: P
     assert_one_message(victim)
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", slow_but(["metrics.jsonl", ".summary.json.tmp", "lock"], ENTRIES))
 def test_files_of_a_run_that_are_links(tmp_path: Path, victim: Path, images: Path, entry: str) -> None:
     outside = tmp_path / "outside"
     link = victim / "runs/run" / entry
@@ -197,7 +215,7 @@ def test_files_of_a_run_that_are_links(tmp_path: Path, victim: Path, images: Pat
     assert outside.read_bytes() == before
 
 
-@pytest.mark.parametrize("entry", FOLDERS)
+@pytest.mark.parametrize("entry", slow_but(["logs", "checkpoints/step-00000008"], FOLDERS))
 def test_folders_of_a_run_that_are_links(tmp_path: Path, victim: Path, images: Path, entry: str) -> None:
     outside = tmp_path / "outside"
     link = victim / "runs/run" / entry
@@ -221,7 +239,7 @@ def test_dangling_links_create_nothing_outside(tmp_path: Path, images: Path) -> 
     assert not (tmp_path / "outside").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt", "manifest.json"])
+@pytest.mark.parametrize("name", slow_but(["model.safetensors"], ["model.safetensors", "trainer.pt", "manifest.json"]))
 def test_a_file_of_a_checkpoint_that_is_a_link(tmp_path: Path, victim: Path, images: Path, name: str) -> None:
     path = victim / "runs/run/checkpoints/step-00000008"
     outside = tmp_path / name

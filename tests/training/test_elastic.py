@@ -135,18 +135,25 @@ def train(images: Path, cwd: Path, world_size: int, *changes: str) -> Path:
         pytest.param(
             [CNN, SGD, *PLATEAU, *UNEVEN], (1, 2, 4, 8), id="cnn-sgd-plateau-early-stopping", marks=pytest.mark.slow
         ),
-        pytest.param(UNEVEN, (1, 3, 4), id="vgg16-dropout-adamw-clipping"),
+        pytest.param(UNEVEN, (1, 3), id="vgg16-dropout-adamw-clipping"),
+        pytest.param(UNEVEN, (1, 4), id="vgg16-on-four-ranks", marks=pytest.mark.slow),
         pytest.param(
             ["model={name: resnet18}", SGD, "train.virtual_shards=4", "data.limit=24", "train.epochs=1"],
             (1, 4),
             id="resnet18-batchnorm",
             marks=pytest.mark.slow,
         ),
-        pytest.param(["train.precision=bf16", "train.micro_batch_size=1", *UNEVEN], (1, 2), id="bf16-micro-batches"),
+        pytest.param(
+            ["train.precision=bf16", "train.micro_batch_size=1", *UNEVEN],
+            (1, 2),
+            id="bf16-micro-batches",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             [CNN, "model.freeze=features", GROUPS, "train.virtual_shards=6", "loss={weight: [1, 3]}"],
             (1, 2, 6),
             id="frozen-groups-weights-six-shards",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -164,6 +171,7 @@ def test_every_world_size_ends_with_the_same_bits(
         tiny.assert_same_result(other, alone)
 
 
+@pytest.mark.slow
 def test_exact_mode_does_depend_on_the_world_size(tmp_path: Path, images: Path) -> None:
     """The tests above could not fail if it did not."""
     digests = set()
@@ -269,6 +277,7 @@ def with_threads(threads: str, stop_at: int | None, arguments: list[str]) -> int
     return ranks.main(arguments)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_threads_that_it_began_with_and_says_that_it_is_exact(
     tmp_path: Path, images: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ranks
 import tiny
+from tiers import slow_but
 
 import trainlib
 from trainlib.runs.records.rows import Row
@@ -72,7 +73,7 @@ def fit_with_a_story(folder: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", slow_but([2], [1, 2]))
 def test_every_event_at_its_place_on_every_rank(world_size: int, tmp_path: Path) -> None:
     codes = ranks.run(fit_with_a_story, str(tmp_path), world_size=world_size, cwd=tmp_path)
     assert codes == [0] * world_size, ranks.console(tmp_path)

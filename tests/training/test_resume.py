@@ -71,6 +71,7 @@ def test_stopping_at_every_step_in_turn_changes_no_bit(tmp_path: Path) -> None:
     assert tiny.rows(stopped) == tiny.rows(whole)
 
 
+@pytest.mark.slow
 def test_another_world_size_goes_on_with_the_same_samples_and_schedule(tmp_path: Path) -> None:
     whole, changed = tmp_path / "whole", tmp_path / "changed"
     whole.mkdir()
