@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import drawn  # noqa: F401 - draws once what many tests train on
 import hypothesis
 import pytest
 import ranks
 from needs import need
 from slurm_cluster import PROGRAMS, Cluster
 from soak import SOAK, rounds
-from trained import TRAINING
 
 # A shell that starts the tests in the background ignores these, and every process of a test would inherit that.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -95,7 +93,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded images go where they are removed again."""
+    """Decoded images go where they are removed again; the drawings are made once."""
+    import drawn  # noqa: F401
+
     cache = tmp_path_factory.mktemp("cache")
     os.environ["TRAINLAUNCH_CACHE"] = str(cache)
     yield
@@ -112,6 +112,8 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a working directory with the finished run of tests/support/trained.py, not to be changed."""
+    from trained import TRAINING  # here: it imports torch, which the process that only hands out tests does without
+
     if "PYTEST_XDIST_WORKER" not in os.environ:
         cwd = tmp_path_factory.mktemp("trained")
         assert ranks.train(TRAINING, world_size=2, cwd=cwd) == [0, 0]

@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ranks
-import sklearn.metrics
 import torch
-import torchmetrics.functional.classification as torchmetrics
 from paths import REPOSITORY
 from PIL import Image
 from trained import CLASSES, checkpoint_of, drawings, manifest_of, pixels, plain_logits
@@ -58,6 +56,9 @@ def test_figures_are_those_of_scikit_learn_and_torchmetrics(
     trained: Path, by_world_size: Mapping[int, dict[str, Any]], world_size: int
 ) -> None:
     """Counts exactly, all else within 1e-6; from the logits of a plain network with the checkpoint's weights."""
+    import sklearn.metrics
+    import torchmetrics.functional.classification as torchmetrics
+
     found, images = by_world_size[world_size], drawings()
     labels_N, logits_NC = images.labels_N, plain_logits(checkpoint_of(trained, found["step"]), pixels(images))
     predicted_N = logits_NC.argmax(dim=1)
@@ -94,6 +95,8 @@ def run_copy(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_splits_of_the_training_set(trained: Path, tmp_path: Path) -> None:
     """val is what was held out and train the 512 that were trained on; each gets a file of its own."""
+    import sklearn.metrics
+
     cwd = tmp_path
     shutil.copytree(trained / "runs", cwd / "runs")
     images = make_synthetic().train
@@ -111,6 +114,8 @@ def test_splits_of_the_training_set(trained: Path, tmp_path: Path) -> None:
 
 def test_class_folders_of_some_classes(trained: Path, tmp_path: Path) -> None:
     """Three of the ten classes as PNG files, in folders; nothing is written into the run."""
+    import sklearn.metrics
+
     images, classes = drawings(), manifest_of(checkpoint_of(trained))["classes"]
     chosen = [index for label in (7, 2, 0) for index in range(label, 200, 10)]
     for index in chosen:

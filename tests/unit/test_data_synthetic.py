@@ -7,7 +7,6 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import RidgeClassifier
 from torch import nn
 
 from trainlib.config.schema.sections import DataConfig
@@ -54,6 +53,8 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one_and_a_seed_makes_another
 
 
 def test_a_linear_model_on_pixels_does_not_solve_it(dataset: Dataset) -> None:
+    from sklearn.linear_model import RidgeClassifier
+
     def flat(split: ImageSet) -> np.ndarray:
         return pixels(split)[:, :, ::2, ::2].flatten(1).numpy().astype(np.float32) / 255
 

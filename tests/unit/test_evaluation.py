@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ranks
-import sklearn.metrics
 import torch
-import torchmetrics.functional.classification as torchmetrics
 from PIL import Image
 from torch import Tensor
 from trained import CLASSES, TRAINING, checkpoint_of, drawings, pixels, plain_logits
@@ -65,6 +63,8 @@ def answers_to(logits_NC: Tensor, labels_N: Tensor, micro_batches: list[list[int
 @pytest.mark.parametrize("num_classes", [3, 10, 40])
 def test_counts_are_those_of_scikit_learn(num_classes: int) -> None:
     """Also where classes do not occur, or are never predicted: there the figures are 0."""
+    import sklearn.metrics
+
     logits_NC, labels_N = random_case(500, num_classes)
     predicted_N = logits_NC.argmax(dim=1)
     classes = list(range(num_classes))
@@ -94,6 +94,8 @@ def test_answers_do_not_depend_on_how_the_samples_are_cut(num_classes: int) -> N
 
 
 def test_calibration_error_is_that_of_torchmetrics() -> None:
+    import torchmetrics.functional.classification as torchmetrics
+
     logits_NC, labels_N = random_case(2_000, 10)
     predictions = answers_to(logits_NC, labels_N, [list(range(2_000))])
     assert predictions.confidence_N.max() < 1  # with a probability of exactly 1, torchmetrics makes a sixteenth bin
@@ -176,6 +178,8 @@ def test_every_rank_gets_all_answers(tmp_path: Path) -> None:
 
 def test_a_completed_run_leaves_its_evaluation(trained: Path) -> None:
     """Written by rank 0 of two: every figure is that of a plain network with the weights that were tested."""
+    import sklearn.metrics
+
     found = json.loads((trained / "runs/run/evaluation-test.json").read_text())
     summary = json.loads((trained / "runs/run/summary.json").read_text())
     assert list(found) == [
