@@ -18,6 +18,7 @@ from trainlib.runs.files.json_records import read_lines
 from trainlib.training.checkpoints import checkpoint
 
 
+@pytest.mark.slow
 def test_batchnorm_forgets_a_batch_that_was_not_applied(tmp_path: Path) -> None:
     norm = [*TRAINING, "model={name: shufflenet_v2_x0_5}"]
     assert ranks.run(train_with_faults, norm, {4: (0, float("nan"))}, world_size=1, cwd=tmp_path) == [1]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 
-import drawn  # noqa: F401 - keeps the drawings
+from drawn import draw_once
 
-import trainlib.data
 from trainlib.config import load_config
 from trainlib.training.tracking.curves import picture
 
 load_config(["quickstart"])
-trainlib.data.make_synthetic()
+draw_once()
 picture([{"step": 1, "split": "val", "loss": 1.0, "accuracy": 0.5}], "fonts")
 
 os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].partition(os.pathsep)[2]  # this module's own: see ranks.py

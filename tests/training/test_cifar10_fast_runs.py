@@ -29,6 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_whole_one_and_computes_no_whitening(whole: Path, tmp_path: Path) -> None:
     """Eight steps, stopped after three; when it goes on, the function that whitens is not even there."""
     part = arguments(whole / "images", "train={steps: 3, batch_size: 12, clip_grad_norm: 1.0}")

@@ -64,7 +64,13 @@ def fit_and_die(signal_number: int, at_call: int) -> int:
     return 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, EXIT_STOPPED)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, EXIT_STOPPED),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_run_again_it_is_the_same_in_every_bit(
     whole: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
@@ -134,6 +140,7 @@ def fit_elastic() -> None:
     fit("train.reproducibility=elastic", "train.virtual_shards=4")
 
 
+@pytest.mark.slow
 def test_elastic_mode_is_the_same_in_every_bit_for_given_parts(tmp_path: Path) -> None:
     """Dropout included, on one and two ranks."""
     digests = set()
