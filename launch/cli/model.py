@@ -21,9 +21,16 @@ MODEL = "RUN|CHECKPOINT"
     "--processes", default="1", callback=parse_processes, metavar="N|auto", help="Ranks here; auto: one for each GPU."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time, in each process.")
+@click.option("--predictions", metavar="FILE.csv", help="Also write the answer to each sample, as a table.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the whole confusion matrix.")
 def evaluate(
-    model: str, split: str | None, data: str | None, processes: int | None, batch_size: int | None, as_json: bool
+    model: str,
+    split: str | None,
+    data: str | None,
+    processes: int | None,
+    batch_size: int | None,
+    predictions: str | None,
+    as_json: bool,
 ) -> int:
     """Compute exact figures of a trained model.
 
@@ -35,6 +42,7 @@ def evaluate(
     if split is not None and data is not None:
         raise click.UsageError("--split and --data: a split of the run's data, or other folders; give one of them")
     words = [_resolved(model), "--split", split or "test", *(["--data", data] if data is not None else [])]
+    words += ["--predictions", predictions] if predictions is not None else []
     words += [*(["--batch-size", str(batch_size)] if batch_size else []), *(["--json"] if as_json else [])]
     return _evaluate(words, processes)
 

@@ -13,21 +13,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
 from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data import ImageSet, load_class_folder, load_data
-from trainlib.data.batches.loader import BatchLoader
+from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.identity.listing import Listing
 from trainlib.data.inspection import name_some
+from trainlib.data.sources.class_folders import list_class_folders
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.evaluation_text import evaluation_text
+from trainlib.inference.prediction_file import check_target, open_prediction_file
 from trainlib.inference.trained_model import build_module
 from trainlib.models.losses import Objective
 from trainlib.models.tta import with_tta
@@ -41,7 +43,7 @@ from trainlib.runs.terminal.tables import show
 from trainlib.training.build.data import plan_of
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.provenance import data_changes, read_listing
-from trainlib.training.step.evaluate import metrics_over
+from trainlib.training.step.evaluate import OnBatch, metrics_over
 
 logger = logging.getLogger("trainlib.inference")
 
@@ -57,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     encode_anything()
     try:
         chosen = find_checkpoint(options.model)
-        evaluation = evaluate(chosen, options.split, options.data, options.batch_size)
+        if options.predictions is not None:
+            check_target(options.predictions)
+        evaluation = evaluate(chosen, options.split, options.data, options.batch_size, options.predictions)
     except TrainlaunchError as error:
         if is_main or not isinstance(error, UserError):  # every rank finds the same mistakes
             print_error(error)
@@ -69,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             show(*evaluation_text(evaluation, width))
             _warn_of_missing_classes(evaluation)
+            if options.predictions is not None:
+                print(f"\npredictions in {printable(str(options.predictions))}")
         if chosen.run is not None:
             for problem in read_run(chosen.run).problems:
                 print(f"warning: {printable(problem)}", file=sys.stderr)
@@ -77,10 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def evaluate(chosen: ChosenCheckpoint, split: str, folder: str | None, batch_size: int | None) -> dict[str, Any]:
+def evaluate(
+    chosen: ChosenCheckpoint, split: str, folder: str | None, batch_size: int | None, predictions: Path | None = None
+) -> dict[str, Any]:
     """Return the evaluation of a split, or of the class folders in `folder`, as `evaluation-<split>.json` holds it.
 
     batch_size   images that one rank evaluates at once; None for the size that the training used, at most 256
+    predictions  the CSV file to write (see `prediction_file`)
 
     Every rank calls this and gets the whole evaluation. Raises UserError if the data is missing or does not fit the
     model.
@@ -88,37 +97,64 @@ def evaluate(chosen: ChosenCheckpoint, split: str, folder: str | None, batch_siz
     config = chosen.config
     if is_custom(config.loss.name):
         raise UserError(f"loss.name: {custom_part_missing(config.loss.name)}")
-    image_set, ids_N = _samples(chosen, split, folder)
+    samples = _samples(chosen, split, folder)
     size = batch_size or min(config.train.micro_batch_size or config.train.batch_size, BATCH_SIZE)
     with process_group.joined(_possible_here(config).train) as accelerator, torch.no_grad():
         # All ranks take rank 0's: a run that goes on may have a new best checkpoint by the time rank 1 looks.
         chosen = process_group.broadcast_object(chosen)
-        return _evaluate(chosen, accelerator, image_set, ids_N, size, folder or split)
+        if predictions is None:
+            return _evaluate(chosen, accelerator, samples, size, folder or split)
+        rank = accelerator.process_index
+        with open_prediction_file(predictions, rank, config.loss, chosen.classes, samples.names) as file:
+            return _evaluate(chosen, accelerator, samples, size, folder or split, file.add)
 
 
 def _evaluate(
-    chosen: ChosenCheckpoint, accelerator: Accelerator, image_set: ImageSet, ids_N: torch.Tensor, size: int, name: str
+    chosen: ChosenCheckpoint,
+    accelerator: Accelerator,
+    samples: _Samples,
+    size: int,
+    name: str,
+    on_batch: OnBatch = lambda micro_batch, logits_NC: None,
 ) -> dict[str, Any]:
-    config, device = chosen.config, accelerator.device
+    config, device, ids_N = chosen.config, accelerator.device, samples.ids_N
     model = accelerator.prepare_model(build_module(chosen, device), evaluation_mode=True)
     num_pieces = -(-len(ids_N) // size)
     rank_slice = RankSlice(accelerator.process_index, accelerator.num_processes, None, virtual_shards=num_pieces)
-    images = replace(image_set, images=image_set.images.to(device))
+    images = replace(samples.images, images=samples.images.images.to(device))
     batches = BatchLoader(images, chosen.preprocess, rank_slice, device)
     objective = Objective(chosen.loss, len(chosen.classes), device)
     collector = PredictionCollector(config.loss, device)
     network = with_tta(model, config.evaluation.test_time)
-    metrics = metrics_over(network, objective, batches, ids_N, size, collector.add)
+
+    def see(micro_batch: MicroBatch, logits_NC: torch.Tensor) -> None:
+        collector.add(micro_batch, logits_NC)
+        on_batch(micro_batch, logits_NC)
+
+    metrics = metrics_over(network, objective, batches, ids_N, size, see)
     source = {"split": name, "step": chosen.checkpoint.step, "weights": chosen.weights}
     return describe(collector.gathered(), batches, ids_N, chosen.classes, metrics, source)
 
 
-def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> tuple[ImageSet, torch.Tensor]:
-    """Return the images, and the indices of those to evaluate, int64 [N], ascending."""
+class _Samples(NamedTuple):
+    """What is evaluated.
+
+    ids_N   indices of the samples in their image set, int64 [N], ascending
+    names   the path of each sample of the image set; None where samples are no files
+    """
+
+    images: ImageSet
+    ids_N: torch.Tensor
+    names: Sequence[str] | None
+
+
+def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> _Samples:
+    """Return the samples to evaluate: of a split of the run's data, or of class folders."""
     config = chosen.config
     if folder is not None:
         image_set = load_class_folder(Path(folder), chosen.classes, config.data.image_size)
-        return image_set, torch.arange(len(image_set.labels_N))
+        in_folder = list_class_folders(Path(folder), chosen.classes).names(chosen.classes)
+        return _Samples(image_set, torch.arange(len(image_set.labels_N)), in_folder)
     dataset = load_data(config.data, config.seed, is_main=launch_variables.rank() == 0)
     _tell_changes(chosen, dataset.listing)
     if dataset.class_names != chosen.classes:
@@ -126,13 +162,15 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> tuple[
             f"data.root: {config.data.root} has the classes {', '.join(dataset.class_names)}, and the model knows "
             f"{', '.join(chosen.classes)}; evaluate it on other folders with --data"
         )
+    names = [file.name for file in dataset.listing.files] or None  # of the training images, then of the test
+    num_train = len(dataset.train.labels_N)
     if split == "test":
-        return dataset.test, torch.arange(len(dataset.test.labels_N))
+        return _Samples(dataset.test, torch.arange(len(dataset.test.labels_N)), names and names[num_train:])
     plan, val_ids = plan_of(config, dataset)
     ids_N = plan.ids_N if split == "train" else val_ids
     if not len(ids_N):
         raise UserError("--split val: the run has no validation split (data.val_fraction is 0); take train or test")
-    return dataset.train, ids_N
+    return _Samples(dataset.train, ids_N, names)
 
 
 def _tell_changes(chosen: ChosenCheckpoint, listing: Listing) -> None:
@@ -178,6 +216,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--data", metavar="DIR", help="class folders to evaluate on instead")
     parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument("--predictions", type=Path, metavar="FILE.csv", help="the answer to each sample")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
