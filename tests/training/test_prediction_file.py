@@ -17,7 +17,6 @@ from launch.cli import main as launch
 from trainlib.config import LossConfig
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.inference import prediction_file
 from trainlib.inference.prediction_file import check_target, open_prediction_file
 
 CROSS_ENTROPY = LossConfig.model_validate({"activation": "none"})
@@ -100,7 +99,7 @@ def test_an_error_leaves_the_earlier_file_and_nothing_else(tmp_path: Path, monke
     target.write_bytes(b"path,label,prediction,probability_a\r\n")
     with pytest.raises(RuntimeError), open_prediction_file(target, 0, CROSS_ENTROPY, ["a"], None):
         raise RuntimeError
-    monkeypatch.setattr(prediction_file.os, "replace", lambda source, to: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(os, "replace", lambda source, to: (_ for _ in ()).throw(OSError(28, "full")))
     opened = open_prediction_file(target, 0, CROSS_ENTROPY, ["a"], None)
     with pytest.raises(TrainlaunchError, match="was not written"), opened:
         pass
