@@ -22,7 +22,7 @@ import ranks
 import tiny
 import torch
 from needs import need
-from soak import SOAK
+from soak import SOAK, only_in_soak
 
 from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR
 from trainlib.runs.records.checkpoints import steps_in
@@ -107,7 +107,7 @@ def train_within(limit: int, arguments: list[str], rank: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "rank"), [(0, 0), (1000, 0), (100_000, 0), (0, 1)])
+@pytest.mark.parametrize(("limit", "rank"), [(0, 0), pytest.param(1000, 0, marks=only_in_soak), (100_000, 0), (0, 1)])
 def test_a_real_limit_on_file_sizes(tmp_path: Path, images: Path, limit: int, rank: int) -> None:
     training = tiny.arguments(images, 5, EVERY)
     whole, limited = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "limited")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ranks
 import tiny
+from soak import only_in_soak
 from stopping import STEPS, VGG, train_until
 
 from trainlib.errors import EXIT_STOPPED
@@ -18,7 +19,7 @@ from trainlib.runs.files.json_records import read_lines
     ("world_size", "steps"),
     [
         (2, [7]),  # within the second epoch, and between two checkpoints
-        pytest.param(1, range(1, STEPS), marks=pytest.mark.slow),
+        pytest.param(1, range(1, STEPS), marks=only_in_soak),
         pytest.param(2, range(1, STEPS), marks=pytest.mark.slow),
     ],
     ids=["2-ranks-at-one-step", "1-rank", "2-ranks"],
