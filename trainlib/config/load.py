@@ -21,8 +21,9 @@ from trainlib.config.checking.suggest import nearest
 from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.reading.merge import is_override, merge, parse_overrides
 from trainlib.config.reading.yaml_source import Source, read_file
+from trainlib.config.schema.base import Named
 from trainlib.config.schema.defaults import resolve
-from trainlib.config.schema.sections import Config, Named
+from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError, Mistake
 
 OLDER_DATA = {"split": "index"}

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from trainlib.config.schema.sections import Config, Named, Section
+from trainlib.config.schema.base import Named, Section
+from trainlib.config.schema.sections import Config
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:

@@ -9,29 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator
+from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 
 from trainlib.config.custom import allow_custom
+from trainlib.config.schema.base import Named, Section
 from trainlib.config.schema.values import Duration, Flip, Metric, Mode, NodeCount, Precision, Split, check_run_name
-
-
-class Section(BaseModel):
-    """A section of the configuration with a fixed set of keys."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Named(Section):
-    """A section that names a class and, beside its own keys, holds arguments for that class."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
-
-    name: str
-
-    @property
-    def args(self) -> dict[str, Any]:
-        """The arguments for the named class: every key that is not one of the section's own."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 class Normalize(Section):
@@ -105,7 +87,7 @@ class OptimizerConfig(Named):
     """`optimizer`: a class of torch.optim, or our own MuonSGD, by name."""
 
     name: str = "SGD"
-    param_groups: list[ParamGroup] = []
+    param_groups: list[ParamGroup] = Field([])
 
 
 class SchedulerConfig(Named):

@@ -1,0 +1,26 @@
+"""What every section of the configuration is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A section of the configuration with a fixed set of keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Named(Section):
+    """A section that names a class and, beside its own keys, holds arguments for that class."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments for the named class: every key that is not one of the section's own."""
+        return dict(self.__pydantic_extra__ or {})
