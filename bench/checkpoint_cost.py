@@ -74,7 +74,7 @@ def measure(name: str, directory: Path, saves: int, device: str, pause: float) -
         folder = directory / ("background" if "writer" in way else "foreground")
         folder.mkdir()
         seconds[way] = blocked_seconds(
-            lambda step: manager.save(step, model_state, trainer_state(), None),  # noqa: B023
+            lambda step: manager.save(step, model_state, trainer_state(), {}),  # noqa: B023
             saves,
             pause,
         )

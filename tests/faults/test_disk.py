@@ -45,7 +45,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save(directory: Path, step: int) -> bool:
     """Save as a run does, the best being step 1; whether the checkpoint is known to be safe."""
     checkpoint_manager = CheckpointManager(directory, 2, {"world_size": 1})
-    checkpoint_manager.save(step, STATE, {"progress": {"step": step}}, best_step=1)
+    checkpoint_manager.save(step, STATE, {"progress": {"step": step}}, {"best_step": 1})
     return checkpoint_manager.problem(must_have=step) is None
 
 

@@ -102,7 +102,7 @@ def state_of(step: int) -> dict[str, torch.Tensor]:
 def save(directory: Path, step: int) -> None:
     """Save a checkpoint and prune: at most two stay, and the best, which is that of step 1."""
     checkpoint_manager = CheckpointManager(directory, 2, {"world_size": 1})
-    checkpoint_manager.save(step, state_of(step), {"progress": {"step": step}}, best_step=1)
+    checkpoint_manager.save(step, state_of(step), {"progress": {"step": step}}, {"best_step": 1})
     assert checkpoint_manager.problem(must_have=step) is None
 
 

@@ -50,6 +50,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("key", ["weights", "freeze"])
+@pytest.mark.parametrize("where", ["file", "file with a name", "override"])
+def test_values_that_would_change_the_model_are_refused_with_a_given_model(key: str, where: str) -> None:
+    value = {"weights": "net.safetensors", "freeze": "backbone"}[key]
+    name = {"name": "resnet18"} if where == "file with a name" else {}
+    file = {"model": name | {key: value}} if where != "override" else {}
+    overrides = [f"model.{key}={value}"] if where == "override" else []
+    with pytest.raises(ConfigError, match=rf"model.{key}: got {value}, must be null for a model that is given in"):
+        load_config([{"name": "x", **file}, *overrides], custom={"model": "custom:Net"})
+    assert load_config([{"name": "x", **file}, f"model.{key}=null"], custom={"model": "custom:Net"})
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_exact_is_refused_before_training(case: str, workdir: Path) -> None:

@@ -149,7 +149,7 @@ def test_trainer_state_that_would_execute_code_does_not(tmp_path: Path) -> None:
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, keep: int, best: int | None, left: list[int]) -> None:
     checkpoint_manager = CheckpointManager(tmp_path, keep, {})
     for step in range(1, 6):
-        checkpoint_manager.save(step, MODEL_STATE, {}, best)
+        checkpoint_manager.save(step, MODEL_STATE, {}, {"best_step": best})
     assert list(steps_in(tmp_path)) == left
 
 
@@ -165,7 +165,7 @@ def test_a_failed_write_leaves_the_old_ones_and_several_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint_manager = CheckpointManager(tmp_path, 2, {})
-    checkpoint_manager.save(1, MODEL_STATE, {}, None)
+    checkpoint_manager.save(1, MODEL_STATE, {}, {})
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -173,7 +173,7 @@ def test_a_failed_write_leaves_the_old_ones_and_several_end_the_run(
     monkeypatch.setattr(torch, "save", full)
     for step in range(2, 2 + MAX_FAILED_WRITES):
         assert checkpoint_manager.problem() is None
-        checkpoint_manager.save(step, MODEL_STATE, {}, None)
+        checkpoint_manager.save(step, MODEL_STATE, {}, {})
         assert f"step {step} was not written ([Errno 28] No space left on device)" in caplog.text
     assert "3 checkpoints in a row could not be written" in str(checkpoint_manager.problem())
     assert "step 4 could not be written" in str(checkpoint_manager.problem(must_have=4))

@@ -102,15 +102,34 @@ DEFAULT_OPTIMIZER = {"name": "SGD", "param_groups": [], "lr": 0.01, "momentum": 
         ("optimizer.param_groups=[{match: a}]", DEFAULT_OPTIMIZER | {"param_groups": [{"match": "a"}]}),
         ("optimizer.name=SGD", DEFAULT_OPTIMIZER),
         ("optimizer.name=AdamW", {"name": "AdamW", "param_groups": [], "lr": 1e-3}),
-        ("optimizer={lr: 0.02}", {"name": "SGD", "param_groups": [], "lr": 0.02}),
-        ("optimizer={}", {"name": "SGD", "param_groups": [], "lr": 1e-3}),
+        ("optimizer={lr: 0.02}", DEFAULT_OPTIMIZER | {"lr": 0.02}),
+        ("optimizer={}", DEFAULT_OPTIMIZER),
+        ("optimizer={name: SGD, lr: 0.02}", {"name": "SGD", "param_groups": [], "lr": 0.02}),
     ],
 )
 def test_an_override_changes_one_value_of_a_default_section(
     workdir: Path, override: str, expected: dict[str, Any]
 ) -> None:
-    """A mapping, and the name of another class, replace the section instead."""
+    """A mapping with a name, and the name of another class, replace the section instead."""
     assert load(workdir, "seed: 0", overrides=(override,)).optimizer.model_dump() == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("optimizer: {weight_decay: 5.0e-4}",), DEFAULT_OPTIMIZER | {"weight_decay": 5e-4}),
+        (("optimizer: {lr: 0.1}",), DEFAULT_OPTIMIZER | {"lr": 0.1}),
+        (("optimizer: {}",), DEFAULT_OPTIMIZER),
+        (("optimizer: {lr: 0.1}", "optimizer: {nesterov: true}"), DEFAULT_OPTIMIZER | {"lr": 0.1, "nesterov": True}),
+        (("optimizer: {name: SGD, lr: 0.1}",), {"name": "SGD", "param_groups": [], "lr": 0.1}),
+        (("optimizer: {name: AdamW}",), {"name": "AdamW", "param_groups": [], "lr": 1e-3}),
+        (("optimizer: {lr: 0.1}", "optimizer: {name: AdamW}"), {"name": "AdamW", "param_groups": [], "lr": 1e-3}),
+    ],
+)
+def test_a_section_of_a_file_that_names_no_class_changes_the_default_one(
+    workdir: Path, files: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    assert load(workdir, *files).optimizer.model_dump() == expected
 
 
 def changed(default: Any) -> Any:

@@ -167,6 +167,38 @@ def test_rows_that_are_lost_are_told() -> None:
     assert lost_rows(every_fifty) is None  # `tracking.log_every` was changed on resuming
 
 
+LOST: dict[str, Callable[[int], bool]] = {
+    "the first": lambda number: number == 0,
+    "the beginning": lambda number: number < 4,
+    "every second": lambda number: number % 2 == 1,
+    "one in the middle": lambda number: number == 7,
+    "all": lambda number: True,
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_checkpoint_tells_how_many_rows_led_to_it(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str
+) -> None:
+    steps = [{"step": step, "split": "train", "scope": "step", "epoch": 1} for step in range(1, 13)]
+    rows = [*steps, {"step": 10, "split": "test", "epoch": 1}]
+    manifest = {"format": 1, "step": 10, "num_rows": 10, "sha256": "of no interest"}
+    path, folder = runs / "evil/metrics.jsonl", runs / "evil/checkpoints/step-00000010"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not any("rows" in problem for problem in read_run(runs / "evil").problems)
+    MetricsFile(path, 10, 10).close()
+    assert not caplog.records
+    path.write_text("".join(json.dumps(row) + "\n" for number, row in enumerate(steps) if not LOST[lost](number)))
+    assert any("rows" in problem for problem in read_run(runs / "evil").problems)
+    MetricsFile(path, 10, 10).close()
+    (record,) = caplog.records
+    assert "rows" in record.message
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"num_rows": None}))
+    assert not any("written up to" in problem for problem in read_run(runs / "evil").problems)
+
+
 def test_rows_that_a_resume_leaves_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "split": "train", "scope": "step", "epoch": 1}) for step in (1, 2, 3)]

@@ -55,7 +55,9 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
     if mistakes:
         raise ConfigError(mistakes)
     custom_layer = {section: {"name": name} for section, name in (custom or {}).items()}
-    merged = merge([_with_default_sections(merge(layers)), command_line, Source(custom_layer)])
+    given = merge([_with_default_sections(merge(layers)), command_line])
+    _refuse_lost_values(given, custom_layer)
+    merged = _with_default_sections(merge([given, Source(custom_layer)]))
     paths = [file for file in files if isinstance(file, str)]
     if paths:
         merged.values.setdefault("name", _name_from(paths[0]))
@@ -85,14 +87,17 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _with_default_sections(files: Source) -> Source:
-    """Fill in the default sections that no file has, so that `optimizer.lr=0.02` changes one value of a section."""
-    defaults = {
-        name: field.default.model_dump(exclude_unset=True)
-        for name, field in Config.model_fields.items()
-        if isinstance(field.default, Named)
-    }
-    return Source(defaults | files.values, files.where)
+def _with_default_sections(source: Source) -> Source:
+    """Fill in the default sections that are not there, and the other values of those that name no class.
+
+    So `optimizer.lr=0.02`, and `optimizer: {lr: 0.02}` in a file, change one value of the default optimizer.
+    """
+    values = dict(source.values)
+    for name, field in Config.model_fields.items():
+        section = values.get(name, {})
+        if isinstance(field.default, Named) and isinstance(section, dict) and "name" not in section:
+            values[name] = field.default.model_dump(exclude_unset=True) | section
+    return Source(values, source.where)
 
 
 def _read_all(files: Sequence[str | Mapping[str, Any]]) -> tuple[list[Source], list[Mistake]]:
@@ -123,6 +128,28 @@ def _refuse_custom_names(source: Source, custom: Mapping[str, Any]) -> None:
         name = values.get("name") if isinstance(values, dict) else None
         if isinstance(name, str) and is_custom(name) and section not in custom:
             mistakes.append(Mistake(f"{section}.name", custom_part_missing(name), source.locate(f"{section}.name")))
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _refuse_lost_values(source: Source, custom: Mapping[str, Any]) -> None:
+    """Raise ConfigError for values that would change a model, where a model given in Python takes its place."""
+    section = source.values.get("model")
+    if "model" not in custom or not isinstance(section, dict):
+        return
+    ways = {
+        "weights": "load them into it first (load_state_dict)",
+        "freeze": "freeze its layers first (requires_grad_(False))",
+    }
+    mistakes = [
+        Mistake(
+            f"model.{key}",
+            f"got {section[key]}, must be null for a model that is given in Python: {way}",
+            source.locate(f"model.{key}"),
+        )
+        for key, way in ways.items()
+        if section.get(key) is not None
+    ]
     if mistakes:
         raise ConfigError(mistakes)
 

@@ -18,8 +18,8 @@ from trainlib.runs.files.json_records import Record
 from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.runs.records.jobs import JOBS_FILE
-from trainlib.runs.records.rows import METRICS_FILE, lost_rows
-from trainlib.runs.records.shapes import ATTEMPT, JOB, ROW, SUMMARY, whole_number
+from trainlib.runs.records.rows import METRICS_FILE, lost_rows, miscounted_rows
+from trainlib.runs.records.shapes import ATTEMPT, CHECKPOINT, JOB, ROW, SUMMARY, whole_number
 
 _TAILS = (1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
 
@@ -104,8 +104,9 @@ def read_run(directory: Path, *, whole: bool = True) -> Run:
     files = RunFiles(directory)
     attempts, jobs = files.lines(ATTEMPTS_FILE, ATTEMPT), files.lines(JOBS_FILE, JOB)
     summary = files.record("summary.json", SUMMARY)
+    step, num_rows = _rows_at_checkpoint(files) if whole else (0, None)  # first: rows come before their checkpoint
     rows = files.lines(METRICS_FILE, ROW) if whole else _newest_rows(files)
-    if whole and (lost := lost_rows(rows) or _lost_end(rows, summary)):
+    if whole and (lost := lost_rows(rows) or miscounted_rows(rows, step, num_rows) or _lost_end(rows, summary)):
         files.problems.append(f"{METRICS_FILE}: {lost}")
     last = {(row["split"], row.get("scope")): row for row in rows}
     return Run(directory, _status(directory, attempts, summary), attempts, jobs, last, summary, tuple(files.problems))
@@ -172,6 +173,14 @@ def _status(directory: Path, attempts: list[Record], summary: Record) -> str:
     if attempts[-1].get("event") == "start":
         return "completed" if summary.get("status") == "completed" else "interrupted"  # killed after its summary
     return str(attempts[-1].get("status", "failed"))
+
+
+def _rows_at_checkpoint(files: RunFiles) -> tuple[int, int | None]:
+    """Return the newest checkpoint's step, and how many rows it came after; None where that is not known."""
+    for path in reversed(steps_in(files.directory / "checkpoints").values()):
+        manifest = files.record(f"checkpoints/{path.name}/manifest.json", CHECKPOINT)
+        return manifest.get("step", 0), manifest.get("num_rows")
+    return 0, None
 
 
 def _lost_end(rows: list[Record], summary: Record) -> str | None:

@@ -110,7 +110,7 @@ def _recording_hooks(
     values   the configuration and the environment, for W&B
     """
     plan, step = training.plan, training.progress.step
-    trackers = open_trackers(config.tracking, run.path, step, values)
+    trackers = open_trackers(config.tracking, run.path, step, training.progress.num_rows, values)
     hooks: list[Hook] = [TrackerHook(tracker) for tracker in trackers.metrics]
     hooks.append(Console(plan.total_steps, plan.steps_per_epoch, step, quiet=not config.tracking.progress))
     if config.tracking.health is not None:

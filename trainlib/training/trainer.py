@@ -234,7 +234,9 @@ class Trainer:
     def _record(
         self, split: str, epoch: int, lr: float, metrics: Metrics, *, scope: str | None = None, **numbers: float
     ) -> None:
-        """Give a row of metrics.jsonl to the hooks."""
+        """Give a row of metrics.jsonl to the hooks; those of the training are counted, for every checkpoint to tell."""
+        if split != "test" and self.progress.num_rows is not None:
+            self.progress.num_rows += 1
         row: dict[str, Any] = {"time": timestamp(), "step": self.progress.step, "epoch": epoch + 1, "split": split}
         row |= {"scope": scope} if scope else {}
         self.hooks.on_row(row | metrics.asdict() | {"lr": lr} | numbers)
@@ -271,5 +273,9 @@ class Trainer:
             trainer_state = {"progress": saved_progress, "schedule": self.schedule.state_dict(), **state.state_dict()}
             best_step = progress.best["step"] if progress.best else None
             self.checkpoints.save(
-                progress.step, module.state_dict(), trainer_state, best_step, self.hooks.on_checkpoint
+                progress.step,
+                module.state_dict(),
+                trainer_state,
+                {"best_step": best_step, "num_rows": progress.num_rows},
+                self.hooks.on_checkpoint,
             )

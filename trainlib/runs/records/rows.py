@@ -33,15 +33,17 @@ HEALTH_NUMBERS = ("gradient_norm", "weight_norm", "update_ratio")
 class MetricsFile:
     """An open file of rows, one JSON object a line; opening it removes the rows past the step to resume from.
 
+    num_rows   how many there must be then; None where that is not known
+
     Rows that cannot be written, as on a full disk, are kept and tried again with the next one. `flush` raises OSError
     as long as there are some, so that no checkpoint is newer than the rows on disk. `flush` may be called from another
     thread, which writes checkpoints in the background.
     """
 
-    def __init__(self, path: Path, from_step: int):
+    def __init__(self, path: Path, from_step: int, num_rows: int | None = None):
         self._path = path
         if path.exists():
-            _keep_rows_up_to(path, from_step)
+            _keep_rows_up_to(path, from_step, num_rows)
         self._descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
         self._size = os.fstat(self._descriptor).st_size
         self._unwritten = b""
@@ -120,7 +122,19 @@ def lost_rows(rows: Sequence[Row]) -> str | None:
     return None
 
 
-def _keep_rows_up_to(path: Path, step: int) -> None:
+def miscounted_rows(rows: Sequence[Row], step: int, num_rows: int | None) -> str | None:
+    """Return a sentence where there are not as many rows as the checkpoint of a step came after; None where there are.
+
+    rows       the whole of metrics.jsonl
+    num_rows   of the checkpoint; None where that is not known
+    """
+    there = sum(row["step"] <= step and row["split"] != "test" for row in rows)
+    if num_rows is None or there == num_rows:
+        return None
+    return f"{num_rows} rows were written up to step {step}, and {there} are there"
+
+
+def _keep_rows_up_to(path: Path, step: int, num_rows: int | None) -> None:
     """Rewrite a file without the rows that will be made again, those of later steps and the test's, and torn lines.
 
     Damage is told: a damaged line was a row once. A last line without its end is none: a kill has cut it off.
@@ -131,7 +145,8 @@ def _keep_rows_up_to(path: Path, step: int) -> None:
         for row in found.records
         if isinstance(at := row.get("step"), int) and at <= step and row.get("split") != "test"
     ]
-    lost = lost_rows([row for row in rows if ROW(row) is None]) if path.name == METRICS_FILE else None
+    good = [row for row in rows if ROW(row) is None]
+    lost = lost_rows(good) or miscounted_rows(good, step, num_rows) if path.name == METRICS_FILE else None
     damage = [f"damaged: {problem}" for problem in found.problems] + ([lost] if lost else [])
     if damage:
         logger.warning("%s: %s; the run goes on without these rows", path, "; ".join(damage))

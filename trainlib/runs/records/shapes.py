@@ -148,6 +148,10 @@ JOB = fitting(
     },
     required=("event", "job_id"),
 )
+CHECKPOINT = fitting(  # a checkpoint's manifest
+    {"format": whole_number, "step": whole_number, "best_step": whole_number, "num_rows": whole_number},
+    required=("format", "step"),
+)
 SUMMARY = fitting(
     {
         "status": status,

@@ -40,19 +40,20 @@ class CheckpointManager:
         step: int,
         model_state: Mapping[str, Tensor],
         trainer_state: Mapping[str, Any],
-        best_step: int | None,
+        facts: Mapping[str, Any],
         flush: Callable[[], None] = lambda: None,
     ) -> None:
         """Write a checkpoint, then remove old ones. A write that fails warns, and leaves the old ones.
 
+        facts   of this checkpoint, for its manifest; that of step `best_step` is not removed
         flush   makes safe what leads to this checkpoint, before it; OSError where it cannot
         """
         self._wait()
         if self._writer is None:
-            self._save(step, model_state, trainer_state, best_step, flush)
+            self._save(step, model_state, trainer_state, facts, flush)
         else:
             model_copy, trainer_copy = _host_copy(dict(model_state)), _host_copy(dict(trainer_state))
-            self._under_way = self._writer.submit(self._save, step, model_copy, trainer_copy, best_step, flush)
+            self._under_way = self._writer.submit(self._save, step, model_copy, trainer_copy, facts, flush)
 
     def problem(self, must_have: int | None = None) -> str | None:
         """Why training must end, or None: a checkpoint that must be safe is not, or too many in a row failed."""
@@ -80,12 +81,13 @@ class CheckpointManager:
         step: int,
         model_state: Mapping[str, Tensor],
         trainer_state: Mapping[str, Any],
-        best_step: int | None,
+        facts: Mapping[str, Any],
         flush: Callable[[], None],
     ) -> None:
+        best_step = facts.get("best_step")
         try:
             flush()
-            checkpoint.save(self._directory, step, model_state, trainer_state, {**self._facts, "best_step": best_step})
+            checkpoint.save(self._directory, step, model_state, trainer_state, {**self._facts, **facts})
         except OSError as error:
             self._failed_writes += 1
             logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, error)

@@ -25,6 +25,7 @@ class Progress:
     fitting          how many images at a time the device's memory was found to hold; None = as many as asked for
     compiled         whether the model's kernels are made by torch.compile; None = not decided yet
     skipped_steps    steps, from 0, whose gradient was not finite
+    num_rows         rows of metrics.jsonl written so far; None = not known, as an earlier version did not count
     """
 
     sums: Sums
@@ -38,6 +39,7 @@ class Progress:
     compiled: bool | None = None
     skipped_steps: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    num_rows: int | None = 0
 
     @classmethod
     def at_start(cls, num_shards: int) -> Progress:
@@ -87,12 +89,13 @@ class Progress:
             "compiled": self.compiled,
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
+            "num_rows": self.num_rows,
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any], shards: range, num_shards: int) -> Progress:
         """Return saved progress for the rank with these shards. If their number has changed, shard 0 takes all sums."""
-        values = dict(state)
+        values = {"num_rows": None, **state}
         saved_P2: Tensor = values.pop("sums_P2")
         saved: Sums = saved_P2.tolist()
         if len(saved) != num_shards:

@@ -42,12 +42,15 @@ class Trackers:
             tracker.close()
 
 
-def open_trackers(config: TrackingConfig, run: Path, from_step: int, values: Mapping[str, Any]) -> Trackers:
+def open_trackers(
+    config: TrackingConfig, run: Path, from_step: int, num_rows: int | None, values: Mapping[str, Any]
+) -> Trackers:
     """Return the trackers that the configuration asks for; metrics.jsonl is always one of them.
 
-    values   the configuration and the environment, for W&B
+    num_rows   how many rows of metrics.jsonl the checkpoint of `from_step` came after; None where that is not known
+    values     the configuration and the environment, for W&B
     """
-    trackers = Trackers([MetricsFile(run / "metrics.jsonl", from_step)], [])
+    trackers = Trackers([MetricsFile(run / "metrics.jsonl", from_step, num_rows)], [])
     if config.health is not None:
         trackers.health.append(BestEffortTracker("health.jsonl", lambda: MetricsFile(run / "health.jsonl", from_step)))
     if config.tensorboard:
