@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from launch.local.command import STOP_SECONDS, Command
 from launch.local.failure import RankFailure, describe, find_cause, killed_by, port_is_taken
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
+from trainlib.regular_files import open_regular, read_tail
 from trainlib.runs.attempt.record import was_stopped
 from trainlib.runs.attempt.stop_request import STOP_SIGNALS
 from trainlib.runs.files.scratch import make_scratch
@@ -35,7 +35,7 @@ from trainlib.runs.records.failure_record import FailureRecord
 _POLL_SECONDS = 0.1
 _CLOSING_SECONDS = 6.0  # for ranks to end, once another one failed
 _REFUSED_SECONDS = 3.0  # the same before the run has begun, when there is nothing that they could still save
-_LOG_TAIL_LINES = 15
+_LOG_TAIL_LINES, _LOG_TAIL_BYTES = 15, 1 << 16
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -187,7 +187,8 @@ def _append(path: Path, lines: Sequence[str]) -> None:
     if lines:
         with suppress(OSError):
             path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            with os.fdopen(open_regular(path, flags, within=path.parents[1]), "a", encoding="utf-8") as file:
                 file.writelines(lines)
 
 
@@ -270,7 +271,7 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 def _last_lines(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return [line.rstrip("\n") for line in deque(file, maxlen=_LOG_TAIL_LINES)]
+        content, _ = read_tail(path, _LOG_TAIL_BYTES, within=path.parents[1])
     except OSError:
         return []
+    return content.decode("utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]

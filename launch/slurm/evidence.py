@@ -17,6 +17,7 @@ from trainlib.runs.attempt.owner import stop_token_of
 from trainlib.runs.attempt.record import read_attempts
 from trainlib.runs.attempt.stop_request import is_meant_for, read_stop_file
 from trainlib.runs.files.json_records import Record, read_json
+from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.failure_record import read_all, root_cause
 from trainlib.runs.records.jobs import JobStart
 from trainlib.runs.records.reasons import EndCode, code_of_end
@@ -138,13 +139,12 @@ def exit_code_of(srun_said: str, code: int) -> int:
 
 def refusal(directory: Path, job: JobStart) -> Refusal | None:
     """Return why no rank was started: the last error of a node's `launch run`, or else the first one of srun."""
-    logs = directory / "logs"
-    nodes = sorted(logs.glob(f"{job.rendezvous_id}-node-*.out"))
-    for path, which in (*((node, -1) for node in nodes), (logs / f"{job.rendezvous_id}-srun.out", 0)):
-        with suppress(OSError):
-            found = [of_launch or of_srun for of_launch, of_srun in _REFUSED.findall(path.read_text(errors="replace"))]
-            if found:
-                return Refusal(found[which], str(path))
+    files = RunFiles(directory)
+    nodes = files.names(f"logs/{job.rendezvous_id}-node-*.out")
+    for name, which in (*((node, -1) for node in nodes), (f"logs/{job.rendezvous_id}-srun.out", 0)):
+        found = [of_launch or of_srun for of_launch, of_srun in _REFUSED.findall(files.end_of_text(name))]
+        if found:
+            return Refusal(found[which], str(directory / name))
     return None
 
 

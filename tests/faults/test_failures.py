@@ -154,6 +154,37 @@ def hang(arguments: list[str], step: int) -> int:
     return main(arguments)
 
 
+def hang_while_building(arguments: list[str]) -> int:
+    """In each rank: train; rank 1 stops for good when the model is there and the ranks are to meet around it."""
+    import os
+    import signal
+
+    from trainlib.train import main
+    from trainlib.training.build import training
+
+    build = training.build_train_state
+
+    def stuck(*given: object) -> object:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return build(*given)  # type: ignore[arg-type]
+
+    ranks.replace(training, "build_train_state", stuck)
+    return main(arguments)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_before_training_is_noticed(tmp_path: Path) -> None:
+    hanging = [*TRAINING, "train.hang_seconds=4"]
+    under_way = ranks.start(hang_while_building, hanging, world_size=2, cwd=tmp_path)
+    assert under_way.wait(closing=1.0) == [1, -9]
+    said = ranks.console(tmp_path)
+    assert "no step was finished for 4 s" in said
+    assert "build_train" in said
+    assert not (tmp_path / "runs/run/attempts.jsonl").exists()
+    assert ranks.train(hanging, world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_hanging_rank_is_noticed_and_stacks_are_dumped(tmp_path: Path) -> None:
     hanging = [*TRAINING, "train.hang_seconds=2"]

@@ -17,7 +17,7 @@ from trainlib.config import Config, load_config, read_resolved
 from trainlib.errors import ConfigError, RunDirectoryError, UserError, WeightsError
 from trainlib.runs.directory import RunDirectory
 from trainlib.training.build.model import build_classifier
-from trainlib.training.build.run_weights import local_weights, pin_weights
+from trainlib.training.build.run_weights import local_weights, pin_weights, transform_input_of
 
 CONFIG: dict[str, Any] = {
     "optimizer": {"name": "AdamW", "lr": 1e-3},
@@ -112,6 +112,22 @@ def test_what_is_no_run_is_refused(weights: str, error: type[UserError], message
     with pytest.raises(error, match=message):
         fit("new", f"model.weights={weights}")
     assert not (workdir / "runs/new/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"name": "googlenet", "weights": "IMAGENET1K_V1"}, {"transform_input": True}),
+        ({"name": "inception_v3", "weights": None}, {"transform_input": False}),
+        ({"name": "googlenet", "weights": "run:x@" + 64 * "0", "transform_input": True}, {"transform_input": True}),
+        ({"name": "googlenet", "weights": "IMAGENET1K_V1", "transform_input": False}, {"transform_input": False}),
+        ({"name": "resnet18", "weights": "IMAGENET1K_V1"}, {}),
+    ],
+)
+def test_how_images_are_normalised_inside_comes_with_the_weights(
+    model: dict[str, Any], expected: dict[str, bool]
+) -> None:
+    assert transform_input_of(model) == expected
 
 
 def test_damaged_checkpoints_are_passed_over(base: RunDirectory) -> None:

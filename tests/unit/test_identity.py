@@ -78,11 +78,23 @@ def test_the_file_brings_the_listing_back(name: str) -> None:
     assert parse_listing(text).digest == listing.digest  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", "{}", '{"source": 1}', dump_listing(BOTH)[:-20], dump_listing(BOTH) + "[1]", "[" * 100_000],
-    ids=["empty", "torn", "list", "null", "no keys", "few keys", "cut off", "short row", "deep"],
-)
+DAMAGED = {
+    "empty": "",
+    "torn": "{",
+    "list": "[]",
+    "null": "null",
+    "no keys": "{}",
+    "few keys": '{"source": 1}',
+    "cut off": dump_listing(BOTH)[:-20],
+    "short row": dump_listing(BOTH) + "[1]",
+    "deep": "[" * 100_000,
+    "infinite label": dump_listing(BOTH) + '["x", Infinity, null, 1, 1, 1, 1]',
+    "infinite size": dump_listing(BOTH) + '["x", 0, null, 1e999, 1, 1, 1]',
+    "infinite count": dump_listing(BOTH).replace('"train": 2', '"train": 1e999'),
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_none(text: str) -> None:
     assert parse_listing(text) is None
 

@@ -132,6 +132,24 @@ def test_the_trial_before_training_finds_what_fits_and_changes_nothing(norm_loop
     assert all(parameter.grad is None for parameter in state.parameters)
 
 
+def full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+
+def test_memory_that_runs_out_in_the_optimizers_step_is_told_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.optim.SGD, "step", full)
+    with pytest.raises(UserError, match=r"the optimizer's step does not fit .* smaller train.batch_size .*1.00 GiB"):
+        trained(room=20)
+
+
+def test_memory_that_runs_out_in_an_evaluation_is_told(norm_loop: Trainer) -> None:
+    norm_loop.state.classifier.module.register_forward_pre_hook(full)
+    with pytest.raises(UserError, match=r"an evaluation of 32 images at a time does not fit .* micro_batch_size to 8"):
+        norm_loop.test()
+
+
 def _find_what_fits(room_of_rank: list[int]) -> int:
     """In each rank: what the trial finds; then a step, as the trial must leave DistributedDataParallel fit for one."""
     config = resolved(TRAINING)

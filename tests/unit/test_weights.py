@@ -134,6 +134,18 @@ def test_files_with_other_names_than_todays(name: str, tmp_path: Path) -> None:
     assert_same(module, expected)
 
 
+@pytest.mark.parametrize("argument", [None, True, False])
+def test_a_file_does_not_tell_how_images_are_normalised_inside(
+    argument: bool | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(as_pth(stock("googlenet", aux_logits=True, init_weights=False), tmp_path / "w"))
+    args = {} if argument is None else {"transform_input": argument}
+    module = build(name="googlenet", weights=path, **args).module
+    assert bool(module.transform_input) == bool(argument)
+    told = [record for record in caplog.records if "model.transform_input=true" in record.message]
+    assert len(told) == (argument is None)
+
+
 def test_a_path_in_the_home_folder_needs_no_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     state = stock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -69,9 +70,11 @@ class Watchdog:
                     self._end("the launcher died, and the ranks did not come to stop together", stacks=False)
 
     def _end(self, reason: str, *, stacks: bool) -> None:
+        in_file = getattr(self._log, "has_begun", True)  # before an attempt begins, its log is lost with the process
+        stream = self._log if in_file else sys.stderr
         with suppress(OSError):  # a log that cannot be written, on a full disk, must not keep this rank alive
-            self._log.write(f"{reason}; this rank ends here, its last checkpoint is good\n")
+            stream.write(f"{reason}; this rank ends here, its last checkpoint is good\n")
+            stream.flush()
             if stacks:
-                faulthandler.dump_traceback(self._log, all_threads=True)
-            self._log.flush()
+                faulthandler.dump_traceback(stream, all_threads=True)
         os._exit(EXIT_FAILURE)

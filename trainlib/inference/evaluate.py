@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ from trainlib.training.build.data import plan_of
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.provenance import data_changes, read_listing
 from trainlib.training.step.evaluate import OnBatch, metrics_over
+from trainlib.training.step.out_of_memory import explained
 
 logger = logging.getLogger("trainlib.inference")
 
@@ -131,7 +133,8 @@ def _evaluate(
         collector.add(micro_batch, logits_NC)
         on_batch(micro_batch, logits_NC)
 
-    metrics = metrics_over(network, objective, batches, ids_N, size, see)
+    with explained(f"an evaluation of {size} images at a time", f"use --batch-size {max(1, size // 2)}"):
+        metrics = metrics_over(network, objective, batches, ids_N, size, see)
     source = {"split": name, "step": chosen.checkpoint.step, "weights": chosen.weights}
     return describe(collector.gathered(), batches, ids_N, chosen.classes, metrics, source)
 
@@ -155,7 +158,10 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> _Sampl
         image_set = load_class_folder(Path(folder), chosen.classes, config.data.image_size)
         in_folder = list_class_folders(Path(folder), chosen.classes).names(chosen.classes)
         return _Samples(image_set, torch.arange(len(image_set.labels_N)), in_folder)
-    dataset = load_data(config.data, config.seed, is_main=launch_variables.rank() == 0)
+    is_main = launch_variables.rank() == 0
+    if is_main and config.data.name == "image_folder":
+        print(f"the images are those in {printable(os.path.abspath(config.data.root))} (data.root)", file=sys.stderr)
+    dataset = load_data(config.data, config.seed, is_main=is_main)
     _tell_changes(chosen, dataset.listing)
     if dataset.class_names != chosen.classes:
         raise DataError(

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainlib.config import ModelConfig, custom_part_missing, is_custom
 from trainlib.errors import UserError, WeightsError
-from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, build_architecture, empty_init
+from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, build_architecture, empty_init
 from trainlib.models.backbone import find_backbone, require_finite, without_common_prefix
 from trainlib.models.weights import State, assign_state, compare_state, published_weights, read_weights
 
@@ -118,6 +118,12 @@ def _build_from_weights(
     """
     with empty_init():
         module = _build_unchanged(config, num_classes, image_size)
+    if config.name in INCEPTIONS and published_weights(config) is None and "transform_input" not in config.args:
+        logger.warning(
+            "model.weights: no file tells whether %s was trained with transform_input: taken for false. Weights of "
+            "torchvision need model.transform_input=true, and data.normalize with its mean and deviation",
+            config.name,
+        )
     state = without_common_prefix(module, read_weights(config, device))
     mismatch_before = compare_state(module, state)
     if not mismatch_before:

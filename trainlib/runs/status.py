@@ -19,7 +19,7 @@ from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.runs.records.jobs import JOBS_FILE
 from trainlib.runs.records.rows import METRICS_FILE, lost_rows, miscounted_rows
-from trainlib.runs.records.shapes import ATTEMPT, CHECKPOINT, JOB, ROW, SUMMARY, whole_number
+from trainlib.runs.records.shapes import ATTEMPT, JOB, MANIFEST, ROW, SUMMARY, whole_number
 
 _TAILS = (1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
 
@@ -178,7 +178,7 @@ def _status(directory: Path, attempts: list[Record], summary: Record) -> str:
 def _rows_at_checkpoint(files: RunFiles) -> tuple[int, int | None]:
     """Return the newest checkpoint's step, and how many rows it came after; None where that is not known."""
     for path in reversed(steps_in(files.directory / "checkpoints").values()):
-        manifest = files.record(f"checkpoints/{path.name}/manifest.json", CHECKPOINT)
+        manifest = files.record(f"checkpoints/{path.name}/manifest.json", MANIFEST)
         return manifest.get("step", 0), manifest.get("num_rows")
     return 0, None
 

@@ -95,7 +95,7 @@ def read_listing(run: RunDirectory) -> Listing | None:
     """
     try:
         listing = parse_listing(read_regular(run.path / DATA_FILE, MAX_LISTING_BYTES).decode())
-    except (OSError, ValueError, OverflowError):
+    except (OSError, ValueError):
         return None
     streamed = known_content(run)
     return listing.with_hashes(streamed) if listing is not None and streamed else listing

@@ -108,7 +108,7 @@ def _build(
     inputs = build_inputs(config, dataset, accelerator, start, custom)
     with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
         features = cache_features(inputs, start.step if start else 0, flag.requested, watchdog.heartbeat)
-    return build_training(inputs, start, custom, features)
+        return build_training(inputs, start, custom, features, watchdog.heartbeat)
 
 
 def _begin(

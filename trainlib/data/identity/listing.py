@@ -133,7 +133,7 @@ def parse_listing(text: str) -> Listing | None:
         ]
         counts = {str(split): int(count) for split, count in head["counts"].items()}
         return Listing(str(head["source"]), tuple(map(str, head["classes"])), counts, tuple(files))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
 
 

@@ -87,6 +87,11 @@ class RunFiles:
         content = self._tried(name, lambda path: read_regular(path, TEXT_BYTES, within=self.directory))
         return (content or b"").decode("utf-8", errors="replace")
 
+    def end_of_text(self, name: str) -> str:
+        """Return the last TEXT_BYTES of a file's text, as `text` does the whole of it."""
+        found = self._tried(name, lambda path: read_tail(path, TEXT_BYTES, within=self.directory))
+        return (found[0] if found else b"").decode("utf-8", errors="replace")
+
     def open(self, name: str) -> int | None:
         """Return a descriptor to read a file with, None where it cannot be opened."""
         return self._tried(name, lambda path: open_regular(path, within=self.directory))

@@ -148,10 +148,8 @@ JOB = fitting(
     },
     required=("event", "job_id"),
 )
-CHECKPOINT = fitting(  # a checkpoint's manifest
-    {"format": whole_number, "step": whole_number, "best_step": whole_number, "num_rows": whole_number},
-    required=("format", "step"),
-)
+_MANIFEST = {"format": whole_number, "step": whole_number, "best_step": whole_number, "num_rows": whole_number}
+MANIFEST, WHOLE_MANIFEST = fitting(_MANIFEST), fitting(_MANIFEST, required=("format", "step"))  # of a checkpoint
 SUMMARY = fitting(
     {
         "status": status,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainlib.config import Config, ModelConfig, Normalize, read_resolved, weights_run
 from trainlib.errors import CheckpointError, WeightsError
+from trainlib.models.architectures.registry import INCEPTIONS
+from trainlib.models.weights import published_weights
 from trainlib.runs import RUNS
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
@@ -32,7 +35,8 @@ def pin_weights(config: Config, *, fresh: bool = False) -> Config:
     if not fresh and began.is_file():
         recorded = read_resolved(began)
         if str(recorded.model.weights).startswith(f"{config.model.weights}@"):
-            return _with(config, str(recorded.model.weights), recorded.data.normalize)
+            began_with = {key: recorded.model.args[key] for key in ("transform_input",) if key in recorded.model.args}
+            return _with(config, str(recorded.model.weights), recorded.data.normalize, began_with)
     chosen, which = _checkpoint(found.name)
     pinned = f"{config.model.weights}@{_sha256(chosen)}"
     logger.info("model.weights: the %s ones of run %s, %s: %s", which, found.name, chosen.path.name, pinned)
@@ -41,7 +45,9 @@ def pin_weights(config: Config, *, fresh: bool = False) -> Config:
         normalize: Any = Normalize(mean=list(preprocess["mean"]), std=list(preprocess["std"]))
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"model.weights: {chosen.path} does not say how its images are normalised") from error
-    return _with(config, pinned, normalize)
+    model = (chosen.manifest.get("config") or {}).get("model") or {}
+    same = model.get("name") == config.model.name
+    return _with(config, pinned, normalize, transform_input_of(model) if same else {})
 
 
 def local_weights(model: ModelConfig) -> ModelConfig:
@@ -87,8 +93,18 @@ def _sha256(found: Checkpoint) -> str:
     return str(found.manifest["files"][checkpoint.MODEL]["sha256"])
 
 
-def _with(config: Config, weights: str, normalize: Any) -> Config:
-    model = config.model.model_copy(update={"weights": weights})
+def transform_input_of(values: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the argument `transform_input` that a run's GoogLeNet or Inception was built with; empty for others."""
+    model = ModelConfig.model_validate(values)
+    if model.name not in INCEPTIONS:
+        return {}
+    by_name = model.weights is not None and published_weights(model) is not None
+    return {"transform_input": bool(model.args.get("transform_input", by_name))}
+
+
+def _with(config: Config, weights: str, normalize: Any, arguments: Mapping[str, Any]) -> Config:
+    own = {key: value for key, value in arguments.items() if key not in config.model.args}
+    model = config.model.model_copy(update={"weights": weights, **own})
     keep = config.data.normalize != "auto"
     data = config.data if keep else config.data.model_copy(update={"normalize": normalize})
     return config.model_copy(update={"model": model, "data": data})

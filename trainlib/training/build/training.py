@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -87,17 +87,21 @@ def build_training(
     start: Checkpoint | None,
     custom: CustomParts = NO_CUSTOM_PARTS,
     features: Features | None = None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Training:
     """Return all that the run trains with, in the state that `start` holds. A collective.
 
-    features   what the frozen layers give, which takes the place of the images
+    features    what the frozen layers give, which takes the place of the images
+    heartbeat   called between parts that may take long
     """
     config, plan, samples = inputs.config, inputs.plan, inputs.samples
     if features is not None:
         samples = replace(samples, train=features.batches)
     trained = features.trained if features is not None else None
     state = build_train_state(inputs, custom.loss, trained)
+    heartbeat()
     warm_up(state, samples.train.dummy_input())
+    heartbeat()
     schedule = Schedule(
         config.scheduler,
         state.update.stepped,
@@ -114,6 +118,7 @@ def build_training(
         progress = Progress.from_state(saved["progress"], rank_slice.shards, rank_slice.num_shards)
     elif inputs.accelerator.is_main_process and (wasted := describe_early_end(schedule, plan.total_steps)):
         logger.warning("%s", wasted)
+    heartbeat()
     autotune(config.train, state, samples, progress, plan.total_steps)
     return Training(state, plan, schedule, samples, progress, build_loop_config(config, plan.steps_per_epoch))
 

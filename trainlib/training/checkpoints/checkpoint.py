@@ -29,7 +29,7 @@ from trainlib.regular_files import open_regular, read_regular
 from trainlib.runs.files.durable import DurableFile, sync_directory
 from trainlib.runs.files.json_records import RECORD_BYTES, parse_record
 from trainlib.runs.records.checkpoints import PREFIX, name_of, steps_in
-from trainlib.runs.records.shapes import CHECKPOINT
+from trainlib.runs.records.shapes import WHOLE_MANIFEST
 
 logger = logging.getLogger("trainlib.training.checkpoints")
 
@@ -117,7 +117,7 @@ def verify(path: Path) -> Checkpoint:
     try:
         if path.is_symlink() or (path / MANIFEST).is_symlink():
             raise ValueError("a link to somewhere else is not followed")
-        manifest = parse_record(read_regular(path / MANIFEST, RECORD_BYTES, within=path.parent), CHECKPOINT)
+        manifest = parse_record(read_regular(path / MANIFEST, RECORD_BYTES, within=path.parent), WHOLE_MANIFEST)
         found, seal = manifest["format"], manifest.pop("sha256")
         files = {name: (int(file["size"]), str(file["sha256"])) for name, file in manifest["files"].items()}
     except FileNotFoundError as error:

@@ -15,6 +15,7 @@ from trainlib.models.losses import Objective
 from trainlib.models.tta import Network, with_tta
 from trainlib.training.metrics.class_counts import ClassCounter
 from trainlib.training.metrics.sums import Metrics, MicroBatchResult, gather_sums, metrics_of, sums_of
+from trainlib.training.step.out_of_memory import ADVICE, explained
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import measure
 
@@ -33,7 +34,10 @@ def evaluate(
     broadcast_buffers(state.classifier.module)  # rank 0's BatchNorm statistics, which checkpoints hold, are the model's
     model = state.local_model  # no gradients to share: ranks may differ in batch count
     model.eval()
-    metrics = metrics_over(with_tta(model, state.test_time), state.objective, batches, ids_N, batch_size, on_batch)
+    network = with_tta(model, state.test_time)
+    advice = f"set train.micro_batch_size to {max(1, batch_size // 4)}, or {ADVICE}"
+    with explained(f"an evaluation of {batch_size} images at a time", advice):
+        metrics = metrics_over(network, state.objective, batches, ids_N, batch_size, on_batch)
     set_train_mode(state.classifier)
     return metrics
 

@@ -16,6 +16,7 @@ from trainlib.models import preserve_buffers
 from trainlib.models.losses import count_correct
 from trainlib.randomness import key, seed_generators
 from trainlib.training.metrics.sums import MicroBatchResult
+from trainlib.training.step.out_of_memory import explained
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.update import UpdateStatus
 
@@ -46,7 +47,8 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
     micro_batches  this rank's, shard by shard, in order
     denominator    of the whole global batch (see `Objective`), which every rank computes from the batch's labels
 
-    Raises torch.OutOfMemoryError, before the optimizer steps, with everything as it was before.
+    Raises torch.OutOfMemoryError before the optimizer steps, with everything as it was before; UserError if memory runs
+    out within the optimizer's step, which cannot be taken back.
     """
     results: list[MicroBatchResult] = []
     if state.buffers:
@@ -59,7 +61,8 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
         clear_gradients(state)
         _restore_buffers(state)
         raise
-    status, values = state.update.apply(grad_norm, [result.loss for result in results])
+    with explained("the optimizer's step"):
+        status, values = state.update.apply(grad_norm, [result.loss for result in results])
     clear_gradients(state)
     if status is UpdateStatus.SKIPPED:
         _restore_buffers(state)

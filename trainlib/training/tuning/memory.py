@@ -15,12 +15,12 @@ from torch import Tensor
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError
+from trainlib.training.step.out_of_memory import ADVICE
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import trial
 
 logger = logging.getLogger("trainlib")
 
-ADVICE = "choose a smaller train.batch_size or data.image_size, train.precision=bf16, or more processes"
 STATES_OF_OPTIMIZER = 2  # tensors of a parameter's size, at most, that an optimizer makes at its first step
 
 
