@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from launch.local.agent import Agent
 from launch.local.command import Command, Node, command_here
 from launch.local.devices import count_gpus
 from launch.local.network import interface_to, own_interfaces
@@ -32,14 +33,22 @@ def node_words(output: Path, processes: int) -> list[str]:
     return [sys.executable, "-m", "launch.doctor.node", str(output), str(processes), head, str(port)]
 
 
-def main() -> None:
-    """Replace this process by the launcher of this node's ranks."""
+def main() -> int:
+    """Start this node's ranks, wait for their end, and return the exit code of their launcher.
+
+    The nodes gather as those of a run do, with the secret in the folder of the output.
+    """
     output, processes, head, port = sys.argv[1:]
     interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_to(head, own_interfaces())
     place = Node(num_nodes(os.environ), int(os.environ["SLURM_NODEID"]), (head, int(port)), interface)
     command = measuring_command(Path(output), int(processes), place)
-    os.execvpe(command.words[0], command.words, command.variables(os.environ))
+    agent = Agent(command, environment={"TRAINLAUNCH_RUN_DIRECTORY": str(Path(output).parent)})
+    code = None
+    while code is None:
+        code = agent.wait(1.0)
+    print("".join(agent.report.log) + (agent.report.error or ""), file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

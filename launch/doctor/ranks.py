@@ -21,6 +21,7 @@ from launch.local.command import Command
 from launch.local.devices import choose_processes, count_gpus
 from launch.slurm.queue import QueueError, one_task_a_node
 from trainlib.isolation import child_variables
+from trainlib.runs.attempt.secret import make_secret
 
 GIB = 1 << 30
 _SECONDS = 120.0  # importing torch from a slow disk included
@@ -69,6 +70,7 @@ def run_ranks(processes: int, *, nodes: int = 1, seconds: float = _SECONDS) -> O
         if nodes == 1:
             command = measuring_command(output, processes)
         else:
+            make_secret(Path(folder))
             command = Command((*one_task_a_node(nodes), *node_words(output, processes)), {})
         with log.open("wb") as stream:
             agent = Agent(command, environment=child_variables(os.environ), stdout=stream, stderr=stream)

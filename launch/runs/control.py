@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.follow import active_job, state_text
+from launch.slurm.follow import active_job
 from trainlib.errors import UserError
 from trainlib.regular_files import open_regular
 from trainlib.runs.attempt.owner import Owner, read_owner
@@ -109,13 +109,13 @@ def _of_attempt(chunks: Iterator[str], attempt: int, path: Path) -> Iterator[str
 
 
 def ask_to_stop(directory: Path) -> str:
-    """Ask a run that trains, here or on a cluster, to stop; return a sentence on what happens next."""
+    """Ask a run that trains, here or on a cluster, to stop; return a sentence on what happens next.
+
+    A job that waits, for its first start or after one, has nothing to write, and is taken out of the queue.
+    """
     job = None if is_running(directory) else active_job(directory)
     if job is not None and job.waiting:
-        raise UserError(
-            f"{directory.name} does not run, so there is nothing to checkpoint: job {job.job_id} is {state_text(job)}; "
-            f"launch cancel {directory.name} takes it out of the queue"
-        )
+        return end_run(directory)
     if job is None:
         _require_running(directory)
     owner = read_owner(directory)
