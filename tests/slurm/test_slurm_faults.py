@@ -19,7 +19,6 @@ from slurm_jobs import ON_CPUS, Job, submitting
 from soak import only_in_soak
 
 from launch.slurm.head import candidate_ports
-from trainlib.runs.records.jobs import JobStart, append
 
 EVERY = 4  # steps from checkpoint to checkpoint
 EPOCHS = 40  # of 4 steps
@@ -166,28 +165,6 @@ def cancelled_or_stopped(job: Job, state: str, cause: str, exit_code: int) -> No
     stopped = tiny.attempts(job.cwd, "end")[-1]
     assert stopped["status"] == "stopped"
     assert stopped["step"] == max(int(path.name[5:]) for path in (job.cwd / "runs/run/checkpoints").glob("step-*"))
-
-
-@pytest.mark.parametrize("when", ["before its first start", "between two starts"])
-def test_a_stop_while_the_job_waits_ends_it(submit: Callable[..., Job], images: Path, when: str) -> None:
-    job = submit("job", training(images, 1000), *(["--hold"] if when == "before its first start" else []))
-    run = job.cwd / "runs/run"
-    if when == "between two starts":
-        job.wait_until_it_trains(0)
-        job.cluster.run(["scontrol", "requeuehold", job.id])
-        job.wait_until(lambda: job.state.state == "PENDING" and not job.processes())
-    else:
-        run.mkdir(parents=True)
-        append(run, JobStart(job.id, None, 0).as_record("submitted"))  # as `launch submit` does
-    words = [sys.executable, "-m", "launch", "stop", "run"]
-    environment = os.environ | job.cluster.environment | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(words, cwd=job.cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"cancelled job {job.id} of run, which was pending: submit it again to continue")
-    assert job.wait().state == "CANCELLED"
-    last = job.lines("end")[-1]
-    assert (last["cause"], last["requeued"]) == ("cancelled", False)
-    assert not (run / "STOP").exists()
 
 
 def test_cancelled_and_stopped_jobs_write_a_checkpoint_and_do_not_come_back(

@@ -63,7 +63,7 @@ def test_a_later_file_is_laid_over_an_earlier(workdir: Path, over: str, expected
     [
         (["optimizer.lr=1e-3"], {"optimizer.lr": 1e-3, "optimizer.momentum": 0.9}),
         (["optimizer={name: AdamW, lr: 1e-2}"], {"optimizer": {"name": "AdamW", "lr": 1e-2, "param_groups": []}}),
-        (["optimizer={lr: 0.3}"], {"optimizer": {"name": "SGD", "lr": 0.3, "param_groups": []}}),
+        (["optimizer={lr: 0.3}"], {"optimizer": {"name": "SGD", "lr": 0.3, "momentum": 0.9, "param_groups": []}}),
         (["optimizer.name=AdamW"], {"optimizer": {"name": "AdamW", "lr": 1e-3, "param_groups": []}}),
         (["optimizer.lr=0.5", "optimizer.name=AdamW"], {"optimizer": {"name": "AdamW", "lr": 0.5, "param_groups": []}}),
         (["optimizer.name=SGD"], {"optimizer.momentum": 0.9, "optimizer.lr": 0.1}),

@@ -44,7 +44,7 @@ def test_the_defaults_are_those_of_the_contract(workdir: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
-        ("optimizer: {lr: 0.1}", "optimizer.args", {"lr": 0.1}),
+        ("optimizer: {lr: 0.1}", "optimizer.args", {"lr": 0.1, "momentum": 0.9}),
         ("optimizer: {name: Adadelta}", "optimizer.args", {"lr": 1.0}),
         ("optimizer: {name: AdamW, weight_decay: 0.1}", "optimizer.args", {"lr": 1e-3, "weight_decay": 0.1}),
         ("data: {val_fraction: 0}", "checkpoint.best", None),

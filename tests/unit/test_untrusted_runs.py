@@ -184,6 +184,7 @@ def test_a_checkpoint_tells_how_many_rows_led_to_it(
     rows = [*steps, {"step": 10, "split": "test", "epoch": 1}]
     manifest = {"format": 1, "step": 10, "num_rows": 10, "sha256": "of no interest"}
     path, folder = runs / "evil/metrics.jsonl", runs / "evil/checkpoints/step-00000010"
+    shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
