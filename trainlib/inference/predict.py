@@ -18,6 +18,7 @@ from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchE
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
 from trainlib.runs.terminal.printable import encode_anything, print_error, printable
 from trainlib.runs.terminal.streams import OutputLostError, end_program
+from trainlib.training.step.out_of_memory import explained
 
 STANDARD_INPUT = "-"
 
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path_width = max((len(printable(path)) for path in paths), default=0)
         name_width = max(len(printable(name)) for name in model.classes)
         for start in range(0, len(paths), options.batch_size):
-            for path, top in _predict(model, paths[start : start + options.batch_size], options.top):
+            batch, smaller = paths[start : start + options.batch_size], max(1, options.batch_size // 2)
+            with explained(f"a prediction of {len(batch)} images at a time", f"use --batch-size {smaller}"):
+                answers = _predict(model, batch, options.top)
+            for path, top in answers:
                 num_read += 1
                 print(_json_line(path, top) if options.json else _line(path, top, path_width, name_width))
             sys.stdout.flush()
