@@ -149,12 +149,23 @@ def test_a_root_one_level_too_high_is_told(root: Path) -> None:
 
 
 @pytest.mark.parametrize("junk", ["__MACOSX", "@eaDir", "#recycle", ".ipynb_checkpoints", "System Volume Information"])
-def test_what_archives_and_drives_leave_behind_is_no_class_and_no_image(root: Path, junk: str) -> None:
+def test_what_archives_and_drives_leave_behind_is_no_class_and_no_image(
+    root: Path, junk: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "trainlib.data")
     before = list_image_folder(root)
+    assert not caplog.records
     for folder in ("train", "test", "train/cat"):
         save_image(root / folder / junk / "thumbnail.png")
     after = list_image_folder(root)
     assert (after.full_names(), after.stamps) == (before.full_names(), before.stamps)
+    told = [record.message for record in caplog.records]
+    if junk.startswith("."):
+        assert told == []
+    else:
+        (sentence,) = told
+        assert sentence.startswith("Folders left out, made by file managers or archives (3): ")
+        assert str(root / "train/cat" / junk) in sentence
 
 
 def test_the_same_folders_in_every_class_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainlib.data.identity.stamp import Stamps
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.sources.folder_walk import FoundFiles, visible, walk_folders
+from trainlib.data.sources.folder_walk import FoundFiles, junk_folders, visible, walk_folders
 from trainlib.data.sources.groups import folder_groups
 from trainlib.data.sources.layout import LAYOUT, Layout, name_some
 from trainlib.data.sources.samples import SPLITS, Samples
@@ -30,11 +30,13 @@ class SplitFolder:
 
     classes     the images of each class, classes sorted by name; names are relative to the class folder
     left_out    files that belong to no class: not an image by their name, or outside of the class folders
+    junk        folders that file managers, archives and network drives have made
     """
 
     folder: Path
     classes: dict[str, FoundFiles]
     left_out: list[str]
+    junk: list[str] = field(default_factory=list)
 
     @property
     def broken(self) -> list[str]:
@@ -85,7 +87,9 @@ def list_split(folder: Path) -> SplitFolder:
     found = walk_folders([entry.path for entry in folders])
     left_out = [entry.path for entry in entries if not entry.is_dir()]
     left_out += [path for files in found for path in files.left_out]
-    return SplitFolder(folder, {entry.name: files for entry, files in zip(folders, found, strict=True)}, left_out)
+    junk = junk_folders(str(folder)) + [path for files in found for path in files.junk]
+    classes = {entry.name: files for entry, files in zip(folders, found, strict=True)}
+    return SplitFolder(folder, classes, left_out, junk)
 
 
 def samples_of(
@@ -137,6 +141,8 @@ def _check(place: str, splits: Mapping[str, SplitFolder], warn: bool) -> None:
         raise DataError("\n".join([*lines, *([f"  {notice}"] if left_out else []), LAYOUT]))
     if left_out and warn:
         logger.warning("%s", notice)
+    if warn and (junk := [path for split in splits.values() for path in split.junk]):
+        logger.info("Folders left out, made by file managers or archives (%d): %s.", len(junk), name_some(junk))
     if warn and (repeated := _repeated_folders(splits["train"])):
         logger.warning("%s", repeated)
 

@@ -32,12 +32,14 @@ class FoundFiles:
 
     left_out   absolute paths of files that are no pictures by their names
     broken     absolute paths of links whose target is missing
+    junk       absolute paths of folders that file managers, archives and network drives have made
     """
 
     names: list[str] = field(default_factory=list)
     stamps: Stamps = field(default_factory=lambda: Stamps.of([]))
     left_out: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    junk: list[str] = field(default_factory=list)
 
 
 def is_image(name: str) -> bool:
@@ -53,12 +55,21 @@ def is_junk(name: str, is_folder: bool) -> bool:
 
 def visible(folder: str) -> list[os.DirEntry[str]]:
     """Return a folder's entries by name, without junk. Raises DataError where it cannot be read."""
+    return [entry for entry in _sorted_entries(folder) if not is_junk(entry.name, entry.is_dir())]
+
+
+def junk_folders(folder: str) -> list[str]:
+    """Return the paths of the folders that `visible` leaves out and that are not hidden."""
+    entries = _sorted_entries(folder)
+    return [e.path for e in entries if e.name[0] != "." and e.is_dir() and is_junk(e.name, is_folder=True)]
+
+
+def _sorted_entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            kept = [entry for entry in entries if not is_junk(entry.name, entry.is_dir())]
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise _unreadable(error) from error
-    return sorted(kept, key=lambda entry: entry.name)
 
 
 def walk_folders(folders: Sequence[str]) -> list[FoundFiles]:
@@ -83,6 +94,7 @@ def _walk(folder: str) -> FoundFiles:
     found.stamps = Stamps(rows_N4[order])
     found.left_out.sort()
     found.broken.sort()
+    found.junk.sort()
     return found
 
 
@@ -116,7 +128,9 @@ def _add_files(
             continue
         try:
             if entry.is_dir():
-                if not is_junk(name, is_folder=True):
+                if is_junk(name, is_folder=True):
+                    found.junk.append(entry.path)
+                else:
                     folders.append((name, entry.path))
             elif name[name.rfind(".") :].lower() in EXTENSIONS:
                 status = entry.stat()
