@@ -24,22 +24,31 @@ from pathlib import Path
 NUM_RUNS = 500
 SMALL = ["data.limit=640", "train.epochs=null", "tracking.tensorboard=false", "tracking.wandb.mode=disabled"]
 LOAD = """\
-import sys
+import resource, sys, time
 from trainlib.config import load_config
 from trainlib.data import load_data
 data = load_config([{"name": "x", "data": {"name": "image_folder", "root": sys.argv[1]}}]).data
+began, used = time.perf_counter(), time.process_time()
 load_data(data)
+others = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(time.process_time() - used + others.ru_utime + others.ru_stime, time.perf_counter() - began)
 """
 
 Times = dict[str, list[tuple[float, float]]]
 
 
 def run(tree: Path, words: Sequence[str], cwd: Path) -> tuple[float, float]:
-    """Run Python of a tree with these arguments; return the processor seconds and the seconds that it took."""
+    """Run Python of a tree with these arguments; return the processor seconds and the seconds that it took.
+
+    LOAD prints both itself, without those that go into importing torch.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRAINLAUNCH_CACHE": str(cwd / "cache")}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [tree / ".venv/bin/python", *words]
-    subprocess.run(command, cwd=cwd, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    done = subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True)
+    if LOAD in words:
+        used, took = map(float, done.stdout.split()[-2:])
+        return used, took
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, time.perf_counter() - began
 
