@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import doctor, model, report, run, runs, slurm, sweep, tracking, verify
+from launch.cli import data_set, doctor, model, report, run, runs, slurm, sweep, tracking, verify
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
 from trainlib.runs.attempt.stop_request import ignore_stop_signals
 from trainlib.runs.terminal.printable import encode_anything, print_error
@@ -73,6 +73,7 @@ def cli() -> None:
 _COMMANDS = (
     run.run,
     run.check,
+    data_set.data,
     slurm.submit,
     sweep.sweep,
     runs.list_runs,

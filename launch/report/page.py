@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 def page(runs: Sequence[RunFacts], now: datetime) -> str:
     """Return the whole page; `now` is when it is made. Several runs are shown best first."""
     if len(runs) == 1:
-        return _rendered("run.html.j2", runs, now, run=runs[0], view=view_of(runs[0]))
+        return _of_runs("run.html.j2", runs, now, run=runs[0], view=view_of(runs[0]))
     ranked = ranking(runs)
     split, classes = class_scores(ranked.runs) or (None, None)
-    return _rendered(
+    return _of_runs(
         "comparison.html.j2",
         ranked.runs,
         now,
@@ -44,17 +44,21 @@ def page(runs: Sequence[RunFacts], now: datetime) -> str:
     )
 
 
-def _rendered(name: str, runs: Sequence[RunFacts], now: datetime, **facts: Any) -> str:
+def _of_runs(name: str, runs: Sequence[RunFacts], now: datetime, **facts: Any) -> str:
+    return rendered(name, now, "launch report", runs=runs, plots=[Plot(chart) for chart in charts_of(runs)], **facts)
+
+
+def rendered(template_name: str, now: datetime, command: str, **facts: Any) -> str:
+    """Return a page made of a template, with our style and script; `command` is the one that made it."""
     from markupsafe import Markup
 
     script, style = (_text(name) for name in ("report.js", "report.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = templates().get_template(name)
+    template = templates().get_template(template_name)
     return template.render(
         facts,
-        runs=runs,
         now=now,
-        plots=[Plot(chart) for chart in charts_of(runs)],
+        command=command,
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         script=Markup(script),
         style=Markup(style),

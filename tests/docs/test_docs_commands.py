@@ -165,6 +165,12 @@ def predicts(command: Command, words: list[str], cwd: Path) -> None:
     succeeds(["predict", *words], cwd)
 
 
+def looks_at_data(command: Command, words: list[str], cwd: Path) -> None:
+    """At a few small pictures."""
+    make_pictures(cwd / "pictures")
+    succeeds(["data", *words, "data.name=image_folder", "data.root=pictures", "data.image_size=32"], cwd)
+
+
 def ends_a_run(command: Command, words: list[str], cwd: Path) -> None:
     """The run that it gets is over, and it says so; tests/unit/test_launch_cli.py ends runs that are under way."""
     codes = ranks.run(launch, [command.words[1], *words], world_size=1, cwd=cwd)
@@ -175,6 +181,7 @@ def ends_a_run(command: Command, words: list[str], cwd: Path) -> None:
 RULES: dict[str, Callable[[Command, list[str], Path], None]] = {
     "run": trains,
     "check": as_it_is,
+    "data": looks_at_data,
     "submit": with_option("--dry-run"),
     "sweep": with_option("--dry-run"),
     "list": as_it_is,

@@ -34,6 +34,7 @@ __all__ = [
     "find_images",
     "fingerprint",
     "image_dataset",
+    "list_files",
     "load_class_folder",
     "load_data",
 ]
@@ -58,6 +59,18 @@ def load_data(
             return make_synthetic()
     samples = complete_splits(_list_samples(config, warn=is_main), config, seed)
     return load_samples(samples, config, stop_requested=stop_requested, is_main=is_main)
+
+
+def list_files(config: DataConfig, seed: int = 0, *, warn: bool = True) -> Samples | None:
+    """Return the samples of a data set of files, with its test split; None for data that are no files.
+
+    warn   tell of files that are left out
+
+    Raises DataError for files that are missing or of the wrong form.
+    """
+    if config.name in ("cifar10", "synthetic"):
+        return None
+    return complete_splits(_list_samples(config, warn=warn), config, seed)
 
 
 def _list_samples(config: DataConfig, *, warn: bool) -> Samples:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from trainlib.config import Config, dump_config, load_config
 from trainlib.errors import EXIT_OK, UserError
+from trainlib.runs.terminal.printable import lines
 
 
 def main(arguments: Sequence[str] | None = None, config: Config | None = None) -> int:
@@ -17,10 +18,14 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     try:
         if config is None:
             config = load_config(sys.argv[1:] if arguments is None else arguments)
-        from trainlib.data import dataset_info
+        from trainlib.data import dataset_info, list_files
+        from trainlib.data.survey.leaks import leak_notice
         from trainlib.training.build.model import check_build
 
         check_build(config, dataset_info(config.data, config.seed))
+        samples = list_files(config.data, config.seed, warn=False)
+        if samples is not None and (notice := leak_notice(samples)):
+            print(f"warning: {lines(notice)}", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
