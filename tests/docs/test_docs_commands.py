@@ -138,11 +138,11 @@ def parsed(name: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def make_pictures(root: Path) -> None:
-    generator = np.random.default_rng(0)
+    draw = np.random.default_rng(0).integers
     for split, name, index in itertools.product(("train", "test"), ("cats", "dogs"), range(12)):
         folder = root / split / name
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+        Image.fromarray(draw(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
 
 
 def with_option(option: str) -> Callable[[Command, list[str], Path], None]:
@@ -150,25 +150,23 @@ def with_option(option: str) -> Callable[[Command, list[str], Path], None]:
     return lambda command, words, cwd: succeeds([command.words[1], *words, *({option} - set(words))], cwd)
 
 
+def looks_at_data(command: Command, words: list[str], cwd: Path) -> None:
+    make_pictures(cwd / "pictures")
+    as_it_is(command, [*words, "data={name: image_folder, root: pictures, image_size: 32}"], cwd)
+
+
 def as_it_is(command: Command, words: list[str], cwd: Path) -> None:
     succeeds([command.words[1], *words], cwd)
 
 
 def predicts(command: Command, words: list[str], cwd: Path) -> None:
-    """The pictures that it names are made: a file where the name has a suffix, else a folder."""
-    for word in words[1:]:
+    for word in words[1:]:  # the pictures that it names are made: a file where the name has a suffix, else a folder
         if Path(word).suffix.lower() in (".jpg", ".jpeg", ".png"):
             (cwd / word).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (50, 40)).save(cwd / word)
         elif not word.startswith("-") and not word.isdigit():
             make_pictures(cwd / word)
     succeeds(["predict", *words], cwd)
-
-
-def looks_at_data(command: Command, words: list[str], cwd: Path) -> None:
-    """At a few small pictures."""
-    make_pictures(cwd / "pictures")
-    succeeds(["data", *words, "data.name=image_folder", "data.root=pictures", "data.image_size=32"], cwd)
 
 
 def ends_a_run(command: Command, words: list[str], cwd: Path) -> None:
