@@ -167,6 +167,8 @@ def test_what_is_said(trained: Path, tmp_path: Path, change: str, command: str) 
         assert "Traceback" not in said
         return
     assert code == 0, said
+    if command == "eval":  # it reads pictures where somebody's configuration says that they are
+        assert re.search(r"the images are those in /.+/(images|elsewhere) \(data.root\)", said)
     match expected:
         case "exact":
             assert re.search(r"resuming from step \d+: exact", said)
