@@ -116,6 +116,23 @@ def test_an_id_is_an_id(tmp_path: Path, text: str) -> None:
         run_id(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["long", "folder", "link", "pipe"])
+def test_an_id_that_cannot_be_read_is_told(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run-id"
+    match kind:
+        case "long":
+            path.write_text("x" * 100_000)
+        case "folder":
+            path.mkdir()
+        case "link":
+            path.symlink_to("elsewhere")
+        case _:
+            os.mkfifo(path)
+    with pytest.raises(UserError, match=r"run-id: cannot be read \("):
+        run_id(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_run_of_which_nothing_was_tracked_is_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb/run-id").write_text("abc\n")

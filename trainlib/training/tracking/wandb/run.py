@@ -50,6 +50,8 @@ def run_id(folder: Path) -> str:
         folder.mkdir(exist_ok=True)
         found = secrets.token_hex(6)
         write_atomically(path, f"{found}\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not _ID.fullmatch(found):
         raise UserError(f"{path}: {found[:20]!r} is no id of a run; it has letters, digits, - and _")
     return found
