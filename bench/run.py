@@ -1,11 +1,12 @@
 """Our training beside other loops, on the CPU: `make bench`, or
 
-    python -m bench.run [--data DIR] [--parts speed,overhead,startup,ranks] [--rounds 7] [--steps 50] [--quick]
+    python -m bench.run [--data DIR] [--parts speed,overhead,startup,ranks,loading] [--rounds 7] [--steps 50] [--quick]
 
 speed      images a second of every arm (see bench/arms) on the tutorial CNN, batches of 64, float32
 overhead   what each arm adds to a step of a bare loop, on a network of one layer, with one thread
 startup    from a cold start to the first step
 ranks      two processes (or --processes) against one with as many threads in all, 300 steps a round
+loading    pictures that a CPU second loads, decoded from JPEG files; see bench/loading.py
 
 Arms take turns in rotating order, so that whatever slows the machine slows all of them; a time counts only where the
 losses of all arms agree. The last table holds the ratios against the bounds that were set. Everything goes to
@@ -15,6 +16,7 @@ bench/results/<time>/: table.md, plot.png and seconds.json. bench/gpu does the s
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from bench.arms import ARMS, BARE, FAST, ONE, OURS, Arm, of_ranks
 from bench.intervals import Seconds
+from bench.loading import loading_table, make_pictures, time_loaders
 from bench.loops import available, time_arms
 from bench.plot import plot
 from bench.startup import SCRIPT, time_starts
@@ -30,7 +33,7 @@ from bench.verdicts import verdict_table, verdicts
 from bench.workload import Workload
 from trainlib.distributed.process_group import num_threads
 
-PARTS = ("speed", "overhead", "startup", "ranks")
+PARTS = ("speed", "overhead", "startup", "ranks", "loading")
 RESULTS = Path(__file__).parent / "results"
 MORE_STEPS = 10  # in a round of `overhead`, whose steps are short
 MORE_OF_RANKS = 6  # in a round of `ranks`, where a whole run has many
@@ -105,6 +108,12 @@ def main() -> None:
         numbers = [int(number) for number in options.processes.split(",")]
         seconds = time_arms(workload("cnn", of_round, max(2, options.threads)), of_ranks(numbers), folder)
         results.add("ranks", seconds_table(seconds, ONE, "a step", of_round), seconds)
+    if "loading" in parts:
+        made = RESULTS / "pictures"
+        make_pictures(made, *((200, 2) if options.quick else (3000, 12)))
+        measured = time_loaders(made, rounds, 2)
+        (folder / "loading.json").write_text(json.dumps(measured, indent=1))
+        results.add("loading", loading_table(measured))
     if table := verdict_table(verdicts(results.measured, many)):
         results.add("verdicts", table)
     (folder / "images.pt").unlink(missing_ok=True)

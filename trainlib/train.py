@@ -142,8 +142,12 @@ if __name__ == "__main__":
     secure_streams()
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the exit code
-    if code not in (EXIT_OK, EXIT_STOPPED) and launch_variables.world_size() > 1:
+    # Threads that C++ still runs would abort the process while it ends: gloo's, whose group was not left after an
+    # error, and a decoder that does not return.
+    threads = sys.modules.get("trainlib.data.pictures.threads")
+    leaves_group = code not in (EXIT_OK, EXIT_STOPPED) and launch_variables.world_size() > 1
+    if leaves_group or (threads is not None and not threads.are_decoders_idle()):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # gloo's threads, whose group was not left after an error, would abort while C++ ends
+        os._exit(code)
     sys.exit(code)

@@ -14,8 +14,11 @@ from plain_cifar10_fast import random_images
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from trainlib.config import DataConfig
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
+from trainlib.data.pictures.files import PlainFiles
+from trainlib.data.pictures.reader import PictureReader
 from trainlib.distributed import process_group
 from trainlib.models.architectures.whitening import whitening_weights
 
@@ -75,7 +78,7 @@ def test_whitening_has_the_same_bits_with_any_number_of_threads_and_from_files(t
     sources: list[tuple[Images, Tensor]] = [
         (InMemoryImages(images_NCHW), torch.arange(150)),
         (InMemoryImages(images_NCHW), order),
-        (StreamedImages(paths, 32), torch.arange(150)),
+        (StreamedImages(PlainFiles(paths), PictureReader.of(DataConfig(image_size=32))), torch.arange(150)),
     ]
     for threads, (images, ids_N) in enumerate(sources, 1):
         torch.set_num_threads(threads)

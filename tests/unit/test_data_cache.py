@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from PIL import Image
 
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import Dataset, load_data
-from trainlib.data.decoding import pool
 from trainlib.data.images import InMemoryImages, StreamedImages
+from trainlib.data.pictures import decode_files
+from trainlib.data.pictures.files import PictureFiles
 from trainlib.data.storage import cache
 from trainlib.data.storage.cache import cache_folder
 from trainlib.errors import DataError, StoppedError
@@ -44,11 +46,11 @@ def root(tmp_path: Path) -> Path:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each decoding had."""
     counts: list[int] = []
-    real = pool.decode_files
+    real = decode_files.decode_files
 
-    def counting(paths: list[str], *args: object, **kwargs: object) -> object:
-        counts.append(len(paths))
-        return real(paths, *args, **kwargs)  # type: ignore[arg-type]
+    def counting(files: PictureFiles, *args: Any, **kwargs: Any) -> object:
+        counts.append(len(files))
+        return real(files, *args, **kwargs)
 
     monkeypatch.setattr(cache, "decode_files", counting)
     return counts

@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainlib.config import DataConfig
 from trainlib.data.dataset import channel_statistics
 from trainlib.data.images import InMemoryImages, StreamedImages
+from trainlib.data.pictures.files import PlainFiles
+from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import DataError
 
 NUM_IMAGES, SIZE = 23, 12
@@ -31,13 +34,17 @@ def paths(array: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> list[s
     return [str(folder / f"{i}.png") for i in range(len(array))]
 
 
+def streamed(paths: list[str]) -> StreamedImages:
+    return StreamedImages(PlainFiles(paths), PictureReader.of(DataConfig(image_size=SIZE)))
+
+
 def batch_ids() -> list[Tensor]:
     return [torch.tensor([3, 0, 22]), torch.tensor([], dtype=torch.int64), torch.tensor([7, 7]), torch.arange(23)]
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
 def test_batches_are_the_images_of_these_indices_in_order(kind: str, array: np.ndarray, paths: list[str]) -> None:
-    images = InMemoryImages(torch.from_numpy(array)) if kind == "resident" else StreamedImages(paths, SIZE)
+    images = InMemoryImages(torch.from_numpy(array)) if kind == "resident" else streamed(paths)
     images = images.to(torch.device("cpu"))
     assert len(images) == NUM_IMAGES
     batches = list(images.batches(batch_ids()))
@@ -56,7 +63,7 @@ def test_a_batch_is_a_copy(array: np.ndarray) -> None:
 
 def test_streaming_leaves_the_random_numbers_of_the_model_alone(paths: list[str]) -> None:
     before = torch.get_rng_state()
-    list(StreamedImages(paths, SIZE).batches([torch.arange(4)]))
+    list(streamed(paths).batches([torch.arange(4)]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -64,7 +71,7 @@ def test_a_damaged_image_in_the_stream_is_named_without_a_traceback(tmp_path: Pa
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(Path(paths[0]).read_bytes()[:60])
     with pytest.raises(DataError, match=r"damaged\.png") as caught:
-        list(StreamedImages([*paths, str(damaged)], SIZE).batches([torch.arange(3), torch.tensor([1, NUM_IMAGES])]))
+        list(streamed([*paths, str(damaged)]).batches([torch.arange(3), torch.tensor([1, NUM_IMAGES])]))
     assert "Traceback" not in str(caught.value)
     assert "delete, move or export" in str(caught.value)
 
@@ -73,7 +80,7 @@ def test_statistics_are_those_of_the_pixels(array: np.ndarray, paths: list[str])
     mean, std = channel_statistics(InMemoryImages(torch.from_numpy(array)))
     np.testing.assert_allclose(mean, (array / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, (array / 255).std(axis=(0, 2, 3)), rtol=1e-12)
-    assert channel_statistics(StreamedImages(paths, SIZE)) == (mean, std)
+    assert channel_statistics(streamed(paths)) == (mean, std)
 
 
 def test_statistics_are_taken_over_evenly_spaced_images(monkeypatch: pytest.MonkeyPatch, array: np.ndarray) -> None:
@@ -89,7 +96,7 @@ def test_images_of_one_colour_can_be_normalised() -> None:
 
 def test_a_file_with_other_bytes_than_before_is_an_error(paths: list[str], tmp_path: Path) -> None:
     copies = [str(shutil.copy(path, tmp_path)) for path in paths[:3]]
-    images = StreamedImages(copies, SIZE)
+    images = streamed(copies)
     list(images.batches([torch.arange(3)]))
     assert [index for index, _ in images.content.take_new()] == [0, 1, 2]
     assert images.content.take_new() == []

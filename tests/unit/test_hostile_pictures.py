@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import socket
 import struct
 import subprocess
+import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from trainlib.data.decoding import decode, pool
-from trainlib.data.decoding.decode import MAX_PIXELS, decode_rows
-from trainlib.data.decoding.pool import decode_files
+from trainlib.config import DataConfig
+from trainlib.data.images import StreamedImages
+from trainlib.data.pictures import files as of_files
+from trainlib.data.pictures import reader as of_reader
+from trainlib.data.pictures import threads
+from trainlib.data.pictures.decode import MAX_PIXELS, decode_picture
+from trainlib.data.pictures.decode_files import Decoded, decode_files, decode_some
+from trainlib.data.pictures.failures import damaged_images
+from trainlib.data.pictures.files import PlainFiles
+from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import DataError, StoppedError
 
+READER = PictureReader.of(DataConfig(image_size=16))
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
 
 
@@ -36,9 +48,8 @@ def png_of_size(width: int, height: int) -> bytes:
 
 def failure_of(path: Path) -> str:
     """Why a file is not decoded."""
-    rows = np.zeros((1, 3, 16, 16), np.uint8)
-    _, ((_, reason),) = decode_rows(rows, 0, [str(path)])
-    return reason
+    _, failures = decode_some(PlainFiles([str(path)]), [0], READER)
+    return failures.get(0, "")
 
 
 def saved(image: Image.Image, form: str) -> bytes:
@@ -47,7 +58,7 @@ def saved(image: Image.Image, form: str) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("form", ["EPS", "PDF", "ICNS", "XBM", "PCX", "TGA"])
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICNS", "XBM", "PCX", "TGA", "JPEG2000"])
 def test_only_named_formats_are_decoded_whatever_the_name(tmp_path: Path, form: str) -> None:
     picture = Image.new("1" if form == "XBM" else "RGB", (32, 32))
     (tmp_path / "photo.jpg").write_bytes(POSTSCRIPT if form == "EPS" else saved(picture, form))
@@ -74,12 +85,13 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_takes_memory(
 @pytest.mark.parametrize(("width", "height"), [(1, 3_000_000), (3_000_000, 1)])
 def test_a_long_thin_picture_is_refused_where_scaling_it_would_take_memory(width: int, height: int) -> None:
     assert width * height < MAX_PIXELS
+    pixels = np.zeros((height, width), np.uint8)
     with pytest.raises(ValueError, match="too long for its width"):
-        decode.decode_image(io.BytesIO(png_of_size(width, height)), 224)
+        PictureReader.of(DataConfig(image_size=224))(saved(Image.fromarray(pixels), "PNG"))
 
 
 def test_a_file_of_too_many_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_BYTES", 1000)
+    monkeypatch.setattr(of_files, "MAX_BYTES", 1000)
     (tmp_path / "big.png").write_bytes(bytes(1001))
     assert "MB" in failure_of(tmp_path / "big.png")
 
@@ -101,66 +113,108 @@ def test_what_is_no_file_is_refused_at_once(
 def test_a_link_to_a_picture_is_one(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "real.png")
     (tmp_path / "photo.png").symlink_to(tmp_path / "real.png")
-    assert decode_rows(np.zeros((1, 3, 16, 16), np.uint8), 0, [str(tmp_path / "photo.png")])[1] == []
+    assert not failure_of(tmp_path / "photo.png")
 
 
-ENDLESS = f"""
-import runpy, sys
-decode = runpy.run_path({decode.__file__!r})
-scope = decode["main"].__globals__
-def endless(*_):
-    import re
-    re.match("(a+)+b", "a" * 64)  # in C, which heeds no signal of Python's
-scope["decode_image"] = endless
-scope["PICTURE_SECONDS"] = LIMIT
-decode["main"]()
-"""
+def endless(*_: object, **__: object) -> torch.Tensor:
+    """A decoder that does not return for minutes, in C."""
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)
+    raise AssertionError
 
 
 @pytest.fixture
-def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Paths of pictures whose decoding never ends, in a worker's C code."""
-    (tmp_path / "endless.py").write_text(ENDLESS.replace("LIMIT", "60.0"))
-    monkeypatch.setattr(decode, "__file__", str(tmp_path / "endless.py"))
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlainFiles]:
+    """Pictures, of which one is never decoded; the thread that tries is left alone when the test is over."""
+    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(threads, "_left_alone", [])
+    monkeypatch.setattr(of_reader, "decode_picture", endless)
     (tmp_path / "a.png").write_bytes(b"x")
-    np.lib.format.open_memmap(tmp_path / "images.npy", mode="w+", dtype=np.uint8, shape=(1, 3, 16, 16))
-    return [str(tmp_path / "a.png")]
+    yield PlainFiles([str(tmp_path / "a.png")])
+    assert not threads.are_decoders_idle()  # so that the process is to end without them
 
 
-def test_a_stop_ends_a_decode_that_does_not_return(tmp_path: Path, endless: list[str]) -> None:
+def fill(files: PlainFiles, folder: Path, stop_requested: Callable[[], bool] = lambda: False) -> Decoded:
+    np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(files), 3, 16, 16))
+    return decode_files(files, folder / "images.npy", READER, stop_requested=stop_requested, advance=lambda count: None)
+
+
+def test_a_stop_ends_the_wait_for_a_decoder_that_does_not_return(tmp_path: Path, hanging: PlainFiles) -> None:
     began = time.monotonic()
     with pytest.raises(StoppedError):
-        decode_files(
-            endless,
-            tmp_path / "images.npy",
-            stop_requested=lambda: time.monotonic() > began + 1,
-            advance=lambda count: None,
-        )
+        fill(hanging, tmp_path, lambda: time.monotonic() > began + 1)
+    assert time.monotonic() < began + 5
 
 
-def test_a_picture_may_take_so_much_time(tmp_path: Path, endless: list[str]) -> None:
-    (tmp_path / "endless.py").write_text(ENDLESS.replace("LIMIT", "0.2"))
-    with pytest.raises(DataError, match=r"a\.png.* took more than .* s"):
-        decode_files(endless, tmp_path / "images.npy", stop_requested=lambda: False, advance=lambda count: None)
+def test_a_stop_ends_a_training_that_waits_for_such_a_picture(
+    hanging: PlainFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though not at once, as the step that is under way is to be finished."""
+    monkeypatch.setattr("trainlib.data.images.STOP_SECONDS", 0.5)
+    began = time.monotonic()
+    images = StreamedImages(hanging, READER, lambda: time.monotonic() > began + 0.3)
+    with pytest.raises(StoppedError):
+        next(images.batches([torch.tensor([0])]))
+    assert began + 0.8 <= time.monotonic() < began + 5
 
 
-def test_the_process_that_trains_decodes_nothing_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few pictures there are: a decoder that does not return would make it deaf to signals."""
-    monkeypatch.setattr(decode, "decode_rows", lambda *_: pytest.fail("decoded here"))
-    monkeypatch.setattr(pool, "decoding_processes", lambda: 1)
+def test_a_picture_that_takes_too_long_is_named_and_others_go_on(
+    tmp_path: Path, hanging: PlainFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "PICTURE_SECONDS", 0.2)
+    with pytest.raises(DataError, match=r"a\.png took more than .* s"):
+        fill(hanging, tmp_path)
+    monkeypatch.undo()
+    Image.new("RGB", (16, 16)).save(tmp_path / "b.png")
+    assert not failure_of(tmp_path / "b.png")
+    monkeypatch.setattr(threads, "_left_alone", [threading.main_thread()])
+    monkeypatch.setattr(threading.main_thread(), "picture", "a.png", raising=False)
+
+
+def test_a_picture_that_waits_for_its_bytes_takes_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "PICTURE_SECONDS", 0.1)
     Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
-    array = np.lib.format.open_memmap(tmp_path / "images.npy", mode="w+", dtype=np.uint8, shape=(1, 3, 16, 16))
-    hashes, failures = decode_files(
-        [str(tmp_path / "a.png")], tmp_path / "images.npy", stop_requested=lambda: False, advance=lambda count: None
-    )
+    read = PlainFiles.read
+
+    def slowly(self: PlainFiles, index: int) -> bytes:
+        time.sleep(0.7)
+        return read(self, index)
+
+    monkeypatch.setattr(PlainFiles, "read", slowly)
+    hashes, failures = fill(PlainFiles([str(tmp_path / "a.png")]), tmp_path)
     assert hashes[0]
     assert not failures
-    assert array[0, 0].min() == 255
+    assert np.load(tmp_path / "images.npy")[0, 0].min() == 255
+
+
+def test_the_thread_that_trains_decodes_nothing_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few pictures there are: a decoder that does not return would make it deaf to signals."""
+    names: list[str] = []
+    real = decode_picture
+
+    def noted(*args: Any, **options: Any) -> torch.Tensor:
+        names.append(threading.current_thread().name)
+        return real(*args, **options)
+
+    monkeypatch.setattr(of_reader, "decode_picture", noted)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    assert not failure_of(tmp_path / "a.png")
+    assert all(name.startswith("decoder-") for name in names)
+    assert len(names) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_has_threads_of_its_own(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    assert not failure_of(tmp_path / "a.png")
+    child = os.fork()
+    if not child:
+        os._exit(bool(failure_of(tmp_path / "a.png")))
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_names_that_are_not_utf8_are_told(tmp_path: Path) -> None:
     path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.png"))
     Path(path).write_bytes(b"x")
-    text = str(pool.damaged_images([(path, "broken")]))
+    text = str(damaged_images([(path, "broken")]))
     assert r"caf\xe9.png: broken" in text
     text.encode()

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from needs import need
 
-from trainlib.data.decoding import pool
+from trainlib.data.pictures import threads
 from trainlib.runs.machine import limits
 
 MIB = 1 << 20
@@ -105,14 +105,22 @@ def test_the_limit_of_cpu_time(tmp_path: Path, membership: str, files: dict[str,
     )
 
 
-def test_memory_bounds_the_processes_that_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "usable_cores", lambda: 64)
-    monkeypatch.setattr(pool, "available_memory", lambda: 4096 * MIB)
-    assert pool.decoding_processes() == 4096 // 4 // 128
-    assert pool.decoding_processes(512 * MIB) == 2
-    assert pool.decoding_processes(ranks=4) == 2
-    monkeypatch.setattr(pool, "available_memory", lambda: 0)
-    assert pool.decoding_processes() == 1
+def test_memory_and_other_ranks_bound_the_threads_that_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 64)
+    monkeypatch.setattr(threads, "available_memory", lambda: 4096 * MIB)
+    assert threads.decoding_threads() == 4096 // 4 // 128
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert threads.decoding_threads() == 2
+    monkeypatch.setattr(threads, "available_memory", lambda: 0)
+    assert threads.decoding_threads() == 1
+
+
+def test_memory_bounds_the_batches_that_are_decoded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "available_memory", lambda: 4096 * MIB)
+    assert threads.jobs_ahead(64, 1 << 10) == threads.BATCHES_AHEAD
+    assert threads.jobs_ahead(1, 1 << 10) >= 2 * threads.PIECE
+    assert threads.jobs_ahead(512, 1 << 20) == 2
+    assert threads.jobs_ahead(5120, 1 << 20) == 1
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from trainlib.data.decoding import decode
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.runs.attempt.stop_request import STOP_SIGNALS, StopFlag, mark_of, write_stop_file
 from trainlib.runs.records.reasons import LAUNCHER_DIED, EndCode, EndReason
@@ -202,14 +201,3 @@ def test_a_request_that_comes_after_the_one_that_was_heeded_stays(tmp_path: Path
     write_stop_file(tmp_path, "launch stop", "mine")
     flag.acknowledge()
     assert (tmp_path / "STOP").exists()
-
-
-def test_the_decoding_worker_ignores_the_same_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a list of its own, as it imports nothing of this project."""
-    ignored: list[int] = []
-    monkeypatch.setattr(signal, "signal", lambda number, handler: ignored.append(number))
-    monkeypatch.setattr("sys.argv", ["decode", "x.npy"])
-    monkeypatch.setattr("numpy.lib.format.open_memmap", lambda path, mode: None)
-    monkeypatch.setattr("sys.stdin", [])
-    decode.main()
-    assert set(ignored) == set(STOP_SIGNALS)

@@ -26,7 +26,7 @@ from trainlib.config.schema.defaults import resolve
 from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError, Mistake
 
-OLDER_DATA = {"split": "index"}
+OLDER_DATA = {"split": "index", "decode": "pillow"}  # values that no new run has
 
 
 def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[str, str] | None = None) -> Config:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
-from torch.utils.data import Dataset as TorchDataset
 
-from trainlib.data.decoding.decode import PICTURE_SECONDS, Failure, decode_rows
-from trainlib.data.decoding.pool import WORKER_BYTES, damaged_images, decoding_processes
 from trainlib.data.identity.content import FileContent
-from trainlib.runs.attempt.stop_request import ignore_stop_signals
-from trainlib.runs.machine.launch_variables import local_world_size
+from trainlib.data.pictures.failures import damaged_images
+from trainlib.data.pictures.files import PictureFiles
+from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.threads import STOP_SECONDS, DecodingJob, decode_ahead, jobs_ahead
 
-_Item = tuple[Tensor, list[str | None], list[Failure]]  # images, and what `decode_rows` says of their files
-
-BATCHES_AHEAD = 2  # for each process that decodes
 DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
 
 
@@ -117,72 +112,54 @@ class InMemoryImages:
 
 
 class StreamedImages:
-    """Image files that worker processes decode for each batch, ahead of it, for data that does not fit in memory.
+    """Pictures that threads decode for each batch, ahead of it, for data that does not fit in memory.
 
     The bits are those of the same images decoded into memory. A file whose bytes change meanwhile is an error.
+
+    stop_requested   looked at while a batch is waited for: a decoder that does not return must not make a run deaf
     """
 
     def __init__(
         self,
-        paths: Sequence[str],
-        image_size: int,
+        files: PictureFiles,
+        reader: PictureReader,
+        stop_requested: Callable[[], bool] = lambda: False,
         device: torch.device | None = None,
         content: FileContent | None = None,
     ):
-        self.paths = paths
-        self.content = content or FileContent(paths)
-        self.image_size = image_size
+        self.files = files
+        self.reader = reader
+        self.content = content or FileContent(files)
         self.device = device or torch.device("cpu")
+        self._stop_requested = stop_requested
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def to(self, device: torch.device) -> StreamedImages:
         """Return the same images with their batches on `device`."""
-        return StreamedImages(self.paths, self.image_size, device, self.content)
+        return StreamedImages(self.files, self.reader, self._stop_requested, device, self.content)
 
     def batches(
         self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
     ) -> Iterator[Tensor]:
-        """Yield the images uint8 [B, 3, S, S] for each tensor of indices, int64 [B]; DataError for a damaged file."""
+        """Yield the images uint8 [B, C, H, W] for each tensor of indices, int64 [B]; DataError for a damaged file."""
         on_cuda = self.device.type == "cuda"
-        loader: DataLoader[_Item] = DataLoader(
-            _DecodedBatches(self.paths, self.image_size),
-            sampler=[ids_B.tolist() for ids_B in ids],
-            batch_size=None,  # an item is a batch already
-            num_workers=min(self._processes(max(map(len, ids), default=0)), len(ids)),
-            prefetch_factor=BATCHES_AHEAD if len(ids) else None,
-            worker_init_fn=_leave_signals_to_parent,
-            pin_memory=on_cuda,
-            generator=torch.Generator(),  # else it would draw from the global one, which belongs to the model
+        shape = self.reader.shape(epoch)
+        jobs = (
+            DecodingJob(
+                self.files,
+                ids_B.tolist(),
+                self.reader,
+                torch.empty((len(ids_B), *shape), dtype=torch.uint8, pin_memory=on_cuda),  # torch keeps it for reuse
+                epoch,
+                draws_B.tolist(),
+            )
+            for ids_B, draws_B in zip(ids, draws or ids, strict=True)
         )
-        for ids_B, (batch, hashes, failures) in zip(ids, loader, strict=True):
-            self.content.check(ids_B.tolist(), hashes)
-            if failures:
-                raise damaged_images([(path, reason) for path, reason in failures])
-            yield batch.to(self.device, non_blocking=on_cuda)
-
-    def _processes(self, batch_size: int) -> int:
-        """Return how many processes decode for this rank, each holding batches of this size."""
-        batch_bytes = 3 * self.image_size**2 * batch_size
-        return decoding_processes(WORKER_BYTES + (BATCHES_AHEAD + 1) * batch_bytes, local_world_size())
-
-
-class _DecodedBatches(TorchDataset[_Item]):
-    """The data set of torch's DataLoader, whose items are whole batches."""
-
-    def __init__(self, paths: Sequence[str], image_size: int):
-        self.paths = paths
-        self.image_size = image_size
-
-    def __getitem__(self, ids: list[int]) -> _Item:
-        """Decode a batch, with what `decode_rows` returns: an exception would reach the parent with a traceback."""
-        images_NCHW = np.empty((len(ids), 3, self.image_size, self.image_size), np.uint8)
-        paths = [self.paths[i] for i in ids]
-        hashes, failures = decode_rows(images_NCHW, 0, paths, PICTURE_SECONDS if get_worker_info() else None)
-        return torch.from_numpy(images_NCHW), hashes, failures
-
-
-def _leave_signals_to_parent(_worker: int) -> None:
-    """Ignore signals in a worker: SLURM sends them to every process, and a dead worker would cost the checkpoint."""
-    ignore_stop_signals()
+        largest = max(map(len, ids), default=0)
+        for job in decode_ahead(jobs, jobs_ahead(largest, math.prod(shape)), self._stop_requested, STOP_SECONDS):
+            self.content.check(job.indices, job.sha256)
+            if job.failures:
+                raise damaged_images(job.named_failures())
+            yield job.out_NCHW.to(self.device, non_blocking=on_cuda)

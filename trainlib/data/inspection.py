@@ -23,8 +23,8 @@ FEW_FOR_VALIDATION = 10  # images of a class: one of them is a tenth of its accu
 FLOOR = 1 / 255  # the standard deviation that `channel_statistics` gives to a channel without variance
 
 EXPORT = (
-    "Of 16 and 32 bits a channel the upper 8 of 16 are kept, so that values of 8 or 12 bits in such a file become "
-    "black or nearly so, and transparency is dropped: scale the values, and export the pictures as RGB with 8 bits"
+    "Transparency is dropped, and in a run that began before data.decode was there, the upper 8 of 16 bits a channel "
+    "are kept, so that values of 8 or 12 bits become black or nearly so: export the pictures as RGB with 8 bits"
 )
 
 

@@ -25,6 +25,7 @@ from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.identity.listing import Listing
 from trainlib.data.inspection import name_some
+from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.class_folders import list_class_folders
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
@@ -155,7 +156,7 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> _Sampl
     """Return the samples to evaluate: of a split of the run's data, or of class folders."""
     config = chosen.config
     if folder is not None:
-        image_set = load_class_folder(Path(folder), chosen.classes, config.data.image_size)
+        image_set = load_class_folder(Path(folder), chosen.classes, PictureReader.of(config.data))
         in_folder = list_class_folders(Path(folder), chosen.classes).names(chosen.classes)
         return _Samples(image_set, torch.arange(len(image_set.labels_N)), in_folder)
     is_main = launch_variables.rank() == 0

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
-
 from trainlib.data import find_images
-from trainlib.data.decoding.decode import Failure, decode_image, decode_rows, read_limited
+from trainlib.data.pictures.decode_files import decode_some
+from trainlib.data.pictures.files import PlainFiles, read_limited
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
 from trainlib.runs.terminal.printable import encode_anything, print_error, printable
@@ -70,30 +67,22 @@ def _expand(words: Sequence[str]) -> Iterator[str]:
 
 def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer]:
     """Return an answer for each file that can be read; name the others on standard error."""
-    size = model.preprocess.image_size
-    images_NCHW = np.empty((len(paths), 3, size, size), np.uint8)
-    read: list[str] = []
-    for path in paths:
-        failures = _decode(images_NCHW[len(read) : len(read) + 1], path)
-        if failures:
-            print(f"{printable(path)}: cannot be read: {printable(failures[0][1])}", file=sys.stderr)
-        else:
-            read.append(path)
+    images_NCHW, failures = decode_some(_Named(paths), range(len(paths)), model.reader)
+    for row, reason in sorted(failures.items()):
+        print(f"{printable(paths[row])}: cannot be read: {printable(reason)}", file=sys.stderr)
+    read = [row for row in range(len(paths)) if row not in failures]
     if not read:
         return []
-    probabilities_NC = model.probabilities(torch.from_numpy(images_NCHW[: len(read)]))
-    return [(path, model.prediction(row_C).top(top)) for path, row_C in zip(read, probabilities_NC, strict=True)]
+    probabilities_NC = model.probabilities(images_NCHW[read])
+    return [(paths[row], model.prediction(row_C).top(top)) for row, row_C in zip(read, probabilities_NC, strict=True)]
 
 
-def _decode(image_1CHW: np.ndarray, path: str) -> list[Failure]:
-    """Decode one file, or standard input, into uint8 [1, 3, S, S]; return its failure, if it has one."""
-    if path != STANDARD_INPUT:
-        return decode_rows(image_1CHW, 0, [path])[1]
-    try:
-        image_1CHW[0] = decode_image(io.BytesIO(read_limited(sys.stdin.buffer)), image_1CHW.shape[-1])
-    except Exception as error:  # noqa: BLE001 - on damaged files PIL raises almost anything
-        return [(path, f"{error or type(error).__name__}")]
-    return []
+class _Named(PlainFiles):
+    """The files that the command line names, of which - is standard input."""
+
+    def read(self, index: int) -> bytes:
+        """Return a file's bytes; raise as `PlainFiles` does."""
+        return read_limited(sys.stdin.buffer) if self.paths[index] == STANDARD_INPUT else super().read(index)
 
 
 def _line(path: str, top: Sequence[tuple[str, float]], path_width: int, name_width: int) -> str:

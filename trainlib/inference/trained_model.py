@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.decoding.decode import Failure, decode_rows, resize_and_crop
-from trainlib.data.decoding.pool import damaged_images
+from trainlib.data.pictures.decode_files import decode_some
+from trainlib.data.pictures.failures import damaged_images
+from trainlib.data.pictures.files import PlainFiles
+from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import CheckpointError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.models import build_model
@@ -123,21 +125,24 @@ class TrainedModel:
         name = max(by_name, key=by_name.__getitem__)
         return Prediction(name, by_name[name], by_name)
 
+    @property
+    def reader(self) -> PictureReader:
+        """How pictures become images, as in the evaluations of the training."""
+        return PictureReader.of(self.config.data)
+
     def _decode(self, pictures: Sequence[Picture]) -> Tensor:
-        """Read, resize and crop the pictures: uint8 [N, 3, S, S]."""
-        size = self.preprocess.image_size
-        images_NCHW = np.empty((len(pictures), 3, size, size), np.uint8)
-        failures: list[Failure] = []
+        """Read, resize and crop the pictures: uint8 [N, C, S, S]."""
+        files = {row: os.fspath(p) for row, p in enumerate(pictures) if isinstance(p, str | os.PathLike)}
+        images_NCHW = torch.empty((len(pictures), *self.reader.shape()), dtype=torch.uint8)
         for row, picture in enumerate(pictures):
-            if isinstance(picture, np.ndarray):
-                images_NCHW[row] = resize_and_crop(Image.fromarray(picture), size)
-            elif isinstance(picture, Image.Image):
-                images_NCHW[row] = resize_and_crop(picture, size)
-            else:
-                failures += decode_rows(images_NCHW, row, [os.fspath(picture)])[1]
+            if not isinstance(picture, str | os.PathLike):
+                image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+                images_NCHW[row] = self.reader.of_image(image)
+        decoded_NCHW, failures = decode_some(PlainFiles([*files.values()]), range(len(files)), self.reader)
         if failures:
-            raise damaged_images(failures)
-        return torch.from_numpy(images_NCHW)
+            raise damaged_images([([*files.values()][row], reason) for row, reason in sorted(failures.items())])
+        images_NCHW[[*files]] = decoded_NCHW
+        return images_NCHW
 
 
 def load_model(

@@ -85,6 +85,13 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "Height and width of the model's input in pixels. Images of another size are resized.",
         "data.image_size=64",
     ),
+    "data.decode": D(
+        "How image files are decoded ([pictures.md](pictures.md)). `fast`: a JPEG whose shorter side has 3, 6 or 12 "
+        "times the pixels that are needed, or more, is decoded at 1/2, 1/4 or 1/8 of its size. `exact`: whole, and "
+        "resized by Pillow. Both depend on the file and the configuration alone. `pillow`: as `exact`, but of 16 bits "
+        "a channel the upper 8 are kept, as runs do that began before the others existed.",
+        "data.decode=exact",
+    ),
     "data.shuffle": D(
         "`true`: each epoch has another random order. `false`: every epoch has the data set's own order.",
         "data.shuffle=false",

@@ -13,7 +13,17 @@ from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 
 from trainlib.config.custom import allow_custom
 from trainlib.config.schema.base import Named, Section
-from trainlib.config.schema.values import Duration, Flip, Metric, Mode, NodeCount, Precision, Split, check_run_name
+from trainlib.config.schema.values import (
+    Decode,
+    Duration,
+    Flip,
+    Metric,
+    Mode,
+    NodeCount,
+    Precision,
+    Split,
+    check_run_name,
+)
 
 
 class Normalize(Section):
@@ -45,6 +55,7 @@ class DataConfig(Section):
     repeats: Annotated[int, Field(ge=1)] = 1
     verify: Literal["quick", "full"] = "quick"
     image_size: Annotated[int, Field(ge=8, le=4096)] = 32
+    decode: Decode = "fast"
     shuffle: bool = True
     drop_last: bool = False
     normalize: Literal["auto", "none"] | Normalize = "auto"

@@ -11,6 +11,7 @@ Metric = Literal[
     "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/top5", "val/macro_f1", "val/balanced_accuracy"
 ]
 Mode = Literal["min", "max"]
+Decode = Literal["fast", "exact", "pillow"]  # pillow: only of runs that began before the others existed
 Split = Literal["stratified", "random", "index"]  # index: only of runs that began before the others existed
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from trainlib.data.pictures.files import PictureFiles
 from trainlib.errors import DataError
 
 
 class FileContent:
     """The SHA-256 of each file of a split, by index, as they become known while the files are read."""
 
-    def __init__(self, paths: Sequence[str]):
-        self._paths = paths
+    def __init__(self, files: PictureFiles):
+        self._files = files
         self._hashes: dict[int, str] = {}
         self._new: list[int] = []
 
@@ -28,8 +29,8 @@ class FileContent:
                 self._new.append(index)
             if self._hashes.setdefault(index, sha256) != sha256:
                 raise DataError(
-                    f"{self._paths[index]} has other bytes than when this run read it first; bring the file back as it "
-                    "was, or use `--fresh` to begin again or `--name` for another run"
+                    f"{self._files.describe(index)} has other bytes than when this run read it first; bring the file "
+                    "back as it was, or use `--fresh` to begin again or `--name` for another run"
                 )
 
     def take_new(self) -> list[tuple[int, str]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
-from typing import Protocol
+from typing import IO, Protocol
 
-from trainlib.data.decoding.decode import read_picture
+MAX_BYTES = 1 << 29  # of one file
 
 
 class PictureFiles(Protocol):
@@ -56,3 +58,23 @@ class SomeFiles:
     def describe(self, index: int) -> str:
         """Return where a picture lies."""
         return self.files.describe(int(self.indices[index]))
+
+
+def read_picture(path: str) -> bytes:
+    """Return the bytes of a picture's file. Raises OSError for what is no regular file, a pipe for instance.
+
+    A link may lead to the file, as data sets are often made of links.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is no regular file but a pipe, a device or a folder")
+        return read_limited(file)
+
+
+def read_limited(file: IO[bytes]) -> bytes:
+    """Return what is in an open picture. Raises ValueError if that is more than any picture has."""
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
+    return data

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainlib.data.dataset import ImageSet
 from trainlib.data.pictures.files import PlainFiles
+from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.class_folders import SplitFolder, list_class_folders, list_split, samples_of
 from trainlib.data.sources.folder_walk import walk_folders
 from trainlib.data.sources.layout import DiskTree, absolute, choose_layout, require_folder
@@ -38,15 +39,15 @@ def list_image_folder(root: Path, *, group: str | None = None, warn: bool = True
     return samples_of("image_folder", str(root), layout, splits, files, group=group, warn=warn)
 
 
-def load_class_folder(folder: Path, class_names: Sequence[str], image_size: int) -> ImageSet:
+def load_class_folder(folder: Path, class_names: Sequence[str], reader: PictureReader) -> ImageSet:
     """Load the images in folder/<class>/ for a model of these classes, of which some may be missing.
 
-    The images are square with `image_size` pixels a side, sorted by class, then by path.
+    The images are as `reader` makes them, sorted by class, then by path.
 
     Raises DataError with everything that is wrong.
     """
     split: SplitFolder = list_class_folders(folder, class_names)
     files = PlainFiles([f"{split.folder}/{name}" for name in split.names(class_names)])
     stamps = split.stamps(class_names)
-    decoded = load_decoded(files, stamps, len(files), image_size, stop_requested=lambda: False, is_main=False)
+    decoded = load_decoded(files, stamps, len(files), reader, stop_requested=lambda: False, is_main=False)
     return ImageSet(decoded.train, split.labels(class_names))

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
-from trainlib.data.decoding.decode import to_rgb
 from trainlib.data.identity.listing import Listing
 from trainlib.data.images import InMemoryImages
+from trainlib.data.pictures.decode import picture_pixels
 from trainlib.errors import DataError
 
 
@@ -91,7 +91,7 @@ def _image_set(split: SplitSource, name: str) -> ImageSet:
 def _image(image: Any, place: str) -> Tensor:
     """Convert one image to uint8 [3, H, W]."""
     if isinstance(image, Image.Image):
-        image = np.asarray(to_rgb(image))
+        return picture_pixels(image).contiguous()
     return _stacked(image[None] if isinstance(image, Tensor) else np.asarray(image)[None], place)[0]
 
 

@@ -12,6 +12,7 @@ from trainlib.config import DataConfig
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.identity.listing import Listing, SampleFile, identities
 from trainlib.data.identity.splits import split_test
+from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.samples import Samples
 from trainlib.data.storage.cache import load_decoded
 from trainlib.errors import DataError
@@ -75,7 +76,7 @@ def load_samples(samples: Samples, config: DataConfig, *, stop_requested: Callab
         samples.files,
         samples.stamps,
         len(facts.labels_N),
-        config.image_size,
+        PictureReader.of(config),
         verify=config.verify == "full",
         stop_requested=stop_requested,
         is_main=is_main,

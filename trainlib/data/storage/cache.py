@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,13 @@ import PIL
 import torch
 
 from trainlib.data.dataset import PerChannel, channel_statistics
-from trainlib.data.decoding.pool import damaged_images, decode_files, decoding_processes
 from trainlib.data.identity.stamp import Stamp
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
-from trainlib.data.pictures.files import PictureFiles
+from trainlib.data.pictures.decode_files import decode_files
+from trainlib.data.pictures.failures import damaged_images
+from trainlib.data.pictures.files import PictureFiles, SomeFiles
+from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.threads import decoding_threads
 from trainlib.data.storage.entry import CacheEntry, Decoded
 from trainlib.errors import DataError
 from trainlib.runs.files.locks import exclusive_lock
@@ -57,13 +61,13 @@ def load_decoded(
     files: PictureFiles,
     stamps: Sequence[Stamp],
     num_train: int,
-    image_size: int,
+    reader: PictureReader,
     *,
     verify: bool = False,
     stop_requested: Callable[[], bool],
     is_main: bool,
 ) -> DecodedImages:
-    """Return the files' images, square with `image_size` pixels a side, from the cache.
+    """Return the files' images, as `reader` makes them, from the cache.
 
     If the cache lacks them, the first process that holds the lock decodes them into it, and the others wait. Images
     that would take too much memory or disk are decoded again for every batch instead (`StreamedImages`).
@@ -74,9 +78,8 @@ def load_decoded(
 
     Raises DataError for damaged images and for a cache that cannot be written, StoppedError when asked to stop.
     """
-    paths = [files.describe(index) for index in range(len(files))]
     folder = cache_folder()
-    entry = CacheEntry(folder / _key(paths, stamps, image_size), (len(files), 3, image_size, image_size))
+    entry = CacheEntry(folder / _key(files, stamps, reader), (len(files), *reader.shape()))
     is_streamed = not _fits(entry.shape, folder)
     found = entry.read(files, stamps, verify=verify)
     if found is None or (found.images_NCHW is None and not is_streamed):
@@ -86,14 +89,14 @@ def load_decoded(
             if found is None or (found.images_NCHW is None and not is_streamed):
                 hashes: list[str | None] = [None] * len(files)
                 if not is_streamed:
-                    hashes = _decode(paths, entry.array_path, entry.shape, stop_requested, is_main)
+                    hashes = _decode(files, entry, reader, stop_requested, is_main)
                 images_NCHW = None if is_streamed else entry.open_array()
-                mean, std = channel_statistics(_images(images_NCHW, paths, num_train, image_size)[0])
+                mean, std = channel_statistics(_images(images_NCHW, files, num_train, reader, stop_requested)[0])
                 found = Decoded(images_NCHW, mean, std, hashes)
                 entry.write(stamps, found)
     if is_main and found.images_NCHW is None:
         logger.info("%s", _why_streamed(entry.shape, folder))
-    train_images, test_images = _images(found.images_NCHW, paths, num_train, image_size)
+    train_images, test_images = _images(found.images_NCHW, files, num_train, reader, stop_requested)
     return DecodedImages(train_images, test_images, found.mean, found.std, found.hashes)
 
 
@@ -110,10 +113,11 @@ def cache_folder() -> Path:
     return Path(folder).absolute() / "trainlaunch"
 
 
-def _key(paths: Sequence[str], stamps: Sequence[Stamp], image_size: int) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {image_size} {PIL.__version__} {len(paths)}".encode())
-    for path, stamp in zip(paths, stamps, strict=True):
-        digest.update(f"\0{path}\0{stamp.size}".encode(errors="surrogateescape"))
+def _key(files: PictureFiles, stamps: Sequence[Stamp], reader: PictureReader) -> str:
+    versions = f"{PIL.__version__} {torch.__version__} {version('torchvision')}"
+    digest = hashlib.sha256(f"{FORMAT} {reader} {versions} {len(files)}".encode())
+    for index, stamp in enumerate(stamps):
+        digest.update(f"\0{files.describe(index)}\0{stamp.size}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
@@ -131,9 +135,16 @@ def _locked(path: Path, stop_requested: Callable[[], bool], delay: float) -> Ite
         ) from error
 
 
-def _images(images_NCHW: np.ndarray | None, paths: list[str], num_train: int, image_size: int) -> tuple[Images, Images]:
+def _images(
+    images_NCHW: np.ndarray | None,
+    files: PictureFiles,
+    num_train: int,
+    reader: PictureReader,
+    stop_requested: Callable[[], bool],
+) -> tuple[Images, Images]:
     if images_NCHW is None:
-        return StreamedImages(paths[:num_train], image_size), StreamedImages(paths[num_train:], image_size)
+        splits = SomeFiles(files, range(num_train)), SomeFiles(files, range(num_train, len(files)))
+        return StreamedImages(splits[0], reader, stop_requested), StreamedImages(splits[1], reader, stop_requested)
     tensor = torch.from_numpy(images_NCHW)
     return InMemoryImages(tensor[:num_train]), InMemoryImages(tensor[num_train:])
 
@@ -163,23 +174,23 @@ def _room(folder: Path) -> tuple[int, int]:
 
 
 def _decode(
-    paths: list[str], array_path: Path, shape: tuple[int, ...], stop_requested: Callable[[], bool], is_main: bool
+    files: PictureFiles, entry: CacheEntry, reader: PictureReader, stop_requested: Callable[[], bool], is_main: bool
 ) -> list[str | None]:
     """Decode all files into the entry's array, which gets its name only once it is complete and on disk.
 
     Returns the SHA-256 of each file's bytes.
     """
-    partial = array_path.with_suffix(".partial")
+    partial = entry.array_path.with_suffix(".partial")
     partial.unlink(missing_ok=True)  # a link there must not lead the writing elsewhere
     try:
-        _reserve(partial, shape)
-        with _progress(len(paths), show_bar=is_main and sys.stderr.isatty()) as advance:
-            hashes, failures = decode_files(paths, partial, stop_requested=stop_requested, advance=advance)
+        _reserve(partial, entry.shape)
+        with _progress(len(files), show_bar=is_main and sys.stderr.isatty()) as advance:
+            hashes, failures = decode_files(files, partial, reader, stop_requested=stop_requested, advance=advance)
         if failures:
             raise damaged_images(failures)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.replace(array_path)
+        partial.replace(entry.array_path)
         return hashes
     finally:
         partial.unlink(missing_ok=True)
@@ -206,6 +217,6 @@ def _progress(total: int, show_bar: bool) -> Iterator[Callable[[int], None]]:
             yield lambda count: bar.advance(task, count)
         return
     start = time.monotonic()
-    logger.info("Decoding %d images, once, in up to %d processes ...", total, decoding_processes())
+    logger.info("Decoding %d images, once, in %d threads ...", total, decoding_threads())
     yield lambda count: None
     logger.info("Decoded %d images in %.1f s.", total, time.monotonic() - start)

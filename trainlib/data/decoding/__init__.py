@@ -1,1 +1,0 @@
-"""The decoding of image files, in worker processes."""

@@ -1,0 +1,57 @@
+"""From the bytes of a picture to the image that a model is given: decoding, then framing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from PIL import Image
+from torch import Tensor
+
+from trainlib.config import DataConfig
+from trainlib.data.pictures.decode import decode_picture, picture_pixels
+from trainlib.data.pictures.framing import Frames, Framing, needed_pixels
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """How the pictures of a data set become images: a function of the bytes and, in training, of epoch and draw.
+
+    frames     how a decoded picture is resized and cut
+    channels   3: red, green, blue; 1: grey
+    decode     `data.decode`: fast decodes a JPEG that is much larger than `frames` needs at a part of its size
+    """
+
+    frames: Frames
+    channels: int = 3
+    decode: str = "fast"
+
+    @classmethod
+    def of(cls, config: DataConfig) -> PictureReader:
+        """Return the reader of the configured data: shorter side to `image_size` pixels, centre cut out."""
+        framing = Framing(config.image_size, config.image_size, pillow=config.decode != "fast")
+        return cls(Frames(framing, framing), decode=config.decode)
+
+    @cached_property
+    def _needed(self) -> int | None:
+        return needed_pixels(self.frames) if self.decode == "fast" else None
+
+    @property
+    def _upper_bits(self) -> bool:
+        return self.decode == "pillow"
+
+    def shape(self, epoch: int | None = None) -> tuple[int, int, int]:
+        """Return channels, height and width of the images in this epoch of training, or in evaluation (None)."""
+        return (self.channels, *self.frames.shape(epoch))
+
+    def __call__(self, data: bytes, draw: int = 0, epoch: int | None = None) -> Tensor:
+        """Return the image of a picture's file, uint8 `shape`, in this epoch of training or in evaluation (None).
+
+        draw   the sample's draw number, by which its cut is drawn in training
+        """
+        picture_CHW = decode_picture(data, channels=self.channels, needed=self._needed, upper_bits=self._upper_bits)
+        return self.frames(picture_CHW, draw, epoch)
+
+    def of_image(self, image: Image.Image) -> Tensor:
+        """Return the image that evaluation makes of a PIL image: uint8 `shape`."""
+        return self.frames(picture_pixels(image, self.channels, upper_bits=self._upper_bits), 0, None)
