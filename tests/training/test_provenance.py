@@ -79,20 +79,22 @@ def test_other_places_of_the_same_data_train_together(images: Path, tmp_path: Pa
     assert ranks.run(train_as, words, None, str(images), world_size=2, cwd=tmp_path) == [0, 0]
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_its_split(images: Path, tmp_path: Path) -> None:
-    """Its config.yaml and manifests do not know data.split, and validation goes by index, as it did."""
+def test_a_run_of_an_earlier_version_goes_on_with_its_split_and_pixels(images: Path, tmp_path: Path) -> None:
+    """Its config.yaml and manifests know neither data.split nor data.decode: both stay as they were."""
     words = tiny.arguments(images / "images", 1, 2, "scheduler=null")
-    assert ranks.train([*words, "data.split=index"], cwd=tmp_path) == [0]
+    assert ranks.train([*words, "data.split=index", "data.decode=pillow"], cwd=tmp_path) == [0]
     config = tmp_path / "runs/run/config.yaml"
     values = yaml.safe_load(config.read_text())
-    del values["data"]["split"], values["data"]["verify"]
+    del values["data"]["split"], values["data"]["verify"], values["data"]["decode"]
     config.write_text(yaml.safe_dump(values, sort_keys=False))
     held_out = len(read_lines(tmp_path / "runs/run/metrics.jsonl"))
 
     longer = [*words, "train.epochs=2", "--resume"]
     assert ranks.train(longer, cwd=tmp_path) == [0], ranks.console(tmp_path)
     assert ranks.console(tmp_path).count("data.split: index, as this run began before there was a choice") == 1
-    assert yaml.safe_load(config.read_text())["data"]["split"] == "index"
+    assert ranks.console(tmp_path).count("data.decode: pillow, as this run began before there was a choice") == 1
+    data = yaml.safe_load(config.read_text())["data"]
+    assert (data["split"], data["decode"]) == ("index", "pillow")
     assert len(read_lines(tmp_path / "runs/run/metrics.jsonl")) > held_out
 
     assert ranks.train([*words, "train.epochs=3", "--resume"], cwd=tmp_path) == [0]
