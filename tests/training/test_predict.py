@@ -52,7 +52,7 @@ def probabilities(trained: Path, picture: Image.Image) -> torch.Tensor:
     best = json.loads((trained / "runs/run/summary.json").read_text())["best"]["step"]
     checkpoint = checkpoint_of(trained, best)
     values = manifest_of(checkpoint)["preprocess"]
-    steps = [v2.Resize(32), v2.CenterCrop(32), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+    steps = [v2.PILToTensor(), v2.Resize(32), v2.CenterCrop(32), v2.ToDtype(torch.float32, scale=True)]
     image_CHW = v2.Compose([*steps, v2.Normalize(values["mean"], values["std"])])(picture)
     with torch.no_grad():
         result: torch.Tensor = plain_network(checkpoint)(image_CHW[None]).softmax(dim=1)[0]
