@@ -67,6 +67,8 @@ class Evaluation(BaseModel):
     accuracy: Figure
     top5_accuracy: Figure
     calibration_error: Figure
+    macro_f1: Figure = None
+    balanced_accuracy: Figure = None
     classes: list[str]
     counts: list[tuple[Count, Count, Count]]
     per_class: list[PerClass]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,9 @@ def evaluation_rows(folder: Path, world_size: int) -> list[dict[str, Any]]:
 
 def test_a_run_decides_by_them(tmp_path: Path) -> None:
     rows = evaluation_rows(tmp_path / "run", 1)
+    assert re.search(
+        r"val +loss \d.*  accuracy 0.*  top5 0.*  macro_f1 0.*  balanced_accuracy 0", ranks.console(tmp_path / "run")
+    )
     best = json.loads((tmp_path / "run/runs/run/summary.json").read_text())["best"]
     assert best["metric"] == "val/macro_f1"
     assert best["value"] == max(row["macro_f1"] for row in rows if row["split"] == "val")

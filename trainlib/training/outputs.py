@@ -22,6 +22,7 @@ from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.machine import environment
+from trainlib.runs.records.rows import EVALUATION_NUMBERS
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.hooks import Hook, TrackerHook
@@ -112,7 +113,9 @@ def _recording_hooks(
     plan, step = training.plan, training.progress.step
     trackers = open_trackers(config.tracking, run.path, step, training.progress.num_rows, values)
     hooks: list[Hook] = [TrackerHook(tracker) for tracker in trackers.metrics]
-    hooks.append(Console(plan.total_steps, plan.steps_per_epoch, step, quiet=not config.tracking.progress))
+    named = [name for name in EVALUATION_NUMBERS if f"val/{name}" in config.metrics()]
+    quiet = not config.tracking.progress
+    hooks.append(Console(plan.total_steps, plan.steps_per_epoch, step, quiet=quiet, metrics=named))
     if config.tracking.health is not None:
         hooks.append(HealthHook(trackers.health, to_steps(config.tracking.health.every, plan.steps_per_epoch)))
     return hooks, trackers

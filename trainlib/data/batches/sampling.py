@@ -14,6 +14,7 @@ from trainlib.randomness import draw, key, permutation
 
 _DIGITS = Context(prec=40)
 _NAMED_AT_MOST = 10
+_DROPPED_BITS = 23  # of 63 random ones: a class and 40 bits of a draw are sorted as one number
 _UNIT = 2**64  # of a class's weight, which is computed in integers: the same on every machine
 
 
@@ -56,8 +57,8 @@ class Sampling:
         offset = int(draw(stream, torch.tensor([-1])))
         draws_C = torch.tensor(proportional(self._weights, num_drawn, offset))
         sizes_C = self._class_sizes
-        order = torch.argsort(draw(stream, torch.arange(num_samples)), stable=True)
-        order = order[torch.argsort(self.labels_N[order], stable=True)]
+        in_class_N = draw(stream, torch.arange(num_samples)) >> _DROPPED_BITS
+        order = torch.argsort((self.labels_N << (63 - _DROPPED_BITS)) | in_class_N, stable=True)
         labels_N = self.labels_N[order]
         rank_in_class_N = torch.arange(num_samples) - (sizes_C.cumsum(0) - sizes_C)[labels_N]
         draws_N = torch.empty(num_samples, dtype=torch.int64)

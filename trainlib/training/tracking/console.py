@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +30,17 @@ class Console(Hook):
     Lines are log records, so that rank 0's log has them too; a quiet console logs them below what a console shows.
     """
 
-    def __init__(self, total_steps: int, steps_per_epoch: int, step: int, *, quiet: bool = False):
+    def __init__(
+        self, total_steps: int, steps_per_epoch: int, step: int, *, quiet: bool = False, metrics: Sequence[str] = ()
+    ):
+        """Begin at a step. `metrics` are shown of evaluations, beside loss and accuracy."""
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._epochs = -(-total_steps // steps_per_epoch)
         self._quiet = quiet
         self._level = logging.DEBUG if quiet else logging.INFO
         self._numbers = ""
+        self._metrics = metrics
         self._first_step = step
         self._began = time.monotonic()
         self._next_sign = 0.0
@@ -69,7 +73,7 @@ class Console(Hook):
         if row.get("scope") == "step":
             self._numbers = _train_numbers(row)
             return
-        numbers = _train_numbers(row) if row["split"] == "train" else _numbers(row)
+        numbers = _train_numbers(row) if row["split"] == "train" else _numbers(row, self._metrics)
         logger.log(self._level, f"epoch {self._of_epochs(row['epoch'])}  {row['split']:<5}  {numbers}")
 
     def close(self) -> None:
@@ -95,8 +99,8 @@ def _train_numbers(row: Mapping[str, Any]) -> str:
     return f"{_numbers(row)}  lr {row['lr']:.4g}  {row['images_per_second']:,.0f} images/s"
 
 
-def _numbers(row: Mapping[str, Any]) -> str:
-    return f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}"
+def _numbers(row: Mapping[str, Any], metrics: Sequence[str] = ()) -> str:
+    return "  ".join(f"{name} {row[name]:.4f}" for name in ("loss", "accuracy", *metrics))
 
 
 def fitting(numbers: str, width: int) -> str:
