@@ -1,4 +1,4 @@
-"""Train image classifiers exactly and resumably, from Python: `fit`, `Hook`, `image_dataset` and `load_model`.
+"""Train image classifiers exactly and resumably, from Python: `fit`, `image_dataset`, `load_model`, `Hook` and more.
 
 Importing this package does not import torch: each function is imported when it is first used.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainlib.errors import ConfigError, TrainlaunchError, UserError
 from trainlib.isolation import leave_current_folder
+from trainlib.parts import transform
 
 if TYPE_CHECKING:
     from trainlib.api import fit
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 leave_current_folder()
 
-__all__ = ["ConfigError", "Hook", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model"]
+__all__ = ["ConfigError", "Hook", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model", "transform"]
 
 _MODULES = {
     "Hook": "trainlib.training.hooks",

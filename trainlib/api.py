@@ -10,6 +10,7 @@ from torch import nn
 
 from trainlib.config import Config, differences, load_config, read_resolved
 from trainlib.data import Dataset
+from trainlib.data.augment.custom import Transform
 from trainlib.data.images import InMemoryImages
 from trainlib.distributed.torch_settings import fresh_torch_settings
 from trainlib.errors import EXIT_STOPPED
@@ -34,6 +35,7 @@ def fit(
     dataset: Dataset | None = None,
     loss: CustomLoss | None = None,
     hooks: Sequence[Hook] = (),
+    transform: Transform | None = None,
     fresh: bool = False,
     resume: str | None = None,
 ) -> RunDirectory:
@@ -46,6 +48,7 @@ def fit(
     loss      a function of logits float32 [N, C] and labels int64 [N] that returns the loss of each sample [N], or
               their mean
     hooks     objects of `trainlib.Hook`'s subclasses, which follow the training on every rank
+    transform a random change of training images (see `trainlib.transform`), after those that `data.augment` names
     fresh     move an earlier run of this name aside and begin again
     resume    "" to accept harmless changes of the configuration, or the name of one of the run's checkpoints
 
@@ -62,7 +65,7 @@ def fit(
         SystemExit: with code 75 if the run was asked to stop and has a checkpoint. So the lines of a script that
             follow the call only run when the run is finished.
     """
-    custom = CustomParts(model, dataset, loss, hooks)
+    custom = CustomParts(model, dataset, loss, hooks, transform)
     flag = StopFlag()
     flag.install()
     try:

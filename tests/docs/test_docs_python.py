@@ -49,7 +49,7 @@ def test_every_script_of_the_page_trains(name: str, tmp_path: Path) -> None:
 
 
 def test_all_blocks_of_the_page_are_run() -> None:
-    assert set(SCRIPTS) == {"from-python", "small-net", "stripes", "rings", "focal", "with-hook"}
+    assert set(SCRIPTS) == {"from-python", "small-net", "stripes", "rings", "focal", "salt", "with-hook"}
     assert len(BLOCKS) == len(SCRIPTS) + len(AFTER)
 
 

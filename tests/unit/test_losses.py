@@ -124,6 +124,30 @@ def test_parts_add_up_to_the_whole(section: dict[str, Any], reduction: str) -> N
     torch.testing.assert_close(gradient, whole_gradient, rtol=1e-12, atol=1e-12)
 
 
+@all_losses
+@all_reductions
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_mixed_sample_counts_as_parts_of_two_samples(section: dict[str, Any], reduction: str, weight: float) -> None:
+    """However a batch is cut: losses and denominators are weighted sums over both labels."""
+    the_loss = objective(**section, reduction=reduction)
+    assert isinstance(the_loss.module, nn.Module)
+    the_loss.module.double()
+    logits_NC, labels_N = samples(torch.float64)
+    others_N = labels_N.roll(1)
+    whole, denominator = the_loss.of_mixed(logits_NC, [(weight, labels_N, labels_N), (1 - weight, others_N, others_N)])
+    assert denominator == pytest.approx(the_loss.denominator(labels_N))  # what the trainer divides by
+    expected = weight * the_loss(logits_NC, labels_N) + (1 - weight) * the_loss(logits_NC, others_N)
+    torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
+    shares = []
+    for part_NC, part_N, other_N in zip(
+        logits_NC.split(PARTS), labels_N.split(PARTS), others_N.split(PARTS), strict=True
+    ):
+        loss, share = the_loss.of_mixed(part_NC, [(weight, part_N, part_N), (1 - weight, other_N, other_N)])
+        assert (loss is None) == (share == 0)
+        shares += [] if loss is None else [loss * share / denominator]
+    torch.testing.assert_close(torch.stack(shares).sum(), whole, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("section", "expected"),
     [

@@ -12,7 +12,7 @@ from paths import REPOSITORY
 
 import trainlib
 
-PUBLIC = ["ConfigError", "Hook", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model"]
+PUBLIC = ["ConfigError", "Hook", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model", "transform"]
 
 
 def test_dir_shows_exactly_the_public_names() -> None:

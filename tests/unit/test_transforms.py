@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as torchvision_functional
 
-from trainlib.config.schema.sections import Augment
+from trainlib.config.schema.augment import Augment
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.randomness import draw, key

@@ -4,11 +4,11 @@ from trainlib.config.compare import Difference, differences, dump_config, harmfu
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
 from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.libraries.catalog import BALANCED, weights_run
-from trainlib.config.load import load_config, read_resolved, shipped_configs, with_older_values
+from trainlib.config.load import TRANSFORM, load_config, read_resolved, shipped_configs, with_older_values
 from trainlib.config.older import keep_older_values
 from trainlib.config.reading.command_line import mark_bare_resume
+from trainlib.config.schema.augment import Augment, PolicyConfig
 from trainlib.config.schema.sections import (
-    Augment,
     Best,
     CheckpointConfig,
     Config,
@@ -31,6 +31,7 @@ from trainlib.config.schema.values import canonical_precision
 __all__ = [
     "BALANCED",
     "CUSTOM_PREFIX",
+    "TRANSFORM",
     "Augment",
     "Best",
     "CheckpointConfig",
@@ -44,6 +45,7 @@ __all__ = [
     "Normalize",
     "OptimizerConfig",
     "ParamGroup",
+    "PolicyConfig",
     "SchedulerConfig",
     "SlurmConfig",
     "TrackingConfig",

@@ -27,6 +27,8 @@ from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError, Mistake
 
 OLDER_DATA = {"split": "index", "decode": "pillow"}  # values that no new run has
+TRANSFORM = "data.augment.custom"
+NO_TRANSFORM = "got {}, but a transform of your own is given in Python: trainlib.fit(transform=...), see docs/python.md"
 
 
 def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[str, str] | None = None) -> Config:
@@ -35,8 +37,8 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
     A CONFIG is a path, the name of a shipped configuration or, in Python, a mapping of the same form. They merge from
     left to right; overrides come last.
 
-    custom  names of parts that are passed as Python objects, by section (model, loss, data): they replace the
-            configured names
+    custom  names of parts that are passed as Python objects, by section (model, loss, data), where they replace the
+            configured names, or by the key `data.augment.custom`
 
     Raises ConfigError, which lists every mistake with its place. Files that the values name need not exist here: they
     are looked for where they are read, as a resumed run needs no weights file.
@@ -54,14 +56,16 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
         mistakes.extend(error.mistakes)
     if mistakes:
         raise ConfigError(mistakes)
-    custom_layer = {section: {"name": name} for section, name in (custom or {}).items()}
+    custom_layer: dict[str, Any] = {section: {"name": name} for section, name in (custom or {}).items()}
+    if (transform := custom_layer.pop(TRANSFORM, None)) is not None:
+        custom_layer["data"] = custom_layer.get("data", {}) | {"augment": {"custom": transform["name"]}}
     given = merge([_with_default_sections(merge(layers)), command_line])
     _refuse_lost_values(given, custom_layer)
     merged = _with_default_sections(merge([given, Source(custom_layer)]))
     paths = [file for file in files if isinstance(file, str)]
     if paths:
         merged.values.setdefault("name", _name_from(paths[0]))
-    _refuse_custom_names(merged, custom_layer)
+    _refuse_custom_names(merged, custom or {})
     return _validated(merged)
 
 
@@ -128,6 +132,12 @@ def _refuse_custom_names(source: Source, custom: Mapping[str, Any]) -> None:
         name = values.get("name") if isinstance(values, dict) else None
         if isinstance(name, str) and is_custom(name) and section not in custom:
             mistakes.append(Mistake(f"{section}.name", custom_part_missing(name), source.locate(f"{section}.name")))
+    data = source.values.get("data")
+    augment = data.get("augment") if isinstance(data, dict) else None
+    transform = augment.get("custom") if isinstance(augment, dict) else None
+    if transform is not None and TRANSFORM not in custom:
+        rule = custom_part_missing(str(transform)) if is_custom(transform) else NO_TRANSFORM.format(transform)
+        mistakes.append(Mistake(TRANSFORM, rule, source.locate(TRANSFORM)))
     if mistakes:
         raise ConfigError(mistakes)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from trainlib.config import CUSTOM_PREFIX
+from trainlib.config import CUSTOM_PREFIX, TRANSFORM
 from trainlib.data import Dataset, fingerprint
+from trainlib.data.augment.custom import Transform
 from trainlib.errors import UserError
 from trainlib.models import Classifier, preserve_buffers
 from trainlib.models.losses import CustomLoss, Objective
@@ -33,16 +34,19 @@ class CustomParts:
     dataset   made by `image_dataset`
     loss      logits float32 [N, C] and labels int64 [N], in 0..C-1, to the loss of each sample [N], or to their mean
     hooks     objects that follow the training (see `trainlib.Hook`)
+    transform   a random change of training images, uint8 [N, C, H, W] (see `trainlib.transform`)
     """
 
     model: ModelSource | None = None
     dataset: Dataset | None = None
     loss: CustomLoss | None = None
     hooks: Sequence[Hook] = ()
+    transform: Transform | None = None
 
     def names(self) -> dict[str, str]:
         """Return the `name` of each section that a part replaces: `custom:` with its class, or with the data's hash."""
-        parts = (("model", self.model), ("loss", self.loss))  # a module may have a length, and be false
+        parts = (("model", self.model), ("loss", self.loss), (TRANSFORM, self.transform))
+        # A module may have a length, and be false.
         names = {section: _name(part) for section, part in parts if part is not None}
         return names | ({"data": CUSTOM_PREFIX + fingerprint(self.dataset)} if self.dataset else {})
 

@@ -70,6 +70,25 @@ class Objective:
         loss: Tensor = self.module(logits_NC, targets)
         return loss.mean() if loss.ndim else loss
 
+    def of_mixed(
+        self, logits_NC: Tensor, weighted: Sequence[tuple[float, Tensor, Tensor]]
+    ) -> tuple[Tensor | None, float]:
+        """Return the loss of samples that have several labels with weights, and its denominator.
+
+        weighted   pairs of labels with their weights: (weight, labels_N on the logits' device, the same on the CPU)
+
+        A sample counts as `weight` samples of each of its labels: losses and denominators are those sums. None in place
+        of a loss whose denominator is 0.
+        """
+        denominators = [weight * self.denominator(cpu_labels_N) for weight, _, cpu_labels_N in weighted]
+        total = sum(denominators)
+        losses = [
+            self(logits_NC, labels_N) * (part / total)
+            for part, (_, labels_N, _) in zip(denominators, weighted, strict=True)
+            if part
+        ]
+        return (torch.stack(losses).sum() if losses else None), total
+
     def denominator(self, labels_N: Tensor) -> float:
         """Return the number that `__call__` divides by: the count or summed class weights of these labels; 1 for a sum.
 

@@ -129,7 +129,9 @@ class Trainer:
         steps = slice(first, first + plan.total_steps - progress.step)
         batches, draws = (of_epoch[steps] for of_epoch in plan.batches_and_draws(epoch))
         denominators = map(self.state.objective.denominator, self.samples.train.labels_of(batches))
-        prepared = self.samples.train.train_batches(batches, epoch, self.samples.augmentation, draws)
+        prepared = self.samples.train.train_batches(
+            batches, epoch, self.samples.augmentation, draws, first_step=progress.step
+        )
         for ids_N, denominator, micro_batches in zip(batches, denominators, prepared, strict=True):
             lr = self.schedule.lr
             result = self._train_step(micro_batches, denominator)

@@ -31,6 +31,10 @@ _TYPE_RULES = {
 # Keys that take one of several forms: pydantic reports an error for each form, the user made one mistake.
 _FORMS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "data.normalize": ((dict,), "auto, none or {mean: [r, g, b], std: [r, g, b]}"),
+    "data.augment.policy": (
+        (dict,),
+        "trivial, randaugment, autoaugment or augmix, one with arguments, {name: randaugment, num_ops: 3}, or null",
+    ),
     "scheduler": ((dict, list), "a section with a name, {name: StepLR, step_size: 5}, a list of them, or null"),
 }
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 from trainlib.config.checking.suggest import format_value, one_of
 from trainlib.config.libraries import catalog
-from trainlib.config.schema.sections import Augment, Best, Config, EarlyStopping, SchedulerConfig
-from trainlib.config.schema.values import better_mode, check_run_name
+from trainlib.config.schema.augment import Augment
+from trainlib.config.schema.sections import Best, Config, EarlyStopping, SchedulerConfig
+from trainlib.config.schema.values import POLICY_ARGUMENTS, better_mode, check_run_name
 from trainlib.errors import Mistake
 
 Rule = Callable[[Config], Iterator[Mistake]]
@@ -233,6 +234,27 @@ def _files_can_be_split(config: Config) -> Iterator[Mistake]:
                 yield Mistake(f"data.{key}", f"got {value}, but {data.name} has its own test split: leave it out")
 
 
+def _policy_arguments_fit(config: Config) -> Iterator[Mistake]:
+    policy = config.data.augment.policy
+    if policy is None or isinstance(policy, str):
+        return
+    taken = POLICY_ARGUMENTS[policy.name]
+    for key in policy.model_dump(exclude_none=True):
+        if key != "name" and key not in taken:
+            owner = next(name for name, arguments in POLICY_ARGUMENTS.items() if key in arguments)
+            takes = f"takes {', '.join(taken)}" if taken else "takes no arguments"
+            rule = f"is an argument of {owner}, and {policy.name} {takes}: leave it out"
+            yield Mistake(f"data.augment.policy.{key}", rule)
+
+
+def _mixing_has_neighbours(config: Config) -> Iterator[Mistake]:
+    for key in ("mixup", "cutmix"):
+        alpha = getattr(config.data.augment, key)
+        if alpha and config.train.batch_size == 1:
+            rule = f"got {alpha}, but train.batch_size is 1, and samples are mixed with others of their batch: set 0"
+            yield Mistake(f"data.augment.{key}", rule)
+
+
 _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, _one_length),
     ({"train"}, _micro_batch_fits),
@@ -255,4 +277,6 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"data"}, _files_can_be_split),
     ({"data"}, _table_is_named),
     ({"model", "data"}, _constant_features),
+    ({"data"}, _policy_arguments_fit),
+    ({"train", "data"}, _mixing_has_neighbours),
 )

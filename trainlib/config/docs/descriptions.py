@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trainlib.config.docs.augment_descriptions import AUGMENT_DESCRIPTIONS
 from trainlib.config.docs.description import Description
 from trainlib.config.docs.run_descriptions import RUN_DESCRIPTIONS
 
@@ -115,24 +116,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "Standard deviation of red, green and blue, on the same scale.",
         "data.normalize='{mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}'",
     ),
-    "data.augment": D(
-        "Random changes of training images; `{}`: none.",
-        "data.augment='{flip: true, crop_padding: 4}'",
-    ),
-    "data.augment.flip": D(
-        "`true`: in each epoch, mirror a random half of the images left to right. `alternating`: mirror a random "
-        "half in the first epoch, and in every other epoch the half that was not mirrored in the one before, so "
-        "that two epochs show each image both ways.",
-        "data.augment.flip=alternating",
-    ),
-    "data.augment.crop_padding": D(
-        "Pad the image by this many pixels on each side, then cut out an image of its size at a random place.",
-        "data.augment.crop_padding=4",
-    ),
-    "data.augment.fill": D(
-        "Content of the padding: `black`, or `reflect`, the image mirrored at its edges.",
-        "data.augment.fill=reflect",
-    ),
+    **AUGMENT_DESCRIPTIONS,
     "data.limit": D(
         "Train on this many samples only, chosen by `seed`; validation and test stay whole. For quick trials.",
         "data.limit=1000",

@@ -42,6 +42,8 @@ MISTAKES: tuple[str, ...] = (
     "optimizer='{name: Adagrad, lr: 0.1}' scheduler='{name: OneCycleLR, max_lr: 0.1, interval: step}'",
     "loss='{name: BCELoss, activation: none}'",
     "model='{name: cifar10_cnn, weights: IMAGENET1K_V1}'",
+    "data.augment.policy='{name: trivial, magnitude: 9}'",
+    "data.augment.mixup=0.2 train.batch_size=1",
     "model.cache_features=true data.augment={}",
     "model='{name: vgg16, freeze: features, cache_features: true}' data.augment='{flip: true}'",
 )

@@ -18,6 +18,7 @@ from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError, Mistake
 
 _OVERRIDE = re.compile(r"[^/\\=\s]*=")
+POLICY = "data.augment.policy"  # a named section within another one
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
@@ -107,6 +108,8 @@ def _merge_section(
 
 
 def _renamed(section: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    if section == POLICY:
+        return "name" in new and new["name"] != old.get("name")
     field = Config.model_fields.get(section)
     if field is None or not is_named(section) or "name" not in new:
         return False

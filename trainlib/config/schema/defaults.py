@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from trainlib.config.libraries import catalog
+from trainlib.config.schema.augment import PolicyConfig
 from trainlib.config.schema.sections import (
     Best,
     CheckpointConfig,
     Config,
+    DataConfig,
     EarlyStopping,
     LossConfig,
     OptimizerConfig,
     SchedulerConfig,
     TrainConfig,
 )
-from trainlib.config.schema.values import better_mode
+from trainlib.config.schema.values import POLICY_ARGUMENTS, better_mode
 
 EPOCHS = 20
 ACTIVATIONS = {
@@ -35,6 +37,7 @@ _WithMetric = TypeVar("_WithMetric", Best, EarlyStopping)
 def resolve(config: Config) -> Config:
     """Return the configuration with every dependent default filled in. Resolving twice changes nothing more."""
     filled: dict[str, Any] = {
+        "data": _data(config.data),
         "loss": _loss(config.loss),
         "optimizer": _optimizer(config.optimizer),
         "train": _train(config.train),
@@ -45,6 +48,15 @@ def resolve(config: Config) -> Config:
     elif config.scheduler is not None:
         filled["scheduler"] = [_scheduler(scheduler, config.data.val_fraction) for scheduler in config.scheduler]
     return config.model_copy(update=filled)
+
+
+def _data(data: DataConfig) -> DataConfig:
+    policy = data.augment.policy
+    if policy is None:
+        return data
+    given = {"name": policy} if isinstance(policy, str) else policy.model_dump(exclude_none=True)
+    filled = PolicyConfig.model_validate({**POLICY_ARGUMENTS[given["name"]], **given})
+    return data.model_copy(update={"augment": data.augment.model_copy(update={"policy": filled})})
 
 
 def _loss(loss: LossConfig) -> LossConfig:

@@ -12,11 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 
 from trainlib.config.custom import allow_custom
+from trainlib.config.schema.augment import Augment
 from trainlib.config.schema.base import Named, Section
 from trainlib.config.schema.values import (
     Decode,
     Duration,
-    Flip,
     Metric,
     Mode,
     NodeCount,
@@ -31,14 +31,6 @@ class Normalize(Section):
 
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
-
-
-class Augment(Section):
-    """`data.augment`: random changes of training images."""
-
-    flip: Flip = False
-    crop_padding: Annotated[int, Field(ge=0)] = 0
-    fill: Literal["black", "reflect"] = "black"
 
 
 class DataConfig(Section):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -13,6 +14,14 @@ Metric = Literal[
 Mode = Literal["min", "max"]
 Decode = Literal["fast", "exact", "pillow"]  # pillow: only of runs that began before the others existed
 Split = Literal["stratified", "random", "index"]  # index: only of runs that began before the others existed
+
+PolicyName = Literal["trivial", "randaugment", "autoaugment", "augmix"]
+POLICY_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {  # with their defaults
+    "trivial": {},
+    "randaugment": {"num_ops": 2, "magnitude": 9},
+    "autoaugment": {"policy": "imagenet"},
+    "augmix": {"severity": 3, "mixture_width": 3, "alpha": 1.0},
+}
 
 
 def _duration(text: object) -> object:

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from trainlib.data.augment.draws import Draws
+from trainlib.data.augment.erase import draw_boxes, erase
+from trainlib.data.augment.mix import Mixing
 from trainlib.randomness import draw, key
+
+Change = Callable[[Tensor, Draws], Tensor]  # of a batch, uint8 [N, C, H, W]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crops and flips of training images, as a function of (seed, epoch, sample index).
+    """Random changes of training images, as functions of (seed, epoch, sample index), in the order of the fields below.
 
+    crop_padding    p: surround the images with p pixels, then cut out H x W at one of the (2p + 1)^2 places
+    fill            the padding: "black", or "reflect": the image mirrored at its outermost pixels
     flip            True: mirror half of the images, another half in each epoch; "alternating": mirror half of them in
                     epoch 0, and in every other epoch those that it did not mirror in the one before (Jordan, "94% on
                     CIFAR-10 in 3.29 Seconds on a Single GPU", 2024)
-    crop_padding    p: surround the images with p pixels, then cut out H x W at one of the (2p + 1)^2 places
-    fill            the padding: "black", or "reflect": the image mirrored at its outermost pixels
+    vertical_flip   turn half of the images upside down
+    changes         a policy, colour jitter, a transform of the user's own
+    erasing         after normalisation: the probability that a rectangle of an image is set to zero
+    mixing          after that: MixUp and CutMix, by (seed, step)
     """
 
     seed: int
     flip: bool | str
     crop_padding: int
     fill: str = "black"
+    vertical_flip: bool = False
+    changes: tuple[Change, ...] = ()
+    erasing: float = 0.0
+    mixing: Mixing | None = None
 
-    def __bool__(self) -> bool:
-        return bool(self.flip) or self.crop_padding > 0
+    @property
+    def changes_uint8(self) -> bool:
+        """True if there is something to do before normalisation."""
+        return bool(self.flip or self.vertical_flip or self.changes) or self.crop_padding > 0
 
-    def __call__(self, images_NCHW: Tensor, ids_N: Tensor, epoch: int) -> Tensor:
-        """Crop and flip images at random: uint8 [N, 3, H, W] to uint8 [N, 3, H, W].
+    def __call__(self, images_NCHW: Tensor, ids_N: Tensor, epoch: int, cpu_ids_N: Tensor | None = None) -> Tensor:
+        """Change images at random: uint8 [N, C, H, W] to uint8 [N, C, H, W].
 
-        ids_N   int64 [N] on the images' device: the samples' indices in their data set
+        ids_N       int64 [N] on the images' device: the samples' indices in their data set, or their draw numbers
+        cpu_ids_N   the same on the CPU; without it they are copied from the device, which waits for a GPU
 
         A sample's crop and flip depend on (seed, epoch, its index) alone, and are the same on every device. Of the 63
         bits drawn for a sample, bit 0 is the flip, bits 1-31 modulo 2p + 1 the row, bits 32-62 modulo 2p + 1 the
@@ -41,23 +58,43 @@ class Augmentation:
         """
         bits_N = draw(key("augment", self.seed, epoch), ids_N)
         if self.crop_padding:
-            height, width = images_NCHW.shape[2:]
-            num_places = 2 * self.crop_padding + 1
-            rows_N = (bits_N >> 1 & 0x7FFFFFFF) % num_places
-            columns_N = (bits_N >> 32) % num_places
-            padded = (
-                _pad_reflecting(images_NCHW, self.crop_padding)
-                if self.fill == "reflect"
-                else F.pad(images_NCHW, (self.crop_padding,) * 4)
-            )
-            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, C, row, column, H, W]
-            images_NCHW = windows[torch.arange(len(ids_N), device=ids_N.device), :, rows_N, columns_N]
+            images_NCHW = _crop(images_NCHW, bits_N, self.crop_padding, self.fill)
         if self.flip:
             alternating = self.flip == "alternating"
             flips_N = draw(key("alternating flip", self.seed), ids_N) ^ epoch if alternating else bits_N
-            flip_N111 = (flips_N & 1).bool().view(-1, 1, 1, 1)
-            images_NCHW = torch.where(flip_N111, images_NCHW.flip(3), images_NCHW)
+            images_NCHW = flip(images_NCHW, flips_N & 1, 3)
+        if self.vertical_flip:
+            images_NCHW = flip(images_NCHW, draw(key("vertical flip", self.seed, epoch), ids_N) & 1, 2)
+        if self.changes:
+            draws = Draws(key("change", self.seed, epoch), ids_N.cpu() if cpu_ids_N is None else cpu_ids_N)
+            for change in self.changes:
+                images_NCHW = change(images_NCHW, draws)
         return images_NCHW
+
+    def erase(self, values_NCHW: Tensor, cpu_ids_N: Tensor, epoch: int) -> Tensor:
+        """Set rectangles of normalised images, float32 [N, C, H, W], to zero, in place."""
+        if not self.erasing:
+            return values_NCHW
+        height, width = values_NCHW.shape[2:]
+        draws = Draws(key("erase", self.seed, epoch), cpu_ids_N)
+        return erase(values_NCHW, draw_boxes(draws, self.erasing, height, width))
+
+
+def flip(images_NCHW: Tensor, flips_N: Tensor, dim: int) -> Tensor:
+    """Mirror the uint8 images whose flag in `flips_N`, int64 0 or 1, is 1, along a dimension: 3 to the side, 2 down."""
+    masks = (-flips_N).to(torch.uint8).view(-1, 1, 1, 1)  # 255 or 0; torch.where is many times slower on CPUs
+    return images_NCHW ^ (images_NCHW.flip(dim).bitwise_xor_(images_NCHW).bitwise_and_(masks))
+
+
+def _crop(images_NCHW: Tensor, bits_N: Tensor, padding: int, fill: str) -> Tensor:
+    """Cut a window out of each padded image, at the place that its bits say."""
+    height, width = images_NCHW.shape[2:]
+    num_places = 2 * padding + 1
+    rows_N = (bits_N >> 1 & 0x7FFFFFFF) % num_places
+    columns_N = (bits_N >> 32) % num_places
+    padded = _pad_reflecting(images_NCHW, padding) if fill == "reflect" else F.pad(images_NCHW, (padding,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, C, row, column, H, W]
+    return windows[torch.arange(len(bits_N), device=bits_N.device), :, rows_N, columns_N]
 
 
 def _pad_reflecting(images_NCHW: Tensor, padding: int) -> Tensor:

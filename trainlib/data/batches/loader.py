@@ -10,10 +10,24 @@ import torch
 from torch import Tensor
 
 from trainlib.data.augment.augmentation import Augmentation
+from trainlib.data.augment.mix import mix
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet
 from trainlib.data.images import as_images
+
+
+class MixedLabels(NamedTuple):
+    """The second labels of samples that were mixed with others, by MixUp or CutMix.
+
+    weight         of the samples' own labels; that of the second ones is 1 - weight
+    labels_N       int64 [N] on the device
+    cpu_labels_N   the same on the CPU
+    """
+
+    weight: float
+    labels_N: Tensor
+    cpu_labels_N: Tensor
 
 
 class MicroBatch(NamedTuple):
@@ -25,6 +39,7 @@ class MicroBatch(NamedTuple):
     labels_N       int64 [N] on the device
     cpu_labels_N   the same on the CPU
     shard          index of the shard of the global batch
+    mixed          second labels, where images were mixed
     """
 
     ids_N: Tensor
@@ -32,6 +47,12 @@ class MicroBatch(NamedTuple):
     labels_N: Tensor
     cpu_labels_N: Tensor
     shard: int
+    mixed: MixedLabels | None = None
+
+    @property
+    def likely_labels(self) -> Tensor:
+        """The labels of larger weight, int64 [N] on the device: by them, accuracy is counted."""
+        return self.labels_N if self.mixed is None or self.mixed.weight >= 0.5 else self.mixed.labels_N
 
     @property
     def is_empty(self) -> bool:
@@ -60,31 +81,27 @@ class BatchLoader:
         epoch: int,
         augmentation: Augmentation,
         draws: Sequence[Tensor] | None = None,
+        first_step: int = 0,
     ) -> Iterator[list[MicroBatch]]:
         """Yield this rank's augmented micro-batches of each of these global batches of sample indices, int64 [B].
 
-        draws   for each batch the draw numbers of its samples (see `plan`), by which they are augmented; None: indices
+        draws        for each batch the draw numbers of its samples (see `plan`), by which they are augmented; None:
+                     indices
+        first_step   the number of the first batch's step, by which samples are mixed
         """
-        micro_batch_size = self.rank_slice.micro_batch_size
-        slices = [self.rank_slice.split(batch, micro_batch_size) for batch in batches]
-        micro_batches = [micro_batch for rank_slice in slices for micro_batch in rank_slice]
-        split_draws = [
-            draws_N for batch in draws or batches for _, draws_N in self.rank_slice.split(batch, micro_batch_size)
+        is_mixed = bool(augmentation.mixing)
+        steps = [
+            self._pieces(batch, draws_B, first_step + i, is_mixed)
+            for i, (batch, draws_B) in enumerate(zip(batches, draws or batches, strict=True))
         ]
-        first = [batch[:1] for batch, rank_slice in zip(batches, slices, strict=True) for _ in rank_slice]
-        # A dummy image for an empty shard, of the first sample of the batch.
-        image_ids = [ids_N if len(ids_N) else one for (_, ids_N), one in zip(micro_batches, first, strict=True)]
-        image_draws = [draws_N if len(draws_N) else one for draws_N, one in zip(split_draws, first, strict=True)]
-        images = self.images.batches(image_ids, epoch, image_draws)
-        loaded = self._load(micro_batches, images, split_draws, epoch, augmentation)
-        for rank_slice in slices:
-            yield [next(loaded) for _ in rank_slice]
+        loaded = self._load([piece for pieces in steps for piece in pieces], epoch, augmentation)
+        for pieces in steps:
+            yield [next(loaded) for _ in pieces]
 
     def eval_batches(self, ids_N: Tensor, batch_size: int) -> Iterator[MicroBatch]:
         """Yield this rank's share of these samples, each exactly once, in batches of at most `batch_size`."""
-        micro_batches = [(shard, ids_B) for shard, ids_B in self.rank_slice.split(ids_N, batch_size) if len(ids_B)]
-        ids = [ids_B for _, ids_B in micro_batches]
-        return self._load(micro_batches, self.images.batches(ids), ids, 0, None)
+        slices = self.rank_slice.split(ids_N, batch_size)
+        return self._load([_Piece(shard, ids_B, ids_B, ids_B) for shard, ids_B in slices if len(ids_B)])
 
     def model_inputs(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the model's input for each of these tensors of sample indices, neither split over ranks nor augmented.
@@ -103,30 +120,75 @@ class BatchLoader:
         """Return the images of these samples as the image set holds them: uint8 [N, 3, H, W] on the CPU."""
         return next(self.images.batches([ids_N])).cpu()
 
-    def _load(
-        self,
-        micro_batches: Sequence[tuple[int, Tensor]],
-        images: Iterator[Tensor],
-        draws: Sequence[Tensor],
-        epoch: int,
-        augmentation: Augmentation | None,
-    ) -> Iterator[MicroBatch]:
-        """Yield the tensors of these micro-batches, given as (shard, sample indices).
+    def _pieces(self, batch: Tensor, draws_B: Tensor, step: int, is_mixed: bool) -> list[_Piece]:
+        """Return what to load for this rank's micro-batches of a global batch."""
+        size = self.rank_slice.micro_batch_size
+        own = self.rank_slice.split(batch, size)
+        own_draws = own if draws_B is batch else self.rank_slice.split(draws_B, size)
+        if not is_mixed:
+            # A dummy image for an empty shard, of the first sample of the batch.
+            return [
+                _Piece(shard, ids_N, *((ids_N, draws_N) if len(ids_N) else (batch[:1], draws_B[:1])))
+                for (shard, ids_N), (_, draws_N) in zip(own, own_draws, strict=True)
+            ]
+        before = self.rank_slice.split(batch.roll(1), size)
+        before_draws = self.rank_slice.split(draws_B.roll(1), size)
+        pieces = []
+        for (shard, ids_N), (_, draws_N), (_, before_N), (_, before_draws_N) in zip(
+            own, own_draws, before, before_draws, strict=True
+        ):
+            images_M, draws_M = torch.cat([before_N[:1], ids_N]), torch.cat([before_draws_N[:1], draws_N])
+            if len(ids_N) == 0:
+                images_M, draws_M = batch[:1], draws_B[:1]
+            pieces.append(_Piece(shard, ids_N, images_M, draws_M, before_N, step))
+        return pieces
 
-        images   the images of each, uint8 [B, 3, H, W]: one dummy image for an empty micro-batch
-        draws    the draw numbers of the samples of each
-        """
-        ids = [ids_N for _, ids_N in micro_batches]
+    def _load(
+        self, pieces: Sequence[_Piece], epoch: int | None = None, augmentation: Augmentation | None = None
+    ) -> Iterator[MicroBatch]:
+        """Yield the micro-batches; epoch None: those of an evaluation."""
         # One transfer for all labels and indices: one for each micro-batch would cost each step some microseconds.
+        ids = [piece.ids_N for piece in pieces] + [piece.before_N for piece in pieces if piece.before_N is not None]
+        draws: Sequence[Tensor] = [piece.draws_M for piece in pieces]
+        device_draws = draws
         cpu_labels = labels = _gather_split(self.labels_N, ids)
         if self.device.type != "cpu":
             labels = _gather_split(self.labels_N, ids, self.device)
-            draws = _transfer(draws, self.device)
-        for index, ((shard, ids_N), images_NCHW) in enumerate(zip(micro_batches, images, strict=True)):
+            device_draws = _transfer(draws, self.device)
+        second = list(zip(labels[len(pieces) :], cpu_labels[len(pieces) :], strict=True))  # of all pieces, or of none
+        image_ids = [piece.images_M for piece in pieces]
+        images = self.images.batches(image_ids) if epoch is None else self.images.batches(image_ids, epoch, draws)
+        for i, (piece, images_NCHW) in enumerate(zip(pieces, images, strict=True)):
             images_NCHW = images_NCHW.to(self.device, non_blocking=True)
-            if augmentation and len(ids_N):
-                images_NCHW = augmentation(images_NCHW, draws[index], epoch)
-            yield MicroBatch(ids_N, self._to_model_input(images_NCHW), labels[index], cpu_labels[index], shard)
+            if augmentation is None or epoch is None or len(piece.ids_N) == 0:
+                values, mixed = self._to_model_input(images_NCHW), None
+            else:
+                if augmentation.changes_uint8:
+                    images_NCHW = augmentation(images_NCHW, device_draws[i], epoch, draws[i])
+                values = augmentation.erase(self._to_model_input(images_NCHW), draws[i], epoch)
+                mixed = None
+                if augmentation.mixing and piece.before_N is not None:
+                    mixture = augmentation.mixing.draw(piece.step, values.shape[2], values.shape[3])
+                    values, mixed = mix(values, mixture), MixedLabels(mixture.weight, *second[i])
+            yield MicroBatch(piece.ids_N, values, labels[i], cpu_labels[i], piece.shard, mixed)
+
+
+class _Piece(NamedTuple):
+    """What to load for one micro-batch; all indices int64 on the CPU.
+
+    ids_N       its samples
+    images_M    the images to load: those of its samples; with one before them where they are mixed; or one dummy image
+    draws_M     the draw numbers of these images
+    before_N    the sample before each in the global batch, where they are mixed
+    step        the step's number, where they are mixed
+    """
+
+    shard: int
+    ids_N: Tensor
+    images_M: Tensor
+    draws_M: Tensor
+    before_N: Tensor | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from trainlib.data.images import InMemoryImages
 from trainlib.data.pictures.decode import picture_pixels
 from trainlib.errors import DataError
 
+TRIED_TWICE = 32  # items of each split; of a transform that changes half of the images none is missed
+
 
 class MapStyleDataset(Protocol):
     """A map-style data set, as in torch and torchvision: item i is an image and its label."""
@@ -34,7 +36,8 @@ def image_dataset(train: SplitSource, test: SplitSource, classes: Sequence[str] 
 
     a pair      images, a uint8 array or tensor [N, H, W], [N, H, W, 3] or [N, 3, H, W], and N whole labels from 0 on
     map style   anything with a length whose item i is (image, label); the image a PIL image, or one uint8 array or
-                tensor; all of one size. Every item is read once, here: random changes belong to `data.augment`
+                tensor; all of one size. Items are read here, and must be the same each time: random changes belong to
+                `data.augment`
     ImageSet    labels, and images that are fetched as they are needed, for data that does not fit into memory
 
     classes     their names, in the order of the labels; by default the split's own `classes`, else "0", "1", ...
@@ -77,6 +80,7 @@ def _image_set(split: SplitSource, name: str) -> ImageSet:
         return _checked(_stacked(split[0], name), split[1], name)
     if len(split) == 0:
         raise DataError(f"{name}: got 0 samples, must be at least 1")
+    _require_constant(split, name)
     images, labels = [], []
     for index in range(len(split)):  # iterating would not end where __getitem__ raises no IndexError
         image, label = split[index]
@@ -86,6 +90,19 @@ def _image_set(split: SplitSource, name: str) -> ImageSet:
             shapes = [list(one.shape[1:]) for one in (images[0], images[-1])]
             raise DataError(f"{name}[{index}]: got an image of {shapes[1]}, must be {shapes[0]} as {name}[0] is")
     return _checked(torch.stack(images), labels, name)
+
+
+def _require_constant(split: MapStyleDataset, name: str) -> None:
+    """Raise DataError if an item changes from one reading to the next: 32 times, one is read twice."""
+    for index in (i * max(len(split), TRIED_TWICE) // TRIED_TWICE % len(split) for i in range(TRIED_TWICE)):
+        (image, label), (again, label_again) = split[index], split[index]
+        same = torch.equal(_image(image, f"{name}[{index}]"), _image(again, f"{name}[{index}]"))
+        if not same or not np.array_equal(np.asarray(label), np.asarray(label_again)):
+            raise DataError(
+                f"{name}[{index}]: gave {'another label' if same else 'another image'} when it was read again, must be "
+                "the same each time: leave random transforms out of the data set, and name them under data.augment, or "
+                "give them as trainlib.fit(transform=...), where they differ in each epoch and can be repeated exactly"
+            )
 
 
 def _image(image: Any, place: str) -> Tensor:

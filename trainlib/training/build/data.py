@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from trainlib.config import Augment, Config, ModelConfig, Normalize, TrainConfig, is_custom
 from trainlib.data import inspection
-from trainlib.data.augment.augmentation import Augmentation
+from trainlib.data.augment.custom import Transform
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, DataModule
 from trainlib.data.batches.plan import Plan, steps_per_epoch
@@ -20,6 +20,7 @@ from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.identity.splits import limit_samples, split_validation
 from trainlib.errors import DataError
 from trainlib.models import losses, weights_normalization
+from trainlib.training.build.augmentation import build_augmentation
 from trainlib.training.metrics.class_counts import TOP
 
 logger = logging.getLogger("trainlib")
@@ -110,9 +111,15 @@ def build_rank_slice(train: TrainConfig, rank: int, world_size: int) -> RankSlic
     return RankSlice(rank, world_size, train.micro_batch_size, virtual_shards)
 
 
-def build_data_module(config: Config, dataset: Dataset, val_ids: torch.Tensor, accelerator: Accelerator) -> DataModule:
+def build_data_module(
+    config: Config,
+    dataset: Dataset,
+    val_ids: torch.Tensor,
+    accelerator: Accelerator,
+    transform: Transform | None = None,
+) -> DataModule:
     """Return the loaders of the training and test images on this rank's device, and how large their batches are."""
-    train, augment = config.train, config.data.augment
+    train = config.train
     rank_slice = build_rank_slice(train, accelerator.process_index, accelerator.num_processes)
     preprocess = build_preprocess(config, dataset)
     device = accelerator.device
@@ -125,7 +132,7 @@ def build_data_module(config: Config, dataset: Dataset, val_ids: torch.Tensor, a
     return DataModule(
         train=batches(dataset.train),
         test=batches(dataset.test),
-        augmentation=Augmentation(config.seed, augment.flip, augment.crop_padding, augment.fill),
+        augmentation=build_augmentation(config, transform),
         val_ids=val_ids,
         micro_batch_size=piece_size,
         eval_batch_size=2 * piece_size,  # no gradients to store

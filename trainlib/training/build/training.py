@@ -78,7 +78,7 @@ def build_inputs(
             raise CheckpointError(f"{start.path} does not fit the model: {error}") from error
     elif config.model.weights is None:  # a file of weights brings the whitening that they were trained with
         init_whitening(classifier.module, dataset.train.images, plan.ids_N, build_preprocess(config, dataset))
-    samples = build_data_module(config, dataset, val_ids, accelerator)
+    samples = build_data_module(config, dataset, val_ids, accelerator, custom.transform)
     return TrainingInputs(config, classifier, plan, samples, accelerator, num_classes)
 
 
