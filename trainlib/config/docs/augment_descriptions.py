@@ -87,7 +87,7 @@ AUGMENT_DESCRIPTIONS: Mapping[str, Description] = {
     "data.augment.custom": D(
         "Not written by hand: in a run's own config.yaml, `custom:NAME` stands for the transform that was given in "
         "Python ([python.md](python.md)).",
-        "",
+        "data.augment.custom=custom:darken",
     ),
     "data.augment.erase": D(
         "Random erasing: the probability that a rectangle of an image, 2 to 33 % of it, is set to zero after "
