@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import data_set, doctor, model, report, run, runs, slurm, sweep, tracking, verify
+from launch.cli import data_set, doctor, model, pack, report, run, runs, slurm, sweep, tracking, verify
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
 from trainlib.runs.attempt.stop_request import ignore_stop_signals
 from trainlib.runs.terminal.printable import encode_anything, print_error
@@ -86,6 +86,7 @@ _COMMANDS = (
     model.evaluate,
     model.predict,
     model.export,
+    pack.pack,
     tracking.wandb_sync,
     verify.verify,
 )

@@ -72,7 +72,7 @@ def test_nested_folders_and_links_are_walked_but_not_in_circles(root: Path, tmp_
     assert names == [f"train/cat/{name}" for name in expected]
 
 
-def test_files_that_are_no_images_are_left_out_with_one_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_no_images_are_left_out_with_one_notice(root: Path) -> None:
     left_out = ["train/readme.md", "train/cat/notes.txt", "test/dog/phone.heic", "test/loose.png"]
     for name in [*left_out, "train/cat/Thumbs.db", "train/.DS_Store", "train/dog/desktop.ini", "train/.git/x.png"]:
         (root / name).parent.mkdir(exist_ok=True)
@@ -80,13 +80,19 @@ def test_files_that_are_no_images_are_left_out_with_one_warning(root: Path, capl
     samples = list_image_folder(root)
     assert samples.labels_N.tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
     assert samples.classes == ("cat", "dog")
+    [(_, notice)] = samples.notices
+    assert "(4)" in notice
+    assert all(str(root / name) in notice for name in left_out)
+
+
+def test_the_notices_are_told_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "train/readme.md").touch()
+    config = DataConfig(name="image_folder", root=str(root), image_size=12)
+    load_data(config, is_main=False)
+    assert not caplog.records
+    load_data(config)
     [record] = caplog.records
     assert (record.name, record.levelno) == ("trainlib.data", logging.WARNING)
-    assert "(4)" in record.getMessage()
-    assert all(str(root / name) in record.getMessage() for name in left_out)
-    caplog.clear()
-    list_image_folder(root, warn=False)
-    assert not caplog.records
 
 
 def test_a_missing_root_is_named_with_the_layout(tmp_path: Path) -> None:
@@ -149,32 +155,39 @@ def test_a_root_one_level_too_high_is_told(root: Path) -> None:
 
 
 @pytest.mark.parametrize("junk", ["__MACOSX", "@eaDir", "#recycle", ".ipynb_checkpoints", "System Volume Information"])
-def test_what_archives_and_drives_leave_behind_is_no_class_and_no_image(
-    root: Path, junk: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "trainlib.data")
+def test_what_archives_and_drives_leave_behind_is_no_class_and_no_image(root: Path, junk: str) -> None:
     before = list_image_folder(root)
-    assert not caplog.records
+    assert before.notices == ()
     for folder in ("train", "test", "train/cat"):
         save_image(root / folder / junk / "thumbnail.png")
     after = list_image_folder(root)
-    assert (after.full_names(), after.stamps) == (before.full_names(), before.stamps)
-    told = [record.message for record in caplog.records]
+    assert (list(after.full_names()), after.stamps) == (list(before.full_names()), before.stamps)
     if junk.startswith("."):
-        assert told == []
+        assert after.notices == ()
     else:
-        (sentence,) = told
+        [(level, sentence)] = after.notices
+        assert level == logging.INFO
         assert sentence.startswith("Folders left out, made by file managers or archives (3): ")
         assert str(root / "train/cat" / junk) in sentence
 
 
-def test_the_same_folders_in_every_class_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_folders_in_every_class_are_told(root: Path) -> None:
     for site in ("north", "south"):
         for name in ("cat", "dog"):
             for split in ("train", "test"):
                 save_image(root / "sites" / split / site / name / "1.png")
-    list_image_folder(root / "sites")
-    assert "(north, south) holds the same folders, cat, dog" in caplog.text
-    caplog.clear()
-    list_image_folder(root)
-    assert "the same folders" not in caplog.text
+    [(_, notice)] = list_image_folder(root / "sites").notices
+    assert "(north, south) holds the same folders, cat, dog" in notice
+    assert "the same folders" not in str(list_image_folder(root).notices)
+
+
+def test_one_rank_lists_for_all_of_its_machine(root: Path, tmp_path: Path) -> None:
+    config = DataConfig(name="image_folder", root=str(root), image_size=12)
+    first = load_data(config, start_folder=tmp_path)
+    (root / "train/cat/0.png").rename(root / "train/cat/7.png")  # nobody looks again in this start
+    second = load_data(config, start_folder=tmp_path, is_main=False)
+    assert second.listing == first.listing
+    assert torch.equal(second.train.labels_N, first.train.labels_N)
+    others = DataConfig(name="image_folder", root=str(root), image_size=12, test_fraction=0.5)
+    with pytest.raises(DataError, match="leave the key out"):
+        load_data(others, start_folder=tmp_path)

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from trainlib.data.identity.listing import Listing, SampleFile, changes, dump_listing, identities, parse_listing
+from trainlib.data.identity.listing import Listing, changes, dump_listing, identities, parse_listing
+from trainlib.data.identity.sample_files import SampleFile, SampleFiles
 from trainlib.data.identity.stamp import Stamp
 
 
 def listed(*files: tuple[str, int, int, str | None], classes: tuple[str, ...] = ("cat", "dog")) -> Listing:
-    samples = tuple(SampleFile(name, label, Stamp(size, 1, 2, 3), sha256) for name, label, size, sha256 in files)
+    samples = SampleFiles.of(SampleFile(name, label, Stamp(size, 1, 2, 3), sha) for name, label, size, sha in files)
     return Listing("image_folder", classes, {"train": len(files), "test": 0}, samples)
 
 
@@ -42,7 +43,7 @@ def test_every_change_is_named_and_changes_a_digest(sentence: str) -> None:
 
 
 def test_where_and_when_the_files_are_is_no_part_of_it() -> None:
-    moved = tuple(replace(file, stamp=Stamp(file.stamp.size, 7, 8, 9)) for file in BOTH.files)
+    moved = SampleFiles.of(replace(file, stamp=Stamp(file.stamp.size, 7, 8, 9)) for file in BOTH.files)
     assert changes(BOTH, replace(BOTH, files=moved)) == []
     assert replace(BOTH, files=moved).facts == BOTH.facts
 

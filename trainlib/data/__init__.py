@@ -9,19 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainlib.config import DataConfig, custom_part_missing
+from trainlib.config import DataConfig
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import Images
 from trainlib.data.sources.cifar10 import load_cifar10
-from trainlib.data.sources.image_folder import find_images, list_image_folder, load_class_folder
+from trainlib.data.sources.handover import made_once
+from trainlib.data.sources.image_folder import find_images, load_class_folder
 from trainlib.data.sources.in_memory import fingerprint, image_dataset
-from trainlib.data.sources.listed import complete_splits, load_samples, training_facts
+from trainlib.data.sources.listed import listed_files, load_files, tell
 from trainlib.data.sources.samples import Samples
 from trainlib.data.sources.synthetic import NUM_TRAIN, SHAPES, make_synthetic
-from trainlib.data.sources.table import list_table
-from trainlib.errors import UserError
 
 __all__ = [
     "Augmentation",
@@ -41,13 +40,19 @@ __all__ = [
 
 
 def load_data(
-    config: DataConfig, seed: int = 0, *, stop_requested: Callable[[], bool] = lambda: False, is_main: bool = True
+    config: DataConfig,
+    seed: int = 0,
+    *,
+    stop_requested: Callable[[], bool] = lambda: False,
+    is_main: bool = True,
+    start_folder: Path | None = None,
 ) -> Dataset:
     """Load the whole data set that the configuration names, in its own order.
 
     seed            of the run: a test split that the data do not bring is drawn from it
     stop_requested  called again and again while images are decoded or another process decodes them; True ends that
     is_main         True on the one rank that shows progress and warnings
+    start_folder    a folder that the ranks of this start on this machine share: one of them lists the files for all
     Images of files have the configured `image_size`, those of cifar10 and synthetic their own 32 x 32 pixels.
 
     Raises DataError for data that is missing, damaged or of the wrong form, StoppedError when asked to stop.
@@ -57,8 +62,13 @@ def load_data(
             return load_cifar10(Path(config.root), stop_requested=stop_requested)
         case "synthetic":
             return make_synthetic()
-    samples = complete_splits(_list_samples(config, warn=is_main), config, seed)
-    return load_samples(samples, config, stop_requested=stop_requested, is_main=is_main)
+    what = f"{seed} {config.model_dump_json()} {Path.cwd()}"
+    found = made_once(
+        start_folder, what, lambda: listed_files(config, seed), stop_requested=stop_requested, is_main=is_main
+    )
+    if is_main:
+        tell(found.samples)
+    return load_files(found, config, stop_requested=stop_requested, is_main=is_main)
 
 
 def list_files(config: DataConfig, seed: int = 0, *, warn: bool = True) -> Samples | None:
@@ -70,17 +80,10 @@ def list_files(config: DataConfig, seed: int = 0, *, warn: bool = True) -> Sampl
     """
     if config.name in ("cifar10", "synthetic"):
         return None
-    return complete_splits(_list_samples(config, warn=warn), config, seed)
-
-
-def _list_samples(config: DataConfig, *, warn: bool) -> Samples:
-    """List the samples of a data set of files; nothing is decoded."""
-    match config.name:
-        case "image_folder":
-            return list_image_folder(Path(config.root), group=config.group, warn=warn)
-        case "table":
-            return list_table(Path(config.root), config.table or "", group=config.group)
-    raise UserError(f"data.name: {custom_part_missing(config.name)}")
+    samples = listed_files(config, seed).samples
+    if warn:
+        tell(samples)
+    return samples
 
 
 class DatasetInfo(NamedTuple):
@@ -106,6 +109,7 @@ def dataset_info(config: DataConfig, seed: int = 0) -> DatasetInfo:
             return DatasetInfo(torch.arange(50_000) % 10, 10)  # as many of each class, in another order
         case "synthetic":
             return DatasetInfo(torch.arange(NUM_TRAIN) % len(SHAPES), len(SHAPES))
-    samples = complete_splits(_list_samples(config, warn=True), config, seed)
-    facts = training_facts(samples)
-    return DatasetInfo(facts.labels_N, len(samples.classes), facts.identities_N, facts.groups_N, facts.val_ids)
+    found = listed_files(config, seed)
+    tell(found.samples)
+    facts, num_classes = found.training, len(found.samples.classes)
+    return DatasetInfo(facts.labels_N, num_classes, facts.identities_N, facts.groups_N, facts.val_ids)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from trainlib.data.dataset import Dataset
 from trainlib.data.identity.content import FileContent
-from trainlib.data.identity.listing import SampleFile
+from trainlib.data.identity.sample_files import SampleFiles
 from trainlib.data.images import StreamedImages
 from trainlib.runs.directory import RunDirectory
 from trainlib.training.hooks import Hook
@@ -38,7 +38,7 @@ def learn_content(run: RunDirectory, dataset: Dataset) -> None:
     if not splits:
         return
     recorded = read_listing(run)
-    known = {file.name: file.sha256 for file in recorded.files if file.sha256} if recorded is not None else {}
+    known = recorded.files.known() if recorded is not None else {}
     for content, files in splits:
         content.learn((i, known[file.name]) for i, file in enumerate(files) if file.name in known)
 
@@ -49,7 +49,7 @@ def forget_content(run: RunDirectory) -> None:
         path.unlink()
 
 
-def _streamed(dataset: Dataset) -> Iterator[tuple[FileContent, tuple[SampleFile, ...]]]:
+def _streamed(dataset: Dataset) -> Iterator[tuple[FileContent, SampleFiles]]:
     files, num_train = dataset.listing.files, len(dataset.train.labels_N)
     for image_set, of_split in ((dataset.train, files[:num_train]), (dataset.test, files[num_train:])):
         if isinstance(image_set.images, StreamedImages) and of_split:

@@ -7,7 +7,9 @@ decides the last bits (code, versions, processor, threads, number of ranks) may 
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +20,7 @@ from trainlib.config import Config, differences, harmful, is_free, with_older_va
 from trainlib.data.identity.listing import Listing, changes, dump_listing, parse_listing
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
-from trainlib.regular_files import read_regular
+from trainlib.regular_files import open_regular, read_regular
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import read_lines
@@ -62,6 +64,8 @@ def require_same_data(run: RunDirectory, start: Checkpoint, listing: Listing) ->
     if not isinstance(recorded, Mapping):
         logger.info("on which data this run was trained so far was not recorded by the version that began it")
         return
+    if listing.content is not None and recorded == listing.facts:  # without reading the list of a million files
+        return
     if changed := data_changes(recorded, read_listing(run), listing):
         listed = "\n".join(f"  {change}" for change in changed)
         raise DataError(
@@ -98,17 +102,28 @@ def read_listing(run: RunDirectory) -> Listing | None:
     except (OSError, ValueError):
         return None
     streamed = known_content(run)
-    return listing.with_hashes(streamed) if listing is not None and streamed else listing
+    return listing.with_known(streamed) if listing is not None and streamed else listing
 
 
 def record_data(run: RunDirectory, listing: Listing) -> None:
     """Write the listing into the run directory, unless it is there already; hashes that are known stay."""
+    if listing.content is not None and _recorded_facts(run) == listing.facts:
+        return
     before = read_listing(run)
     if before is not None and before.digest == listing.digest:
-        known = {file.name: file.sha256 for file in before.files if file.sha256 is not None}
-        listing = listing.with_hashes(known)
+        listing = listing.with_known(before.files.known())
     if before != listing:
         write_atomically(run.path / DATA_FILE, dump_listing(listing))
+
+
+def _recorded_facts(run: RunDirectory) -> dict[str, Any]:
+    """Return the digests in the first line of the listing in the run directory; empty where there are none."""
+    try:
+        with os.fdopen(open_regular(run.path / DATA_FILE), "rb") as file:
+            head = json.loads(file.readline(MAX_LISTING_BYTES))
+        return {name: head[name] for name in ("listing", "content")}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
 
 
 def known_content(run: RunDirectory) -> dict[str, str]:

@@ -65,7 +65,13 @@ def run_session(
     process_group.check_precision(config.train)
     if start is not None:
         require_same_config(config, start)
-    dataset = custom.dataset or load_data(config.data, config.seed, stop_requested=flag.requested, is_main=is_main)
+    dataset = custom.dataset or load_data(
+        config.data,
+        config.seed,
+        stop_requested=flag.requested,
+        is_main=is_main,
+        start_folder=launch_variables.start_folder(),
+    )
     if start is not None:
         require_same_data(run, start, dataset.listing)
     with process_group.joined(config.train) as accelerator:

@@ -228,7 +228,9 @@ def _table_is_named(config: Config) -> Iterator[Mistake]:
 
 def _files_can_be_split(config: Config) -> Iterator[Mistake]:
     data = config.data
-    if data.name in ("cifar10", "synthetic"):
+    if data.name == "hf" and data.group is not None:
+        yield Mistake("data.group", f"got {data.group}, but groups of an hf data set are not read: leave it out")
+    elif data.name in ("cifar10", "synthetic"):
         for key, value in (("test_fraction", data.test_fraction), ("group", data.group)):
             if value is not None:
                 yield Mistake(f"data.{key}", f"got {value}, but {data.name} has its own test split: leave it out")

@@ -27,18 +27,20 @@ DESCRIPTIONS: Mapping[str, Description] = {
     "data.name": D(
         "`cifar10` (downloaded once, checksums verified), `image_folder` (class folders of pictures, in "
         "`<root>/train`, `<root>/val` and `<root>/test`, or directly in `<root>`), `table` (a CSV or Parquet file that "
-        "names pictures and labels) or `synthetic` (built-in drawings of shapes, no files needed). "
+        "names pictures and labels), `archive` (a .tar or .zip of class folders, or a folder of shards), `hf` (a data "
+        "set saved by Hugging Face's `datasets`) or `synthetic` (built-in drawings of shapes, no files needed). "
         "`custom:...` in a run's own config.yaml stands for a data set given in Python ([python.md](python.md)).",
         "data.name=image_folder",
     ),
     "data.root": D(
-        "Folder of the data: the class folders, what the paths of a table begin at, or the place for CIFAR-10.",
+        "Folder of the data: class folders, shards, what the paths of a table begin at, or the place for CIFAR-10; or "
+        "an archive.",
         "data.root=pictures",
     ),
     "data.table": D(
         "With `data.name=table`: the CSV or Parquet file with the columns path (below `data.root`) and label and, "
         "where there are such columns, split (train, val or test) and group. Where it lies says nothing of the data.",
-        "data.table=photos.csv",
+        "data='{name: table, root: photos, table: photos.csv}'",
     ),
     "data.val_fraction": D(
         "Fraction of the training set that is held out for validation, chosen by `seed`, where the data bring no "
@@ -49,7 +51,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
     "data.test_fraction": D(
         "Fraction of the samples that is held out for the test, chosen by `seed` before validation is, where the data "
         "bring no test split. `null`: 0.2 there.",
-        "data.test_fraction=0.1",
+        "data='{name: image_folder, root: photos, test_fraction: 0.1}'",
     ),
     "data.split": D(
         "How validation samples are chosen, by a hash of `seed` and each sample's name (its index in data that are no "
@@ -61,7 +63,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "`folder`: pictures in one folder below their class (`<class>/<group>/<image>`) are never on two sides of a "
         "split; folders of one name are one group, also in two classes. In a table: the column with the group of each "
         "picture (by default `group`, where there is one), or `folder` for the folder that a picture lies in.",
-        "data.group=folder",
+        "data='{name: image_folder, root: photos, group: folder}'",
     ),
     "data.balance": D(
         "From 0 to 1: how far classes of different sizes are evened out in training. 0: every sample once an epoch; "

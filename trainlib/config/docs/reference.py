@@ -23,6 +23,8 @@ MISTAKES: tuple[str, ...] = (
     "train='{epochs: 3, steps: 100}'",
     "train='{batch_size: 64, micro_batch_size: 128}'",
     "data.repeats=65",
+    "data.test_fraction=0.1",
+    "data.name=table",
     "train='{reproducibility: elastic, batch_size: 4, virtual_shards: 8}'",
     "slurm.nodes=1-4",
     "train.reproducibility=elastic slurm='{nodes: 1-4, gpus_per_node: 4}'",

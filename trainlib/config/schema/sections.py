@@ -36,7 +36,9 @@ class Normalize(Section):
 class DataConfig(Section):
     """`data`: the data set, its validation split, and how its images become the model's input."""
 
-    name: Annotated[Literal["cifar10", "image_folder", "table", "synthetic"], WrapValidator(allow_custom)] = "cifar10"
+    name: Annotated[
+        Literal["cifar10", "image_folder", "table", "archive", "hf", "synthetic"], WrapValidator(allow_custom)
+    ] = "cifar10"
     root: str = "data"
     table: Annotated[str, Field(min_length=1)] | None = None
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -7,27 +7,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trainlib.data.identity.stamp import Stamp
+from trainlib.data.identity.sample_files import SampleFile, SampleFiles
+from trainlib.data.identity.stamp import Stamp, Stamps
 
 NAMED_AT_MOST = 5
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class SampleFile:
-    """The file of one sample: its name below the data's root, as in `train/cat/1.png`, its label, and its bytes.
-
-    sha256   of its bytes, in hex; None before it was read
-    """
-
-    name: str
-    label: int
-    stamp: Stamp
-    sha256: str | None = None
+FORMAT = 2  # 1 had a line for each file
 
 
 @dataclass(frozen=True)
@@ -43,27 +33,33 @@ class Listing:
     source: str = ""
     classes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
-    files: tuple[SampleFile, ...] = ()
+    files: SampleFiles = field(default_factory=SampleFiles)
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over source, classes, and name, label and size of every sample, in hex."""
         digest = hashlib.sha256(json.dumps([self.source, self.classes, dict(self.counts)]).encode())
-        for file in self.files:
-            digest.update(f"\0{file.name}\0{file.label}\0{file.stamp.size}".encode(errors="surrogateescape"))
+        digest.update(self.files.listed())
         return digest.hexdigest()
 
     @functools.cached_property
     def content(self) -> str | None:
         """SHA-256 over the hashes of all files, in hex; None where one of them was not read yet, or for no files."""
-        hashes = [file.sha256 for file in self.files]
-        known = [sha256 for sha256 in hashes if sha256 is not None]
-        return hashlib.sha256("".join(known).encode()).hexdigest() if known and len(known) == len(hashes) else None
+        return self.files.content()
 
-    def with_hashes(self, known: Mapping[str, str]) -> Listing:
+    def with_hashes(self, hashes: Sequence[str | None]) -> Listing:
+        """Return the listing with the hash of each file's bytes, in their order."""
+        return self._with(self.files.with_hashes(hashes))
+
+    def with_known(self, known: Mapping[str, str]) -> Listing:
         """Return the listing with the hash of each file that had none, where it is known by the file's name."""
-        files = (f if f.sha256 else replace(f, sha256=known.get(f.name)) for f in self.files)
-        return replace(self, files=tuple(files))
+        return self._with(self.files.with_known(known))
+
+    def _with(self, files: SampleFiles) -> Listing:
+        """Return the listing with the same files, of which other hashes are known."""
+        listing = replace(self, files=files)
+        listing.__dict__["digest"] = self.digest  # which does not depend on the hashes
+        return listing
 
     @property
     def facts(self) -> dict[str, str | None]:
@@ -71,16 +67,10 @@ class Listing:
         return {"listing": self.digest, "content": self.content}
 
 
-def file_listing(source: str, classes: Sequence[str], splits: Mapping[str, Sequence[SampleFile]]) -> Listing:
-    """Return the listing of a data set of files."""
-    counts = {split: len(files) for split, files in splits.items()}
-    return Listing(source, tuple(classes), counts, tuple(file for files in splits.values() for file in files))
-
-
 def identities(names: Iterable[str]) -> Tensor:
     """Return a number for each name, int64 [N], which depends on the name alone: what a random split goes by."""
-    hashes = (hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names)
-    return torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in hashes], dtype=torch.int64)
+    starts = [hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8] for name in names]
+    return torch.from_numpy(np.frombuffer(b"".join(starts), "<i8").astype(np.int64))
 
 
 def changes(old: Listing, new: Listing) -> list[str]:
@@ -116,25 +106,41 @@ def changes(old: Listing, new: Listing) -> list[str]:
 
 
 def dump_listing(listing: Listing) -> str:
-    """Return the listing as text that `parse_listing` reads: JSON, a line on the whole, then one for each file."""
+    """Return the listing as text that `parse_listing` reads: JSON, a line on the whole, then one for each column."""
+    files = listing.files
     head = {"format": FORMAT, "source": listing.source, "classes": listing.classes, "counts": dict(listing.counts)}
-    lines = [json.dumps(head)]
-    lines += [json.dumps([file.name, file.label, file.sha256, *file.stamp]) for file in listing.files]
-    return "\n".join([*lines, ""])
+    head |= {"listing": listing.digest, "content": listing.content}
+    columns = [list(files.names), files.labels_N.tolist(), list(files.hashes), *files.stamps.rows_N4.T.tolist()]
+    return "".join(json.dumps(line) + "\n" for line in [head, *columns])
 
 
 def parse_listing(text: str) -> Listing | None:
     """Return the listing that `dump_listing` wrote; None for anything else, as a file may be damaged."""
     try:
-        head, *rows = [json.loads(line) for line in text.splitlines()]
-        files = [
-            SampleFile(str(name), int(label), Stamp(*map(int, stamp)), sha256 and str(sha256))
-            for name, label, sha256, *stamp in rows
-        ]
+        head, *lines = [json.loads(line) for line in text.splitlines()]
         counts = {str(split): int(count) for split, count in head["counts"].items()}
-        return Listing(str(head["source"]), tuple(map(str, head["classes"])), counts, tuple(files))
+        files = _parse_rows(lines) if head["format"] == 1 else _parse_columns(lines)
+        return Listing(str(head["source"]), tuple(map(str, head["classes"])), counts, files)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
+
+
+def _parse_columns(lines: Sequence[Any]) -> SampleFiles:
+    names, labels, hashes, *stamps = lines
+    files = SampleFiles(names, np.array(labels, np.int64), Stamps(np.array(stamps, np.int64).T), hashes)
+    if {type(name) for name in names} - {str} or {type(sha) for sha in hashes} - {str, type(None)}:
+        raise ValueError("names and hashes must be text")
+    if not len(names) == len(labels) == len(hashes) == len(files.stamps) or files.stamps.rows_N4.shape[1:] != (4,):
+        raise ValueError("the columns must be of one length")
+    return files
+
+
+def _parse_rows(lines: Sequence[Any]) -> SampleFiles:
+    """Return what versions before the columns wrote: a line for each file."""
+    return SampleFiles.of(
+        SampleFile(str(name), int(label), Stamp(*map(int, stamp)), sha256 and str(sha256))
+        for name, label, sha256, *stamp in lines
+    )
 
 
 def _class(listing: Listing, file: SampleFile) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from array import array
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
+_FIELDS = operator.attrgetter("st_size", "st_ino", "st_mtime_ns", "st_ctime_ns")
 _WRAP = 1 << 64  # inodes are unsigned: those from 2**63 on are kept as negative numbers
 
 
@@ -28,6 +30,12 @@ class Stamp(NamedTuple):
     def of(cls, status: os.stat_result) -> Stamp:
         """Return the stamp in what `os.stat` returned."""
         return cls(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def stamp_values(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Return the four numbers of a row of `Stamps`. A million files are asked for in seconds: so this is one call."""
+    values: tuple[int, int, int, int] = _FIELDS(status)
+    return values if values[1] < _WRAP // 2 else (values[0], values[1] - _WRAP, *values[2:])
 
 
 class Stamps(Sequence[Stamp]):

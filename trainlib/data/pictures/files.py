@@ -7,6 +7,8 @@ import stat
 from collections.abc import Sequence
 from typing import IO, Protocol
 
+import numpy as np
+
 MAX_BYTES = 1 << 29  # of one file
 
 
@@ -45,7 +47,7 @@ class PlainFiles:
 class SomeFiles:
     """Some of a data set's pictures: picture i is number `indices[i]` of `files`."""
 
-    def __init__(self, files: PictureFiles, indices: Sequence[int]):
+    def __init__(self, files: PictureFiles, indices: Sequence[int] | np.ndarray):
         self.files, self.indices = files, indices
 
     def __len__(self) -> int:

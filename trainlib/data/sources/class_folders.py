@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.identity.stamp import Stamps
 from trainlib.data.pictures.files import PictureFiles
 from trainlib.data.sources.folder_walk import FoundFiles, junk_folders, visible, walk_folders
@@ -20,8 +21,6 @@ from trainlib.data.sources.groups import folder_groups
 from trainlib.data.sources.layout import LAYOUT, Layout, name_some
 from trainlib.data.sources.samples import SPLITS, Samples
 from trainlib.errors import DataError
-
-logger = logging.getLogger("trainlib.data")
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,9 @@ def samples_of(
     place: str,
     layout: Layout,
     splits: Mapping[str, SplitFolder],
-    files: Callable[[Sequence[str]], PictureFiles],
+    files: Callable[[PrefixedNames], PictureFiles],
     *,
     group: str | None,
-    warn: bool,
 ) -> Samples:
     """Return the samples of splits in class folders, on disk or in an archive.
 
@@ -108,13 +106,14 @@ def samples_of(
     files    makes the pictures of these names below the root
     group    as for `folder_groups`
 
-    Raises DataError with everything that is wrong. A warning names the files that are left out.
+    Raises DataError with everything that is wrong. A notice names the files that are left out.
     """
-    _check(place, splits, warn)
+    notices = _check(place, splits)
     classes = tuple(splits["train"].classes)
     names = {split: listed.names(classes) for split, listed in splits.items()}
     every = [name for of_split in names.values() for name in of_split]
     prefixes = layout.prefixes
+    parts = [(prefixes[split], len(of_split)) for split, of_split in names.items()]
     return Samples(
         source=source,
         classes=classes,
@@ -122,14 +121,15 @@ def samples_of(
         names=every,
         labels_N=torch.cat([listed.labels(classes) for listed in splits.values()]),
         stamps=Stamps(np.concatenate([listed.stamps(classes).rows_N4 for listed in splits.values()])),
-        files=files([prefixes[split] + name for split, of_split in names.items() for name in of_split]),
+        files=files(PrefixedNames(every, parts)),
         folders=prefixes,
         groups=folder_groups(every, group),
+        notices=(*layout.notices, *notices),
     )
 
 
-def _check(place: str, splits: Mapping[str, SplitFolder], warn: bool) -> None:
-    """Raise DataError with all mistakes; warn of what is left out, and of folders that look like classes."""
+def _check(place: str, splits: Mapping[str, SplitFolder]) -> list[tuple[int, str]]:
+    """Raise DataError with all mistakes; return notices of what is left out, and of folders that look like classes."""
     mistakes = _mistakes(splits["train"], splits.get("val"), splits.get("test"))
     left_out = [path for split in splits.values() for path in split.left_out]
     notice = (
@@ -139,12 +139,11 @@ def _check(place: str, splits: Mapping[str, SplitFolder], warn: bool) -> None:
     if mistakes:
         lines = [f"data.root: the image folders in {place} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]
         raise DataError("\n".join([*lines, *([f"  {notice}"] if left_out else []), LAYOUT]))
-    if left_out and warn:
-        logger.warning("%s", notice)
-    if warn and (junk := [path for split in splits.values() for path in split.junk]):
-        logger.info("Folders left out, made by file managers or archives (%d): %s.", len(junk), name_some(junk))
-    if warn and (repeated := _repeated_folders(splits["train"])):
-        logger.warning("%s", repeated)
+    junk = [path for split in splits.values() for path in split.junk]
+    told = f"Folders left out, made by file managers or archives ({len(junk)}): {name_some(junk)}."
+    repeated = _repeated_folders(splits["train"])
+    found = [(logging.WARNING, left_out and notice), (logging.INFO, junk and told), (logging.WARNING, repeated)]
+    return [(level, sentence) for level, sentence in found if sentence]
 
 
 def _mistakes(train: SplitFolder, val: SplitFolder | None, test: SplitFolder | None) -> list[str]:

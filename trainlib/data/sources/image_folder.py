@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainlib.data.dataset import ImageSet
+from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.class_folders import SplitFolder, list_class_folders, list_split, samples_of
@@ -21,22 +22,22 @@ def find_images(folder: str) -> list[str]:
     return sorted(os.path.join(folder, name) for name in walk_folders([folder])[0].names)
 
 
-def list_image_folder(root: Path, *, group: str | None = None, warn: bool = True) -> Samples:
+def list_image_folder(root: Path, *, group: str | None = None) -> Samples:
     """List the pictures under `root`, sorted by class name, then by path; nothing is decoded.
 
     group   "folder": the pictures of one folder below a class belong together
 
-    Raises DataError with everything that is wrong. A warning names the files that are left out.
+    Raises DataError with everything that is wrong. A notice names the files that are left out.
     """
     root = absolute(root)
     require_folder(root)
-    layout = choose_layout(str(root), DiskTree(root), warn=warn)
+    layout = choose_layout(str(root), DiskTree(root))
     splits = {split: list_split(root / folder) for split, folder in layout.folders.items()}
 
-    def files(names: Sequence[str]) -> PlainFiles:
-        return PlainFiles([f"{root}/{name}" for name in names])
+    def files(names: PrefixedNames) -> PlainFiles:
+        return PlainFiles(PrefixedNames(names.names, [(f"{root}/{prefix}", count) for prefix, count in names.parts]))
 
-    return samples_of("image_folder", str(root), layout, splits, files, group=group, warn=warn)
+    return samples_of("image_folder", str(root), layout, splits, files, group=group)
 
 
 def load_class_folder(folder: Path, class_names: Sequence[str], reader: PictureReader) -> ImageSet:

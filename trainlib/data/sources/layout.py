@@ -20,16 +20,18 @@ LAYOUT = (
 )
 NAMED_AT_MOST = 10
 
-logger = logging.getLogger("trainlib.data")
-
 
 @dataclass(frozen=True)
 class Layout:
-    """Which folders hold the splits, by name below the root; train is "" where the class folders lie in the root."""
+    """Which folders hold the splits, by name below the root; train is "" where the class folders lie in the root.
+
+    notices   as in `Samples`
+    """
 
     train: str
     val: str | None = None
     test: str | None = None
+    notices: tuple[tuple[int, str], ...] = ()
 
     @property
     def folders(self) -> dict[str, str]:
@@ -70,7 +72,7 @@ class DiskTree:
         return any(is_image(entry.name) and not entry.is_dir() for entry in visible(str(self.root / path)))
 
 
-def choose_layout(place: str, tree: Tree, *, warn: bool = True) -> Layout:
+def choose_layout(place: str, tree: Tree) -> Layout:
     """Return which folders hold the splits. Raises DataError where that cannot be told.
 
     place   the root, for messages
@@ -90,9 +92,9 @@ def choose_layout(place: str, tree: Tree, *, warn: bool = True) -> Layout:
             f"data.root: {place} has the folders {name_some(alike)} beside train: write the names in lower case, or "
             "move them away"
         )
-    if others and warn:
-        logger.warning("Folders in %s that are no split are not used: %s. %s", place, name_some(others), LAYOUT)
-    return Layout("train", next(iter(validation), None), "test" if "test" in there else None)
+    notice = f"Folders in {place} that are no split are not used: {name_some(others)}. {LAYOUT}"
+    test = "test" if "test" in there else None
+    return Layout("train", next(iter(validation), None), test, ((logging.WARNING, notice),) if others else ())
 
 
 def require_folder(root: Path) -> None:

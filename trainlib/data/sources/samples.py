@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.identity.stamp import Stamps
 from trainlib.data.pictures.files import PictureFiles, SomeFiles
 
@@ -28,6 +29,7 @@ class Samples:
     files     the encoded pictures
     folders   what comes before the names of a split in the whole data set, as in {"train": "train/", "val": "valid/"}
     groups    the group of each sample, by name; None where samples stand alone
+    notices   sentences for the user, such as on files that are left out, each with its level (see `logging`)
     """
 
     source: str
@@ -39,6 +41,7 @@ class Samples:
     files: PictureFiles
     folders: Mapping[str, str] = field(default_factory=dict)
     groups: Sequence[str] | None = None
+    notices: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,14 +56,10 @@ class Samples:
             start = end
         raise KeyError(split)
 
-    def full_names(self) -> list[str]:
+    def full_names(self) -> PrefixedNames:
         """Return the name of each sample in the whole data set, with its split's folder in front."""
-        prefixed: list[str] = []
-        for split in SPLITS:
-            prefix, rows = self.folders.get(split, ""), self.rows(split)
-            names = self.names[rows.start : rows.stop]
-            prefixed += [prefix + name for name in names] if prefix else names
-        return prefixed
+        parts = [(self.folders.get(split, ""), self.counts.get(split, 0)) for split in SPLITS]
+        return PrefixedNames(self.names, parts)
 
     def with_test(self, test_rows: Tensor) -> Samples:
         """Return the same samples with these rows, int64, moved from train to test; all others keep their order.
@@ -70,15 +69,15 @@ class Samples:
         is_test_N = torch.zeros(len(self), dtype=torch.bool)
         is_test_N[test_rows] = True
         order = torch.cat([torch.nonzero(~is_test_N)[:, 0], torch.nonzero(is_test_N)[:, 0]])
-        rows = order.tolist()
+        rows = np.asarray(order)
         counts = dict(self.counts) | {"train": self.counts["train"] - len(test_rows), "test": len(test_rows)}
         return replace(
             self,
             counts=counts,
-            names=[self.names[row] for row in rows],
+            names=[self.names[row] for row in rows.tolist()],
             labels_N=self.labels_N[order],
-            stamps=self.stamps.take(np.asarray(order)),
+            stamps=self.stamps.take(rows),
             files=SomeFiles(self.files, rows),
             folders={**self.folders, "test": self.folders.get("train", "")},
-            groups=None if self.groups is None else [self.groups[row] for row in rows],
+            groups=None if self.groups is None else [self.groups[row] for row in rows.tolist()],
         )

@@ -16,6 +16,7 @@ from stat import S_ISREG
 
 import torch
 
+from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.identity.stamp import Stamp, Stamps
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.sources.folder_walk import NUM_THREADS
@@ -85,7 +86,7 @@ def _samples(file: Path, root: Path, rows: Sequence[_Row], stamps: Sequence[Stam
         names=names,
         labels_N=torch.tensor([position[row.label] for row in rows], dtype=torch.int64),
         stamps=Stamps.of(stamps),
-        files=PlainFiles([f"{root}/{name}" for name in names]),
+        files=PlainFiles(PrefixedNames(names, [(f"{root}/", len(names))])),
         groups=None if rows[0].group is None else [row.group or "" for row in rows],
     )
 

@@ -95,6 +95,12 @@ def log_before_start(environ: Mapping[str, str] = os.environ) -> Path | None:
     return Path(folder) / f"rank-{number}.log" if folder and number else None
 
 
+def start_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the launcher's temporary folder, which the ranks of this start on this machine share; None without one."""
+    folder = environ.get(START_LOGS)
+    return Path(folder) if folder and Path(folder).is_dir() else None
+
+
 def earlier_stop_file(directory: Path, environ: Mapping[str, str] = os.environ) -> str:
     """Return the mark of the STOP file that was in the run directory before this start; see `mark_of`.
 

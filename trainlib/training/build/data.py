@@ -76,6 +76,11 @@ def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: 
     loss = losses.with_class_weights(config.loss, labels_N, len(dataset.class_names))
     names, warnings = dataset.class_names, inspection.inspect(dataset, plan.ids_N, val_ids)
     logger.info("%s", inspection.summary(dataset, plan.ids_N, val_ids))
+    if len(val_ids) and config.data.val_fraction == 0:
+        warnings.append(
+            f"data.val_fraction is 0, so that no best checkpoint is kept and the last weights are tested, but the data "
+            f"bring {len(val_ids)} images for validation: leave the key out"
+        )
     if config.train.batch_size > len(plan.ids_N):
         logger.info(
             "train.batch_size: got %d, and there are %d training samples: each step takes all of them",

@@ -72,7 +72,7 @@ def samples_of(config: Config) -> tuple[Surveyed, PictureSource]:
     """Return the samples of the configured data set, in the splits that a run would have, and their pictures."""
     samples = list_files(config.data, config.seed, warn=False)  # `dataset_info` tells of files that are left out
     if samples is not None:
-        classes, names = samples.classes, samples.full_names()
+        classes, names = samples.classes, list(samples.full_names())
         labels_N = samples.labels_N.numpy()
         source: PictureSource = FilePictures(samples.files)
         info = dataset_info(config.data, config.seed)

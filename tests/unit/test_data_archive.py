@@ -1,0 +1,207 @@
+"""Archives of pictures: what Python's tarfile and zipfile write is read in place, and hostile ones never lead out."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from archives import packed, tar, tar_of_each_split, zipped
+from class_folders import save_classes, save_picture
+
+from trainlib.config.schema.sections import DataConfig
+from trainlib.data import Dataset, load_data
+from trainlib.data.archives.members import ArchiveFiles
+from trainlib.data.archives.tar import list_tar
+from trainlib.data.sources.archive import list_archive
+from trainlib.data.sources.image_folder import list_image_folder
+from trainlib.data.sources.pack import pack
+from trainlib.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRAINLAUNCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    save_classes(root / "train", {"cat": 6, "Dog é": 7})
+    save_classes(root / "val", {"cat": 2, "Dog é": 3}, start=50)
+    save_classes(root / "test", {"cat": 2, "Dog é": 1}, start=70)
+    save_picture(root / "train/cat" / ("deep/" * 12) / f"{'long' * 25}.png")
+    (root / "train/cat/notes.txt").write_text("no picture")
+    return root
+
+
+def load(root: Path, name: str = "archive") -> Dataset:
+    return load_data(DataConfig.model_validate({"name": name, "root": str(root), "image_size": 12}))
+
+
+WRITERS: dict[str, Callable[[Path, Path], Path]] = {
+    "ustar": lambda folder, out: tar(folder, out / "a.tar", format=tarfile.PAX_FORMAT),
+    "gnu, in a folder": lambda folder, out: tar(folder, out / "a.tar", "photos", format=tarfile.GNU_FORMAT),
+    "zip": lambda folder, out: zipped(folder, out / "a.zip"),
+    "deflated, in a folder": lambda folder, out: zipped(folder, out / "a.zip", "photos", zipfile.ZIP_DEFLATED),
+    "packed": packed,
+    "a tar for each split": tar_of_each_split,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_an_archive_holds_what_its_folder_holds(folder: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "out").mkdir()
+    expected, found = load(folder, "image_folder"), load(WRITERS[kind](folder, tmp_path / "out"))
+    assert found.class_names == expected.class_names
+    for split in ("train", "test"):
+        ours, theirs = getattr(found, split), getattr(expected, split)
+        assert torch.equal(ours.labels_N, theirs.labels_N)
+        ids = torch.arange(len(ours.labels_N))
+        assert torch.equal(next(ours.images.batches([ids])), next(theirs.images.batches([ids])))
+    assert found.train.identities_N is not None
+    assert expected.train.identities_N is not None
+    assert torch.equal(found.train.identities_N, expected.train.identities_N)
+    assert [(f.name, f.label, f.sha256) for f in found.listing.files] == [
+        (f.name, f.label, f.sha256) for f in expected.listing.files
+    ]
+
+
+def test_members_are_read_as_tarfile_reads_them(folder: Path, tmp_path: Path) -> None:
+    os.link(folder / "train/cat/000.png", folder / "train/cat/linked.png")
+    path = tar(folder, tmp_path / "a.tar")
+    archive = list_tar(path)
+    files = ArchiveFiles([archive], [(0, member) for member in archive.members.values()])
+    with tarfile.open(path) as expected:
+        members = [member for member in expected if not member.isdir()]
+        assert {os.path.normpath(member.name) for member in members} == set(archive.members)
+        for index, name in enumerate(archive.members):
+            content = expected.extractfile(f"./{name}")
+            assert content is not None
+            assert files.read(index) == content.read()
+
+
+def test_packing_gives_the_same_bytes_and_keeps_what_is_there(folder: Path, tmp_path: Path) -> None:
+    assert pack(folder, tmp_path / "one", 2_000) == 22
+    os.utime(folder / "train/cat/000.png", (0, 0))
+    pack(folder, tmp_path / "two", 2_000)
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert first == second
+    assert len(first) > 3
+    with pytest.raises(DataError, match="exists already"):
+        pack(folder, tmp_path / "one")
+    with pytest.raises(DataError, match="choose a place outside"):
+        pack(folder, folder / "shards")
+    assert sorted(p.name for p in tmp_path.iterdir() if "partial" in p.name) == []
+
+
+@pytest.mark.parametrize("change", ["a shard less", "a shard more", "a shard cut", "the index cut"])
+def test_shards_that_are_not_those_of_the_index(folder: Path, tmp_path: Path, change: str) -> None:
+    pack(folder, tmp_path / "shards", 2_000)
+    first = tmp_path / "shards/shard-00000.tar"
+    if change == "a shard less":
+        first.unlink()
+    elif change == "a shard more":
+        first.with_name("shard-9.tar").write_bytes(first.read_bytes())
+    elif change == "a shard cut":
+        os.truncate(first, 1024)
+    else:
+        index = first.with_name("index.jsonl")
+        index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match="does not fit its shards"):
+        list_archive(tmp_path / "shards")
+
+
+def webdataset(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:
+    """Write a shard as webdataset's TarWriter does: the parts of a sample one after the other, key.ending each."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as file:
+        for key, parts in samples:
+            for ending, content in parts.items():
+                header = tarfile.TarInfo(f"{key}.{ending}")
+                header.size = len(content)
+                file.addfile(header, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("ending", ["cls", "json"])
+def test_shards_of_webdataset(tmp_path: Path, ending: str) -> None:
+    shards = tmp_path / "shards"
+    pictures: list[bytes] = []
+    shards.mkdir()
+    for shard in range(3):
+        samples = []
+        for i in range(8):
+            number = len(pictures)
+            picture = save_picture(tmp_path / f"{number}.png").read_bytes()
+            pictures.append(picture)
+            label = str(number % 11).encode()
+            content = label if ending == "cls" else json.dumps({"label": number % 11, "w": 12}).encode()
+            samples.append((f"{i:04}", {"png": picture, ending: content}))  # keys are counted anew in each shard
+        webdataset(shards / f"train-{shard:04}.tar", samples)
+    found = list_archive(shards)
+    assert found.classes == tuple(map(str, range(11)))
+    assert sorted(found.files.read(i) for i in range(24)) == sorted(pictures)
+    for i, label in enumerate(found.labels_N.tolist()):
+        assert pictures.index(found.files.read(i)) % 11 == label
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"png": b"x"}, r"1 picture\(s\) have no label"),
+        ({"png": b"x", "jpg": b"y", "cls": b"1"}, r"1 picture\(s\) have no label, or share one"),
+        ({"png": b"x", "cls": b"../up"}, "must be a number or a name without a slash"),
+        ({"png": b"x", "json": b'{"name": 3}'}, "must be an object with one of label, cls"),
+        ({"png": b"x", "json": b"[" * 100_000}, "is no label"),
+        ({"png": b"x", "cls": b"1" * (1 << 21)}, "is no label: it has more than"),
+    ],
+)
+def test_a_label_that_is_none(tmp_path: Path, parts: dict[str, bytes], message: str) -> None:
+    webdataset(tmp_path / "a.tar", [("0", {"png": b"p", "cls": b"0"}), ("1", parts)])
+    with pytest.raises(DataError, match=message):
+        list_archive(tmp_path / "a.tar")
+
+
+def test_links_and_devices_are_left_out_and_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (folder / "train/cat/link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(folder / "train/cat/pipe.png")
+    found = list_archive(tar(folder, tmp_path / "a.tar"))
+    assert len(found) == 22
+    assert "train/cat/link.png (a link or a device)" in str(found.notices)
+    assert "train/cat/pipe.png (a link or a device)" in str(found.notices)
+
+
+def test_an_archive_that_changes_while_it_is_read(folder: Path, tmp_path: Path) -> None:
+    path = tar(folder, tmp_path / "a.tar")
+    found = list_archive(path)
+    with path.open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(OSError, match="changed since its members were listed"):
+        found.files.read(0)
+    assert found.files.describe(0).startswith(f"{path}:train/")
+
+
+def test_a_folder_without_archives_names_the_other_layout(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"set data\.name=image_folder"):
+        list_archive(folder)
+
+
+def test_a_name_in_two_shards_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("a", "b"):
+        tar(folder, tmp_path / "out" / f"{name}.tar")
+    with pytest.raises(DataError, match="and in another archive"):
+        list_archive(tmp_path / "out")
+
+
+def test_names_and_order_do_not_depend_on_the_shards(folder: Path, tmp_path: Path) -> None:
+    expected = list_image_folder(folder)
+    for size in (1, 3_000, 10**9):
+        pack(folder, tmp_path / f"s{size}", size)
+        assert list(list_archive(tmp_path / f"s{size}").full_names()) == list(expected.full_names())

@@ -1,0 +1,1 @@
+"""Archives of pictures, read in place: tar and zip files, and the index beside shards."""

@@ -1,0 +1,86 @@
+"""Shards in webdataset's form: a picture and its label are members of one name, as in 1.jpg and 1.cls or 1.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+from trainlib.data.archives.members import Archive, ArchiveFiles, Member
+from trainlib.data.sources.folder_walk import is_image
+from trainlib.data.sources.layout import SPLIT_FOLDERS, name_some
+from trainlib.errors import DataError
+
+LABEL_ENDINGS = ("cls", "json")
+LABEL_KEYS = ("label", "cls", "class", "class_name")  # of a .json, the first that is there
+MAX_LABEL = 1 << 20  # bytes
+
+Place = tuple[int, Member]  # the number of an archive, and the member in it
+
+
+def is_webdataset(places: Mapping[str, Place]) -> bool:
+    """Return True if some picture has a label of its name beside it."""
+    for name in places:
+        key, ending = _key(name)
+        if ending == "cls" or (ending == "json" and any(f"{key}.{picture}" in places for picture in ("jpg", "png"))):
+            return True
+    return False
+
+
+def label_folders(archives: Sequence[Archive], places: Mapping[str, Place]) -> dict[str, Place]:
+    """Return the pictures as if they lay in a folder of their label: <split>/<label>/<name>.
+
+    Raises DataError naming pictures without a label, with two, or with one that cannot be read.
+    """
+    pictures: dict[str, list[tuple[str, Place]]] = {}
+    labels: dict[str, list[tuple[str, Place]]] = {}
+    for name, place in places.items():
+        key, ending = _key(name)
+        if ending in LABEL_ENDINGS:
+            labels.setdefault(key, []).append((name, place))
+        elif is_image(name):
+            pictures.setdefault(key, []).append((name, place))
+    wrong = [found[0][0] for key, found in pictures.items() if len(found) > 1 or key not in labels]
+    if wrong:
+        raise DataError(
+            f"data.root: {len(wrong)} picture(s) have no label, or share one: {name_some(wrong)}. In webdataset's form "
+            "each picture has a file of its name beside it, .cls or .json"
+        )
+    chosen = [min(labels[key]) for key in pictures]  # .cls before .json
+    files = ArchiveFiles(archives, (place for _, place in chosen))
+    found = {}
+    for index, [(name, place)] in enumerate(pictures.values()):
+        folder, _, rest = name.partition("/")
+        split = f"{folder}/" if folder in SPLIT_FOLDERS and rest else ""
+        label = _label(files, index)
+        found[f"{split}{label}/{name[len(split) :]}"] = place
+    return found
+
+
+def _label(files: ArchiveFiles, index: int) -> str:
+    """Read a label, as the name of a class."""
+    try:
+        if files.size(index) > MAX_LABEL:
+            raise ValueError(f"it has more than {MAX_LABEL} bytes")
+        text = files.read(index).decode().strip()
+        label = _of_json(text) if files.describe(index).endswith(".json") else text
+        if not label or "/" in label or label in (".", ".."):
+            raise ValueError(f"got {label[:100]!r}, must be a number or a name without a slash")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"data.root: {files.describe(index)} is no label: {error}") from error
+    return label
+
+
+def _of_json(text: str) -> str:
+    values = json.loads(text)
+    for key in LABEL_KEYS:
+        if isinstance(values, dict) and isinstance(value := values.get(key), str | int):
+            return str(value)
+    raise ValueError(f"must be an object with one of {', '.join(LABEL_KEYS)}, a number or a text")
+
+
+def _key(name: str) -> tuple[str, str]:
+    """Return a member's name up to the first dot of its file name, and what follows in lower case."""
+    folder, file = os.path.split(name)
+    key, _, ending = file.partition(".")
+    return os.path.join(folder, key), ending.lower()
