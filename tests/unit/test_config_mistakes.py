@@ -29,7 +29,8 @@ def load(workdir: Path, text: str) -> Config:
         ("data: {limit: all}", 'data.limit: got "all", must be a whole number (or null)'),
         (
             "data: {name: cifar100}",
-            'data.name: got "cifar100", must be one of cifar10, image_folder, synthetic; did you mean cifar10?',
+            'data.name: got "cifar100", must be one of cifar10, image_folder, table, archive, hf, synthetic; did you '
+            "mean cifar10?",
         ),
         (
             "data: {normalize: atuo}",
