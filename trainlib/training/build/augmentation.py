@@ -21,7 +21,8 @@ def build_augmentation(config: Config, transform: Transform | None = None) -> Au
     if augment.color_jitter is not None:
         changes.append(ColorJitter(**augment.color_jitter.model_dump()))
     if transform is not None:
-        changes.append(CustomTransform(transform).checked(config.data.image_size))
+        size = config.data.image_size
+        changes.append(CustomTransform(transform).checked(*((size, size) if isinstance(size, int) else size)))
     return Augmentation(
         config.seed,
         augment.flip,
