@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from parts import make_dataset
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from trainlib.config import LossConfig
+from trainlib.config import DataConfig, LossConfig
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.jitter import ColorJitter
 from trainlib.data.augment.mix import Box, Mixing, Mixture, mix
@@ -19,6 +21,10 @@ from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.plan import Plan
 from trainlib.data.batches.rank_slice import RankSlice
+from trainlib.data.dataset import ImageSet
+from trainlib.data.images import InMemoryImages, StreamedImages
+from trainlib.data.pictures.files import PlainFiles
+from trainlib.data.pictures.reader import PictureReader
 from trainlib.models.losses import Objective
 from trainlib.training.tuning.memory import split_to_limit
 
@@ -114,6 +120,24 @@ def test_an_epoch_that_begins_in_its_middle_goes_on_with_the_same_images() -> No
     loader = BatchLoader(make_dataset(97).train, PREPROCESS, RankSlice(0, 1, None), CPU)
     rest = list(loader.train_batches(plan.batches(1)[3:], 1, all_on(), first_step=9))
     for ours, expected in zip(rest, steps_of(0, 1, None)[3:], strict=True):
+        for one, other in zip(together([ours]), together([expected]), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_streamed_images_are_mixed_as_resident_ones(tmp_path: Path) -> None:
+    """Each is decoded once for itself, and some a second time for the sample behind them."""
+    pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    paths = [str(tmp_path / f"{i:02d}.png") for i in range(20)]
+    for path, picture in zip(paths, pixels, strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+    streamed = StreamedImages(PlainFiles(paths), PictureReader.of(DataConfig(image_size=32)))
+    plan = Plan(torch.arange(20), 0, 8, shuffle=True, drop_last=False, total_steps=3)
+
+    def loaded(images: InMemoryImages | StreamedImages) -> list[list[MicroBatch]]:
+        loader = BatchLoader(ImageSet(images, torch.arange(20) % 3), PREPROCESS, RankSlice(0, 2, 3), CPU)
+        return list(loader.train_batches(plan.batches(0), 0, all_on()))
+
+    for ours, expected in zip(loaded(streamed), loaded(InMemoryImages(pixels)), strict=True):
         for one, other in zip(together([ours]), together([expected]), strict=True):
             assert torch.equal(one, other)
 
