@@ -12,7 +12,7 @@ from PIL import Image
 from launch.cli import main as launch
 from trainlib.config import load_config
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.batches.loader import MicroBatch
+from trainlib.data.batches.loader import MicroBatch, MixedLabels
 from trainlib.data.sources.synthetic import make_synthetic
 from trainlib.training.build.data import plan_of
 from trainlib.training.programs.first_batch import CELL, GAP, denormalised, grid, label_lines
@@ -44,6 +44,12 @@ def test_normalisation_is_undone_exactly() -> None:
     micro_batch = MicroBatch(torch.arange(1), preprocess(pixels), torch.tensor([1]), torch.tensor([1]), 0)
     assert torch.equal(denormalised(micro_batch, preprocess), pixels)
     assert label_lines(micro_batch, ["ant", "bee\x1b"]) == [["bee\\x1b"]]
+
+
+def test_mixed_images_have_both_labels_with_their_weights() -> None:
+    own, other = torch.tensor([0, 1]), torch.tensor([1, 0])
+    micro_batch = MicroBatch(torch.arange(2), torch.empty(2), own, own, 0, MixedLabels(0.7, other, other))
+    assert label_lines(micro_batch, ["ant", "bee"]) == [["0.70 ant", "0.30 bee"], ["0.70 bee", "0.30 ant"]]
 
 
 def test_large_pictures_and_long_names_fit_into_their_cells() -> None:

@@ -63,7 +63,7 @@ def denormalised(micro_batch: MicroBatch, preprocess: Preprocess) -> Tensor:
 def label_lines(micro_batch: MicroBatch, class_names: Sequence[str]) -> list[list[str]]:
     """Return the lines under each picture: its label, or both labels with their weights where images were mixed."""
     own = [printable(class_names[label]) for label in micro_batch.cpu_labels_N.tolist()]
-    mixed = getattr(micro_batch, "mixed", None)
+    mixed = micro_batch.mixed
     if mixed is None:
         return [[name] for name in own]
     second = [printable(class_names[label]) for label in mixed.cpu_labels_N.tolist()]
