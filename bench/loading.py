@@ -41,7 +41,7 @@ def make_pictures(folder: Path, count: int, large: int) -> None:
         path = folder / f"train/class-{index % 10}/{index:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         height, width = (int(side * random.uniform(0.8, 1.2)) for side in (400, 500))
-        picture(height, width, random).save(path, quality=85)
+        picture(height, width, random).save(path, quality=90)
     (folder / "large").mkdir(exist_ok=True)
     for index in range(large):
         picture(3000, 4000, random).save(folder / f"large/{index}.jpg", quality=85)

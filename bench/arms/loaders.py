@@ -135,19 +135,25 @@ def limit_resized(folder: Path, threads: int) -> Iterator[Any]:
     return limit(folder, threads, resized=True)
 
 
-def photos(folder: Path, threads: int, *, before: bool = False) -> Iterator[Any]:
-    """Decode photographs of 12 megapixels, and resize them to 224 pixels; `before`: as was done until data.decode."""
+def photos(folder: Path, threads: int) -> Iterator[Any]:
+    """Decode photographs of 12 megapixels, and resize them to 224 pixels."""
     from trainlib.config import DataConfig
     from trainlib.data.pictures.reader import PictureReader
 
-    decode = "pillow" if before else "fast"
-    reader = PictureReader.of(DataConfig.model_validate({"image_size": SIZE, "decode": decode}))
+    reader = PictureReader.of(DataConfig(image_size=SIZE))
     for path in sorted(folder.glob("large/*.jpg")):
         yield [reader(path.read_bytes())]
 
 
 def photos_before(folder: Path, threads: int) -> Iterator[Any]:
-    return photos(folder, threads, before=True)
+    """Do the same with Pillow, whole, as was done before there was data.decode."""
+    import numpy as np
+    from PIL import Image
+
+    for path in sorted(folder.glob("large/*.jpg")):
+        with Image.open(path) as picture:
+            small = picture.convert("RGB").resize((SIZE * 4 // 3, SIZE), Image.Resampling.BILINEAR)
+        yield [np.asarray(small)]
 
 
 LOADERS: dict[str, Loader] = {

@@ -26,7 +26,8 @@ def drawing(index: int) -> Image.Image:
 def save_all_kinds(folder: Path) -> dict[str, Image.Image]:
     """Files of every mode that PIL writes, and the RGB picture that each of them is."""
     large, wide, small = drawing(3).resize((90, 90)), drawing(5).resize((150, 60)), drawing(4).resize((11, 17))
-    grey = np.asarray(drawing(6).convert("L").resize((40, 40)), np.uint16)
+    grey = np.array(drawing(6).convert("L").resize((40, 40)), np.uint16)
+    grey[0, 0] = 255  # so that all 16 bits are in use
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     (folder / "deep/er").mkdir(parents=True)
@@ -37,7 +38,7 @@ def save_all_kinds(folder: Path) -> dict[str, Image.Image]:
     large.convert("RGBA").save(folder / "rgba.webp", lossless=True)
     large.convert("CMYK").save(folder / "print.tif")
     large.convert("1").save(folder / "bits.png")
-    Image.fromarray(grey * 256 + 77).save(folder / "sixteen.png")
+    Image.fromarray(grey * 257).save(folder / "sixteen.png")
     (folder / "notes.txt").write_text("no image")
     opened = {str(path): Image.open(path) for path in sorted(folder.rglob("*.*")) if path.name != "notes.txt"}
     pictures = {path: ImageOps.exif_transpose(picture) for path, picture in opened.items()}
