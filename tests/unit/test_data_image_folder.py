@@ -73,7 +73,7 @@ def test_nested_folders_and_links_are_walked_but_not_in_circles(root: Path, tmp_
 
 
 def test_files_that_are_no_images_are_left_out_with_one_notice(root: Path) -> None:
-    left_out = ["train/readme.md", "train/cat/notes.txt", "test/dog/phone.heic", "test/loose.png"]
+    left_out = ["train/readme.md", "train/cat/notes.txt", "test/dog/phone.raw", "test/loose.png"]
     for name in [*left_out, "train/cat/Thumbs.db", "train/.DS_Store", "train/dog/desktop.ini", "train/.git/x.png"]:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"")

@@ -15,7 +15,23 @@ from trainlib.data.identity.stamp import Stamps, stamp_values
 from trainlib.errors import DataError
 
 EXTENSIONS = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".jfif",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+    }
+    | {".webp"}
 )
 # What file managers, archives and network drives leave behind, in lower case; hidden ones are left out too.
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
