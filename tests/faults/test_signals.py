@@ -105,7 +105,7 @@ def stop_while_decoding(arguments: list[str], cache: str, module: str, name: str
     ("rank", "module", "name"),
     [
         (0, "trainlib.data.storage.cache", "_decode"),
-        pytest.param(1, "trainlib.data.sources.image_folder", "load_decoded", marks=pytest.mark.slow),
+        pytest.param(1, "trainlib.data.sources.listed", "load_decoded", marks=pytest.mark.slow),
     ],
 )
 def test_signalled_while_images_are_decoded(tmp_path: Path, images: Path, rank: int, module: str, name: str) -> None:
