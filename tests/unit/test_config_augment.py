@@ -9,7 +9,7 @@ import pytest
 
 from trainlib.config import load_config
 from trainlib.config.schema.values import POLICY_ARGUMENTS
-from trainlib.data.augment.policies import AugMix
+from trainlib.data.augment.policies import AugMix, RandAugment
 from trainlib.errors import ConfigError
 from trainlib.training.build.augmentation import POLICIES, build_augmentation
 
@@ -56,6 +56,12 @@ def test_a_name_alone_means_the_defaults(name: str) -> None:
     arguments: dict[str, Any] = {"name": name, **POLICY_ARGUMENTS[name]}
     whole = load_config(["quickstart", {"data": {"augment": {"policy": arguments}}}])
     assert whole.data.augment.policy == by_name.data.augment.policy
+
+
+def test_an_argument_is_added_to_a_policy_that_is_a_name() -> None:
+    named: dict[str, Any] = {"data": {"augment": {"policy": "randaugment"}}}
+    (policy,) = build_augmentation(load_config(["quickstart", named, "data.augment.policy.magnitude=15"])).changes
+    assert policy == RandAugment(magnitude=15)
 
 
 def test_another_policy_starts_afresh() -> None:

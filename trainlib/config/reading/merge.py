@@ -94,6 +94,8 @@ def _merge_section(
     for name, value in over.items():
         key = f"{section}.{name}" if section else name
         old = merged.get(name)
+        if key == POLICY and isinstance(old, str):  # a name alone stands for a section of that name
+            old = {"name": old}
         partial = isinstance(value, dict) and bool(value) and not isinstance(value, _Replacement)
         if partial and isinstance(old, list) and layer.locate(key) == COMMAND_LINE:
             rule = f"is a list in {where.get(key, 'the file')}: give the whole list, {key}=[...]"
