@@ -14,7 +14,9 @@ from torch import Tensor
 from trainlib.config import DataConfig
 from trainlib.data.dataset import channel_statistics
 from trainlib.data.images import InMemoryImages, StreamedImages
+from trainlib.data.pictures import threads
 from trainlib.data.pictures.files import PlainFiles
+from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import DataError
 
@@ -103,3 +105,17 @@ def test_a_file_with_other_bytes_than_before_is_an_error(paths: list[str], tmp_p
     shutil.copy(copies[0], copies[1])
     with pytest.raises(DataError, match="has other bytes than when this run read it first"):
         list(images.to(torch.device("cpu")).batches([torch.tensor([0]), torch.tensor([1])]))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("size", [1, 5, 23])
+def test_neither_threads_nor_batches_change_a_random_cut(
+    paths: list[str], monkeypatch: pytest.MonkeyPatch, count: int, size: int
+) -> None:
+    monkeypatch.setattr(threads, "_pool", threads._Pool(count))
+    reader = PictureReader(Frames(Framing(8, 8), RandomCrop(5, 8, 8)))
+    files = PlainFiles(paths)
+    expected = torch.stack([reader(files.read(i), i + 100, 2) for i in range(NUM_IMAGES)])
+    ids = torch.split(torch.arange(NUM_IMAGES), size)
+    found = torch.cat(list(StreamedImages(files, reader).batches(ids, 2, [ids_B + 100 for ids_B in ids])))
+    assert torch.equal(found, expected)
