@@ -23,6 +23,7 @@ Loader = Callable[[Path, int], Iterable[Any]]
 
 def ours(folder: Path, threads: int) -> Iterator[Any]:
     """Stream as a training does: decoding in threads, then flips and normalisation of the whole batch."""
+    from bench.arms.feeds import tune
     from trainlib.data.augment.augmentation import Augmentation
     from trainlib.data.augment.preprocess import Preprocess
     from trainlib.data.batches.loader import BatchLoader
@@ -33,6 +34,7 @@ def ours(folder: Path, threads: int) -> Iterator[Any]:
     from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
     from trainlib.data.pictures.reader import PictureReader
 
+    tune()
     paths = sorted(map(str, folder.glob("train/*/*.jpg")))
     reader = PictureReader(Frames(Framing(SIZE, SIZE), RandomCrop(0, SIZE, SIZE)))
     images = ImageSet(StreamedImages(PlainFiles(paths), reader), torch.zeros(len(paths), dtype=torch.int64))
