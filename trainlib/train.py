@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trainlib.config import Config, keep_older_values, load_config, weights_run
+from trainlib.config import Config, keep_older_values, load_config
 from trainlib.errors import (
     EXIT_FAILURE,
     EXIT_OK,
@@ -100,7 +100,7 @@ def train(
     given = (custom,) if custom else ()
     if not fresh:
         config = keep_older_values(config, RUNS / config.name / "config.yaml")
-    if weights_run(config.model.weights) is not None:
+    if config.model.weights is not None:
         from trainlib.training.build.run_weights import pin_weights
 
         config = pin_weights(config, fresh=fresh)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainlib.config import ModelConfig
 from trainlib.errors import UserError
-from trainlib.models import Classifier, build_model, check_forward, set_train_mode, weights_normalization
+from trainlib.models import Classifier, build_model, check_forward, set_train_mode
 
 META = torch.device("meta")
 TINY_VGG: dict[str, Any] = {"name": "vgg16", "width": 0.02}
@@ -244,10 +244,3 @@ def test_check_forward_leaves_a_real_model_alone() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.module.state_dict().items())
     with pytest.raises(UserError, match=r"ShuffleNetV2 gives \[2, 10\] for 2 images, must give \[2, 11\]"):
         check_forward(classifier, 32, 11)
-
-
-def test_normalization_of_published_weights() -> None:
-    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert weights_normalization(section(name="vgg16", weights="IMAGENET1K_V1")) == imagenet
-    assert weights_normalization(section(name="vgg16")) is None
-    assert weights_normalization(section(name="vgg16", weights="mine.pth")) is None

@@ -8,6 +8,7 @@ from trainlib.config.load import TRANSFORM, load_config, read_resolved, shipped_
 from trainlib.config.older import keep_older_values
 from trainlib.config.reading.command_line import mark_bare_resume
 from trainlib.config.schema.augment import Augment, PolicyConfig
+from trainlib.config.schema.framing import Crop, Resize
 from trainlib.config.schema.sections import (
     Best,
     CheckpointConfig,
@@ -26,7 +27,7 @@ from trainlib.config.schema.sections import (
     TrainConfig,
     WandbConfig,
 )
-from trainlib.config.schema.values import canonical_precision
+from trainlib.config.schema.values import Size, canonical_precision, sides
 
 __all__ = [
     "BALANCED",
@@ -36,6 +37,7 @@ __all__ = [
     "Best",
     "CheckpointConfig",
     "Config",
+    "Crop",
     "DataConfig",
     "Difference",
     "EarlyStopping",
@@ -46,7 +48,9 @@ __all__ = [
     "OptimizerConfig",
     "ParamGroup",
     "PolicyConfig",
+    "Resize",
     "SchedulerConfig",
+    "Size",
     "SlurmConfig",
     "TrackingConfig",
     "TrainConfig",
@@ -64,6 +68,7 @@ __all__ = [
     "mark_bare_resume",
     "read_resolved",
     "shipped_configs",
+    "sides",
     "weights_run",
     "with_older_values",
 ]

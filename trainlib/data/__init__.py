@@ -13,6 +13,7 @@ from trainlib.config import DataConfig
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.framed import frame_dataset
 from trainlib.data.images import Images
 from trainlib.data.sources.cifar10 import load_cifar10
 from trainlib.data.sources.handover import made_once
@@ -49,26 +50,26 @@ def load_data(
 ) -> Dataset:
     """Load the whole data set that the configuration names, in its own order.
 
-    seed            of the run: a test split that the data do not bring is drawn from it
+    seed            of the run: random cuts, and a test split that the data do not bring, are drawn from it
     stop_requested  called again and again while images are decoded or another process decodes them; True ends that
     is_main         True on the one rank that shows progress and warnings
     start_folder    a folder that the ranks of this start on this machine share: one of them lists the files for all
-    Images of files have the configured `image_size`, those of cifar10 and synthetic their own 32 x 32 pixels.
+    Images have the configured size, whatever the size of their pictures.
 
     Raises DataError for data that is missing, damaged or of the wrong form, StoppedError when asked to stop.
     """
     match config.name:
         case "cifar10":
-            return load_cifar10(Path(config.root), stop_requested=stop_requested)
+            return frame_dataset(load_cifar10(Path(config.root), stop_requested=stop_requested), config, seed)
         case "synthetic":
-            return make_synthetic()
+            return frame_dataset(make_synthetic(), config, seed)
     what = f"{seed} {config.model_dump_json()} {Path.cwd()}"
     found = made_once(
         start_folder, what, lambda: listed_files(config, seed), stop_requested=stop_requested, is_main=is_main
     )
     if is_main:
         tell(found.samples)
-    return load_files(found, config, stop_requested=stop_requested, is_main=is_main)
+    return load_files(found, config, seed, stop_requested=stop_requested, is_main=is_main)
 
 
 def list_files(config: DataConfig, seed: int = 0, *, warn: bool = True) -> Samples | None:

@@ -51,9 +51,11 @@ class ChosenCheckpoint:
 
     @property
     def preprocess(self) -> Preprocess:
-        """The normalisation and image size that the model was trained with."""
+        """The normalisation that the model was trained with."""
         values = self._fact("preprocess", _is_preprocess)
-        return Preprocess(tuple(values["mean"]), tuple(values["std"]), values["image_size"])
+        # Only runs that began before pictures in memory were framed resize them on their device.
+        size = values["image_size"] if self.config.data.is_older else None
+        return Preprocess(tuple(values["mean"]), tuple(values["std"]), size)
 
     @property
     def loss(self) -> LossConfig:
@@ -90,7 +92,8 @@ def _is_preprocess(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     size, mean, std = value.get("image_size", 0), value.get("mean"), value.get("std")
-    if not whole_number(size) or not 0 < size <= MAX_SIZE:
+    both = size if isinstance(size, list) and len(size) == 2 else [size]
+    if not all(whole_number(side) and 0 < side <= MAX_SIZE for side in both):
         return False
     three = all(isinstance(each, list) and len(each) == 3 and all(map(number, each)) for each in (mean, std))
     return three and all(channel > 0 for channel in std)  # type: ignore[union-attr]

@@ -2,7 +2,7 @@
 
 state_dict, safetensors   the weights, under the names of the plain torchvision or torch model
 torch_export, onnx        the whole network in eval mode, of any batch size: float32 RGB images in 0..1
-                          [N, 3, S, S] to logits [N, C]; the normalisation of the training is inside
+                          [N, 3, H, W] to logits [N, C]; the normalisation of the training is inside
 
 Beside FILE comes FILE.json, with what is needed to use it: classes, image size, normalisation, the model's section of
 the configuration. Every file is read back and compared with the model before it takes its place.
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.data.augment.preprocess import Preprocess
+from trainlib.data.pictures.framing import Framing
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.trained_model import TrainedModel, model_of
@@ -83,13 +84,23 @@ def export(chosen: ChosenCheckpoint, export_format: str, output: Path, *, force:
 def describe(chosen: ChosenCheckpoint, model: TrainedModel, export_format: str) -> dict[str, Any]:
     """Return the contents of FILE.json: what someone needs to use the file without this package."""
     whole = export_format in ("torch_export", "onnx")
-    size, preprocess = model.preprocess.image_size, model.preprocess
-    images = f"float32 [N, 3, {size}, {size}], RGB, in 0..1"
+    preprocess, framing = model.preprocess, model.framing
+    images = f"float32 [N, {len(preprocess.mean)}, {framing.height}, {framing.width}], {colours(preprocess)}, in 0..1"
     return {
         "format": export_format,
         "input": images if whole else f"{images}, then for each channel (value - mean) / std",
         "output": f"logits, float32 [N, {len(model.classes)}], in the order of the classes",
-        "resize": f"shorter side to {size} (bilinear, antialiased), then the centre {size} x {size}",
+        "resize": resize_text(framing),
+        "preprocessing": {
+            "channels": colours(preprocess),
+            "height": framing.height,
+            "width": framing.width,
+            "fit": framing.fit,
+            "size": framing.shorter_side,
+            "interpolation": framing.interpolation,
+            "antialias": framing.interpolation != "nearest",
+            "resampling": "uint8 by Pillow" if framing.pillow else "uint8 by torch.nn.functional.interpolate",
+        },
         "normalisation": {"mean": preprocess.mean, "std": preprocess.std, "inside": whole},
         "classes": list(model.classes),
         "model": model.config.model.model_dump(mode="json"),
@@ -100,8 +111,28 @@ def describe(chosen: ChosenCheckpoint, model: TrainedModel, export_format: str) 
     }
 
 
+def colours(preprocess: Preprocess) -> str:
+    """Return the name of the model's channels, in their order."""
+    return "RGB" if len(preprocess.mean) == 3 else "grey"
+
+
+def resize_text(framing: Framing) -> str:
+    """Return in words how a picture, turned as its EXIF orientation says, becomes an image of the model's size."""
+    size = f"{framing.height} x {framing.width}"
+    how = f"({framing.interpolation}{'' if framing.interpolation == 'nearest' else ', antialiased'})"
+    match framing.fit:
+        case "squash":
+            return f"to height x width {size} {how}"
+        case "pad":
+            return f"until it fits into height x width {size} {how}, then black around it"
+    if framing.height == framing.width:
+        return f"shorter side to {framing.shorter_side} {how}, then the centre {size}"
+    height, width = framing.covered
+    return f"until it covers height x width {height} x {width} {how}, then the centre {size}"
+
+
 class Normalised(nn.Module):
-    """The network behind its normalisation: float32 images in 0..1 [N, 3, S, S] to logits [N, C]."""
+    """The network behind its normalisation: float32 images in 0..1 [N, 3, H, W] to logits [N, C]."""
 
     mean_311: Tensor
     std_311: Tensor
@@ -109,11 +140,11 @@ class Normalised(nn.Module):
     def __init__(self, module: nn.Module, preprocess: Preprocess):
         super().__init__()
         self.network = module
-        self.register_buffer("mean_311", torch.tensor(preprocess.mean).view(3, 1, 1))
-        self.register_buffer("std_311", torch.tensor(preprocess.std).view(3, 1, 1))
+        self.register_buffer("mean_311", torch.tensor(preprocess.mean).view(-1, 1, 1))
+        self.register_buffer("std_311", torch.tensor(preprocess.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits [N, C] of float32 images in 0..1 [N, 3, S, S]."""
+        """Return the logits [N, C] of float32 images in 0..1 [N, 3, H, W]."""
         logits: Tensor = self.network((images - self.mean_311) / self.std_311)
         return logits
 
@@ -181,9 +212,9 @@ _WRITERS: dict[str, Callable[[TrainedModel, dict[str, Any]], tuple[bytes, str]]]
 
 
 def _images(model: TrainedModel, count: int) -> Tensor:
-    """Return noise in 0..1, float32 [count, 3, S, S], the same every time; torch's global generator is not used."""
-    size = model.preprocess.image_size
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+    """Return noise in 0..1, float32 [count, 3, H, W], the same every time; torch's global generator is not used."""
+    shape = (len(model.preprocess.mean), model.framing.height, model.framing.width)
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count))
 
 
 def _same_weights(state: dict[str, Tensor], description: dict[str, Any]) -> str:

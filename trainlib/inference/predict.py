@@ -73,7 +73,7 @@ def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer
     read = [row for row in range(len(paths)) if row not in failures]
     if not read:
         return []
-    probabilities_NC = model.probabilities(images_NCHW[read])
+    probabilities_NC = model.probabilities_of_images(images_NCHW[read])
     return [(paths[row], model.prediction(row_C).top(top)) for row, row_C in zip(read, probabilities_NC, strict=True)]
 
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data.augment.preprocess import Preprocess
+from trainlib.data.pictures.configured import evaluation_of
 from trainlib.data.pictures.decode_files import decode_some
 from trainlib.data.pictures.failures import damaged_images
 from trainlib.data.pictures.files import PlainFiles
+from trainlib.data.pictures.framing import Framing
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import CheckpointError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
@@ -76,7 +78,7 @@ class TrainedModel:
 
     module       the network in eval mode; it maps images that `prepare` returns, [N, 3, S, S], to logits [N, C]
     classes      names of the C classes, in the order of the logits
-    preprocess   mean, std and image size S
+    preprocess   mean and standard deviation of each channel
     config       the configuration of the training
     step         the number of training steps that the weights have
     device       where the network is
@@ -89,18 +91,32 @@ class TrainedModel:
     step: int
     device: torch.device
 
-    def prepare(self, images_NCHW: Tensor) -> Tensor:
-        """Resize and normalise uint8 RGB images [N, 3, H, W] as in training: float32 [N, 3, S, S], on `device`."""
-        return self.preprocess(images_NCHW.to(self.device))
+    def prepare(self, pictures_NCHW: Tensor) -> Tensor:
+        """Resize and normalise uint8 RGB pictures [N, 3, H, W] as in evaluation: float32 of its size, on `device`."""
+        return self.preprocess(self._framed(pictures_NCHW).to(self.device))
 
-    @torch.inference_mode()
-    def probabilities(self, images_NCHW: Tensor) -> Tensor:
-        """Return the probabilities of all classes, float32 [N, C] on the CPU, for uint8 RGB images [N, 3, H, W].
+    def _framed(self, pictures_NCHW: Tensor) -> Tensor:
+        if self.config.data.is_older:  # these are resized on the device
+            return pictures_NCHW
+        return self.framing(pictures_NCHW.cpu())
+
+    @property
+    def framing(self) -> Framing:
+        """How pictures become images of the model's size, as in the evaluations of the training."""
+        return evaluation_of(self.config.data)
+
+    def probabilities(self, pictures_NCHW: Tensor) -> Tensor:
+        """Return the probabilities of all classes, float32 [N, C] on the CPU, for uint8 RGB pictures [N, 3, H, W].
 
         They come from the mean of the logits over the views of `evaluation.test_time`, as in training.
         """
+        return self.probabilities_of_images(self._framed(pictures_NCHW))
+
+    @torch.inference_mode()
+    def probabilities_of_images(self, images_NCHW: Tensor) -> Tensor:
+        """Return what `probabilities` does for images that are resized already, as `reader` gives them."""
         network = with_tta(self.module, self.config.evaluation.test_time)
-        return class_probabilities(network(self.prepare(images_NCHW)), self.config.loss).cpu()
+        return class_probabilities(network(self.preprocess(images_NCHW.to(self.device))), self.config.loss).cpu()
 
     def predict(self, pictures: Picture | Tensor | Sequence[Picture], batch_size: int = BATCH_SIZE) -> list[Prediction]:
         """Return one prediction for each picture, in order.
@@ -112,12 +128,12 @@ class TrainedModel:
         Raises DataError naming the files that cannot be read.
         """
         if isinstance(pictures, Tensor):
-            batches: Iterator[Tensor] = iter(torch.split(pictures, batch_size))
+            batches: Iterator[Tensor] = map(self._framed, torch.split(pictures, batch_size))
         else:
             alone = isinstance(pictures, str | os.PathLike | Image.Image | np.ndarray)
             given: list[Picture] = [pictures] if alone else list(pictures)  # type: ignore[list-item, arg-type]
             batches = (self._decode(given[i : i + batch_size]) for i in range(0, len(given), batch_size))
-        return [self.prediction(row_C) for batch in batches for row_C in self.probabilities(batch)]
+        return [self.prediction(row_C) for batch in batches for row_C in self.probabilities_of_images(batch)]
 
     def prediction(self, probabilities_C: Tensor) -> Prediction:
         """Return the prediction for the probabilities of one picture, float [C]."""

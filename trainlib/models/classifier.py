@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainlib.config import ModelConfig, custom_part_missing, is_custom
+from trainlib.config import ModelConfig, Size, custom_part_missing, is_custom, sides
 from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, build_architecture, empty_init
 from trainlib.models.backbone import find_backbone, require_finite, without_common_prefix
@@ -33,7 +33,7 @@ class Classifier:
     frozen: frozenset[str]
 
 
-def build_model(config: ModelConfig, num_classes: int, image_size: int, *, load_weights: bool = True) -> Classifier:
+def build_model(config: ModelConfig, num_classes: int, image_size: Size, *, load_weights: bool = True) -> Classifier:
     """Build the configured classifier, float32, on torch's default device (`with torch.device(...)`), in train mode.
 
     Initial values come from torch's global generator alone. On the meta device nothing is allocated or downloaded:
@@ -67,21 +67,26 @@ def set_train_mode(classifier: Classifier) -> None:
             module.training = False
 
 
-def check_forward(classifier: Classifier, image_size: int, num_classes: int, *, num_images: int = 2) -> None:
+def check_forward(
+    classifier: Classifier, image_size: Size, num_classes: int, *, num_images: int = 2, key: str = "data.image_size"
+) -> None:
     """Raise UserError unless images of this size give logits [num_images, num_classes]; the model is left as it was.
 
     A forward pass on the model's device; on the meta device it computes only shapes. There torch imports its compiler
     for linear layers, which takes longer than a few images do on a real device.
+
+    key   that the size comes from, for the message
     """
     module = classifier.module
-    images_NCHW = torch.zeros(num_images, 3, image_size, image_size, device=next(module.parameters()).device)
+    height, width = sides(image_size)
+    images_NCHW = torch.zeros(num_images, 3, height, width, device=next(module.parameters()).device)
     try:
         with torch.no_grad(), preserve_buffers(module):
             logits_NC = module(images_NCHW)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"data.image_size: {type(module).__name__} cannot take {num_images} images of {image_size} x {image_size} "
+            f"{key}: {type(module).__name__} cannot take {num_images} images of {height} x {width} "
             f"({reason}); use the size that the model was made for, often 224"
         ) from error
     if logits_NC.shape != (num_images, num_classes):
@@ -102,14 +107,14 @@ def preserve_buffers(module: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
-def _build_unchanged(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+def _build_unchanged(config: ModelConfig, num_classes: int, image_size: Size) -> nn.Module:
     """Build the architecture before its last layer is changed."""
     by_name = config.weights is not None and published_weights(config) is not None
     return build_architecture(config, num_classes, image_size, published_weights=by_name)
 
 
 def _build_from_weights(
-    config: ModelConfig, num_classes: int, image_size: int, device: torch.device
+    config: ModelConfig, num_classes: int, image_size: Size, device: torch.device
 ) -> tuple[nn.Module, str]:
     """Build the module with the configured weights, and return its head's name.
 
@@ -147,7 +152,7 @@ def _build_from_weights(
 
 
 def _build_around(
-    backbone: State, sentence: str, config: ModelConfig, num_classes: int, image_size: int, device: torch.device
+    backbone: State, sentence: str, config: ModelConfig, num_classes: int, image_size: Size, device: torch.device
 ) -> tuple[nn.Module, str]:
     """Build the module with these tensors and, for all that they leave out, fresh initial values."""
     with empty_init() if device.type == "meta" else nullcontext():
@@ -162,7 +167,7 @@ def _build_around(
 
 def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> str:
     """Give the module a new last layer for `num_classes`, and return that layer's name."""
-    name = _last_layer(module)
+    name = last_layer(module)
     if config.name in BUILT_FOR_CLASSES:
         if config.head == "append":
             raise UserError(
@@ -183,7 +188,7 @@ def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> st
     return f"{name}.1"
 
 
-def _last_layer(module: nn.Module) -> str:
+def last_layer(module: nn.Module) -> str:
     """Return the name of the last linear layer or, in a model without any (SqueezeNet), of the last convolution."""
     linear: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
     convolutions: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Conv2d)]

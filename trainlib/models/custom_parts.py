@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from trainlib.config import CUSTOM_PREFIX, TRANSFORM
+from trainlib.config import CUSTOM_PREFIX, TRANSFORM, Size, sides
 from trainlib.data import Dataset, fingerprint
 from trainlib.data.augment.custom import Transform
 from trainlib.errors import UserError
@@ -79,20 +79,22 @@ def build_custom(source: ModelSource, num_classes: int) -> Classifier:
     return Classifier(module, head="", frozen=frozenset())
 
 
-def check_custom_model(classifier: Classifier, image_size: int, num_classes: int, *, num_images: int = 2) -> None:
+def check_custom_model(
+    classifier: Classifier, image_size: Size, num_classes: int, *, num_images: int = 2, key: str = "data.image_size"
+) -> None:
     """Check a custom model as `check_forward` does a configured one; the model is left as it was.
 
     A real forward pass, as custom code may do things that have no meaning on the meta device. Raises UserError.
     """
     module, name = classifier.module, type(classifier.module).__name__
     device = next(module.parameters(), torch.empty(0)).device
-    images_NCHW = torch.zeros(num_images, 3, image_size, image_size, device=device)
+    images_NCHW = torch.zeros(num_images, 3, *sides(image_size), device=device)
     try:
         with torch.no_grad(), preserve_buffers(module):
             logits_NC = module(images_NCHW)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"model: {name} cannot take images {list(images_NCHW.shape)}: {error} (their size is data.image_size)"
+            f"model: {name} cannot take images {list(images_NCHW.shape)}: {error} (their size is {key})"
         ) from error
     if not isinstance(logits_NC, Tensor) or logits_NC.shape != (num_images, num_classes):
         got = list(logits_NC.shape) if isinstance(logits_NC, Tensor) else type(logits_NC).__name__

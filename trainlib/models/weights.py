@@ -60,19 +60,6 @@ def published_weights(config: ModelConfig) -> Enum | None:
     )
 
 
-def weights_normalization(config: ModelConfig) -> tuple[Channels, Channels] | None:
-    """Return the mean and standard deviation, on a 0..1 scale, that torchvision's weights were trained with.
-
-    None if the section names no published weights.
-    """
-    member = None if config.weights is None else published_weights(config)
-    if member is None:
-        return None
-    transform = member.value.transforms()
-    (r, g, b), (sr, sg, sb) = transform.mean, transform.std
-    return (r, g, b), (sr, sg, sb)
-
-
 def read_weights(config: ModelConfig, device: torch.device) -> State:
     """Read the state_dict of `model.weights`, on the CPU, with the names that the architecture has today.
 
@@ -115,13 +102,15 @@ def _download(model: str, member: Enum) -> Path:
     return path
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path, device: str = "cpu") -> State:
     """Read the state_dict in a .pt, .pth or .safetensors file, bare or under `state_dict` or `model`.
+
+    device   "meta" for the shapes alone: the values are not read
 
     No code in the file is run. Raises WeightsError for a file that is damaged or holds anything but tensors.
     """
     try:
-        content = _load(path)
+        content = _load(path, device)
     except Exception as error:  # a damaged file can raise anything
         if isinstance(error, pickle.UnpicklingError) and _is_whole_pickle(path):
             raise WeightsError(
@@ -150,14 +139,18 @@ def read_state(path: Path) -> State:
     return {str(name): value for name, value in content.items()}
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, device: str) -> Any:
     if path.suffix == ".safetensors":
+        from safetensors import safe_open
         from safetensors.torch import load_file
 
+        if device == "meta":
+            with safe_open(path, "pt") as file:
+                return {name: torch.empty(file.get_slice(name).get_shape(), device=device) for name in file.keys()}  # noqa: SIM118
         return load_file(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
 
 
 def _is_whole_pickle(path: Path) -> bool:

@@ -131,7 +131,7 @@ def _manifest(config: Config, training: Training, dataset: Dataset, facts: dict[
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "data": dataset.listing.facts,
         "classes": list(dataset.class_names),
-        "preprocess": asdict(training.samples.train.preprocess),
+        "preprocess": asdict(training.samples.train.preprocess) | {"image_size": config.data.image_size},
         **class_weights,
     }
 

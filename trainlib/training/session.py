@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from trainlib.config import Config
 from trainlib.data import load_data
 from trainlib.data.dataset import Dataset
+from trainlib.data.framed import frame_dataset
 from trainlib.distributed import process_group
 from trainlib.distributed.channel import open_channel
 from trainlib.distributed.process_group import broadcast_object
@@ -65,13 +66,16 @@ def run_session(
     process_group.check_precision(config.train)
     if start is not None:
         require_same_config(config, start)
-    dataset = custom.dataset or load_data(
-        config.data,
-        config.seed,
-        stop_requested=flag.requested,
-        is_main=is_main,
-        start_folder=launch_variables.start_folder(),
-    )
+    if custom.dataset is not None:
+        dataset = frame_dataset(custom.dataset, config.data, config.seed)
+    else:
+        dataset = load_data(
+            config.data,
+            config.seed,
+            stop_requested=flag.requested,
+            is_main=is_main,
+            start_folder=launch_variables.start_folder(),
+        )
     if start is not None:
         require_same_data(run, start, dataset.listing)
     with process_group.joined(config.train) as accelerator:

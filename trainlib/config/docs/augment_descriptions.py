@@ -13,6 +13,23 @@ AUGMENT_DESCRIPTIONS: Mapping[str, Description] = {
         "Random changes of training images; `{}`: none.",
         "data.augment='{flip: true, crop_padding: 4}'",
     ),
+    "data.augment.crop": D(
+        "Cut training images at random out of the whole picture, and resize them: torchvision's RandomResizedCrop, "
+        "drawn from `seed`, epoch and sample. `{}`: with the values below. Not together with `crop_padding`.",
+        "data.augment='{crop: {}, crop_padding: 0}'",
+    ),
+    "data.augment.crop.scale": D(
+        "The least and the largest share of the picture's area.",
+        "data.augment='{crop: {scale: [0.35, 1.0]}, crop_padding: 0}'",
+    ),
+    "data.augment.crop.ratio": D(
+        "The least and the largest width for a height of 1.",
+        "data.augment='{crop: {ratio: [1.0, 1.0]}, crop_padding: 0}'",
+    ),
+    "data.augment.crop.interpolation": D(
+        "As in `data.resize`.",
+        "data.augment='{crop: {interpolation: bicubic}, crop_padding: 0}'",
+    ),
     "data.augment.flip": D(
         "`true`: in each epoch, mirror a random half of the images left to right. `alternating`: mirror a random "
         "half in the first epoch, and in every other epoch the half that was not mirrored in the one before, so "

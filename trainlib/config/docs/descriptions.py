@@ -85,7 +85,8 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "data.verify=full",
     ),
     "data.image_size": D(
-        "Height and width of the model's input in pixels. Images of another size are resized.",
+        "Height and width of the model's input in pixels: one number for both, or `[height, width]`. Pictures of "
+        "another size are resized and cut as `data.resize` says.",
         "data.image_size=64",
     ),
     "data.decode": D(
@@ -94,6 +95,33 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "resized by Pillow. Both depend on the file and the configuration alone. `pillow`: as `exact`, but of 16 bits "
         "a channel the upper 8 are kept, as runs do that began before the others existed.",
         "data.decode=exact",
+    ),
+    "data.train_image_size": D(
+        "The size of training images, where it is not `image_size`, at which the model is evaluated. Training on "
+        "smaller images costs less, and the objects in random crops look as large as in larger images of evaluation "
+        "([pictures.md](pictures.md)).",
+        "data='{image_size: 224, train_image_size: 176}'",
+    ),
+    "data.resize": D(
+        "How a picture becomes an image of `image_size` in evaluation, prediction and, without `augment.crop`, in "
+        "training.",
+        "data.resize='{fit: pad}'",
+    ),
+    "data.resize.fit": D(
+        "`crop`: scale the picture until its shorter side is `size`, and cut out the centre. `pad`: scale it until it "
+        "fits inside the image, and surround it with black. `squash`: scale height and width separately.",
+        "data.resize.fit=squash",
+    ),
+    "data.resize.size": D(
+        "With `fit: crop`, what the shorter side is scaled to, in pixels; of a `[height, width]`, what the shorter of "
+        "the two is cut from. `auto`: as `model.weights` were trained with: `image_size` by the share of it that they "
+        "cut out (232 for 224 with ResNet-50's `IMAGENET1K_V2`); `image_size` for other models.",
+        "data='{image_size: 64, resize: {size: 72}}'",
+    ),
+    "data.resize.interpolation": D(
+        "How pixels are computed, all but `nearest` with antialiasing. `auto`: as `model.weights` were trained with, "
+        "else `bilinear`.",
+        "data.resize.interpolation=bicubic",
     ),
     "data.shuffle": D(
         "`true`: each epoch has another random order. `false`: every epoch has the data set's own order.",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainlib.config.schema.base import Section
+from trainlib.config.schema.framing import Crop
 from trainlib.config.schema.values import Flip, PolicyName
 
 
@@ -34,6 +35,7 @@ class ColorJitterConfig(Section):
 class Augment(Section):
     """`data.augment`: random changes of training images."""
 
+    crop: Crop | None = None
     flip: Flip = False
     crop_padding: Annotated[int, Field(ge=0)] = 0
     fill: Literal["black", "reflect"] = "black"

@@ -14,9 +14,11 @@ from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 from trainlib.config.custom import allow_custom
 from trainlib.config.schema.augment import Augment
 from trainlib.config.schema.base import Named, Section
+from trainlib.config.schema.framing import Resize
 from trainlib.config.schema.values import (
     Decode,
     Duration,
+    ImageSize,
     Metric,
     Mode,
     NodeCount,
@@ -48,13 +50,20 @@ class DataConfig(Section):
     balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     repeats: Annotated[int, Field(ge=1)] = 1
     verify: Literal["quick", "full"] = "quick"
-    image_size: Annotated[int, Field(ge=8, le=4096)] = 32
+    image_size: ImageSize = 32
+    train_image_size: ImageSize | None = None
+    resize: Resize = Resize()
     decode: Decode = "fast"
     shuffle: bool = True
     drop_last: bool = False
     normalize: Literal["auto", "none"] | Normalize = "auto"
     augment: Augment = Augment()
     limit: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def is_older(self) -> bool:
+        """True for a run that began before pictures in memory were framed as files are (see `OLDER_DATA`)."""
+        return self.decode == "pillow"
 
 
 class ModelConfig(Named):

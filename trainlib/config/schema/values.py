@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
@@ -69,6 +69,37 @@ NodeCount = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],
     BeforeValidator(_node_count),
 ]
+LEAST_SIDE, MOST_SIDE = 8, 4096  # of an image, in pixels
+Size: TypeAlias = int | Sequence[int]  # of an image: both sides, or height and width
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Return height and width, in pixels, that an image size means: a number is both, a sequence holds the two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _is_side(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and LEAST_SIDE <= value <= most
+
+
+def _image_size(value: object) -> object:
+    both = value if isinstance(value, list) else [value, value]
+    if len(both) != 2 or not all(_is_side(side, MOST_SIDE) for side in both):
+        raise ValueError(
+            f"must be a whole number of pixels from {LEAST_SIDE} to {MOST_SIDE}, or two of them, [height, width]"
+        )
+    return both[0] if both[0] == both[1] else both
+
+
+def _resize_size(value: object) -> object:
+    if value != "auto" and not _is_side(value, 2 * MOST_SIDE):
+        raise ValueError(f"must be auto, or a whole number of pixels from {LEAST_SIDE} to {2 * MOST_SIDE}")
+    return value
+
+
+ImageSize = Annotated[int | list[int], BeforeValidator(_image_size)]
+ResizeSize = Annotated[Literal["auto"] | int, BeforeValidator(_resize_size)]
 Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]
 
 

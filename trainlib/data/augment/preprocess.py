@@ -9,29 +9,32 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from trainlib.config import Size, sides
+
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The conversion of uint8 images to the model's input: resizing, and normalization by channel.
+    """The conversion of uint8 images to the model's input: normalization by channel.
 
     mean, std    of each channel of images scaled to 0..1
-    image_size   height and width of the result, in pixels
+    image_size   the size that images of another one are resized to, on their device; None for images that have theirs
+                 (only in runs that began before pictures in memory were framed as files are, see `framing`)
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    image_size: int
+    image_size: Size | None = None
 
     def __call__(self, images_NCHW: Tensor) -> Tensor:
-        """Convert uint8 [N, 3, H, W] to normalized float32 [N, 3, image_size, image_size], on the images' device.
+        """Convert uint8 [N, 3, H, W] to normalized float32 [N, 3, H, W] or `image_size`, on the images' device.
 
         The result is (x / 255 - mean) / std, computed as x * a - b, where a = 1 / (255 * std) and b = mean / std are
         rounded from float64 to float32, and so are the product and the difference, one by one: every device gives the
         same bits. Images of another size are resized first (bilinear, antialiased).
         """
-        size = (self.image_size, self.image_size)
+        size = tuple(images_NCHW.shape[2:]) if self.image_size is None else sides(self.image_size)
         if len(images_NCHW) == 0:  # interpolate refuses it
-            return torch.empty((0, 3, *size), device=images_NCHW.device)
+            return torch.empty((0, images_NCHW.shape[1], *size), device=images_NCHW.device)
         # In one layout, whichever the images' source has: kernels may round otherwise in another one.
         values = images_NCHW.contiguous().to(torch.float32)
         if values.shape[2:] != size:

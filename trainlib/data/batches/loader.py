@@ -112,9 +112,9 @@ class BatchLoader:
             yield self._to_model_input(images_NCHW.to(self.device, non_blocking=True))
 
     def dummy_input(self) -> Tensor:
-        """Return a model input of one image, all zeros, on the device."""
-        size = self.preprocess.image_size
-        return torch.zeros(1, 3, size, size, device=self.device)
+        """Return a model input of one training image, all zeros, on the device."""
+        first = next(self.images.batches([torch.tensor([0])], 0))
+        return torch.zeros_like(self._to_model_input(first.to(self.device)))
 
     def raw_images(self, ids_N: Tensor) -> Tensor:
         """Return the images of these samples as the image set holds them: uint8 [N, 3, H, W] on the CPU."""

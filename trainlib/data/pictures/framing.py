@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, from_numpy
+from torch import Tensor, from_numpy, stack
 
 from trainlib.randomness import draw_one, key
 
@@ -48,25 +48,37 @@ class Framing:
         """Return height and width that a picture of these sides is scaled to before it is cut or padded."""
         if self.fit == "squash":
             return self.height, self.width
-        box_height, box_width = self._box()
+        box_height, box_width = self.covered
         if (box_height * width >= box_width * height) == (self.fit == "crop"):
             return box_height, max(1, box_height * width // height)
         return max(1, box_width * height // width), box_width
 
-    def _box(self) -> tuple[int, int]:
-        """Return the height and width that the scaled picture covers (crop) or fits into (pad)."""
+    @property
+    def covered(self) -> tuple[int, int]:
+        """Height and width that the scaled picture covers (crop), fits into (pad) or gets (squash)."""
         if self.fit != "crop" or self.size is None:
             return self.height, self.width
         shorter = min(self.height, self.width)
         return round(self.height * self.size / shorter), round(self.width * self.size / shorter)
 
     @property
+    def shorter_side(self) -> int:
+        """The shorter of the two sides that the scaled picture covers: `size` where it is given."""
+        return min(self.covered)
+
+    def keeps(self, height: int, width: int) -> bool:
+        """Return True if pictures of these sides are left as they are."""
+        return (self.height, self.width) == (height, width) == self.resized(height, width)
+
+    @property
     def needed_pixels(self) -> int:
         """The shorter side, in pixels, of a picture that is never enlarged."""
-        return max(self._box())
+        return max(self.covered)
 
     def __call__(self, picture_CHW: Tensor) -> Tensor:
         """Return uint8 [C, height, width] of a picture uint8 [C, H, W]; it is not copied if it has that size.
+
+        Or, at once, [N, C, height, width] of several pictures of one size, [N, C, H, W].
 
         Raises ValueError for a picture that is too long for its width to be scaled.
         """
@@ -188,13 +200,22 @@ def needed_pixels(frames: Frames) -> int:
 
 
 def resample(picture_CHW: Tensor, height: int, width: int, interpolation: str, *, pillow: bool = False) -> Tensor:
-    """Scale a picture uint8 [C, H, W] to uint8 [C, height, width]; the picture itself if it has that size."""
+    """Scale a picture uint8 [C, H, W] to uint8 [C, height, width]; the picture itself if it has that size.
+
+    Or several of one size at once, [N, C, H, W].
+    """
     if picture_CHW.shape[-2:] == (height, width):
         return picture_CHW
+    if picture_CHW.numel() == 0:  # no picture, which torch refuses
+        return picture_CHW.new_empty((*picture_CHW.shape[:-2], height, width))
     if pillow:
-        return _resample_with_pillow(picture_CHW, height, width, interpolation)
+        rows = picture_CHW if picture_CHW.ndim == 4 else picture_CHW[None]
+        scaled = stack([_resample_with_pillow(row_CHW, height, width, interpolation) for row_CHW in rows])
+        return scaled if picture_CHW.ndim == 4 else scaled[0]
     # Not through torchvision, which takes floating-point numbers, and so other bits, on processors without AVX2.
     smooth = {} if interpolation == "nearest" else {"antialias": True, "align_corners": False}
+    if picture_CHW.ndim == 4:
+        return F.interpolate(picture_CHW, (height, width), mode=interpolation, **smooth)
     return F.interpolate(picture_CHW[None], (height, width), mode=interpolation, **smooth)[0]
 
 

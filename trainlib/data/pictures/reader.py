@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from trainlib.config import DataConfig
+from trainlib.data.pictures.configured import frames_of
 from trainlib.data.pictures.decode import decode_picture, picture_pixels
-from trainlib.data.pictures.framing import Frames, Framing, needed_pixels
+from trainlib.data.pictures.framing import Frames, needed_pixels
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,23 @@ class PictureReader:
     decode: str = "fast"
 
     @classmethod
-    def of(cls, config: DataConfig) -> PictureReader:
-        """Return the reader of the configured data: shorter side to `image_size` pixels, centre cut out."""
-        framing = Framing(config.image_size, config.image_size, pillow=config.decode != "fast")
-        return cls(Frames(framing, framing), decode=config.decode)
+    def of(cls, config: DataConfig, seed: int = 0) -> PictureReader:
+        """Return the reader of the configured data; random cuts are drawn from the run's seed."""
+        return cls(frames_of(config, seed), decode=config.decode)
 
     @cached_property
     def _needed(self) -> int | None:
         return needed_pixels(self.frames) if self.decode == "fast" else None
+
+    @property
+    def is_fixed(self) -> bool:
+        """True if a picture gives the same image in every epoch and in evaluation."""
+        return self.frames.training == self.frames.evaluation
+
+    @property
+    def key(self) -> str:
+        """All that decides the pixels of evaluation, as text."""
+        return f"{self.frames.evaluation} {self.channels} {self.decode} {self._needed}"
 
     @property
     def _upper_bits(self) -> bool:

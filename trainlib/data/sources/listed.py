@@ -85,8 +85,10 @@ def listed_files(config: DataConfig, seed: int) -> Listed:
     return Listed(samples, facts, listing)
 
 
-def load_files(listed: Listed, config: DataConfig, *, stop_requested: Callable[[], bool], is_main: bool) -> Dataset:
-    """Return the data set of listed samples.
+def load_files(
+    listed: Listed, config: DataConfig, seed: int = 0, *, stop_requested: Callable[[], bool], is_main: bool
+) -> Dataset:
+    """Return the data set of listed samples; random cuts are drawn from the seed.
 
     Raises DataError for damaged pictures, StoppedError when asked to stop.
     """
@@ -96,7 +98,7 @@ def load_files(listed: Listed, config: DataConfig, *, stop_requested: Callable[[
         samples.files,
         samples.stamps,
         num_train,
-        PictureReader.of(config),
+        PictureReader.of(config, seed),
         verify=config.verify == "full",
         stop_requested=stop_requested,
         is_main=is_main,

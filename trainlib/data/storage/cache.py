@@ -38,6 +38,7 @@ from trainlib.runs.files.locks import exclusive_lock
 from trainlib.runs.machine.limits import available_memory
 
 FORMAT = 2
+DECODED_ANEW = "Training images are others than those of evaluation: pictures are decoded anew for each batch."
 MAX_FRACTION = 0.5  # of the available memory and of the free disk that decoded images may take
 
 logger = logging.getLogger("trainlib.data")
@@ -80,7 +81,7 @@ def load_decoded(
     """
     folder = cache_folder()
     entry = CacheEntry(folder / _key(files, stamps, reader), (len(files), *reader.shape()))
-    is_streamed = not _fits(entry.shape, folder)
+    is_streamed = not reader.is_fixed or not _fits(entry.shape, folder)
     found = entry.read(files, stamps, verify=verify)
     if found is None or (found.images_NCHW is None and not is_streamed):
         # Rank 0 goes first where it can, since it is the one that shows progress.
@@ -94,9 +95,11 @@ def load_decoded(
                 mean, std = channel_statistics(_images(images_NCHW, files, num_train, reader, stop_requested)[0])
                 found = Decoded(images_NCHW, mean, std, hashes)
                 entry.write(stamps, found)
-    if is_main and found.images_NCHW is None:
-        logger.info("%s", _why_streamed(entry.shape, folder))
-    train_images, test_images = _images(found.images_NCHW, files, num_train, reader, stop_requested)
+    # What is kept are images of evaluation, also of an earlier run whose training images were the same.
+    kept_NCHW = found.images_NCHW if reader.is_fixed else None
+    if is_main and kept_NCHW is None:
+        logger.info("%s", _why_streamed(entry.shape, folder) if reader.is_fixed else DECODED_ANEW)
+    train_images, test_images = _images(kept_NCHW, files, num_train, reader, stop_requested)
     return DecodedImages(train_images, test_images, found.mean, found.std, found.hashes)
 
 
@@ -115,7 +118,7 @@ def cache_folder() -> Path:
 
 def _key(files: PictureFiles, stamps: Sequence[Stamp], reader: PictureReader) -> str:
     versions = f"{PIL.__version__} {torch.__version__} {version('torchvision')}"
-    digest = hashlib.sha256(f"{FORMAT} {reader} {versions} {len(files)}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {reader.key} {versions} {len(files)}".encode())
     for index, stamp in enumerate(stamps):
         digest.update(f"\0{files.describe(index)}\0{stamp.size}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]

@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from trainlib.config import Size, sides
+
 GROUP_CHANNELS = (64, 256, 256)
 PATCH_SIDE = 2
 PATCH_NUMBERS = 3 * PATCH_SIDE**2
@@ -32,10 +34,10 @@ class Cifar10Fast(nn.Sequential):
     whiten: nn.Conv2d
 
     def __init__(
-        self, num_classes: int, image_size: int, width: float = 1.0, whitening: bool = True, dirac: bool = True
+        self, num_classes: int, image_size: Size, width: float = 1.0, whitening: bool = True, dirac: bool = True
     ):
-        side = (image_size - PATCH_SIDE + 1) // POOLING
-        if side < 1:
+        rows, columns = ((side - PATCH_SIDE + 1) // POOLING for side in sides(image_size))
+        if min(rows, columns) < 1:
             raise ValueError(f"needs images of {POOLING + PATCH_SIDE - 1} x {POOLING + PATCH_SIDE - 1} pixels or more")
         inputs = 2 * PATCH_NUMBERS
         whiten = nn.Conv2d(3, inputs, PATCH_SIDE)
@@ -52,7 +54,7 @@ class Cifar10Fast(nn.Sequential):
                 whiten=whiten,
                 activation=nn.GELU(),
                 features=groups,
-                pool=nn.MaxPool2d(side),
+                pool=nn.MaxPool2d((rows, columns)),
                 flatten=nn.Flatten(),
                 head=head,
                 scale=_Divide(inputs),

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from trainlib.config import ModelConfig
+from trainlib.config import ModelConfig, Size, sides
 from trainlib.errors import UserError
 from trainlib.models.architectures.cifar10_fast import Cifar10Fast
 
@@ -37,7 +37,7 @@ INCEPTIONS = ("googlenet", "inception_v3")
 
 
 def build_architecture(
-    config: ModelConfig, num_classes: int, image_size: int, *, published_weights: bool = False
+    config: ModelConfig, num_classes: int, image_size: Size, *, published_weights: bool = False
 ) -> nn.Module:
     """Build the named architecture as it is published: with 1000 classes, or `num_classes` for one of our own.
 
@@ -60,9 +60,9 @@ def build_architecture(
         ) from error
 
 
-def cifar10_cnn(num_classes: int, image_size: int) -> nn.Module:
+def cifar10_cnn(num_classes: int, image_size: Size) -> nn.Module:
     """Build three 5x5 convolutions and two linear layers, without activations: [N, 3, S, S] to [N, num_classes]."""
-    side = image_size // 8
+    height, width = (side // 8 for side in sides(image_size))
     features = nn.Sequential(
         nn.Conv2d(3, 32, kernel_size=5, padding=2),
         nn.MaxPool2d(2),
@@ -71,7 +71,7 @@ def cifar10_cnn(num_classes: int, image_size: int) -> nn.Module:
         nn.Conv2d(32, 64, kernel_size=5, padding=2),
         nn.MaxPool2d(2),
     )
-    classifier = nn.Sequential(nn.Linear(64 * side * side, 64), nn.Linear(64, num_classes))
+    classifier = nn.Sequential(nn.Linear(64 * height * width, 64), nn.Linear(64, num_classes))
     return _Sequence(features=features, flatten=nn.Flatten(), classifier=classifier)
 
 
@@ -111,15 +111,17 @@ def vgg16(width: float = 1.0, dropout: float = 0.5) -> nn.Module:
     return cast(nn.Module, model)
 
 
-def torchvision_model(name: str, image_size: int, args: dict[str, Any], *, published_weights: bool) -> nn.Module:
+def torchvision_model(name: str, image_size: Size, args: dict[str, Any], *, published_weights: bool) -> nn.Module:
     """Build a torchvision classifier by name: 1000 classes, and the image size where the architecture depends on it."""
     from torchvision.models import get_model_builder
 
-    kwargs = dict(args)
+    kwargs, (height, width) = dict(args), sides(image_size)
     if name.startswith("vit_"):
-        kwargs["image_size"] = image_size
-    elif name.startswith("maxvit") and image_size != 224 and not published_weights:
-        kwargs["input_size"] = (image_size, image_size)
+        if height != width:
+            raise ValueError("takes square images alone: choose one number, or another model")
+        kwargs["image_size"] = height
+    elif name.startswith("maxvit") and (height, width) != (224, 224) and not published_weights:
+        kwargs["input_size"] = (height, width)
     elif name in INCEPTIONS:
         kwargs |= {"aux_logits": False, "init_weights": True}
         if published_weights:

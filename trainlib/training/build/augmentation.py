@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainlib.config import Config, PolicyConfig
+from trainlib.config import Config, PolicyConfig, sides
 from trainlib.data.augment.augmentation import Augmentation, Change
 from trainlib.data.augment.custom import CustomTransform, Transform
 from trainlib.data.augment.jitter import ColorJitter
@@ -21,8 +21,8 @@ def build_augmentation(config: Config, transform: Transform | None = None) -> Au
     if augment.color_jitter is not None:
         changes.append(ColorJitter(**augment.color_jitter.model_dump()))
     if transform is not None:
-        size = config.data.image_size
-        changes.append(CustomTransform(transform).checked(*((size, size) if isinstance(size, int) else size)))
+        size = config.data.train_image_size or config.data.image_size
+        changes.append(CustomTransform(transform).checked(*sides(size)))
     return Augmentation(
         config.seed,
         augment.flip,

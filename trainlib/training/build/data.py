@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from trainlib.config import Augment, Config, ModelConfig, Normalize, TrainConfig, is_custom
+from trainlib.config.libraries.catalog import weights_file
 from trainlib.data import inspection
 from trainlib.data.augment.custom import Transform
 from trainlib.data.augment.preprocess import Preprocess
@@ -19,7 +20,7 @@ from trainlib.data.batches.sampling import Sampling
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.identity.splits import limit_samples, split_validation
 from trainlib.errors import DataError
-from trainlib.models import losses, weights_normalization
+from trainlib.models import losses, preprocessing_of
 from trainlib.training.build.augmentation import build_augmentation
 from trainlib.training.metrics.class_counts import TOP
 
@@ -145,9 +146,10 @@ def build_data_module(
 
 
 def build_preprocess(config: Config, dataset: Dataset) -> Preprocess:
-    """Return how images become the model's input: their size, and the mean and deviation of each channel."""
+    """Return how images become the model's input: the mean and deviation of each channel."""
     mean, std = _normalization(config.data.normalize, config.model, dataset)
-    return Preprocess(mean, std, config.data.image_size)
+    # Images of other sizes come only from data in memory, in runs that began before these were framed.
+    return Preprocess(mean, std, config.data.image_size if config.data.is_older else None)
 
 
 def _normalization(
@@ -159,4 +161,7 @@ def _normalization(
         return (r, g, b), (sr, sg, sb)
     if choice == "none":
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return weights_normalization(model) or (dataset.mean, dataset.std)
+    # That of weights in a file is in the configuration by now (`pin_weights`), but of runs that began before it was.
+    is_file = model.weights is None or weights_file(model.weights) is not None
+    trained = None if is_file else preprocessing_of(model)
+    return (trained.mean, trained.std) if trained else (dataset.mean, dataset.std)

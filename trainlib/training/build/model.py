@@ -69,9 +69,11 @@ def check_build(config: Config, data: DatasetInfo) -> None:
 
 def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:
     """Raise UserError when the model cannot take the images, or learn from as few as a process may get at a time."""
-    size = config.data.image_size
+    size = config.data.train_image_size or config.data.image_size
     check = check_custom_model if is_custom(config.model.name) else check_forward
-    check(classifier, size, num_classes)
+    check(classifier, config.data.image_size, num_classes)
+    if size != config.data.image_size:
+        check(classifier, size, num_classes, key="data.train_image_size")
     rank_slices = [build_rank_slice(config.train, rank, world_size) for rank in range(world_size)]
     batch_sizes = {len(batch) for batch in plan.batches(0)}
     micro_batches = [

@@ -1,4 +1,4 @@
-"""Initial weights that another run has trained, `model.weights: run:NAME`, pinned to one checkpoint at the start."""
+"""What a run's initial weights are, and how they want their images, made explicit at its start."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainlib.config import Config, ModelConfig, Normalize, read_resolved, weights_run
+from trainlib.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    Normalize,
+    Resize,
+    read_resolved,
+    weights_run,
+    with_older_values,
+)
+from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import CheckpointError, WeightsError
 from trainlib.models.architectures.registry import INCEPTIONS
+from trainlib.models.preprocessing import Preprocessing, preprocessing_of
 from trainlib.models.weights import published_weights
 from trainlib.runs import RUNS
 from trainlib.runs.records.checkpoints import steps_in
@@ -19,35 +30,53 @@ from trainlib.training.checkpoints.checkpoint import Checkpoint
 
 logger = logging.getLogger("trainlib")
 
+_NO_ARGUMENTS: Mapping[str, Any] = {}
+
 
 def pin_weights(config: Config, *, fresh: bool = False) -> Config:
-    """Return the configuration with the SHA-256 of the weights behind `run:NAME`, and with how they want their images.
+    """Return the configuration with all that it says of `model.weights` made explicit, as a run's config.yaml has it.
 
-    They are those of the other run's best checkpoint, else its newest. A run that has begun keeps those that it began
-    with, whatever becomes of the other; `fresh` begins anew. `data.normalize: auto` becomes the other run's constants.
+    Of `run:NAME` that is the SHA-256 of the weights, those of that run's best checkpoint, else its newest. Of any
+    weights it is how they want their images: `auto` in `data.normalize` and `data.resize` becomes what they were
+    trained with. A run that has begun keeps what it began with, whatever becomes of the other run, of a file or of
+    torchvision; `fresh` begins anew.
 
     Raises WeightsError if there is no such run, or no checkpoint in it.
     """
-    found = weights_run(config.model.weights)
-    if found is None or found.sha256 is not None:
+    if config.model.weights is None:
         return config
+    found = weights_run(config.model.weights)
+    is_open = found is not None and found.sha256 is None
     began = RUNS / config.name / "config.yaml"
     if not fresh and began.is_file():
         recorded = read_resolved(began)
-        if str(recorded.model.weights).startswith(f"{config.model.weights}@"):
+        weights = str(recorded.model.weights)
+        if weights == config.model.weights or (is_open and weights.startswith(f"{config.model.weights}@")):
             began_with = {key: recorded.model.args[key] for key in ("transform_input",) if key in recorded.model.args}
-            return _with(config, str(recorded.model.weights), recorded.data.normalize, began_with)
+            return _with(config, weights, recorded.data, began_with)
+    if found is None:
+        return _with_trained(config, config.model.weights, preprocessing_of(config.model))
+    if not is_open:
+        return config
     chosen, which = _checkpoint(found.name)
     pinned = f"{config.model.weights}@{_sha256(chosen)}"
     logger.info("model.weights: the %s ones of run %s, %s: %s", which, found.name, chosen.path.name, pinned)
-    preprocess: dict[str, Any] = chosen.manifest.get("preprocess") or {}
-    try:
-        normalize: Any = Normalize(mean=list(preprocess["mean"]), std=list(preprocess["std"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"model.weights: {chosen.path} does not say how its images are normalised") from error
     model = (chosen.manifest.get("config") or {}).get("model") or {}
     same = model.get("name") == config.model.name
-    return _with(config, pinned, normalize, transform_input_of(model) if same else {})
+    return _with_trained(config, pinned, _preprocessing_in(chosen), transform_input_of(model) if same else {})
+
+
+def _preprocessing_in(chosen: Checkpoint) -> Preprocessing:
+    """Return what a checkpoint says of how its pictures were resized and normalised."""
+    try:
+        values: dict[str, Any] = chosen.manifest.get("preprocess") or {}
+        normalize = Normalize(mean=list(values["mean"]), std=list(values["std"]))
+        trained = Config.model_validate(with_older_values(chosen.manifest["config"])).data
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"model.weights: {chosen.path} does not say how its images are normalised") from error
+    (r, g, b), (sr, sg, sb), framing = normalize.mean, normalize.std, evaluation_of(trained)
+    fraction = min(framing.height, framing.width) / framing.shorter_side
+    return Preprocessing((r, g, b), (sr, sg, sb), fraction, framing.interpolation)
 
 
 def local_weights(model: ModelConfig) -> ModelConfig:
@@ -102,9 +131,28 @@ def transform_input_of(values: Mapping[str, Any]) -> dict[str, bool]:
     return {"transform_input": bool(model.args.get("transform_input", by_name))}
 
 
-def _with(config: Config, weights: str, normalize: Any, arguments: Mapping[str, Any]) -> Config:
-    own = {key: value for key, value in arguments.items() if key not in config.model.args}
-    model = config.model.model_copy(update={"weights": weights, **own})
-    keep = config.data.normalize != "auto"
-    data = config.data if keep else config.data.model_copy(update={"normalize": normalize})
-    return config.model_copy(update={"model": model, "data": data})
+def _with_trained(
+    config: Config, weights: str, trained: Preprocessing | None, arguments: Mapping[str, Any] = _NO_ARGUMENTS
+) -> Config:
+    """Return the configuration with these weights, and with what they were trained with, where that is known."""
+    if trained is None:
+        return config
+    size = trained.resized_side(config.data.image_size)
+    resize = Resize.model_validate({"size": size, "interpolation": trained.interpolation or "bilinear"})
+    normalize = Normalize(mean=list(trained.mean), std=list(trained.std))
+    known = config.data.model_copy(update={"normalize": normalize, "resize": resize})
+    return _with(config, weights, known, arguments)
+
+
+def _with(config: Config, weights: str, known: DataConfig, arguments: Mapping[str, Any]) -> Config:
+    """Return the configuration with these weights and arguments, and with the known values for each `auto`."""
+    own, update = config.data.resize, dict[str, Any]()
+    if config.data.normalize == "auto":
+        update["normalize"] = known.normalize
+    if not config.data.is_older:
+        size = known.resize.size if own.size == "auto" and own.fit == "crop" else own.size
+        interpolation = known.resize.interpolation if own.interpolation == "auto" else own.interpolation
+        update["resize"] = own.model_copy(update={"size": size, "interpolation": interpolation})
+    missing = {key: value for key, value in arguments.items() if key not in config.model.args}
+    model = config.model.model_copy(update={"weights": weights, **missing})
+    return config.model_copy(update={"model": model, "data": config.data.model_copy(update=update)})

@@ -18,6 +18,7 @@ from trainlib.distributed import process_group
 from trainlib.errors import UserError
 from trainlib.runs.terminal.printable import printable
 from trainlib.training.build.data import build_data_module, plan_of
+from trainlib.training.build.run_weights import pin_weights
 
 MOST_PICTURES = 64
 COLUMNS = 8
@@ -28,6 +29,7 @@ INK, PAPER = "#1b1d1f", "#fdfdfc"
 
 def write_first_batch(config: Config, target: Path) -> None:
     """Write the picture of the first global batch of the first epoch, as one process gets it, and say so."""
+    config = pin_weights(config)
     dataset = load_data(config.data, config.seed)
     plan, val_ids = plan_of(config, dataset)
     with process_group.joined(config.train) as accelerator:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainlib.config import Config, keep_older_values, load_config, weights_run
+from trainlib.config import Config, keep_older_values, load_config
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError, not_permitted
 from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
@@ -50,7 +50,7 @@ def prepare(config: Config, *, fresh: bool, resume: str | None) -> None:
     """
     if not fresh:
         config = keep_older_values(config, RUNS / config.name / "config.yaml")
-    if weights_run(config.model.weights) is not None:
+    if config.model.weights is not None:
         from trainlib.training.build.run_weights import pin_weights
 
         config = pin_weights(config, fresh=fresh)

@@ -28,6 +28,7 @@ from trainlib.config import Augment, Config
 from trainlib.data.batches.feature_loader import CachedFeatures, FeatureLoader
 from trainlib.data.batches.loader import DataModule
 from trainlib.data.batches.plan import Plan
+from trainlib.data.framed import FramedImages
 from trainlib.data.images import DEVICE_MEMORY_FRACTION, InMemoryImages, StreamedImages
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import StoppedError, UserError
@@ -144,9 +145,13 @@ class _Cache:
         """Raise _Without where the images of a sample are not the same in every epoch."""
         if self.parts.config.data.augment != Augment():
             raise _Without("data.augment makes other images in every epoch")
+        if self.parts.config.data.train_image_size not in (None, self.parts.config.data.image_size):
+            raise _Without("data.train_image_size makes other images in training than in validation")
         if self.parts.config.evaluation.test_time != "none":
             raise _Without("evaluation.test_time looks at several views of an image")
-        if not isinstance(self.images.images, InMemoryImages | StreamedImages):
+        images = self.images.images
+        pictures = images.pictures if isinstance(images, FramedImages) else images
+        if not isinstance(pictures, InMemoryImages | StreamedImages):
             raise _Without("images that a data set given in Python fetches may be others each time")
 
     def _require_epochs(self, epochs: float) -> None:

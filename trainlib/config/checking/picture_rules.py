@@ -1,0 +1,38 @@
+"""Rules on how pictures become images, that join several values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainlib.config.checking.suggest import format_value
+from trainlib.config.schema.sections import Config
+from trainlib.config.schema.values import sides
+from trainlib.errors import Mistake
+
+
+def resize_size(config: Config) -> Iterator[Mistake]:
+    """Check that `data.resize.size` is a size that an image can be cut out of."""
+    resize = config.data.resize
+    if resize.size == "auto":
+        return
+    shorter = min(sides(config.data.image_size))
+    if resize.fit != "crop":
+        rule = f"got {resize.size}, but fit: {resize.fit} scales to data.image_size itself: leave it out"
+        yield Mistake("data.resize.size", rule)
+    elif resize.size < shorter:
+        rule = f"got {resize.size}, must be >= {shorter}, the side of the image that is cut out (data.image_size)"
+        yield Mistake("data.resize.size", rule)
+
+
+def one_crop(config: Config) -> Iterator[Mistake]:
+    """Check the ranges of `data.augment.crop`, and that images are not cropped twice."""
+    augment = config.data.augment
+    if augment.crop is None:
+        return
+    if augment.crop_padding:
+        rule = f"got {augment.crop_padding} beside data.augment.crop, must be one of the two: remove the other"
+        yield Mistake("data.augment.crop_padding", rule)
+    for key, (low, high) in (("scale", augment.crop.scale), ("ratio", augment.crop.ratio)):
+        if low > high:
+            rule = f"got {format_value([low, high])}, must be the smaller one first: [{high:g}, {low:g}]"
+            yield Mistake(f"data.augment.crop.{key}", rule)
