@@ -104,7 +104,7 @@ def stop_while_decoding(arguments: list[str], cache: str, module: str, name: str
 @pytest.mark.parametrize(
     ("rank", "module", "name"),
     [
-        (0, "trainlib.data.storage.cache", "_decode"),
+        (0, "trainlib.data.storage.store", "Store.complete"),
         pytest.param(1, "trainlib.data.sources.listed", "load_decoded", marks=pytest.mark.slow),
     ],
 )

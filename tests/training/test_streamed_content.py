@@ -16,12 +16,10 @@ pytestmark = pytest.mark.slow
 
 
 def train_streamed(arguments: list[str], change_at: int | None = None) -> int:
-    """The training program without room for decoded pictures; a picture is edited after some step."""
-    from trainlib.data.storage import cache
+    """The training program without a cache; a picture is edited after some step."""
     from trainlib.train import main
     from trainlib.training.hooks import HeartbeatHook
 
-    ranks.replace(cache, "MAX_FRACTION", 0.0)
     if change_at is not None:
         calls: list[int] = []
 
@@ -31,7 +29,7 @@ def train_streamed(arguments: list[str], change_at: int | None = None) -> int:
                 edit(Path("images"))
 
         ranks.replace(HeartbeatHook, "on_progress", on_progress)
-    return main(arguments)
+    return main([*arguments[:1], "data.cache=none", *arguments[1:]])
 
 
 def edit(images: Path) -> None:

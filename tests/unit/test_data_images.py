@@ -100,6 +100,7 @@ def test_a_file_with_other_bytes_than_before_is_an_error(paths: list[str], tmp_p
     copies = [str(shutil.copy(path, tmp_path)) for path in paths[:3]]
     images = streamed(copies)
     list(images.batches([torch.arange(3)]))
+    assert images.content is not None
     assert [index for index, _ in images.content.take_new()] == [0, 1, 2]
     assert images.content.take_new() == []
     shutil.copy(copies[0], copies[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainlib.data.identity.content import FileContent
 from trainlib.data.pictures.failures import damaged_images
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.reader import Reader
 from trainlib.data.pictures.threads import STOP_SECONDS, DecodingJob, decode_ahead, jobs_ahead
 
 DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
@@ -116,20 +116,22 @@ class StreamedImages:
 
     The bits are those of the same images decoded into memory. A file whose bytes change meanwhile is an error.
 
+    is_cached        True for copies that are checked by themselves, whatever happens to the files meanwhile
     stop_requested   looked at while a batch is waited for: a decoder that does not return must not make a run deaf
     """
 
     def __init__(
         self,
         files: PictureFiles,
-        reader: PictureReader,
+        reader: Reader,
         stop_requested: Callable[[], bool] = lambda: False,
         device: torch.device | None = None,
         content: FileContent | None = None,
+        is_cached: bool = False,
     ):
         self.files = files
         self.reader = reader
-        self.content = content or FileContent(files)
+        self.content = None if is_cached else content or FileContent(files)
         self.device = device or torch.device("cpu")
         self._stop_requested = stop_requested
 
@@ -138,7 +140,7 @@ class StreamedImages:
 
     def to(self, device: torch.device) -> StreamedImages:
         """Return the same images with their batches on `device`."""
-        return StreamedImages(self.files, self.reader, self._stop_requested, device, self.content)
+        return StreamedImages(self.files, self.reader, self._stop_requested, device, self.content, self.content is None)
 
     def batches(
         self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
@@ -154,12 +156,14 @@ class StreamedImages:
                 torch.empty((len(ids_B), *shape), dtype=torch.uint8, pin_memory=on_cuda),  # torch keeps it for reuse
                 epoch,
                 draws_B.tolist(),
+                is_hashed=self.content is not None,
             )
             for ids_B, draws_B in zip(ids, draws or ids, strict=True)
         )
         largest = max(map(len, ids), default=0)
         for job in decode_ahead(jobs, jobs_ahead(largest, math.prod(shape)), self._stop_requested, STOP_SECONDS):
-            self.content.check(job.indices, job.sha256)
+            if self.content is not None:
+                self.content.check(job.indices, job.sha256)
             if job.failures:
                 raise damaged_images(job.named_failures())
             yield job.out_NCHW.to(self.device, non_blocking=on_cuda)

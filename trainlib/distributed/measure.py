@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 
 from trainlib.config import TrainConfig
-from trainlib.data.storage.cache import cache_folder
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK
 from trainlib.runs.files.json_records import append_line
+from trainlib.runs.machine.cache_folder import cache_folder
 
 CPU_SIZES = (4 << 10, 1 << 20, 32 << 20)  # bytes of float32
 GPU_SIZES = (4 << 10, 1 << 20, 256 << 20)

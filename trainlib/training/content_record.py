@@ -52,5 +52,5 @@ def forget_content(run: RunDirectory) -> None:
 def _streamed(dataset: Dataset) -> Iterator[tuple[FileContent, SampleFiles]]:
     files, num_train = dataset.listing.files, len(dataset.train.labels_N)
     for image_set, of_split in ((dataset.train, files[:num_train]), (dataset.test, files[num_train:])):
-        if isinstance(image_set.images, StreamedImages) and of_split:
+        if isinstance(image_set.images, StreamedImages) and image_set.images.content is not None and of_split:
             yield image_set.images.content, of_split

@@ -89,6 +89,13 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "another size are resized and cut as `data.resize` says.",
         "data.image_size=64",
     ),
+    "data.cache": D(
+        "What is kept on this machine of image files ([cache.md](cache.md)). `auto`: what memory, disk and "
+        "augmentation suggest; the log says what and why. `none`: images are decoded anew for each batch. `pixels`: "
+        "the decoded images or, for random crops, the decoded pictures. `files`: the files' bytes, packed. The images "
+        "are the same, so the key may be changed at any time.",
+        "data.cache=none",
+    ),
     "data.decode": D(
         "How image files are decoded ([pictures.md](pictures.md)). `fast`: a JPEG whose shorter side has 3, 6 or 12 "
         "times the pixels that are needed, or more, is decoded at 1/2, 1/4 or 1/8 of its size. `exact`: whole, and "

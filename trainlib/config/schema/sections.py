@@ -53,6 +53,7 @@ class DataConfig(Section):
     image_size: ImageSize = 32
     train_image_size: ImageSize | None = None
     resize: Resize = Resize()
+    cache: Literal["auto", "none", "pixels", "files"] = "auto"
     decode: Decode = "fast"
     shuffle: bool = True
     drop_last: bool = False
@@ -241,7 +242,7 @@ class Config(Section):
     )
 
     # Where and how the data lie: whether they are the same data is asked of the data themselves.
-    FREE: ClassVar[tuple[str, ...]] = ("data.root", "data.table", "data.verify")
+    FREE: ClassVar[tuple[str, ...]] = ("data.root", "data.table", "data.cache", "data.verify")
 
     name: Annotated[str, AfterValidator(check_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

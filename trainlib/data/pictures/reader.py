@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -12,6 +13,18 @@ from trainlib.config import DataConfig
 from trainlib.data.pictures.configured import frames_of
 from trainlib.data.pictures.decode import decode_picture, picture_pixels
 from trainlib.data.pictures.framing import Frames, needed_pixels
+
+
+class Reader(Protocol):
+    """A way to make images of what is stored of pictures, on disk or in the cache."""
+
+    def shape(self, epoch: int | None = None) -> tuple[int, int, int]:
+        """Return channels, height and width of the images in this epoch of training, or in evaluation (None)."""
+        ...
+
+    def __call__(self, data: bytes, draw: int = 0, epoch: int | None = None) -> Tensor:
+        """Return the image, uint8 `shape`; `draw` is the sample's draw number, by which its cut is drawn."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,12 @@ class PictureReader:
     @property
     def key(self) -> str:
         """All that decides the pixels of evaluation, as text."""
-        return f"{self.frames.evaluation} {self.channels} {self.decode} {self._needed}"
+        return f"{self.frames.evaluation} {self.picture_key}"
+
+    @property
+    def picture_key(self) -> str:
+        """All that decides the pixels of a decoded picture, as text."""
+        return f"{self.channels} {self.decode} {self._needed}"
 
     @property
     def _upper_bits(self) -> bool:
@@ -59,7 +77,14 @@ class PictureReader:
 
         draw   the sample's draw number, by which its cut is drawn in training
         """
-        picture_CHW = decode_picture(data, channels=self.channels, needed=self._needed, upper_bits=self._upper_bits)
+        return self.framed(self.picture(data), draw, epoch)
+
+    def picture(self, data: bytes) -> Tensor:
+        """Return the decoded picture of a file, uint8 [C, H, W], which every epoch's image is made of."""
+        return decode_picture(data, channels=self.channels, needed=self._needed, upper_bits=self._upper_bits)
+
+    def framed(self, picture_CHW: Tensor, draw: int = 0, epoch: int | None = None) -> Tensor:
+        """Return the image of a decoded picture; see `__call__`."""
         return self.frames(picture_CHW, draw, epoch)
 
     def of_image(self, image: Image.Image) -> Tensor:

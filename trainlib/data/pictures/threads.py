@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trainlib.data.pictures.failures import Failure, reason_of
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.reader import Reader
 from trainlib.errors import DataError, StoppedError
 from trainlib.runs.machine.launch_variables import local_world_size
 from trainlib.runs.machine.limits import available_memory, usable_cores
@@ -60,16 +60,18 @@ class DecodingJob:
     indices      of the pictures in `files`, in the order of the rows
     out_NCHW     uint8, of the reader's shape; the rows of pictures that cannot be decoded stay as they are
     draws        the draw number of each picture
-    sha256       of each file's bytes, in hex, once it is done; None for a file that cannot be read
+    is_hashed    False where nobody asks for the files' hashes
+    sha256       of each file's bytes, in hex, once it is done; None for a file that cannot be read, or is not hashed
     failures     row and reason of each picture that could not be decoded
     """
 
     files: PictureFiles
     indices: Sequence[int]
-    reader: PictureReader
+    reader: Reader
     out_NCHW: Tensor
     epoch: int | None = None
     draws: Sequence[int] | None = None
+    is_hashed: bool = True
     sha256: list[str | None] = field(init=False)
     failures: list[tuple[int, str]] = field(init=False, default_factory=list)
     is_dropped: bool = field(init=False, default=False)
@@ -95,17 +97,21 @@ class DecodingJob:
             begin(self.files.describe(self.indices[row]))
             try:
                 data = self.files.read(self.indices[row])
-                self.sha256[row] = hashlib.sha256(data).hexdigest()
-                draw = self.indices[row] if self.draws is None else self.draws[row]
-                image_CHW = self.reader(data, draw, self.epoch)
-                # By NumPy, which keeps to this thread.
-                self.out_NCHW[row].numpy()[...] = image_CHW.numpy()
+                if self.is_hashed:
+                    self.sha256[row] = hashlib.sha256(data).hexdigest()
+                self.keep(row, data)
             except Exception as error:  # noqa: BLE001 - on damaged files decoders raise almost anything
                 self.failures.append((row, reason_of(error)))
         with self._lock:
             self._left -= len(rows)
             if not self._left:
                 self.done.set()
+
+    def keep(self, row: int, data: bytes) -> None:
+        """Decode a picture's bytes into its row."""
+        draw = self.indices[row] if self.draws is None else self.draws[row]
+        image_CHW = self.reader(data, draw, self.epoch)
+        self.out_NCHW[row].numpy()[...] = image_CHW.numpy()  # by NumPy, which keeps to this thread
 
     def named_failures(self) -> list[Failure]:
         """Return place and reason of each picture that could not be decoded, in the order of the rows."""

@@ -50,5 +50,7 @@ def load_class_folder(folder: Path, class_names: Sequence[str], reader: PictureR
     split: SplitFolder = list_class_folders(folder, class_names)
     files = PlainFiles([f"{split.folder}/{name}" for name in split.names(class_names)])
     stamps = split.stamps(class_names)
-    decoded = load_decoded(files, stamps, len(files), reader, stop_requested=lambda: False, is_main=False)
+    decoded = load_decoded(
+        files, stamps, len(files), reader, place=str(split.folder), stop_requested=lambda: False, is_main=False
+    )
     return ImageSet(decoded.train, split.labels(class_names))

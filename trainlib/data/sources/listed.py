@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ def load_files(
         samples.stamps,
         num_train,
         PictureReader.of(config, seed),
+        place=os.path.realpath(os.path.expanduser(config.table or config.root)),
+        cache=config.cache,
         verify=config.verify == "full",
         stop_requested=stop_requested,
         is_main=is_main,

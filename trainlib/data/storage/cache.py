@@ -1,45 +1,49 @@
-"""The cache of decoded images on disk: decoded once, then memory-mapped by every process of every later run.
+"""The cache of pictures on disk: decoded once, then read by every process of every later run.
 
-An entry is two files, each written under a temporary name and renamed: `<key>.npy` (uint8 [N, 3, S, S]) and
-`<key>.json`: the array's own SHA-256, mean and std, and for each image file its SHA-256 and the stamp (see `Stamp`)
-under which it was read. A file whose stamp has changed since is read again, and decoded again if its bytes are others.
-The files of the cache may be deleted at any time.
+Each data set has a folder (`Store`) with what `choose` says. The folders may be deleted at any time. Whatever is kept,
+and where, the images have the same bits.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
-import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import PIL
 import torch
 
-from trainlib.data.dataset import PerChannel, channel_statistics
-from trainlib.data.identity.stamp import Stamp
+from trainlib.data.dataset import PerChannel
+from trainlib.data.identity.stamp import Stamps
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
-from trainlib.data.pictures.decode_files import decode_files
-from trainlib.data.pictures.failures import damaged_images
 from trainlib.data.pictures.files import PictureFiles, SomeFiles
-from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.reader import PictureReader, Reader
 from trainlib.data.pictures.threads import decoding_threads
-from trainlib.data.storage.entry import CacheEntry, Decoded
+from trainlib.data.storage.choice import Choice, Room, choose
+from trainlib.data.storage.make import make_records
+from trainlib.data.storage.records import Records, image_bytes, pixels_of
+from trainlib.data.storage.shard import OpenShard
+from trainlib.data.storage.statistics import kept_statistics, statistics_key
+from trainlib.data.storage.store import Store
+from trainlib.data.storage.stored import StoredFiles
 from trainlib.errors import DataError
-from trainlib.runs.files.locks import exclusive_lock
+from trainlib.runs.machine.cache_folder import cache_folder
+from trainlib.runs.machine.launch_variables import local_world_size, rank, world_size
 from trainlib.runs.machine.limits import available_memory
 
-FORMAT = 2
-DECODED_ANEW = "Training images are others than those of evaluation: pictures are decoded anew for each batch."
-MAX_FRACTION = 0.5  # of the available memory and of the free disk that decoded images may take
+FORMAT = 3
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SAMPLED_PICTURES = 8  # whose size tells that of all
+TRIAL_BYTES = 64 << 20  # that are read to measure the disk
 
 logger = logging.getLogger("trainlib.data")
 
@@ -60,151 +64,186 @@ class DecodedImages:
 
 def load_decoded(
     files: PictureFiles,
-    stamps: Sequence[Stamp],
+    stamps: Stamps,
     num_train: int,
     reader: PictureReader,
     *,
+    place: str,
+    cache: str = "auto",
     verify: bool = False,
     stop_requested: Callable[[], bool],
     is_main: bool,
 ) -> DecodedImages:
-    """Return the files' images, as `reader` makes them, from the cache.
+    """Return the files' images, as `reader` makes them.
 
-    If the cache lacks them, the first process that holds the lock decodes them into it, and the others wait. Images
-    that would take too much memory or disk are decoded again for every batch instead (`StreamedImages`).
+    What the cache lacks is decoded into it, by all processes together, if `choose` says so.
 
-    stamps      what the file system says of each file now
-    num_train   how many of the files are for training; the others, behind them, are the test split
+    files       the pictures, those of training, `num_train` of them, first
+    stamps      of the files, as they are now
+    place       where the data lie, whatever pictures there are at the moment
+    cache       `data.cache`
     verify      read every file again, also where its stamp is the one that it was read under
 
-    Raises DataError for damaged images and for a cache that cannot be written, StoppedError when asked to stop.
+    Raises DataError for damaged images, and for a cache that was asked for and cannot be written; StoppedError when
+    asked to stop. Without room on the disk, or with `auto`, images are decoded for each batch instead.
     """
-    folder = cache_folder()
-    entry = CacheEntry(folder / _key(files, stamps, reader), (len(files), *reader.shape()))
-    is_streamed = not reader.is_fixed or not _fits(entry.shape, folder)
-    found = entry.read(files, stamps, verify=verify)
-    if found is None or (found.images_NCHW is None and not is_streamed):
-        # Rank 0 goes first where it can, since it is the one that shows progress.
-        with _locked(entry.lock_path, stop_requested, delay=0.0 if is_main else 1.0):
-            found = entry.read(files, stamps, verify=False)
-            if found is None or (found.images_NCHW is None and not is_streamed):
-                hashes: list[str | None] = [None] * len(files)
-                if not is_streamed:
-                    hashes = _decode(files, entry, reader, stop_requested, is_main)
-                images_NCHW = None if is_streamed else entry.open_array()
-                mean, std = channel_statistics(_images(images_NCHW, files, num_train, reader, stop_requested)[0])
-                found = Decoded(images_NCHW, mean, std, hashes)
-                entry.write(stamps, found)
-    # What is kept are images of evaluation, also of an earlier run whose training images were the same.
-    kept_NCHW = found.images_NCHW if reader.is_fixed else None
-    if is_main and kept_NCHW is None:
-        logger.info("%s", _why_streamed(entry.shape, folder) if reader.is_fixed else DECODED_ANEW)
-    train_images, test_images = _images(kept_NCHW, files, num_train, reader, stop_requested)
-    return DecodedImages(train_images, test_images, found.mean, found.std, found.hashes)
+    load = _Load(files, stamps, num_train, reader, place, cache, verify, stop_requested, is_main)
+    choice = load.choose()
+    cached = load.cached(choice) if choice.kept != "none" else None
+    if is_main and (cached is not None or choice.kept == "none"):
+        logger.info("%s.", choice.why)
+    images, hashes = cached or (load.streamed(files, reader, is_cached=False), [None] * len(files))
+    mean, std = load.statistics(choice.kept if cached else "none", images[0])
+    return DecodedImages(*images, mean, std, hashes)
 
 
-def cache_folder() -> Path:
-    """Return $TRAINLAUNCH_CACHE or, by the XDG base directory specification, trainlaunch in the user's cache folder."""
-    if own := os.environ.get("TRAINLAUNCH_CACHE"):
-        return Path(os.path.expanduser(own)).absolute()
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if folder.startswith("~"):
-        raise DataError(
-            "There is no folder for decoded images, as this user has no home directory: set the environment variable "
-            "HOME, or TRAINLAUNCH_CACHE to a folder on a disk with room."
+@dataclass
+class _Load:
+    """One data set that is being loaded; see `load_decoded`."""
+
+    files: PictureFiles
+    stamps: Stamps
+    num_train: int
+    reader: PictureReader
+    place: str
+    cache: str
+    verify: bool
+    stop_requested: Callable[[], bool]
+    is_main: bool
+
+    def choose(self) -> Choice:
+        """Return what the cache keeps."""
+        folder = cache_folder()
+        kind = "files" if self.cache == "files" else ("images" if self.reader.is_fixed else "pictures")
+        present = sum(path.stat().st_size for path in self.folder(kind).glob("*.data"))
+        there = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path("/"))
+        disk = shutil.disk_usage(there).free + present
+        memory = available_memory() // local_world_size()
+        pixels = 0 if self.cache in ("files", "none") else self._pixel_bytes()
+        return choose(
+            self.cache,
+            self.reader.is_fixed,
+            Room(pixels, int(self.stamps.rows_N4[:, 0].sum()), memory, disk, str(folder)),
         )
-    return Path(folder).absolute() / "trainlaunch"
+
+    def _pixel_bytes(self) -> int:
+        """Return the bytes of all records of pixels: of pictures of any size, as some of them have it."""
+        num = len(self.files)
+        if self.reader.is_fixed:
+            return num * image_bytes(self.reader.shape())
+        some = sorted({place * num // SAMPLED_PICTURES for place in range(SAMPLED_PICTURES)})
+        made = make_records(self.files, some, Records("pictures", self.reader), [], lambda _: None, self.stop_requested)
+        sizes = [len(record) for record, _ in made]
+        return sum(sizes) * num // max(len(sizes), 1)
+
+    def folder(self, kept: str) -> Path:
+        """Return the folder of what is kept of this data set."""
+        key = Records(kept, self.reader).key
+        versions = "" if kept == "files" else f"{PIL.__version__} {torch.__version__} {version('torchvision')}"
+        digest = hashlib.sha256(f"{FORMAT} {key} {versions} {self.place}".encode(errors="surrogateescape"))
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(self.place).name).lstrip(".")[:40] or "data"
+        return cache_folder() / f"{name}-{kept}-{digest.hexdigest()[:12]}"
+
+    def cached(self, choice: Choice) -> tuple[tuple[Images, Images], list[str | None]] | None:
+        """Return the images from the cache, and the files' hashes; None where the cache cannot be used."""
+        if choice.is_tight and self.is_main:
+            logger.warning("%s; that is more than half of the disk", choice.why)
+        records = Records(choice.kept, self.reader)
+        resident = _Resident(len(self.files), records.shape()) if choice.is_resident else None
+        check = resident.load if resident else (lambda shard: True)
+        folder = self.folder(choice.kept)
+        store = Store(folder, self.files, self.stamps, records, verify=self.verify, check_all=check)
+        try:
+            store.prepare(self.place, self.stop_requested)
+            if choice.is_trial and not self._pays(store):
+                return None
+            self._complete(store)
+        except OSError as error:
+            self._give_up(store, error)
+            return None
+        shards = [store.opened[shard.number] for shard in store.shards]
+        if resident is not None:
+            tensor = resident.images_NCHW
+            return (InMemoryImages(tensor[: self.num_train]), InMemoryImages(tensor[self.num_train :])), store.hashes()
+        stored = StoredFiles(self.files, records, shards)
+        return self.streamed(stored, records, is_cached=True), store.hashes()
+
+    def streamed(self, files: PictureFiles, reader: Reader, *, is_cached: bool) -> tuple[Images, Images]:
+        """Return images that are made for each batch of what is read of their pictures."""
+        train, test = range(self.num_train), range(self.num_train, len(self.files))
+        parts = (SomeFiles(files, rows) for rows in (train, test))
+        first, second = (StreamedImages(part, reader, self.stop_requested, is_cached=is_cached) for part in parts)
+        return first, second
+
+    def statistics(self, kept: str, train: Images) -> tuple[PerChannel, PerChannel]:
+        """Return mean and standard deviation of the training images."""
+        pixels_key = f"{self.reader.key} {PIL.__version__} {torch.__version__}"
+        key = statistics_key(pixels_key, self.files, self.stamps, self.num_train)
+        folder = self.folder(kept)
+        return kept_statistics(
+            folder, key, train, anew=self.verify, stop_requested=self.stop_requested, is_main=self.is_main
+        )
+
+    def _complete(self, store: Store, *, only_one: bool = False) -> None:
+        missing = sum(len(shard.rows_N) for shard in store.missing()[: 1 if only_one else None])
+        if not missing:
+            return
+        first = rank() * len(store.shards) // max(world_size(), 1)
+        with _progress(missing, show_bar=self.is_main and sys.stderr.isatty()) as advance:
+            store.complete(advance, self.stop_requested, first=first, only_one=only_one)
+
+    def _pays(self, store: Store) -> bool:
+        """Return True if the first shard is read faster, from the disk, than its pictures are decoded."""
+        if not store.opened:
+            self._complete(store, only_one=True)
+        shard = next(iter(store.opened.values()))
+        picture = image_bytes(self.reader.shape())
+        start = time.monotonic()
+        num_read = shard.read_cold(TRIAL_BYTES)
+        seconds = (time.monotonic() - start) * picture / max(num_read, 1)
+        verdict = "reading" if seconds < shard.facts.seconds else "decoding"
+        logger.info(
+            "An image is read from the disk in %.2f ms and decoded in %.2f ms: %s is chosen (data.cache decides).",
+            1e3 * seconds,
+            1e3 * shard.facts.seconds,
+            verdict,
+        )
+        return verdict == "reading"
+
+    def _give_up(self, store: Store, error: OSError) -> None:
+        """Warn that images are decoded for each batch; raise DataError where a cache was asked for that has a fault."""
+        is_full = error.errno in FULL
+        if is_full:
+            store.remove_made()  # the run needs room as well
+        elif self.cache != "auto":
+            raise DataError(
+                f"data.cache: {self.cache}: the cache of decoded images cannot be written: {error}. "
+                f"Set the environment variable TRAINLAUNCH_CACHE to a folder on a disk with room."
+            ) from error
+        logger.warning(
+            "The cache of decoded images cannot be written (%s): they are decoded for each batch, which is slower. %s",
+            error,
+            "`launch cache remove` makes room, and TRAINLAUNCH_CACHE names a folder on another disk."
+            if is_full
+            else "Set the environment variable TRAINLAUNCH_CACHE to a folder on a disk with room.",
+        )
 
 
-def _key(files: PictureFiles, stamps: Sequence[Stamp], reader: PictureReader) -> str:
-    versions = f"{PIL.__version__} {torch.__version__} {version('torchvision')}"
-    digest = hashlib.sha256(f"{FORMAT} {reader.key} {versions} {len(files)}".encode())
-    for index, stamp in enumerate(stamps):
-        digest.update(f"\0{files.describe(index)}\0{stamp.size}".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:32]
+class _Resident:
+    """All images in memory, uint8 [N, C, H, W], as far as their shards are loaded."""
 
+    def __init__(self, num_images: int, shape: tuple[int, int, int]):
+        self.images_NCHW = torch.empty((num_images, *shape), dtype=torch.uint8)
 
-@contextmanager
-def _locked(path: Path, stop_requested: Callable[[], bool], delay: float) -> Iterator[None]:
-    """Hold the entry's lock; turn a failure to write the entry into a DataError that names the fix."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(path, stop_requested=stop_requested, delay=delay):
-            yield
-    except OSError as error:
-        raise DataError(
-            f"The cache of decoded images cannot be written: {error}. "
-            f"Set the environment variable TRAINLAUNCH_CACHE to a folder on a disk with room."
-        ) from error
-
-
-def _images(
-    images_NCHW: np.ndarray | None,
-    files: PictureFiles,
-    num_train: int,
-    reader: PictureReader,
-    stop_requested: Callable[[], bool],
-) -> tuple[Images, Images]:
-    if images_NCHW is None:
-        splits = SomeFiles(files, range(num_train)), SomeFiles(files, range(num_train, len(files)))
-        return StreamedImages(splits[0], reader, stop_requested), StreamedImages(splits[1], reader, stop_requested)
-    tensor = torch.from_numpy(images_NCHW)
-    return InMemoryImages(tensor[:num_train]), InMemoryImages(tensor[num_train:])
-
-
-def _fits(shape: tuple[int, ...], folder: Path) -> bool:
-    """Return True if decoded images of this shape leave enough memory and disk to others."""
-    return _size(shape) <= min(_room(folder)) * MAX_FRACTION
-
-
-def _why_streamed(shape: tuple[int, ...], folder: Path) -> str:
-    memory, disk = _room(folder)
-    return (
-        f"Decoded, the images would take {_size(shape) / 1e9:.1f} GB, more than {MAX_FRACTION:.0%} of the "
-        f"{memory / 1e9:.1f} GB of available memory or of the {disk / 1e9:.1f} GB free in {folder}: they are "
-        "decoded anew for each batch, which is slower."
-    )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
-
-
-def _room(folder: Path) -> tuple[int, int]:
-    """Return the available memory and the free disk where the cache is, in bytes."""
-    there = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path("/"))
-    return available_memory(), shutil.disk_usage(there).free
-
-
-def _decode(
-    files: PictureFiles, entry: CacheEntry, reader: PictureReader, stop_requested: Callable[[], bool], is_main: bool
-) -> list[str | None]:
-    """Decode all files into the entry's array, which gets its name only once it is complete and on disk.
-
-    Returns the SHA-256 of each file's bytes.
-    """
-    partial = entry.array_path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)  # a link there must not lead the writing elsewhere
-    try:
-        _reserve(partial, entry.shape)
-        with _progress(len(files), show_bar=is_main and sys.stderr.isatty()) as advance:
-            hashes, failures = decode_files(files, partial, reader, stop_requested=stop_requested, advance=advance)
-        if failures:
-            raise damaged_images(failures)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(entry.array_path)
-        return hashes
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _reserve(path: Path, shape: tuple[int, ...]) -> None:
-    """Create an .npy file with all its disk blocks, so that a full disk fails here, not as SIGBUS in a mapped write."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    def load(self, shard: OpenShard) -> bool:
+        """Take over a shard's images; return False where they are not what was written."""
+        content = shard.read_all()
+        if content is None:
+            return False
+        if content:
+            images_NCHW = pixels_of(memoryview(content), tuple(self.images_NCHW.shape[1:]))
+            self.images_NCHW.numpy()[shard.shard.rows_N] = images_NCHW.numpy()
+        return True
 
 
 @contextmanager
