@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from launch.cli import data_set, doctor, model, pack, report, run, runs, slurm, sweep, tracking, verify
+from launch.cli import cache, data_set, doctor, model, pack, report, run, runs, slurm, sweep, tracking, verify
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
 from trainlib.runs.attempt.stop_request import ignore_stop_signals
 from trainlib.runs.terminal.printable import encode_anything, print_error
@@ -82,6 +82,7 @@ _COMMANDS = (
     runs.stop,
     runs.cancel,
     doctor.doctor,
+    cache.cache,
     report.report,
     model.evaluate,
     model.predict,

@@ -31,6 +31,7 @@ PROGRAMS = ("launch", "python", "torchrun", "accelerate", "make")
 # Begins of commands that are not run here: why, and the test that runs them, or what stands for it.
 EXCEPTIONS = {
     "launch wandb-sync": ("needs a W&B server", "tests/training/test_wandb.py"),
+    "launch cache": ("removes what is kept on this machine", "tests/unit/test_cache_command.py"),
     "launch doctor": ("looks at the whole machine", "tests/unit/test_doctor.py"),
     "launch verify": ("starts groups of processes", "tests/training/test_verify.py"),
 }
