@@ -94,8 +94,8 @@ class DecodingJob:
         for row in rows:
             if self.is_dropped:
                 return
-            begin(self.files.describe(self.indices[row]))
             try:
+                begin(self.files.describe(self.indices[row]))
                 data = self.files.read(self.indices[row])
                 if self.is_hashed:
                     self.sha256[row] = hashlib.sha256(data).hexdigest()
