@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,74 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from cached_pictures import SHARD_PICTURES, decoded, everything, folder, load, root, shard_of, shards
 
-from trainlib.config.schema.sections import DataConfig
-from trainlib.data import Dataset, load_data
 from trainlib.data.images import InMemoryImages, StreamedImages
-from trainlib.data.storage import cache, choice, make, store
+from trainlib.data.storage import choice, make, store
 from trainlib.errors import DataError, StoppedError
-from trainlib.runs.machine import cache_folder
-from trainlib.runs.machine.cache_folder import cached_data
 
-SHARD_PICTURES = 6  # so that the 34 pictures make up six shards
+__all__ = ["decoded", "folder", "root"]
 
-
-@pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(store, "SHARD_PICTURES", SHARD_PICTURES)
-    monkeypatch.setenv("TRAINLAUNCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 5)):
-        for name in ("cat", "dog"):
-            class_folder = tmp_path / "images" / split / name
-            class_folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(0, 256, (10, 14, 3), np.uint8)
-                Image.fromarray(pixels).save(class_folder / f"{i:02}.png")
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Where the pictures lie that were decoded into the cache."""
-    places: list[str] = []
-    real = make._RecordJob.keep
-
-    def noting(self: make._RecordJob, row: int, data: bytes) -> None:
-        places.append(self.files.describe(self.indices[row]))
-        real(self, row, data)
-
-    monkeypatch.setattr(make._RecordJob, "keep", noting)
-    return places
-
-
-def load(root: Path, size: int = 10, verify: str = "quick", kept: str = "auto", **kwargs: object) -> Dataset:
-    config = DataConfig.model_validate(
-        {"name": "image_folder", "root": str(root), "image_size": size, "verify": verify, "cache": kept}
-    )
-    return load_data(config, **kwargs)  # type: ignore[arg-type]
-
-
-def everything(dataset: Dataset) -> torch.Tensor:
-    splits = (dataset.train.images, dataset.test.images)
-    return torch.cat([next(images.batches([torch.arange(len(images))])) for images in splits])
-
-
-def shards(folder: Path, ending: str = "facts") -> list[Path]:
-    return sorted(folder.glob(f"*/[0-9]*.{ending}"))
-
-
-def shard_of(folder: Path, picture: Path) -> list[str]:
-    """The numbers of the shards in whose place a picture is."""
-    import zlib
-
-    return [f"{zlib.crc32(str(picture).encode()) % len(shards(folder)):04}"]
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_images_are_decoded_once(root: Path, folder: Path, decoded: list[str]) -> None:
@@ -154,7 +91,8 @@ def test_a_damaged_shard_is_told_and_decoded_again(
     root: Path, folder: Path, decoded: list[str], damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = load(root)
-    path = shards(folder, "facts" if "facts" in damage else "data")[2]
+    data = max(shards(folder, "data"), key=lambda path: path.stat().st_size)
+    path = data.with_name(f"{data.name[:4]}.facts") if "facts" in damage else data
     content = bytearray(path.read_bytes())
     if damage.startswith("no "):
         path.unlink()
@@ -168,7 +106,7 @@ def test_a_damaged_shard_is_told_and_decoded_again(
     after = load(root)
     assert torch.equal(everything(after), everything(before))
     assert after.mean == before.mean
-    assert {number for path in decoded for number in shard_of(folder, Path(path))} == {shards(folder)[2].stem}
+    assert {number for path in decoded for number in shard_of(folder, Path(path))} == {data.name[:4]}
     assert ("is damaged" in caplog.text) == (not damage.startswith("no "))
 
 
@@ -250,144 +188,3 @@ def test_stopping_leaves_whole_shards(
     load(root)
     assert len(shards(folder)) == 6
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-
-
-def test_several_at_once_share_the_decoding(root: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "world_size", lambda: 3)
-    results: list[Dataset] = []
-    threads = [
-        threading.Thread(target=lambda rank=rank: results.append(load(root, is_main=rank == 0))) for rank in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(decoded) == 34
-    assert len(results) == 3
-    assert all(torch.equal(everything(result), everything(results[0])) for result in results)
-
-
-def test_waiting_for_another_process_ends_when_asked_to_stop(root: Path, folder: Path) -> None:
-    load(root)
-    shards(folder)[0].unlink()
-    with shards(folder, "lock")[0].open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(StoppedError, match="another process"):
-            load(root, stop_requested=lambda: True)
-
-
-def test_what_does_not_fit_is_streamed_with_the_same_results(
-    root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    resident = load(root)
-    shutil.rmtree(folder)
-    monkeypatch.setattr(choice, "MAX_FRACTION", 0.0)
-    with caplog.at_level("INFO", logger="trainlib.data"):
-        streamed = load(root)
-    assert isinstance(streamed.train.images, StreamedImages)
-    assert [r.getMessage() for r in caplog.records if "decoded anew for each batch" in r.getMessage()]
-    assert torch.equal(everything(streamed), everything(resident))
-    assert (streamed.mean, streamed.std) == (resident.mean, resident.std)
-    assert shards(folder) == []
-
-
-@pytest.mark.parametrize("kept", ["auto", "pixels"])
-def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
-    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    before = everything(load(root, kept="none"))
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("TRAINLAUNCH_CACHE", str(tmp_path / "file" / "cache"))
-    if kept == "auto":
-        assert torch.equal(everything(load(root)), before)
-        assert "cannot be written" in caplog.text
-        assert "TRAINLAUNCH_CACHE" in caplog.text
-    else:
-        with pytest.raises(DataError, match=r"cannot be written.*TRAINLAUNCH_CACHE"):
-            load(root, kept=kept)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.__getitem__)
-@pytest.mark.parametrize("kept", ["auto", "pixels", "files"])
-def test_on_a_full_disk_images_are_streamed_and_the_room_is_given_back(
-    root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, kept: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    before = everything(load(root, kept="none"))
-    writes: list[int] = []
-    real = os.fsync
-
-    def full(descriptor: int) -> None:
-        writes.append(descriptor)
-        if len(writes) > 6:
-            raise OSError(code, os.strerror(code))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
-    assert torch.equal(everything(load(root, kept=kept)), before)
-    assert os.strerror(code) in caplog.text
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
-    assert shards(folder, "data") == []
-    assert list(folder.rglob("*.tmp")) == []
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"TRAINLAUNCH_CACHE": "/own"}, "/own"),
-        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/trainlaunch"),
-        ({}, "/home/me/.cache/trainlaunch"),
-    ],
-)
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str) -> None:
-    for name in ("TRAINLAUNCH_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/home/me")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert cache_folder.cache_folder() == Path(expected)
-
-
-@pytest.mark.parametrize("verify", ["quick", "full"])
-def test_a_file_that_was_only_touched_is_read_but_not_decoded_again(
-    root: Path, decoded: list[str], verify: str
-) -> None:
-    load(root)
-    os.utime(root / "train/cat/03.png", ns=(0, 1))
-    load(root, verify=verify)
-    load(root, verify=verify)
-    assert len(decoded) == 34
-
-
-@pytest.mark.parametrize("way", ["copied over", "renamed over", "edited in place"])
-def test_other_bytes_of_the_same_size_and_time_are_decoded_again(root: Path, decoded: list[str], way: str) -> None:
-    """As `rsync --times`, `cp --preserve` and archives leave them."""
-    for image in root.rglob("*.png"):
-        Image.open(image).save(image.with_suffix(".bmp"))
-        image.unlink()
-        os.utime(image.with_suffix(".bmp"), ns=(10**18, 10**18))
-    before = everything(load(root))
-    image, other = root / "train/cat/03.bmp", root / "train/dog/03.bmp"
-    content = other.read_bytes()
-    if way == "renamed over":
-        (root / "new").write_bytes(content)
-        (root / "new").rename(image)
-    elif way == "copied over":
-        shutil.copy2(other, image)
-    else:
-        with image.open("r+b") as file:
-            file.write(content)
-    os.utime(image, ns=(10**18, 10**18))
-    after = everything(load(root))
-    assert 34 < len(decoded) < 2 * 34
-    assert torch.equal(after[3], after[15])  # the cat's pixels are the dog's now
-    assert not torch.equal(after[3], before[3])
-
-
-def test_the_cache_that_can_only_be_read_is_used(root: Path, folder: Path, decoded: list[str]) -> None:
-    before = everything(load(root))
-    for path in folder.rglob("*"):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    (data,) = cached_data(folder)
-    assert data.data == str(root)
-    assert torch.equal(everything(load(root)), before)
-    assert len(decoded) == 34
