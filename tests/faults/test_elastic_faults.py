@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import ranks
 import tiny
+from patience import HANG
 from soak import rounds
 
 pytestmark = pytest.mark.slow
 
 EVERY = 4
 WORLD_SIZES = (1, 2, 3, 4)
-KILLS = rounds(4, 30)
+KILLS = rounds(4, 200)
 
 
 def test_random_kills_with_a_random_world_size_at_each_start_change_no_bit(tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_random_kills_with_a_random_world_size_at_each_start_change_no_bit(tmp_p
     tiny.make_images(images)
     training = tiny.arguments(images, 3 * KILLS, EVERY, "train.reproducibility=elastic", "data.limit=41")
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
-    assert ranks.train(training, cwd=whole) == [0], ranks.console(whole)
+    assert ranks.train(training, cwd=whole, timeout=10 * HANG) == [0], ranks.console(whole)
 
     sizes = [choice.choice(WORLD_SIZES)]
     while len(sizes) <= KILLS:
@@ -40,7 +41,8 @@ def test_random_kills_with_a_random_world_size_at_each_start_change_no_bit(tmp_p
         victim = choice.randrange(size)
         under_way.signal(victim, signal.SIGKILL)
         assert under_way.wait(closing=3.0)[victim] == -signal.SIGKILL, "the run was over before all the kills"
-    assert ranks.train(training, world_size=sizes[-1], cwd=killed) == [0] * sizes[-1], ranks.console(killed)
+    codes = ranks.train(training, world_size=sizes[-1], cwd=killed, timeout=10 * HANG)
+    assert codes == [0] * sizes[-1], ranks.console(killed)
     tiny.assert_same_result(killed, whole)
     starts = tiny.attempts(killed, "start")
     assert {line["world_size"] for line in starts} <= set(WORLD_SIZES)

@@ -22,6 +22,7 @@ from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 
 EVERY = 4
+DEADLY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 
 
 @pytest.fixture(scope="module")
@@ -39,47 +40,67 @@ def assert_little_was_lost(cwd: Path, reached: list[int], intervals: int = 1) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("background", "kills"), [(False, rounds(20, 70)), (True, rounds(3, 20))])
+@pytest.mark.parametrize(
+    ("world_size", "background", "kills"),
+    [
+        (2, False, rounds(20, 200)),
+        (2, True, rounds(3, 50)),
+        pytest.param(1, False, 150, marks=only_in_soak),
+        pytest.param(3, False, 100, marks=only_in_soak),
+        pytest.param(4, True, 100, marks=only_in_soak),
+    ],
+)
 def test_killed_at_random_and_resumed_is_the_same_in_every_bit(
-    tmp_path: Path, images: Path, background: bool, kills: int
+    tmp_path: Path, images: Path, world_size: int, background: bool, kills: int
 ) -> None:
-    choice = random.Random(20)
+    choice = random.Random(20 + world_size)
     training = tiny.arguments(images, 3 * kills, EVERY, f"checkpoint.background={background}")
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
-    assert ranks.train(training, world_size=2, cwd=whole) == [0, 0], ranks.console(whole)
+    assert ranks.train(training, world_size=world_size, cwd=whole, timeout=10 * HANG) == [0] * world_size
 
     reached: list[int] = []
     for _ in range(kills):
         attempts = len(tiny.attempts(killed, "start"))
         moment = tiny.Moment(killed, EVERY, choice)
-        under_way = ranks.start(ranks.main, training, world_size=2, cwd=killed)
+        under_way = ranks.start(ranks.main, training, world_size=world_size, cwd=killed)
         moment.wait(lambda: under_way.running)  # noqa: B023 - called at once
-        victim = choice.randrange(2)
-        under_way.signal(victim, signal.SIGKILL)
+        victim, number = choice.randrange(world_size), choice.choice(DEADLY)
+        under_way.signal(victim, number)
         codes = under_way.wait(closing=3.0)
-        assert codes[victim] == -signal.SIGKILL, "the run was over before all the kills"
+        assert codes[victim] == -number, "the run was over before all the kills"
         if len(tiny.attempts(killed, "start")) > attempts:
             reached.append(tiny.last_step(killed))
-    assert ranks.train(training, world_size=2, cwd=killed) == [0, 0], ranks.console(killed)
+    codes = ranks.train(training, world_size=world_size, cwd=killed, timeout=10 * HANG)
+    assert codes == [0] * world_size, ranks.console(killed)
     tiny.assert_same_result(killed, whole)
     assert len(reached) > kills / 2  # most of them came to training
     assert_little_was_lost(killed, reached, intervals=2 if background else 1)  # the one being written is lost, too
 
 
 @only_in_soak
-def test_killed_under_the_real_launcher(tmp_path: Path, images: Path) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "kills", "more"),
+    [
+        (2, 80, ()),
+        (1, 50, ()),
+        (3, 40, ("train.reproducibility=elastic",)),
+        (4, 30, ("train.reproducibility=elastic",)),
+    ],
+)
+def test_killed_under_the_real_launcher(
+    tmp_path: Path, images: Path, world_size: int, kills: int, more: tuple[str, ...]
+) -> None:
     """Any process of the run is killed: the launcher, Accelerate's agent or a rank; then all are gone soon."""
-    choice = random.Random(30)
-    kills = 30
-    training = tiny.arguments(images, 3 * kills, EVERY)
+    choice = random.Random(30 + world_size)
+    training = tiny.arguments(images, 3 * kills, EVERY, *more)
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
-    assert tiny.launch(training, whole).wait(timeout=600) == 0, (whole / "console.txt").read_text()
+    assert tiny.launch(training, whole, world_size).wait(timeout=10 * HANG) == 0, (whole / "console.txt").read_text()
 
     reached: list[int] = []
     for _ in range(kills):
         attempts = len(tiny.attempts(killed, "start"))
         moment = tiny.Moment(killed, EVERY, choice)
-        launcher = tiny.launch(training, killed)
+        launcher = tiny.launch(training, killed, world_size)
         ended = launcher.poll
         while len(tiny.attempts(killed, "start")) == attempts and ended() is None:
             time.sleep(0.02)
@@ -90,7 +111,7 @@ def test_killed_under_the_real_launcher(tmp_path: Path, images: Path) -> None:
         assert not left
         assert launcher.wait(timeout=HANG) != 0, "the run was over before all the kills"
         reached.append(tiny.last_step(killed))
-    assert tiny.launch(training, killed).wait(timeout=600) == 0, (killed / "console.txt").read_text()
+    assert tiny.launch(training, killed, world_size).wait(timeout=10 * HANG) == 0, (killed / "console.txt").read_text()
     tiny.assert_same_result(killed, whole)
     assert_little_was_lost(killed, reached)
 

@@ -127,10 +127,10 @@ class Moment:
         return self._metrics.stat().st_ino if self._metrics.exists() else None
 
 
-def launch(training: list[str], cwd: Path) -> subprocess.Popen[bytes]:
-    """`launch run` with two processes, begun; what it says goes to `cwd/console.txt`."""
+def launch(training: list[str], cwd: Path, processes: int = 2) -> subprocess.Popen[bytes]:
+    """`launch run` with so many processes, begun; what it says goes to `cwd/console.txt`."""
     repository = REPOSITORY
     environment = os.environ | {"PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": ""}
     with (cwd / "console.txt").open("wb") as console:
-        command = [sys.executable, "-m", "launch", "run", *training, "--processes", "2"]
+        command = [sys.executable, "-m", "launch", "run", *training, "--processes", str(processes)]
         return subprocess.Popen(command, cwd=cwd, env=environment, stdout=console, stderr=console)
