@@ -73,7 +73,7 @@ def test_killed_at_random_and_resumed_is_the_same_in_every_bit(
     codes = ranks.train(training, world_size=world_size, cwd=killed, timeout=10 * HANG)
     assert codes == [0] * world_size, ranks.console(killed)
     tiny.assert_same_result(killed, whole)
-    assert len(reached) > kills / 2  # most of them came to training
+    assert len(reached) > kills / 4  # many came to training, on a loaded machine too
     assert_little_was_lost(killed, reached, intervals=2 if background else 1)  # the one being written is lost, too
 
 
