@@ -1,8 +1,7 @@
 """Every command in the README and in docs/ does what it is shown to do.
 
 A command is a line of an indented or fenced block that begins with one of PROGRAMS. One that trains does so on a few
-drawings for two steps; one that looks at a run is given a finished one; what takes more than one process, or a network,
-is only parsed here, and run by the test that EXCEPTIONS or the rule names.
+drawings for two steps; one that looks at a run gets a finished one; what another test runs is only parsed here.
 """
 
 from __future__ import annotations
