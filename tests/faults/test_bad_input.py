@@ -63,7 +63,6 @@ def test_a_missing_file(workdir: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["data.limit=10"], "train.batch_size: got 32, must be at most the 10 training samples"),
         (["data.limit=100000"], "data.limit: got 100000"),
         (["train.precision=fp16"], "train.precision: got fp16, which needs a GPU"),
         (["loss.weight=[1, 2, 3]"], "loss.weight: got 3 numbers, must be a list of 10"),

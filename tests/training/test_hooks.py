@@ -50,7 +50,11 @@ class Story(trainlib.Hook):
         self.events.append("close")
 
 
-EPOCH = ["train/accuracy", "train/loss", "val/accuracy", "val/loss"]
+EPOCH = [
+    "train/accuracy",
+    "train/loss",
+    *(f"val/{name}" for name in ("accuracy", "balanced_accuracy", "loss", "macro_f1", "top5")),
+]
 STORY = [
     "start at 0",
     *("progress", "row train step", "step 1 applied"),

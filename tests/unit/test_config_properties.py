@@ -18,7 +18,9 @@ words = some.one_of(
     some.text(some.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn", "Co"]), min_size=1, max_size=12),
     some.sampled_from(["no", "on", "1e-3", "0x10", "010", "~", "null", "2024-01-01", "1:20", "- a", "a: b", "#", "'"]),
 )
-plain = some.one_of(some.none(), some.booleans(), some.integers(), some.floats(allow_nan=False), words)
+plain = some.one_of(
+    some.none(), some.booleans(), some.integers(1 - 10**19, 10**20 - 1), some.floats(allow_nan=False), words
+)
 values = some.recursive(
     plain,
     lambda inner: some.one_of(some.lists(inner, max_size=3), some.dictionaries(words, inner, max_size=3)),

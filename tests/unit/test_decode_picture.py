@@ -231,7 +231,7 @@ def test_heic_names_the_extra_that_reads_it(brand: bytes, monkeypatch: pytest.Mo
 def test_heic() -> None:
     heif = pytest.importorskip("pillow_heif")
     file = io.BytesIO()
-    heif.from_pillow(Image.fromarray(smooth_pixels(64, 80))).save(file)
+    heif.from_pillow(Image.fromarray(smooth_pixels(64, 80))).save(file, quality=95)
     found = decoded(file.getvalue())
     assert np.abs(found.astype(int) - smooth_pixels(64, 80)).mean() < 8
     np.testing.assert_array_equal(found, by_pillow(file.getvalue()))
