@@ -29,7 +29,7 @@ def train_streamed(arguments: list[str], change_at: int | None = None) -> int:
                 edit(Path("images"))
 
         ranks.replace(HeartbeatHook, "on_progress", on_progress)
-    return main([*arguments[:1], "data.cache=none", *arguments[1:]])
+    return main([*arguments[:3], "data.cache=none", *arguments[3:]])  # behind `data={...}`, which sets all of it
 
 
 def edit(images: Path) -> None:
