@@ -1,11 +1,11 @@
 # `make run`, `make test` and the others do all the set-up: an environment in .venv, the package in it, then the job.
 # PYTHON=...  the interpreter, 3.11 or newer      ARGS=...  more for `launch run`      PYTEST_ARGS=...  more for pytest
-# WORKERS=...  processes that run the tests, 2 by default
+# WORKERS=...  processes that run the tests, 3 by default: some of them wait for others
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 # Files in the order of their folders, which puts those with few but long tests first.
 IN_PARALLEL := -n $(WORKERS) --no-loadscope-reorder --durations=10

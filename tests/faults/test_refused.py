@@ -101,7 +101,6 @@ REFUSED: dict[str, tuple[list[str], Callable[[Path], None]]] = {
     "no data": (["train.epochs=3", "--resume"], remove_images),
     "no data, begun again": (["--fresh"], remove_images),
     "another model cannot be built": (["--fresh", "model={name: vgg16, weights: nowhere.pt}"], nothing),
-    "a batch that is too large": (["--fresh", "train={epochs: 2, batch_size: 100000}"], nothing),
     "a mistake in the configuration": (["train.epoch=3", "--resume"], nothing),
     "another name, a batch that is too large": (["name=other", "train={epochs: 2, batch_size: 100000}"], nothing),
     "another name, no data": (["name=other"], remove_images),
@@ -109,7 +108,6 @@ REFUSED: dict[str, tuple[list[str], Callable[[Path], None]]] = {
 
 
 QUICK = (
-    "fewer epochs, after a kill",
     "other data, after a damaged checkpoint",
     "another name, no data",
 )  # of each kind

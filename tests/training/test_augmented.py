@@ -66,7 +66,7 @@ def test_losses_do_not_depend_on_the_world_size(
 @pytest.mark.parametrize(
     ("policy", "world_sizes"),
     [
-        ("augmix", (1, 3)),
+        pytest.param("augmix", (1, 3), marks=pytest.mark.slow),
         pytest.param("randaugment", (1, 2, 4), marks=pytest.mark.slow),
         pytest.param("autoaugment", (1, 2, 8), marks=pytest.mark.slow),
     ],

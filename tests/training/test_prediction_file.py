@@ -39,6 +39,7 @@ def written(trained: Path, target: Path, *words: str, world_size: int = 1) -> li
         return list(csv.reader(file))
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_a_plain_network_on_any_number_of_ranks(trained: Path, tmp_path: Path) -> None:
     """2,000 samples that are no files, in pieces of 96, of which three ranks get 7 each."""
     rows = written(trained, tmp_path / "1.csv", "run", "--batch-size", "96")

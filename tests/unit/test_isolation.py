@@ -38,9 +38,9 @@ def shadows(tmp_path: Path) -> Path:
     "words",
     [
         ["-m", "launch", "--version"],
-        ["-m", "launch", "check", "quickstart"],
-        ["-m", "trainlib.train", "--help"],
-        ["-m", "trainlib.distributed.agent", "2"],
+        pytest.param(["-m", "launch", "check", "quickstart"], marks=pytest.mark.slow),
+        pytest.param(["-m", "trainlib.train", "--help"], marks=pytest.mark.slow),
+        pytest.param(["-m", "trainlib.distributed.agent", "2"], marks=pytest.mark.slow),
         ["-m", "launch.slurm.job", "--help"],
         ["-P", "-m", "launch", "list"],
     ],

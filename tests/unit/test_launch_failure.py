@@ -72,6 +72,7 @@ def test_only_accelerate_is_given_a_report() -> None:
     assert with_report(("srun", *words), 5) == ("srun", *words)
 
 
+@pytest.mark.slow
 def test_what_torch_logs_goes_to_the_report_and_not_to_the_console() -> None:
     """The agent's own process, with a launch that logs as torch's agent does and then breaks."""
     program = f"""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from tiers import slow_but
 from torch import Tensor, nn
 
 from trainlib.config import ModelConfig
@@ -39,6 +40,7 @@ FAMILIES = [
     ("vgg11_bn", "classifier.6", "classifier.7"),
     ("vit_b_32", "heads.head", "heads.1"),
 ]
+LARGE = ("densenet121", "efficientnet_v2_s", "inception_v3", "maxvit_t", "swin_v2_t")
 
 
 def section(**values: Any) -> ModelConfig:
@@ -77,6 +79,7 @@ def test_vgg16_parameter_counts() -> None:
     assert count(on_meta(10, name="vgg16", head="append").module) == 138_367_554
 
 
+@pytest.mark.slow
 def test_vgg16_of_width_one_is_torchvisions_to_the_bit() -> None:
     def probes(module: nn.Module) -> dict[str, Tensor]:
         """Some of every tensor, so that two models of half a gigabyte need not be there at once."""
@@ -122,7 +125,11 @@ def test_new_head_receives_gradient(values: dict[str, Any], head: str) -> None:
     assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
-@pytest.mark.parametrize(("name", "replaced", "appended"), FAMILIES, ids=[family[0] for family in FAMILIES])
+@pytest.mark.parametrize(
+    ("name", "replaced", "appended"),
+    slow_but([family for family in FAMILIES if family[0] not in LARGE], FAMILIES),
+    ids=[family[0] for family in FAMILIES],
+)
 @pytest.mark.filterwarnings("error")
 def test_every_family_takes_a_new_head(name: str, replaced: str, appended: str) -> None:
     image_size = 299 if name == "inception_v3" else 224

@@ -257,6 +257,7 @@ def test_two_ranks_train_what_one_does(tmp_path: Path, images: Path) -> None:
     assert losses[0][0] != losses[0][-1]
 
 
+@pytest.mark.slow
 def test_elastic_runs_are_the_same_in_every_bit(tmp_path: Path, images: Path) -> None:
     one, two = (trained(images, tmp_path / str(size), size, "train.reproducibility=elastic") for size in (1, 2))
     tiny.assert_same_result(two, one)

@@ -51,7 +51,7 @@ def owned_elsewhere(directory: Path, *, renewed: bool, monkeypatch: pytest.Monke
         monkeypatch.setattr("time.sleep", sleep_and_renew)
 
 
-@pytest.mark.parametrize("kind", ["LOCK_SH", "LOCK_EX"])
+@pytest.mark.parametrize("kind", ["LOCK_SH", pytest.param("LOCK_EX", marks=pytest.mark.slow)])
 def test_a_reader_that_holds_the_lock_does_not_refuse_a_start(tmp_path: Path, kind: str) -> None:
     run = begun(tmp_path)
     with holding_lock(run.path, kind):

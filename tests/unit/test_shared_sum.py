@@ -49,7 +49,7 @@ def _sums_are_right() -> int:
     return 0
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_rank_has_the_sum_in_the_order_of_ranks(tmp_path: Path, world_size: int) -> None:
     assert ranks.run(_sums_are_right, world_size=world_size, cwd=tmp_path) == [0] * world_size, ranks.console(tmp_path)
 
