@@ -102,7 +102,6 @@ REFUSED: dict[str, tuple[list[str], Callable[[Path], None]]] = {
     "no data, begun again": (["--fresh"], remove_images),
     "another model cannot be built": (["--fresh", "model={name: vgg16, weights: nowhere.pt}"], nothing),
     "a mistake in the configuration": (["train.epoch=3", "--resume"], nothing),
-    "another name, a batch that is too large": (["name=other", "train={epochs: 2, batch_size: 100000}"], nothing),
     "another name, no data": (["name=other"], remove_images),
 }
 
