@@ -53,7 +53,7 @@ def test_signalled_at_random_all_ranks_stop_at_the_same_step(tmp_path: Path, ima
     for attempt in range(1, stops + 1):
         moment = tiny.Moment(stopped, EVERY, choice)
         under_way = ranks.start(ranks.main, training, world_size=2, cwd=stopped)
-        time.sleep(0.2)  # for the handlers to be there
+        under_way.wait_for_handlers()
         moment.wait(lambda: under_way.running)  # noqa: B023 - called at once
         under_way.signal(choice.randrange(2), choice.choice(SIGNALS))
         assert under_way.wait() == [EXIT_STOPPED] * 2, ranks.console(stopped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 import socket
 import sys
 import time
@@ -15,7 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-from patience import HANG
+from patience import HANG, wait_until
 
 CLOSING_SECONDS = 30.0
 
@@ -55,6 +56,10 @@ class Ranks:
         """Whether all of them still run."""
         return all(process.is_alive() for process in self._processes)
 
+    def wait_for_handlers(self) -> None:
+        """Wait until each rank handles the signals that ask a training to stop, or has ended."""
+        wait_until(lambda: all(not process.is_alive() or _handles_stop(process) for process in self._processes))
+
     def signal(self, rank: int, number: int) -> None:
         """Send a signal to one rank, if it still runs."""
         process = self._processes[rank]
@@ -85,6 +90,12 @@ def _start_fork_server() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         multiprocessing.forkserver.ensure_running()
+
+
+def _handles_stop(process: ForkServerProcess) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGUSR2 - 1) & 1)
 
 
 def start(function: Callable[..., int | None], *args: object, world_size: int, cwd: Path) -> Ranks:

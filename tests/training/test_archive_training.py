@@ -13,15 +13,6 @@ from archives import tar, zipped
 from trainlib.data.sources.pack import pack
 
 
-def train(words: list[str], streamed: bool) -> int:
-    from trainlib.data.storage import cache
-    from trainlib.train import main
-
-    if streamed:
-        ranks.replace(cache, "MAX_FRACTION", 0.0)
-    return main(words)
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archives")
@@ -37,7 +28,8 @@ def weights(images: Path, name: str, cwd: Path, world_size: int, streamed: bool)
     source = "image_folder" if name == "images" else "archive"
     words = tiny.arguments(images / name, 1, 4, f"data.name={source}", "data.augment={flip: true, crop_padding: 4}")
     words += [f"data.root={images / name}", "data.val_fraction=0.2"]
-    assert ranks.run(train, words, streamed, world_size=world_size, cwd=cwd) == [0] * world_size, ranks.console(cwd)
+    words += [f"data.cache={'none' if streamed else 'auto'}"]
+    assert ranks.train(words, world_size=world_size, cwd=cwd) == [0] * world_size, ranks.console(cwd)
     found = str(tiny.summary(cwd)["weights_sha256"])
     shutil.rmtree(cwd)
     return found
