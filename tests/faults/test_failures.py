@@ -160,8 +160,10 @@ def hang_while_building(arguments: list[str]) -> int:
     import signal
 
     from trainlib.train import main
+    from trainlib.training import session
     from trainlib.training.build import training
 
+    ranks.replace(session, "BUILDING_SECONDS", 4.0)
     build = training.build_train_state
 
     def stuck(*given: object) -> object:

@@ -189,7 +189,7 @@ def test_when_a_rank_is_killed_all_end_and_it_is_named(launch: Callable[..., Lau
 
 
 def test_when_a_rank_hangs_all_end_and_the_stacks_are_kept(launch: Callable[..., Launched]) -> None:
-    hang_seconds = 20  # building is watched as well, and takes some seconds on a loaded machine
+    hang_seconds = 3
     launched = launch(f"train.hang_seconds={hang_seconds}")
     launched.wait_until_it_trains()
     launched.rank(1).suspend()

@@ -122,7 +122,7 @@ def test_what_is_edited_after_the_submission_changes_nothing(
         (["missing.yaml"], "error: missing.yaml: no such file", 2),
         (["optimizer.lr=-1"], "error: optimizer.lr: got -1", 2),
         (["data.root=nowhere"], "error: data.root: ", 2),
-        (["train.batch_size=100"], "error: train.batch_size: got 100, must be at most the 48 training samples", 2),
+        (["data.limit=100"], "error: data.limit: got 100, must be at most the 48 training samples", 2),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(

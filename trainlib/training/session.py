@@ -43,6 +43,7 @@ from trainlib.training.tuning.feature_cache import cache_features
 
 logger = logging.getLogger("trainlib")
 
+BUILDING_SECONDS = 300.0  # at least: libraries are imported and weights read, which is no hang on a slow disk
 SHARED_SECONDS = 10.0  # for a shared file system to show what another machine made
 
 
@@ -116,7 +117,8 @@ def _build(
 ) -> Training:
     """Build all that is trained with; what frozen layers give is computed once, which may take long. A collective."""
     inputs = build_inputs(config, dataset, accelerator, start, custom)
-    with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
+    hang_seconds = config.train.hang_seconds
+    with Watchdog(hang_seconds and max(hang_seconds, BUILDING_SECONDS), flag, log) as watchdog:
         features = cache_features(inputs, start.step if start else 0, flag.requested, watchdog.heartbeat)
         return build_training(inputs, start, custom, features, watchdog.heartbeat)
 

@@ -95,8 +95,8 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "train.max_nonfinite_steps=3",
     ),
     "train.hang_seconds": D(
-        "A process without progress for this many seconds writes its stack traces to the log and ends. `null`: no "
-        "limit.",
+        "A process without progress for this many seconds writes its stack traces to the log and ends; while the "
+        "training is being built, for five minutes at least. `null`: no limit.",
         "train.hang_seconds=600",
     ),
     "evaluation": D(
