@@ -48,12 +48,14 @@ def summary(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> str:
     names = dataset.class_names
     counts = torch.bincount(dataset.train.labels_N[train_ids], minlength=len(names))
     least, most = int(counts.argmin()), int(counts.argmax())
+    sizes = f"{int(counts[least])} ({names[least]}) to {int(counts[most])} ({names[most]}) training images"
+    if counts[least] == counts[most]:
+        sizes = f"{int(counts[least])} training images each"
     groups_N = dataset.train.groups_N
     groups = "" if groups_N is None else f"; {len(groups_N.unique())} groups, which no split cuts"
     return (
         f"data: {len(train_ids)} images to train on, {len(val_ids)} for validation, {len(dataset.test.labels_N)} for "
-        f"the test; {len(names)} classes, of {int(counts[least])} ({names[least]}) to {int(counts[most])} "
-        f"({names[most]}) training images{groups}"
+        f"the test; {len(names)} classes, of {sizes}{groups}"
     )
 
 
