@@ -58,9 +58,8 @@ def history(run: Path) -> list[dict[str, Any]]:
 def numbers(row: dict[str, Any]) -> dict[str, float]:
     """What is shown of a row of metrics.jsonl, written out again."""
     prefix, suffix = f"{row['split']}/", "_step" if row.get("scope") == "step" else ""
-    names = {"train": ("loss", "accuracy", "images_per_second", "lr")}.get(
-        row["split"], ("loss", "accuracy", "images_per_second")
-    )
+    evaluated = ("loss", "accuracy", "top5", "macro_f1", "balanced_accuracy", "images_per_second")
+    names = ("loss", "accuracy", "images_per_second", "lr") if row["split"] == "train" else evaluated
     return {f"{prefix}{name}{suffix}": row[name] for name in names}
 
 
