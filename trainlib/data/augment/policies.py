@@ -5,6 +5,7 @@ Everything is drawn here and applied in `operations`, so that a test can hand in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,12 +55,12 @@ class Space:
         return Operations(operations_N, arguments_N)
 
 
-class _Sequence:
+class _Sequence(ABC):
     """A policy whose operations are applied one after another."""
 
+    @abstractmethod
     def draw(self, draws: Draws, height: int, width: int) -> list[Operations]:
         """Return the operations of each sample, one after another."""
-        raise NotImplementedError
 
     def __call__(self, images_NCHW: Tensor, draws: Draws) -> Tensor:
         """Change the images, uint8 [N, C, H, W]."""

@@ -76,13 +76,17 @@ def _result(value: Any) -> bool:
     return isinstance(value, dict) and fitting(_RESULT)(value) is None
 
 
-_RESULT: dict[str, Check] = {
+_METRICS: dict[str, Check] = {
     "loss": number,
     "accuracy": number,
     "top5": number,
     "macro_f1": number,
     "balanced_accuracy": number,
     "count": whole_number,
+}
+
+_RESULT: dict[str, Check] = {
+    **_METRICS,
     "step": whole_number,
     "value": number,
     "metric": text,
@@ -95,12 +99,7 @@ ROW = fitting(
         "epoch": whole_number,
         "split": text,
         "scope": text,
-        "loss": number,
-        "accuracy": number,
-        "top5": number,
-        "macro_f1": number,
-        "balanced_accuracy": number,
-        "count": whole_number,
+        **_METRICS,
         "lr": number,
         "images_per_second": number,
         "grad_norm": number,
