@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from decoding import decode_all
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from trainlib.config import DataConfig
-from trainlib.data.pictures import decode_files as of_files
-from trainlib.data.pictures.decode_files import decode_files, decode_some
+from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.failures import damaged_images
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader
@@ -101,14 +101,8 @@ def many_images(folder: Path, count: int) -> list[str]:
     return [str(folder / f"{i}.png") for i in range(count)]
 
 
-def empty_array(path: Path, count: int) -> Path:
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, 3, 16, 16))
-    return path
-
-
 @pytest.mark.parametrize("chunk", [4, 7, 64])
-def test_all_files_are_decoded_into_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(of_files, "CHUNK_SIZE", chunk)
+def test_all_files_are_decoded_into_their_rows(tmp_path: Path, chunk: int) -> None:
     paths = many_images(tmp_path, 30)
     odd_name = tmp_path / "nämes with\nnew lines.png"
     Path(paths[5]).rename(odd_name)
@@ -116,31 +110,21 @@ def test_all_files_are_decoded_into_their_rows(tmp_path: Path, monkeypatch: pyte
     for broken in (17, 2):
         Path(paths[broken]).write_bytes(b"broken")
     paths.append(str(tmp_path / "missing.png"))
-    array_path = empty_array(tmp_path / "images.npy", 31)
     done: list[int] = []
-    hashes, failures = decode_files(
-        PlainFiles(paths), array_path, reader("fast"), stop_requested=lambda: False, advance=done.append
-    )
+    images_NCHW, hashes, failures = decode_all(PlainFiles(paths), reader("fast"), chunk=chunk, advance=done.append)
     assert hashes == [*(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths[:-1]), None]
     assert [path for path, _ in failures] == [paths[2], paths[17], paths[30]]
     assert sum(done) == 31
-    for i, (path, row) in enumerate(zip(paths, np.load(array_path), strict=True)):
+    for i, (path, row) in enumerate(zip(paths, images_NCHW, strict=True)):
         if i not in (2, 17, 30):
             np.testing.assert_array_equal(row, reader("fast")(Path(path).read_bytes()))
 
 
-def test_stopping_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_files, "CHUNK_SIZE", 4)
+def test_stopping_ends_at_once(tmp_path: Path) -> None:
     done: list[int] = []
-    array_path = empty_array(tmp_path / "images.npy", 30)
+    files = PlainFiles(many_images(tmp_path, 30))
     with pytest.raises(StoppedError, match="Run again"):
-        decode_files(
-            PlainFiles(many_images(tmp_path, 30)),
-            array_path,
-            reader("fast"),
-            stop_requested=lambda: bool(done),
-            advance=done.append,
-        )
+        decode_all(files, reader("fast"), lambda: bool(done), chunk=4, advance=done.append)
     assert 0 < sum(done) < 30
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoding import decode_all
 from PIL import Image
 
 from trainlib.config import DataConfig
@@ -26,7 +27,7 @@ from trainlib.data.pictures import files as of_files
 from trainlib.data.pictures import reader as of_reader
 from trainlib.data.pictures import threads
 from trainlib.data.pictures.decode import MAX_PIXELS, decode_picture
-from trainlib.data.pictures.decode_files import Decoded, decode_files, decode_some
+from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.failures import damaged_images
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader
@@ -133,15 +134,10 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlainFi
     assert not threads.are_decoders_idle()  # so that the process is to end without them
 
 
-def fill(files: PlainFiles, folder: Path, stop_requested: Callable[[], bool] = lambda: False) -> Decoded:
-    np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(files), 3, 16, 16))
-    return decode_files(files, folder / "images.npy", READER, stop_requested=stop_requested, advance=lambda count: None)
-
-
 def test_a_stop_ends_the_wait_for_a_decoder_that_does_not_return(tmp_path: Path, hanging: PlainFiles) -> None:
     began = time.monotonic()
     with pytest.raises(StoppedError):
-        fill(hanging, tmp_path, lambda: time.monotonic() > began + 1)
+        decode_all(hanging, READER, lambda: time.monotonic() > began + 1)
     assert time.monotonic() < began + 5
 
 
@@ -162,7 +158,7 @@ def test_a_picture_that_takes_too_long_is_named_and_others_go_on(
 ) -> None:
     monkeypatch.setattr(threads, "PICTURE_SECONDS", 0.2)
     with pytest.raises(DataError, match=r"a\.png took more than .* s"):
-        fill(hanging, tmp_path)
+        decode_all(hanging, READER)
     monkeypatch.undo()
     Image.new("RGB", (16, 16)).save(tmp_path / "b.png")
     assert not failure_of(tmp_path / "b.png")
@@ -180,10 +176,10 @@ def test_a_picture_that_waits_for_its_bytes_takes_no_time(tmp_path: Path, monkey
         return read(self, index)
 
     monkeypatch.setattr(PlainFiles, "read", slowly)
-    hashes, failures = fill(PlainFiles([str(tmp_path / "a.png")]), tmp_path)
+    images_NCHW, hashes, failures = decode_all(PlainFiles([str(tmp_path / "a.png")]), READER)
     assert hashes[0]
     assert not failures
-    assert np.load(tmp_path / "images.npy")[0, 0].min() == 255
+    assert images_NCHW[0, 0].min() == 255
 
 
 def test_the_thread_that_trains_decodes_nothing_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

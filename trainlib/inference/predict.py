@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from trainlib.data import find_images
-from trainlib.data.pictures.decode_files import decode_some
+from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.files import PlainFiles, read_limited
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model

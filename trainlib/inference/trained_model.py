@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.pictures.configured import evaluation_of
-from trainlib.data.pictures.decode_files import decode_some
+from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.failures import damaged_images
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.framing import Framing
