@@ -146,7 +146,7 @@ def test_real_failures_end_the_job_and_preemptions_do_not(
         ("failure", 7, True),
         ("preempted", 75, True),
         ("failure", 7, False),
-    ]
+    ], job.output()
     for line in (ends[0], ends[2]):
         assert (line["rank"], line["host"], line["log"]) == (1, "n1", "runs/run/logs/rank-1.log")
     words = [sys.executable, "-m", "launch", "status", "run"]

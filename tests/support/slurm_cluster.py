@@ -45,10 +45,15 @@ KillWait=30
 UnkillableStepTimeout=60
 InactiveLimit=0
 MinJobAge=600
+{patience}
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=100000
 {nodes}
 PartitionName=main Nodes=n0,n1 Default=YES MaxTime=2:00:00 State=UP OverSubscribe=FORCE:4
 """
+
+
+# SLURM takes a step or a node for lost after 10 s of silence by default, which a loaded machine brings about.
+PATIENCE = "MessageTimeout=100\nBatchStartTimeout=100\nTCPTimeout=30"
 
 
 class Cluster:
@@ -146,7 +151,9 @@ class Cluster:
             "Gres=gpu:4"
             for node, port in zip(NODES, ports[1:], strict=True)
         )
-        self.conf.write_text(CONF.format(host=host, ports=ports, directory=self.directory, nodes=nodes))
+        self.conf.write_text(
+            CONF.format(patience=PATIENCE, host=host, ports=ports, directory=self.directory, nodes=nodes)
+        )
         for index in range(4):  # slurmd counts the GPUs whose device files are there, whatever they are
             (self.directory / f"gpu{index}").touch()
         (self.directory / "gres.conf").write_text(f"Name=gpu File={self.directory}/gpu[0-3]\n")
