@@ -48,7 +48,7 @@ def data(arguments: tuple[str, ...], html: Path | None, as_json: bool, batch: Pa
     from datetime import UTC, datetime
 
     from launch.report.data_page import data_page
-    from launch.report.writing import write_page
+    from launch.report.page import write_page
 
     with tempfile.TemporaryDirectory() as folder:
         facts = Path(folder) / "facts.json"

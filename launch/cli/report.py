@@ -18,9 +18,8 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
     It prints where the page is. The page holds all that it needs, so that it can be sent on, and opens without a
     network. That of one run goes to runs/NAME/report.html, that of several to report.html.
     """
-    from launch.report.facts import read_facts
-    from launch.report.page import page
-    from launch.report.writing import write_page
+    from launch.report.facts.run_facts import read_facts
+    from launch.report.page import page, write_page
     from trainlib.runs.status import find_run
 
     directories = list(dict.fromkeys(find_run(name) for name in names))

@@ -55,8 +55,9 @@ def submit(
     limit. What goes into it is copied to runs/NAME now: later changes of the config or the code do not reach it.
     """
     from launch.slurm import options as sbatch_options
-    from launch.slurm import queue, sbatch, sites
-    from launch.slurm import submit as submission
+    from launch.slurm import queue
+    from launch.slurm.submission import sbatch, sites
+    from launch.slurm.submission import submit as submission
     from trainlib.config import load_config
     from trainlib.runs import RUNS
 
@@ -101,8 +102,8 @@ def _overrides(flags: Mapping[str, object]) -> list[str]:
 
 def _queue(directory: Path, training: Sequence[str], config: Config, command: Command) -> str:
     """Prepare the run directory, submit, and return the job's id. Where any of it fails, all of it is undone."""
-    from launch.slurm.snapshot import take_snapshot
-    from launch.slurm.submit import call_sbatch, record_submission, undone_on_failure
+    from launch.slurm.submission.snapshot import take_snapshot
+    from launch.slurm.submission.submit import call_sbatch, record_submission, undone_on_failure
 
     with undone_on_failure(directory):
         prepare(training, config)

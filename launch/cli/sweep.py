@@ -101,7 +101,7 @@ def sweep(
 
 def _of_site(site: str, plan: Sweep) -> list[str]:
     """Return overrides with the partition and time of the site, where the runs name none."""
-    from launch.slurm import sites
+    from launch.slurm.submission import sites
 
     return sites.overrides(sites.load_site(site), plan.elements[0].config.slurm)
 
@@ -124,9 +124,10 @@ def _submit(
     plan: Sweep, elements: Sequence[Element], flags: Sequence[str], asked: _Submission, *, dry_run: bool
 ) -> int:
     """Queue the elements as one array; its job id alone goes to standard output."""
-    from launch.slurm import array, queue, sbatch, sites, submit
+    from launch.slurm import queue
     from launch.slurm.options import parse_options
-    from launch.slurm.snapshot import take_snapshot
+    from launch.slurm.submission import array, sbatch, sites, submit
+    from launch.slurm.submission.snapshot import take_snapshot
     from trainlib.runs import RUNS
 
     slurm = array.common_slurm(plan)
@@ -186,7 +187,7 @@ def _prepare(elements: Sequence[Element], flags: Sequence[str]) -> None:
 @contextmanager
 def _undone_on_failure(directories: Sequence[Path]) -> Iterator[None]:
     """Undo everything that the block did to these directories if it fails."""
-    from launch.slurm.submit import undone_on_failure
+    from launch.slurm.submission.submit import undone_on_failure
 
     with ExitStack() as stack:
         for directory in directories:

@@ -13,7 +13,7 @@ from typing import Any
 from launch.local.command import Command, accelerate_launch
 from launch.local.failure import AgentReport
 
-AGENT_MODULE = "trainlib.distributed.agent"
+AGENT_MODULE = "trainlib.distributed.rendezvous.agent"
 
 
 class Agent:

@@ -1,7 +1,7 @@
 """Which rank made a run of several ranks fail, judged from what torch's elastic agent reports.
 
 `accelerate launch` exits with 1 whatever its ranks exited with; their own exit codes are in the report that
-`trainlib.distributed.agent` writes. All of this is pure: text in, facts out.
+`trainlib.distributed.rendezvous.agent` writes. All of this is pure: text in, facts out.
 """
 
 from __future__ import annotations

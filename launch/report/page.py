@@ -1,4 +1,4 @@
-"""The page as text: one run in full, or several compared. Nothing in it is fetched from anywhere."""
+"""The page, as text and as a file: one run in full, or several compared. Nothing in it is fetched from anywhere."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.report import formats
-from launch.report.chart import Plot
-from launch.report.compare import ABSENT, config_differences, ranking
-from launch.report.comparison import class_scores, results
-from launch.report.curves import charts_of, colour_of, common_legend
-from launch.report.facts import RunFacts
+from launch.report.charts.chart import Plot
+from launch.report.charts.curves import charts_of, colour_of, common_legend
+from launch.report.comparison import ABSENT, class_scores, config_differences, ranking, results
+from launch.report.facts.run_facts import RunFacts
+from launch.report.facts.series import tick_label
 from launch.report.run_view import view_of
-from launch.report.series import tick_label
 from launch.runs.show import local_time
+from trainlib.errors import UserError
+from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.terminal.printable import printable
 
 if TYPE_CHECKING:
@@ -44,6 +46,14 @@ def page(runs: Sequence[RunFacts], now: datetime) -> str:
     )
 
 
+def write_page(path: Path, text: str) -> None:
+    """Replace a page, so that a browser sees the old one or the new one; UserError where it cannot be written."""
+    try:
+        write_atomically(path, text.encode(errors="replace"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a file that can be written with --output") from error
+
+
 def _of_runs(name: str, runs: Sequence[RunFacts], now: datetime, **facts: Any) -> str:
     return rendered(name, now, "launch report", runs=runs, plots=[Plot(chart) for chart in charts_of(runs)], **facts)
 
@@ -66,7 +76,7 @@ def rendered(template_name: str, now: datetime, command: str, **facts: Any) -> s
 
 
 def _text(name: str) -> str:
-    return (files("launch.report") / name).read_text(encoding="utf-8")
+    return (files("launch.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.report.facts import RunFacts, is_number
+from launch.report.facts.run_facts import RunFacts, is_number
 from launch.runs.show import last_error
 
 STATES = {

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.closing import closing_words, end_record, is_dead, report_orphaned_job, requeue
-from launch.slurm.decision import decide
-from launch.slurm.evidence import gather
+from launch.slurm.ending.closing import closing_words, end_record, is_dead, report_orphaned_job, requeue
+from launch.slurm.ending.decision import decide
+from launch.slurm.ending.evidence import gather
 from launch.slurm.head import free_ports, node_names
 from launch.slurm.queue import QueueError
 from trainlib.config import Config, SlurmConfig, load_config

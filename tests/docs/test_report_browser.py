@@ -14,7 +14,7 @@ from needs import need
 from PIL import Image
 from report_runs import START, resumed_run, training_rows, write_run
 
-from launch.report.facts import read_facts
+from launch.report.facts.run_facts import read_facts
 from launch.report.page import page
 
 pytestmark = pytest.mark.slow

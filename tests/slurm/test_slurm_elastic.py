@@ -15,7 +15,7 @@ from slurm_cluster import NODES, Cluster
 from slurm_jobs import ON_CPUS, Job, submitting
 from soak import only_in_soak, rounds
 
-from launch.report.facts import read_facts
+from launch.report.facts.run_facts import read_facts
 from launch.report.page import page
 from launch.runs.show import run_details
 from trainlib.runs.status import read_run

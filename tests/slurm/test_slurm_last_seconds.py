@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.evidence import attempt_since, stop_asked_by_a_person
+from launch.slurm.ending.evidence import attempt_since, stop_asked_by_a_person
 from launch.slurm.job import _withdraw_stop
 from trainlib.runs.attempt.stop_request import write_stop_file
 from trainlib.runs.records.jobs import JobStart

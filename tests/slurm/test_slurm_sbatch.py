@@ -13,8 +13,8 @@ import yaml
 from paths import GOLDEN, REPOSITORY
 
 from launch.slurm.options import broken_rule, long_options, minutes_of, parse_options
-from launch.slurm.sbatch import Job, call_text, of_another_job, sbatch_command
-from launch.slurm.sites import Site, load_site, overrides, shipped_files
+from launch.slurm.submission.sbatch import Job, call_text, of_another_job, sbatch_command
+from launch.slurm.submission.sites import Site, load_site, overrides, shipped_files
 from trainlib.config import SlurmConfig, load_config
 from trainlib.errors import UserError
 

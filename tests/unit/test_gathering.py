@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from trainlib.distributed.gathering import Gathering, Machine, join
+from trainlib.distributed.rendezvous.gathering import Gathering, Machine, join
 from trainlib.errors import RunDirectoryError, TrainlaunchError, UserError
 from trainlib.runs.attempt.secret import forget_unused, make_secret, read_secret, secret_file
 

@@ -40,7 +40,7 @@ def shadows(tmp_path: Path) -> Path:
         ["-m", "launch", "--version"],
         pytest.param(["-m", "launch", "check", "quickstart"], marks=pytest.mark.slow),
         pytest.param(["-m", "trainlib.train", "--help"], marks=pytest.mark.slow),
-        pytest.param(["-m", "trainlib.distributed.agent", "2"], marks=pytest.mark.slow),
+        pytest.param(["-m", "trainlib.distributed.rendezvous.agent", "2"], marks=pytest.mark.slow),
         ["-m", "launch.slurm.job", "--help"],
         ["-P", "-m", "launch", "list"],
     ],

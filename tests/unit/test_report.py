@@ -16,7 +16,7 @@ from paths import REPOSITORY
 from report_runs import START, end, evaluation, resumed_run, start, training_rows, write_run
 
 from launch.cli import main
-from launch.report.facts import read_facts
+from launch.report.facts.run_facts import read_facts
 from launch.report.page import page, templates
 
 NOW = START + timedelta(hours=1)
@@ -126,7 +126,7 @@ def test_templates_escape_whatever_they_print() -> None:
     data = templates().from_string("{{ {word: 1.5} | tojson }}").render(word=word)
     assert not set("<>&'\u2028") & set(data)
     assert json.loads(data) == {word: 1.5}
-    names = templates().list_templates()
+    names = templates().list_templates(extensions=["j2"])
     assert len(names) == 7
     for name in names:
         source = (REPOSITORY / "launch/report/templates" / name).read_text()

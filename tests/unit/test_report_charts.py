@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from report_runs import training_rows, write_run
 
-from launch.report.chart import Chart, Line, Plot
-from launch.report.curves import charts_of
-from launch.report.facts import read_facts
+from launch.report.charts.chart import Chart, Line, Plot
+from launch.report.charts.curves import charts_of
+from launch.report.facts.run_facts import read_facts
+from launch.report.facts.series import linear_ticks, log_ticks, smoothed, thinned, tick_label
 from launch.report.page import templates
-from launch.report.series import linear_ticks, log_ticks, smoothed, thinned, tick_label
 
 # Series and axes
 

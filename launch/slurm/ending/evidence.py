@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.decision import Evidence, QueueSays, Refusal
+from launch.slurm.ending.decision import Evidence, QueueSays, Refusal
 from launch.slurm.queue import JobState, QueueError, insist
 from trainlib.errors import EXIT_CONNECTION_LOST
 from trainlib.runs.attempt.owner import stop_token_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.report.chart import Chart, LegendEntry, Line, Sign
-from launch.report.facts import RunFacts
-from launch.report.series import Points, smoothed, thinned, window_of
+from launch.report.charts.chart import Chart, LegendEntry, Line, Sign
+from launch.report.facts.run_facts import RunFacts
+from launch.report.facts.series import Points, smoothed, thinned, window_of
 
 BUCKETS = 500  # of a curve: it has two points in each
 COLOURS = 8

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.slurm.sbatch import Job
+from launch.slurm.submission.sbatch import Job
 from launch.sweep.grid import Element, Sweep
 from trainlib.config import SlurmConfig
 from trainlib.errors import UserError

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import launch
-from launch.slurm.sites import shipped_files
+from launch.slurm.submission.sites import shipped_files
 from trainlib import errors
 from trainlib.runs.machine.environment import COMMIT_FILE, git_commit
 

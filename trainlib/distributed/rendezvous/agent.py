@@ -1,6 +1,6 @@
 """`accelerate launch` that reports how its ranks ended in JSON, for a program to read, instead of on standard error.
 
-    python -m trainlib.distributed.agent DESCRIPTOR --multi_gpu ... -m trainlib.train CONFIG
+    python -m trainlib.distributed.rendezvous.agent DESCRIPTOR --multi_gpu ... -m trainlib.train CONFIG
 
 DESCRIPTOR is the number of an open file descriptor. Each line written to it is one JSON object:
 
@@ -31,8 +31,8 @@ from typing import Any
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from trainlib.distributed.gathering import Machine
-from trainlib.distributed.rendezvous import BACKEND, register
+from trainlib.distributed.rendezvous.gathering import Machine
+from trainlib.distributed.rendezvous.handler import BACKEND, register
 from trainlib.errors import TrainlaunchError
 from trainlib.runs.files.scratch import make_scratch
 

@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from trainlib.distributed.gathering import Gathering, Machine, join
+from trainlib.distributed.rendezvous.gathering import Gathering, Machine, join
 from trainlib.errors import UserError
 from trainlib.runs.attempt.secret import read_secret, secret_file
 from trainlib.runs.machine.launch_variables import node_seconds

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import log10
 from typing import Any
 
-from launch.report.series import Points, linear_ticks, log_ticks
+from launch.report.facts.series import Points, linear_ticks, log_ticks
 
 WIDTH, HEIGHT = 2000, 1000  # of the drawing, in its own units
 LABEL_GAP = 0.075  # of the width, between the signs of two events

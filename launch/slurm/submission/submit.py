@@ -14,7 +14,7 @@ from launch.local.command import Command
 from launch.slurm import queue
 from launch.slurm.options import long_options, minutes_of
 from launch.slurm.queue import Partition, QueueError
-from launch.slurm.snapshot import NAME as CODE
+from launch.slurm.submission.snapshot import NAME as CODE
 from trainlib.config import SlurmConfig
 from trainlib.config.checking.suggest import nearest
 from trainlib.errors import TrainlaunchError, UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch.local.command import Command, left_by_another_launch
 from launch.slurm.options import FLAG, OMITTED, Options, minutes_of
-from launch.slurm.sites import Site
+from launch.slurm.submission.sites import Site
 from trainlib.config import SlurmConfig
 from trainlib.errors import UserError
 

@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from launch.report.evaluation import Evaluation, evaluation_of
-from launch.report.history import Attempt, Event, attempts_of, events_of, jobs_of
-from launch.report.series import Point
+from launch.report.facts.evaluation import Evaluation, evaluation_of
+from launch.report.facts.history import Attempt, Event, attempts_of, events_of, jobs_of
+from launch.report.facts.series import Point
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.rows import METRICS_FILE

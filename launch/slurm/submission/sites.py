@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import launch
 from launch.slurm.options import FLAG, OMITTED, Options, broken_rule
 from trainlib.config import SlurmConfig
 from trainlib.config.checking.suggest import format_value, nearest, one_of
@@ -55,8 +56,9 @@ _KINDS = {
 
 def shipped_files() -> Path:
     """Return the folder of the batch script and the site presets, inside the installed package or beside it."""
-    installed = Path(__file__).with_name("files")
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "slurm"
+    package = Path(launch.__file__).parent
+    installed = package / "slurm" / "files"
+    return installed if installed.is_dir() else package.with_name("slurm")
 
 
 def load_site(name: str | None, known: Sequence[str] = ()) -> Site:

@@ -1,0 +1,1 @@
+"""Curves of runs: which there are, and their geometry."""
