@@ -129,7 +129,7 @@ def _train_rank_0(config: Config, flag: StopFlag, fresh: bool, resume: str | Non
                     attempt.reason = flag.reason
                     if not (attempt.has_begun or run.is_moved_aside):
                         run.claim()
-                        attempt.begin()  # SLURM decides by its end
+                        attempt.begin(run.next_attempt())  # SLURM decides by its end
                     raise
             draw_curves(run.path)  # last: all that matters is safe by now
             return done

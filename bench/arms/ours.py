@@ -44,7 +44,7 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
         hooks = [LossHook(training.plan.global_batch_size, rounds)]
         if attempt is not None:
             run.begin(config)
-            attempt.begin()
+            attempt.begin(run.next_attempt())
         with open_trainer(config, run, training, hooks, attempt, None, dataset) as trainer:
             channel = open_channel(config.train)
             rounds.begin(module, optimizer)

@@ -65,7 +65,7 @@ def test_a_reader_that_holds_the_lock_does_not_refuse_a_start(tmp_path: Path, ki
 
 def test_a_lock_beside_an_open_attempt_of_a_version_without_owners_counts(tmp_path: Path) -> None:
     run = begun(tmp_path)
-    Attempt(run.path, 1, 0).begin()
+    Attempt(run.path, 1, 0).begin(run.next_attempt())
     with holding_lock(run.path, "LOCK_EX"):
         assert is_running(run.path)
         with pytest.raises(RunDirectoryError, match="in use: another process"):

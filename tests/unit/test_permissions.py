@@ -14,7 +14,7 @@ from trainlib.runs.attempt.record import Attempt, read_attempts, recorded_attemp
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
 def test_an_attempt_without_permission(tmp_path: Path, number: int) -> None:
     attempt = Attempt(tmp_path, world_size=1, step=0)
-    attempt.begin()
+    attempt.begin(1)
     with (
         pytest.raises(UserError, match=r"data/cat: .*: change its owner or permissions"),
         recorded_attempt(attempt),
@@ -26,7 +26,7 @@ def test_an_attempt_without_permission(tmp_path: Path, number: int) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_failing_disk_is_no_mistake(tmp_path: Path, number: int) -> None:
     attempt = Attempt(tmp_path, world_size=1, step=0)
-    attempt.begin()
+    attempt.begin(1)
     with pytest.raises(TrainlaunchError) as caught, recorded_attempt(attempt):
         raise OSError(number, "broken", "data/cat")
     assert caught.value.exit_code == 1

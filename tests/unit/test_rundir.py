@@ -172,7 +172,7 @@ def test_every_attempt_is_accounted_for(
     try:
         attempt = Attempt(run.path, world_size=2, step=5)
         with recorded_attempt(attempt):
-            attempt.begin()
+            attempt.begin(run.next_attempt())
             attempt.step, attempt.reason = 9, reason
             if error is not None:
                 raise error

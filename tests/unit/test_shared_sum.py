@@ -116,7 +116,7 @@ def _no_room(rank_without: int) -> int:
     config = resolved(CONFIG)
     with process_group.joined(config.train) as accelerator:
         if rank_without < 0:
-            ranks.replace(shared_memory, "_allocate_slots", lambda scratch, world_size: scratch.remove())
+            ranks.replace(shared_memory, "_with_slots", lambda scratch, world_size: scratch.remove())
             assert gather_objects(SharedMemoryAllReduce.open() is None) == [True, True]
         if accelerator.process_index == rank_without:
 

@@ -15,7 +15,7 @@ from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_taken, 
 from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt
 from trainlib.runs.files import locks
 from trainlib.runs.files.durable import remove_temporary, sync_directory, write_atomically
-from trainlib.runs.files.json_records import read_json, to_json
+from trainlib.runs.files.json_records import read_json, read_lines, to_json
 
 LOCK_PATIENCE = 1.0  # seconds: another start may be about to be refused
 
@@ -131,6 +131,11 @@ class RunDirectory:
         for file in (self.summary_file, *self.path.glob("evaluation-*.json")):
             file.unlink(missing_ok=True)  # first: a longer configuration beside them would look complete
         write_atomically(self.config_file, dump_config(config))
+
+    def next_attempt(self) -> int:
+        """Return the number of the attempt that is about to begin, from 1 on."""
+        lines = read_lines(self.attempts_file, strict=True)
+        return 1 + len([line for line in lines if line.get("event") == "start"])
 
     @property
     def is_finished(self) -> bool:

@@ -139,7 +139,7 @@ def _begin(
     header = ""
     if attempt is not None:
         run.begin(config)
-        attempt.begin()
+        attempt.begin(run.next_attempt())
         checkpoint.remove_partial(run.checkpoints)
         checkpoint.set_aside_newer(run.checkpoints, start)
         if start is None:

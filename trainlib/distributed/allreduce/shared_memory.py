@@ -65,7 +65,7 @@ class SharedMemoryAllReduce:
     def open(cls) -> SharedMemoryAllReduce | None:
         """Map the shared slots; return None, on every rank, where one of them cannot. A collective."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        scratch = _allocate_slots(make_scratch(), world_size) if rank == 0 else None
+        scratch = _with_slots(make_scratch(), world_size) if rank == 0 else None
         folder = broadcast_object(scratch.path if scratch else None)
         if folder is None:
             return None
@@ -92,7 +92,7 @@ class SharedMemoryAllReduce:
                 piece.add_(slot)
 
 
-def _allocate_slots(scratch: Scratch | None, world_size: int) -> Scratch | None:
+def _with_slots(scratch: Scratch | None, world_size: int) -> Scratch | None:
     """Make a file for all slots in the folder and return the folder; None where there is not enough memory."""
     if scratch is not None:
         try:

@@ -40,9 +40,9 @@ class Attempt:
     reason: EndReason | None = None
     has_begun: bool = False
 
-    def begin(self) -> None:
+    def begin(self, number: int) -> None:
         """Record that the attempt begins: until here it may have been refused, and then leaves no trace."""
-        self.number = next_number(self.directory)
+        self.number = number
         if self.log is not None:
             self.log.begin(self.directory / "logs/rank-0.log", attempt_header(self.number, os.environ))
         start = {
@@ -68,12 +68,6 @@ class Attempt:
             append_line(file, end | {"step": self.step, "code": reason.code, "reason": reason.sentence})
         except OSError as error:  # must not hide how the attempt ended
             logger.warning("%s lacks the end of attempt %d (%s)", file, self.number, error)
-
-
-def next_number(directory: Path) -> int:
-    """Return the number of the attempt that is about to begin in a run directory, from 1 on."""
-    lines = read_lines(directory / ATTEMPTS_FILE, strict=True)
-    return 1 + len([line for line in lines if line.get("event") == "start"])
 
 
 @contextmanager
