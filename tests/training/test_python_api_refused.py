@@ -50,16 +50,47 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("key", ["weights", "freeze"])
+LOST: dict[str, tuple[Any, str]] = {
+    "model.weights": ("net.safetensors", "resnet18"),
+    "model.freeze": ("backbone", "resnet18"),
+    "loss.weight": ([1.0, 2.0], "CrossEntropyLoss"),
+    "loss.pos_weight": ([1.0, 2.0], "BCEWithLogitsLoss"),
+    "loss.ignore_index": (1, "NLLLoss"),
+    "data.table": ("rows.csv", "table"),
+    "data.group": ("folder", "image_folder"),
+    "data.test_fraction": (0.5, "image_folder"),
+}
+
+
+@pytest.mark.parametrize("key", LOST)
 @pytest.mark.parametrize("where", ["file", "file with a name", "override"])
-def test_values_that_would_change_the_model_are_refused_with_a_given_model(key: str, where: str) -> None:
-    value = {"weights": "net.safetensors", "freeze": "backbone"}[key]
-    name = {"name": "resnet18"} if where == "file with a name" else {}
-    file = {"model": name | {key: value}} if where != "override" else {}
-    overrides = [f"model.{key}={value}"] if where == "override" else []
-    with pytest.raises(ConfigError, match=rf"model.{key}: got {value}, must be null for a model that is given in"):
-        load_config([{"name": "x", **file}, *overrides], custom={"model": "custom:Net"})
-    assert load_config([{"name": "x", **file}, f"model.{key}=null"], custom={"model": "custom:Net"})
+def test_values_that_would_change_what_is_learned_are_refused_with_a_given_part(key: str, where: str) -> None:
+    value, name = LOST[key]
+    section, _, option = key.partition(".")
+    file = {section: {option: value}} if where == "file" else {section: {"name": name, option: value}}
+    arguments: list[Any] = [{"name": "x", **file}] if where != "override" else [{"name": "x"}, f"{key}={value}"]
+    custom = {section: "custom:Own"}
+    with pytest.raises(ConfigError, match=rf"{key}: got .*, must be null for a .* that is given in Python: \w+"):
+        load_config(arguments, custom=custom)
+    assert load_config([*arguments, f"{key}=null"], custom=custom)
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"loss": {"label_smoothing": 0.1}}, "as a loss is given in Python: loss.label_smoothing 0.1"),
+        ({"loss": {"reduction": "sum"}}, 'as a loss is given in Python: loss.reduction "sum"'),
+        ({"model": {"name": "vgg16", "width": 0.25}}, "as a model is given in Python: model.width 0.25"),
+        ({"model": {"name": "resnet18", "head": "append"}}, 'as a model is given in Python: model.head "append"'),
+        ({"model": {"name": "resnet18", "head": "replace"}, "loss": {"reduction": "mean"}}, None),
+        ({"loss": {"name": "custom:Own", "activation": "none"}}, None),
+    ],
+)
+def test_other_values_of_a_section_that_a_part_replaces_are_told(
+    section: dict[str, Any], told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_config([{"name": "x", **section}], custom={"model": "custom:Own", "loss": "custom:Own"})
+    assert caplog.messages == ([f"not used, {told}"] if told else [])
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")

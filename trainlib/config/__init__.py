@@ -1,10 +1,11 @@
 """The configuration of a run: YAML files and overrides, all checked before anything starts. Imports no torch."""
 
+from trainlib.config.checking.given_parts import TRANSFORM
 from trainlib.config.compare import Difference, differences, dump_config, harmful, is_free, is_harmless
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
 from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.libraries.catalog import BALANCED, weights_run
-from trainlib.config.load import TRANSFORM, load_config, read_resolved, shipped_configs, with_older_values
+from trainlib.config.load import load_config, read_resolved, shipped_configs, with_older_values
 from trainlib.config.older import keep_older_values
 from trainlib.config.reading.command_line import mark_bare_resume
 from trainlib.config.schema.augment import Augment, PolicyConfig

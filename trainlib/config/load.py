@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 import trainlib
 from trainlib.config.checking.arguments import argument_keys, argument_mistakes
+from trainlib.config.checking.given_parts import TRANSFORM, refuse_lost_values, refuse_missing_parts
 from trainlib.config.checking.messages import schema_mistakes
 from trainlib.config.checking.rules import broken_rules
 from trainlib.config.checking.suggest import nearest
-from trainlib.config.custom import custom_part_missing, is_custom
 from trainlib.config.reading.merge import is_override, merge, parse_overrides
 from trainlib.config.reading.yaml_source import Source, read_file
 from trainlib.config.schema.base import Named
@@ -27,8 +27,6 @@ from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError, Mistake
 
 OLDER_DATA = {"split": "index", "decode": "pillow"}  # values that no new run has
-TRANSFORM = "data.augment.custom"
-NO_TRANSFORM = "got {}, but a transform of your own is given in Python: trainlib.fit(transform=...), see docs/python.md"
 
 
 def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[str, str] | None = None) -> Config:
@@ -60,12 +58,12 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
     if (transform := custom_layer.pop(TRANSFORM, None)) is not None:
         custom_layer["data"] = custom_layer.get("data", {}) | {"augment": {"custom": transform["name"]}}
     given = merge([_with_default_sections(merge(layers)), command_line])
-    _refuse_lost_values(given, custom_layer)
+    refuse_lost_values(given, custom or {})
     merged = _with_default_sections(merge([given, Source(custom_layer)]))
     paths = [file for file in files if isinstance(file, str)]
     if paths:
         merged.values.setdefault("name", _name_from(paths[0]))
-    _refuse_custom_names(merged, custom or {})
+    refuse_missing_parts(merged, custom or {})
     return _validated(merged)
 
 
@@ -122,46 +120,6 @@ def _plain(values: Mapping[str, Any]) -> Source:
     except TypeError as error:
         rule = f"the mapping given as configuration must hold plain values, as a YAML file does: {error}"
         raise ConfigError([Mistake("", rule)]) from error
-
-
-def _refuse_custom_names(source: Source, custom: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a name like `custom:TinyNet`, from an earlier run's config.yaml, without its object."""
-    mistakes = []
-    for section in ("data", "model", "loss"):
-        values = source.values.get(section)
-        name = values.get("name") if isinstance(values, dict) else None
-        if isinstance(name, str) and is_custom(name) and section not in custom:
-            mistakes.append(Mistake(f"{section}.name", custom_part_missing(name), source.locate(f"{section}.name")))
-    data = source.values.get("data")
-    augment = data.get("augment") if isinstance(data, dict) else None
-    transform = augment.get("custom") if isinstance(augment, dict) else None
-    if transform is not None and TRANSFORM not in custom:
-        rule = custom_part_missing(str(transform)) if is_custom(transform) else NO_TRANSFORM.format(transform)
-        mistakes.append(Mistake(TRANSFORM, rule, source.locate(TRANSFORM)))
-    if mistakes:
-        raise ConfigError(mistakes)
-
-
-def _refuse_lost_values(source: Source, custom: Mapping[str, Any]) -> None:
-    """Raise ConfigError for values that would change a model, where a model given in Python takes its place."""
-    section = source.values.get("model")
-    if "model" not in custom or not isinstance(section, dict):
-        return
-    ways = {
-        "weights": "load them into it first (load_state_dict)",
-        "freeze": "freeze its layers first (requires_grad_(False))",
-    }
-    mistakes = [
-        Mistake(
-            f"model.{key}",
-            f"got {section[key]}, must be null for a model that is given in Python: {way}",
-            source.locate(f"model.{key}"),
-        )
-        for key, way in ways.items()
-        if section.get(key) is not None
-    ]
-    if mistakes:
-        raise ConfigError(mistakes)
 
 
 def _find(file: str) -> tuple[Path, str]:
