@@ -97,6 +97,13 @@ def test_own_optimizers_take_no_name_of_torchs() -> None:
         assert defaults == make([torch.zeros(1)]).defaults
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_an_argument_that_published_weights_alone_set_may_be_given(name: str) -> None:
+    assert catalog.arguments("model", name)["transform_input"].kind.accepts(True)
+    with torch.device("meta"):
+        assert torchvision.models.get_model(name, transform_input=True, init_weights=False).transform_input
+
+
 def test_own_models() -> None:
     assert catalog.weights("cifar10_cnn") == ()
     assert dict(catalog.arguments("model", "cifar10_cnn")) == {}

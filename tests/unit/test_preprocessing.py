@@ -13,9 +13,10 @@ from torchvision.transforms import v2
 from trainlib.config import Config, harmful, load_config
 from trainlib.data.pictures.configured import evaluation_of, frames_of
 from trainlib.data.pictures.framing import Framing, RandomCrop
-from trainlib.errors import ConfigError
+from trainlib.errors import ConfigError, WeightsError
 from trainlib.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 from trainlib.runs.directory import RunDirectory
+from trainlib.training.build.model import build_classifier
 from trainlib.training.build.run_weights import pin_weights
 
 IMAGENET = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
@@ -91,6 +92,40 @@ def test_a_file_of_1000_classes_is_taken_for_imagenets(
     else:
         assert not isinstance(normalize, str)
         assert (normalize.mean, normalize.std) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize("given", [(), ("model.transform_input=true",), ("model.transform_input=false",)])
+def test_a_file_of_inceptions_gives_torchvisions_logits(tmp_path: Path, name: str, given: tuple[str, ...]) -> None:
+    """Theirs are of images that are normalised as ImageNet's, and once more inside of the network."""
+    path, side = tmp_path / "w.pth", 75
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, transform_input=True, init_weights=False)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.mul_(1 + torch.rand(parameter.shape))
+    torch.save(theirs.state_dict(), path)
+    config = configured(f"model={{name: {name}, weights: {path}, head: append}}", f"data.image_size={side}", *given)
+    config = pin_weights(config)
+    normalize = config.data.normalize
+    assert not isinstance(normalize, str)
+    module = build_classifier(config, 10, torch.device("cpu")).module
+    [head] = [child for child in module.modules() if isinstance(child, torch.nn.Linear) and child.out_features == 1000]
+    found: list[torch.Tensor] = []
+    head.register_forward_hook(lambda module, inputs, output: found.append(output))
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    with torch.no_grad():
+        module.eval()(v2.functional.normalize(images / 255, normalize.mean, normalize.std))
+        expected = theirs.eval()(v2.functional.normalize(images / 255, list(IMAGENET_MEAN), list(IMAGENET_STD)))
+    torch.testing.assert_close(found[0], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_inceptions_with_a_normalisation_of_ones_own_must_say_what_the_file_needs(tmp_path: Path) -> None:
+    path = weights_file(tmp_path / "w.pth", "squeezenet1_1", 1000)
+    config = pin_weights(configured(f"model={{name: googlenet, weights: {path}}}", "data.normalize=none"))
+    assert "transform_input" not in config.model.args
+    with pytest.raises(WeightsError, match=r"model.transform_input: is missing"):
+        build_classifier(config, 10, torch.device("cpu"))
 
 
 def test_a_file_that_is_missing_or_damaged_is_left_to_those_who_read_it(tmp_path: Path) -> None:

@@ -124,10 +124,10 @@ def _build_from_weights(
     with empty_init():
         module = _build_unchanged(config, num_classes, image_size)
     if config.name in INCEPTIONS and published_weights(config) is None and "transform_input" not in config.args:
-        logger.warning(
-            "model.weights: no file tells whether %s was trained with transform_input: taken for false. Weights of "
-            "torchvision need model.transform_input=true, and data.normalize with its mean and deviation",
-            config.name,
+        raise WeightsError(
+            f"model.transform_input: is missing: {config.weights} does not tell whether {config.name} was trained with "
+            "it. Set true for weights of torchvision, and data.normalize={mean: [0.485, 0.456, 0.406], std: [0.229, "
+            "0.224, 0.225]}; set false for others, and data.normalize to what they were trained with"
         )
     state = without_common_prefix(module, read_weights(config, device))
     mismatch_before = compare_state(module, state)

@@ -28,6 +28,9 @@ _MODEL_HIDDEN = {
     "conv_stem_configs",
 }
 
+# Set by a builder only beside weights of its own, which are loaded without it here.
+_WITH_WEIGHTS = {"transform_input"}
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -132,7 +135,7 @@ def model_signature(name: str) -> dict[str, Argument]:
     assert isinstance(builder.returns, ast.Name), f"{name} does not say which class it builds"
     all_arguments = signature(tree, builder.returns.id, _MODEL_HIDDEN)
     popped = _popped(builder)
-    fixed = _fixed(builder, tree)
+    fixed = _fixed(builder, tree) - _WITH_WEIGHTS
     return {
         key: Argument(argument.kind, default=argument.default)
         for key, argument in all_arguments.items()

@@ -19,7 +19,7 @@ from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key, seed_generators
 from trainlib.training.build.data import build_plan, build_rank_slice
-from trainlib.training.build.run_weights import local_weights
+from trainlib.training.build.run_weights import local_weights, pin_weights
 
 
 def build_classifier(
@@ -59,7 +59,8 @@ def check_build(config: Config, data: DatasetInfo) -> None:
     plan, _ = build_plan(config, data.labels_N, data.identities_N, data.groups_N, data.val_ids)
     num_classes = data.num_classes
     with torch.device("meta"):
-        classifier = build_model(local_weights(config.model), num_classes, config.data.image_size)
+        model = local_weights(pin_weights(config, fresh=True).model)
+        classifier = build_model(model, num_classes, config.data.image_size)
     check_images(classifier, config, plan, num_classes, world_size=1)
     loss = with_class_weights(config.loss, data.labels_N[plan.ids_N], num_classes)
     Objective(loss, num_classes, torch.device("cpu"))

@@ -55,7 +55,8 @@ def pin_weights(config: Config, *, fresh: bool = False) -> Config:
             began_with = {key: recorded.model.args[key] for key in ("transform_input",) if key in recorded.model.args}
             return _with(config, weights, recorded.data, began_with)
     if found is None:
-        return _with_trained(config, config.model.weights, preprocessing_of(config.model))
+        trained = preprocessing_of(config.model)
+        return _with_trained(config, config.model.weights, trained, _transform_input(config, trained))
     if not is_open:
         return config
     chosen, which = _checkpoint(found.name)
@@ -129,6 +130,15 @@ def transform_input_of(values: Mapping[str, Any]) -> dict[str, bool]:
         return {}
     by_name = model.weights is not None and published_weights(model) is not None
     return {"transform_input": bool(model.args.get("transform_input", by_name))}
+
+
+def _transform_input(config: Config, trained: Preprocessing | None) -> dict[str, bool]:
+    """Return the argument that a file of GoogLeNet's or Inception's published weights needs, where that is known.
+
+    With `auto` its images have values from -1 to 1, which is what `transform_input` makes of ImageNet's normalisation.
+    """
+    is_file = config.model.name in INCEPTIONS and published_weights(config.model) is None
+    return {"transform_input": False} if is_file and trained and config.data.normalize == "auto" else {}
 
 
 def _with_trained(
