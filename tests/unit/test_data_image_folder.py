@@ -80,7 +80,8 @@ def test_files_that_are_no_images_are_left_out_with_one_notice(root: Path) -> No
     samples = list_image_folder(root)
     assert samples.labels_N.tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
     assert samples.classes == ("cat", "dog")
-    [(_, notice)] = samples.notices
+    [(_, notice), (_, junk)] = samples.notices
+    assert f"(1): {root}/train/.git." in junk
     assert "(4)" in notice
     assert all(str(root / name) in notice for name in left_out)
 
@@ -158,17 +159,15 @@ def test_a_root_one_level_too_high_is_told(root: Path) -> None:
 def test_what_archives_and_drives_leave_behind_is_no_class_and_no_image(root: Path, junk: str) -> None:
     before = list_image_folder(root)
     assert before.notices == ()
-    for folder in ("train", "test", "train/cat"):
+    folders = ("", "train", "test", "train/cat")
+    for folder in folders:
         save_image(root / folder / junk / "thumbnail.png")
     after = list_image_folder(root)
     assert (list(after.full_names()), after.stamps) == (list(before.full_names()), before.stamps)
-    if junk.startswith("."):
-        assert after.notices == ()
-    else:
-        [(level, sentence)] = after.notices
-        assert level == logging.INFO
-        assert sentence.startswith("Folders left out, made by file managers or archives (3): ")
-        assert str(root / "train/cat" / junk) in sentence
+    [(level, sentence)] = after.notices
+    assert level == logging.INFO
+    assert sentence.startswith("Left out, hidden or made by file managers, archives or drives (4): ")
+    assert all(str(root / folder / junk) in sentence for folder in folders)
 
 
 def test_the_same_folders_in_every_class_are_told(root: Path) -> None:

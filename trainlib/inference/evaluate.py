@@ -26,7 +26,7 @@ from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.identity.listing import Listing
 from trainlib.data.inspection import name_some
 from trainlib.data.pictures.reader import PictureReader
-from trainlib.data.sources.class_folders import list_class_folders
+from trainlib.data.sources.class_folders import left_out_notices, list_class_folders
 from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
@@ -46,7 +46,7 @@ from trainlib.training.build.data import plan_of
 from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
 from trainlib.training.provenance import data_changes, read_listing
 from trainlib.training.step.evaluate import OnBatch, metrics_over
-from trainlib.training.step.out_of_memory import explained
+from trainlib.training.step.out_of_memory import explained, smaller_batch
 
 logger = logging.getLogger("trainlib.inference")
 
@@ -134,7 +134,7 @@ def _evaluate(
         collector.add(micro_batch, logits_NC)
         on_batch(micro_batch, logits_NC)
 
-    with explained(f"an evaluation of {size} images at a time", f"use --batch-size {max(1, size // 2)}"):
+    with explained(f"an evaluation of {size} images at a time", smaller_batch(size)):
         metrics = metrics_over(network, objective, batches, ids_N, size, see)
     source = {"split": name, "step": chosen.checkpoint.step, "weights": chosen.weights}
     return describe(collector.gathered(), batches, ids_N, chosen.classes, metrics, source)
@@ -154,12 +154,14 @@ class _Samples(NamedTuple):
 
 def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> _Samples:
     """Return the samples to evaluate: of a split of the run's data, or of class folders."""
-    config = chosen.config
+    config, is_main = chosen.config, launch_variables.rank() == 0
     if folder is not None:
-        image_set = load_class_folder(Path(folder), chosen.classes, PictureReader.of(config.data))
-        in_folder = list_class_folders(Path(folder), chosen.classes).names(chosen.classes)
-        return _Samples(image_set, torch.arange(len(image_set.labels_N)), in_folder)
-    is_main = launch_variables.rank() == 0
+        listed = list_class_folders(Path(folder), chosen.classes)
+        if is_main:
+            for _, sentence in left_out_notices([listed]):
+                print(printable(sentence), file=sys.stderr)
+        image_set = load_class_folder(listed, chosen.classes, PictureReader.of(config.data))
+        return _Samples(image_set, torch.arange(len(image_set.labels_N)), listed.names(chosen.classes))
     if is_main and config.data.name == "image_folder":
         print(f"the images are those in {printable(os.path.abspath(config.data.root))} (data.root)", file=sys.stderr)
     dataset = load_data(config.data, config.seed, is_main=is_main)

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from trainlib.data import find_images
 from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.files import PlainFiles, read_limited
+from trainlib.data.sources.class_folders import left_out_notices
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
 from trainlib.runs.terminal.printable import encode_anything, print_error, printable
 from trainlib.runs.terminal.streams import OutputLostError, end_program
-from trainlib.training.step.out_of_memory import explained
+from trainlib.training.step.out_of_memory import explained, smaller_batch
 
 STANDARD_INPUT = "-"
 
@@ -33,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path_width = max((len(printable(path)) for path in paths), default=0)
         name_width = max(len(printable(name)) for name in model.classes)
         for start in range(0, len(paths), options.batch_size):
-            batch, smaller = paths[start : start + options.batch_size], max(1, options.batch_size // 2)
-            with explained(f"a prediction of {len(batch)} images at a time", f"use --batch-size {smaller}"):
+            batch = paths[start : start + options.batch_size]
+            with explained(f"a prediction of {len(batch)} images at a time", smaller_batch(len(batch))):
                 answers = _predict(model, batch, options.top)
             for path, top in answers:
                 num_read += 1
@@ -54,13 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _expand(words: Sequence[str]) -> Iterator[str]:
-    """Yield the image files, with each folder replaced by all images in it, at any depth, sorted."""
+    """Yield the image files, with each folder replaced by all images in it, at any depth, sorted.
+
+    What a folder leaves out is named on standard error.
+    """
     for word in words:
         if os.path.isdir(word):
-            found = find_images(word)
-            if not found:
+            paths, found = find_images(word)
+            for _, sentence in left_out_notices([found]):
+                print(printable(sentence), file=sys.stderr)
+            if not paths:
                 print(f"{printable(word)}: no images in this folder, nor in those below it", file=sys.stderr)
-            yield from found
+            yield from paths
         else:
             yield word
 

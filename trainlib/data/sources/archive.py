@@ -13,7 +13,7 @@ from trainlib.data.archives.tar import list_tar
 from trainlib.data.archives.zip import list_zip
 from trainlib.data.identity.stamp import Stamp, Stamps
 from trainlib.data.sources.class_folders import SplitFolder, samples_of
-from trainlib.data.sources.folder_walk import FoundFiles, is_image, is_junk, visible
+from trainlib.data.sources.folder_walk import FoundFiles, is_hidden_picture, is_image, is_junk, visible
 from trainlib.data.sources.layout import SPLIT_FOLDERS, absolute, choose_layout
 from trainlib.data.sources.samples import Samples
 from trainlib.data.sources.webdataset import is_webdataset, label_folders
@@ -46,6 +46,7 @@ def list_archive(root: Path, *, group: str | None = None) -> Samples:
     splits["train"].left_out.extend(
         f"{archive.path}:{name} (a link or a device)" for archive in archives for name in archive.left_out
     )
+    splits["train"].junk.extend(sorted({*filter(None, map(_named_junk, places))}))
 
     def files(names: Sequence[str]) -> ArchiveFiles:
         return ArchiveFiles(archives, (places[name] for name in names))
@@ -162,6 +163,15 @@ def _without_top(places: dict[str, Place], split: str) -> dict[str, Place]:
 def _is_junk(name: str) -> bool:
     *folders, file = name.split("/")
     return is_junk(file, is_folder=False) or any(is_junk(folder, is_folder=True) for folder in folders)
+
+
+def _named_junk(name: str) -> str | None:
+    """Return the folder that keeps a member out of the data set, or the name of a hidden picture."""
+    *folders, file = name.split("/")
+    for depth, folder in enumerate(folders):
+        if is_junk(folder, is_folder=True):
+            return "/".join(folders[: depth + 1])
+    return name if is_hidden_picture(file) else None
 
 
 class _MemberTree:

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.identity.stamp import Stamps
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.sources.folder_walk import FoundFiles, junk_folders, visible, walk_folders
+from trainlib.data.sources.folder_walk import FoundFiles, named_junk, visible, walk_folders
 from trainlib.data.sources.groups import folder_groups
 from trainlib.data.sources.layout import LAYOUT, Layout, name_some
 from trainlib.data.sources.samples import SPLITS, Samples
@@ -29,7 +29,7 @@ class SplitFolder:
 
     classes     the images of each class, classes sorted by name; names are relative to the class folder
     left_out    files that belong to no class: not an image by their name, or outside of the class folders
-    junk        folders that file managers, archives and network drives have made
+    junk        hidden folders and pictures, and folders that file managers, archives and network drives have made
     """
 
     folder: Path
@@ -86,7 +86,7 @@ def list_split(folder: Path) -> SplitFolder:
     found = walk_folders([entry.path for entry in folders])
     left_out = [entry.path for entry in entries if not entry.is_dir()]
     left_out += [path for files in found for path in files.left_out]
-    junk = junk_folders(str(folder)) + [path for files in found for path in files.junk]
+    junk = named_junk(str(folder)) + [path for files in found for path in files.junk]
     classes = {entry.name: files for entry, files in zip(folders, found, strict=True)}
     return SplitFolder(folder, classes, left_out, junk)
 
@@ -131,19 +131,34 @@ def samples_of(
 def _check(place: str, splits: Mapping[str, SplitFolder]) -> list[tuple[int, str]]:
     """Raise DataError with all mistakes; return notices of what is left out, and of folders that look like classes."""
     mistakes = _mistakes(splits["train"], splits.get("val"), splits.get("test"))
-    left_out = [path for split in splits.values() for path in split.left_out]
-    notice = (
-        f"Files left out, not images by their names or outside of the class folders ({len(left_out)}): "
-        f"{name_some(left_out)}. Move them away; save images of another format as PNG or JPEG."
-    )
+    notices = left_out_notices(list(splits.values()))
     if mistakes:
         lines = [f"data.root: the image folders in {place} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]
-        raise DataError("\n".join([*lines, *([f"  {notice}"] if left_out else []), LAYOUT]))
-    junk = [path for split in splits.values() for path in split.junk]
-    told = f"Folders left out, made by file managers or archives ({len(junk)}): {name_some(junk)}."
+        lines += [f"  {sentence}" for level, sentence in notices if level == logging.WARNING]
+        raise DataError("\n".join([*lines, LAYOUT]))
     repeated = _repeated_folders(splits["train"])
-    found = [(logging.WARNING, left_out and notice), (logging.INFO, junk and told), (logging.WARNING, repeated)]
-    return [(level, sentence) for level, sentence in found if sentence]
+    return [*notices, *([(logging.WARNING, repeated)] if repeated else [])]
+
+
+def left_out_notices(splits: Sequence[SplitFolder]) -> list[tuple[int, str]]:
+    """Return sentences that name what is left out of these splits, each with its level of logging."""
+    left_out = [path for split in splits for path in split.left_out]
+    junk = [path for split in splits for path in split.junk]
+    notices = []
+    if left_out:
+        sentence = (
+            f"Files left out, not images by their names or outside of the class folders ({len(left_out)}): "
+            f"{name_some(left_out)}. Move them away; save images of another format as PNG or JPEG."
+        )
+        notices.append((logging.WARNING, sentence))
+    if junk:
+        notices.append((logging.INFO, junk_notice(junk)))
+    return notices
+
+
+def junk_notice(junk: Sequence[str]) -> str:
+    """Return the sentence that names what is hidden, or was made by file managers, archives and drives."""
+    return f"Left out, hidden or made by file managers, archives or drives ({len(junk)}): {name_some(junk)}."
 
 
 def _mistakes(train: SplitFolder, val: SplitFolder | None, test: SplitFolder | None) -> list[str]:

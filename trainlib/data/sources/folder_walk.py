@@ -48,7 +48,8 @@ class FoundFiles:
 
     left_out   absolute paths of files that are no pictures by their names
     broken     absolute paths of links whose target is missing
-    junk       absolute paths of folders that file managers, archives and network drives have made
+    junk       absolute paths of hidden folders and pictures, and of folders that file managers, archives and network
+               drives have made
     """
 
     names: list[str] = field(default_factory=list)
@@ -74,10 +75,15 @@ def visible(folder: str) -> list[os.DirEntry[str]]:
     return [entry for entry in _sorted_entries(folder) if not is_junk(entry.name, entry.is_dir())]
 
 
-def junk_folders(folder: str) -> list[str]:
-    """Return the paths of the folders that `visible` leaves out and that are not hidden."""
+def named_junk(folder: str) -> list[str]:
+    """Return the paths of the folders and pictures that `visible` leaves out."""
     entries = _sorted_entries(folder)
-    return [e.path for e in entries if e.name[0] != "." and e.is_dir() and is_junk(e.name, is_folder=True)]
+    return [e.path for e in entries if is_junk(e.name, e.is_dir()) and (e.is_dir() or is_hidden_picture(e.name))]
+
+
+def is_hidden_picture(name: str) -> bool:
+    """Return True for the name of a hidden picture; what macOS keeps beside a file, `._name`, is none."""
+    return name[0] == "." and name[1:2] != "_" and is_image(name)
 
 
 def _sorted_entries(folder: str) -> list[os.DirEntry[str]]:
@@ -149,10 +155,11 @@ def _add_files(
     folders = []
     for entry in entries:
         name = entry.name
-        if name[0] == ".":
-            continue
         try:
-            if entry.is_dir():
+            if name[0] == ".":
+                if is_hidden_picture(name) or entry.is_dir():
+                    found.junk.append(f"{folder}/{name}")
+            elif entry.is_dir():
                 if is_junk(name, is_folder=True):
                     found.junk.append(f"{folder}/{name}")
                 else:

@@ -10,16 +10,21 @@ from trainlib.data.dataset import ImageSet
 from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader
-from trainlib.data.sources.class_folders import SplitFolder, list_class_folders, list_split, samples_of
-from trainlib.data.sources.folder_walk import walk_folders
+from trainlib.data.sources.class_folders import SplitFolder, list_split, samples_of
+from trainlib.data.sources.folder_walk import named_junk, walk_folders
 from trainlib.data.sources.layout import DiskTree, absolute, choose_layout, require_folder
 from trainlib.data.sources.samples import Samples
 from trainlib.data.storage.cache import load_decoded
 
 
-def find_images(folder: str) -> list[str]:
-    """Return the paths of all image files in the folder and those below it, sorted, without hidden ones."""
-    return sorted(os.path.join(folder, name) for name in walk_folders([folder])[0].names)
+def find_images(folder: str) -> tuple[list[str], SplitFolder]:
+    """Return the paths of all image files in the folder and those below it, sorted, without hidden ones.
+
+    Links that lead to no file are among them. They come with all that was found, of which some is left out.
+    """
+    found = walk_folders([folder])[0]
+    paths = sorted([*(os.path.join(folder, name) for name in found.names), *found.broken])
+    return paths, SplitFolder(Path(folder), {"": found}, found.left_out, found.junk)
 
 
 def list_image_folder(root: Path, *, group: str | None = None) -> Samples:
@@ -33,6 +38,8 @@ def list_image_folder(root: Path, *, group: str | None = None) -> Samples:
     require_folder(root)
     layout = choose_layout(str(root), DiskTree(root))
     splits = {split: list_split(root / folder) for split, folder in layout.folders.items()}
+    if layout.train:  # else the root is the training split's own folder
+        splits["train"].junk.extend(named_junk(str(root)))
 
     def files(names: PrefixedNames) -> PlainFiles:
         return PlainFiles(PrefixedNames(names.names, [(f"{root}/{prefix}", count) for prefix, count in names.parts]))
@@ -40,14 +47,13 @@ def list_image_folder(root: Path, *, group: str | None = None) -> Samples:
     return samples_of("image_folder", str(root), layout, splits, files, group=group)
 
 
-def load_class_folder(folder: Path, class_names: Sequence[str], reader: PictureReader) -> ImageSet:
-    """Load the images in folder/<class>/ for a model of these classes, of which some may be missing.
+def load_class_folder(split: SplitFolder, class_names: Sequence[str], reader: PictureReader) -> ImageSet:
+    """Load the images of a folder (see `list_class_folders`) for a model of these classes; some may be missing.
 
     The images are as `reader` makes them, sorted by class, then by path.
 
     Raises DataError with everything that is wrong.
     """
-    split: SplitFolder = list_class_folders(folder, class_names)
     files = PlainFiles([f"{split.folder}/{name}" for name in split.names(class_names)])
     stamps = split.stamps(class_names)
     decoded = load_decoded(
