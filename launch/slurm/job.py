@@ -30,6 +30,7 @@ from trainlib.runs import RUNS
 from trainlib.runs.attempt.owner import stop_token_of
 from trainlib.runs.attempt.secret import make_secret
 from trainlib.runs.attempt.stop_request import is_meant_for, read_stop_file
+from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records import jobs
 from trainlib.runs.records.jobs import JobStart, job_lines
 from trainlib.runs.records.reasons import EndCode
@@ -103,7 +104,7 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     job = JobStart.of(environment)
     directory: Path = options.run
     lines = job_lines(directory)
-    srun_said = options.srun_log.read_text(errors="replace") if options.srun_log.exists() else ""
+    srun_said = _srun_said(directory, options.srun_log)
     evidence = gather(directory, job, lines, exit_code=options.code, signal=options.signal or None, srun_said=srun_said)
     evidence = replace(evidence, signal_seconds=options.signal_seconds)
     earlier = [line for line in lines if line.get("event") == "end" and job.of_same_job(line)]
@@ -120,6 +121,15 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     if not requeued and is_dead(options.slurmstepd):
         report_orphaned_job(job, decision)
     return decision.exit_code
+
+
+def _srun_said(directory: Path, log: Path) -> str:
+    """Return the end of what srun printed, nothing where its log cannot be read, which is told."""
+    files = RunFiles(directory)
+    said = files.end_of_text(os.path.relpath(log, directory))
+    for problem in files.problems:
+        print(f"warning: {problem}: what srun said is not known", file=sys.stderr)
+    return said
 
 
 def expand_arguments(arguments: Sequence[str], array_task: int | None) -> list[str]:

@@ -1,5 +1,6 @@
 """What the batch script is told at its start: arguments of an array's element, CPUs, and the assignments as a whole."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from needs import need
 from parts import resolved
 from paths import REPOSITORY
 
-from launch.slurm.job import assignments, cpus_on_each, expand_arguments, main
+from launch.slurm.job import _srun_said, assignments, cpus_on_each, expand_arguments, main
 from trainlib.errors import UserError
 from trainlib.runs.records.jobs import JobStart
 
@@ -24,6 +25,30 @@ def test_an_element_of_an_array_takes_its_line(workdir: Path) -> None:
         "seed=3",
     ]
     assert expand_arguments(["quickstart", "--resume"], None) == ["quickstart", "--resume"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "device", "none", "long"])
+def test_only_the_end_of_a_regular_file_is_taken_for_what_srun_said(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "logs/7-srun.out"
+    log.parent.mkdir()
+    (tmp_path / "other").write_text("srun: error: node failure on n1")
+    if kind == "link":
+        log.symlink_to(tmp_path / "other")
+    elif kind == "pipe":
+        os.mkfifo(log)
+    elif kind == "folder":
+        log.mkdir()
+    elif kind == "device":
+        log.symlink_to("/dev/zero")
+    elif kind == "long":
+        log.write_bytes(b"x" * 10_000_000 + b" Exited with exit code 98")
+    said = _srun_said(tmp_path, log)
+    assert said.endswith("Exited with exit code 98") if kind == "long" else said == ""
+    assert len(said) < 1_000_000
+    told = capsys.readouterr().err
+    assert told.startswith("warning: logs/7-srun.out: is ") if kind not in ("none", "long") else told == ""
 
 
 @pytest.mark.parametrize(
