@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trainlib.config import Config, differences, load_config, read_resolved
+from trainlib.config import Config, differences, is_free, keep_older_values, load_config, read_resolved
 from trainlib.data import Dataset
 from trainlib.data.augment.custom import Transform
 from trainlib.data.images import InMemoryImages
@@ -71,8 +71,10 @@ def fit(
     try:
         with logging_to_console(), fresh_torch_settings():
             resolved = load_config([*_image_size(dataset), *config], custom.names())
-            resolved = pin_weights(resolved, fresh=fresh)
             run = RunDirectory(RUNS / resolved.name)
+            if not fresh:
+                resolved = keep_older_values(resolved, run.config_file)
+            resolved = pin_weights(resolved, fresh=fresh)
             if not fresh and resume is None and _is_finished(run, resolved):
                 _load_tested_weights(run, model)
                 return run
@@ -94,8 +96,8 @@ def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
 
 
 def _is_finished(run: RunDirectory, config: Config) -> bool:
-    """Return True if this run is completed with this very configuration, so that a script goes on to its next run."""
-    return run.is_finished and not differences(read_resolved(run.config_file), config)
+    """Return True if this run is completed with this configuration, wherever the data lie: a script goes on then."""
+    return run.is_finished and all(is_free(one.key) for one in differences(read_resolved(run.config_file), config))
 
 
 def _load_tested_weights(run: RunDirectory, model: ModelSource | None) -> None:

@@ -207,6 +207,16 @@ def test_a_finished_run_is_given_back_and_its_weights_with_it(workdir: Path, cha
         fit(*changes, model=untrained, resume="")
 
 
+def test_a_finished_run_is_given_back_where_data_lie_elsewhere_and_where_it_is_older(workdir: Path) -> None:
+    """A run that began before `data.split` and `data.decode` existed keeps the values of then."""
+    summary = fit().summary()
+    assert fit("data.root=elsewhere", "data.cache=none").summary() == summary
+    file = workdir / "runs/own/config.yaml"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if line.split(":")[0].strip() not in ("split", "decode")))
+    assert fit().summary() == summary
+
+
 def test_another_part_in_its_place_is_refused(whole: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(whole.path.parent.parent)
     digest = read_resolved(whole.config_file).data.name
