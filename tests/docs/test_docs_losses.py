@@ -111,7 +111,9 @@ def test_steps_of_sgd_with_momentum() -> None:
     (text,) = re.findall(r"`optimizer: (\{name: SGD.*?\})`", PAGE)
     bias, buffer = torch.zeros(3, requires_grad=True), torch.zeros(3)
     ours = nn.Parameter(torch.zeros(3))
-    optimizer = build_optimizer(load_config(["quickstart", f"optimizer={text}"]).optimizer, [("bias", ours)])
+    optimizer = build_optimizer(
+        load_config(["quickstart", f"optimizer={text}"]).optimizer, nn.ParameterDict({"bias": ours})
+    )
     for cells in table("step | loss before it | gradient | buffer | bias after it"):
         loss = F.cross_entropy(LOGITS + bias, LABELS)
         (gradient,) = torch.autograd.grad(loss, bias)
@@ -134,7 +136,9 @@ def test_steps_of_one_weight(cells: list[str]) -> None:
     section = yaml.safe_load(cells[0])
     weights = [nn.Parameter(torch.tensor([1.0])) for _ in range(2)]
     plain = getattr(torch.optim, section.pop("name"))([weights[0]], **section)
-    ours = build_optimizer(load_config(["quickstart", f"optimizer={cells[0]}"]).optimizer, [("weight", weights[1])])
+    ours = build_optimizer(
+        load_config(["quickstart", f"optimizer={cells[0]}"]).optimizer, nn.ParameterDict({"weight": weights[1]})
+    )
     for expected in cells[1:]:
         for weight, optimizer in zip(weights, (plain, ours), strict=True):
             weight.grad = torch.tensor([0.5])
@@ -273,8 +277,9 @@ def test_groups() -> None:
     config = load_config(
         ["quickstart", f"optimizer={text}", f"scheduler={{name: {scheduler}, step_size: 1, gamma: 0.5}}"]
     )
-    parameters = [(name, nn.Parameter(torch.zeros(1))) for name in ("features.0.weight", "classifier.0.weight")]
-    optimizer = build_optimizer(config.optimizer, parameters)
+    parts = ("features", "classifier")
+    module = nn.ModuleDict({part: nn.ModuleList([nn.ParameterDict({"weight": torch.zeros(1)})]) for part in parts})
+    optimizer = build_optimizer(config.optimizer, module)
     schedule = Schedule(config.scheduler, optimizer, total_steps=STEPS, steps_per_epoch=EPOCH_STEPS)
     rates: list[list[float]] = []
     for _ in range(3):

@@ -149,9 +149,7 @@ def test_a_gpu_gets_fused_kernels_and_a_cpu_keeps_its_options() -> None:
 
     config = resolved(TRAINING | {"optimizer": {"name": "AdamW", "lr": 0.001}})
     module = torch.nn.Linear(4, 4)
-    on_gpu, on_cpu = (
-        build_optimizer(config.optimizer, module.named_parameters(), torch.device(name)) for name in ("cuda", "cpu")
-    )
+    on_gpu, on_cpu = (build_optimizer(config.optimizer, module, device=torch.device(name)) for name in ("cuda", "cpu"))
     assert [group["fused"] for group in (*on_gpu.param_groups, *on_cpu.param_groups)] == [True, None]
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(40), accelerator, None)

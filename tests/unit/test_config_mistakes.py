@@ -124,7 +124,7 @@ def load(workdir: Path, text: str) -> Config:
         (
             "optimizer: {betas: [0, 0]}",
             "optimizer.betas: unknown key; SGD takes lr, momentum, dampening, weight_decay, nesterov, maximize, "
-            "foreach, fused, name, param_groups",
+            "foreach, fused, name, no_decay, layer_decay, param_groups",
         ),
         ("optimizer: {param_groups: [{lr: 1}]}", "optimizer.param_groups.0.match: is missing: must be given here"),
         ("optimizer: {param_groups: [{match: a, lr: 0}]}", "optimizer.param_groups.0.lr: got 0, must be > 0"),

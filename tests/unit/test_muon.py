@@ -167,7 +167,7 @@ def test_a_run_that_is_loaded_goes_on_in_the_same_bits(tmp_path: Path) -> None:
     groups = [{"match": "5.*", "muon": False, "lr": 0.2}, {"match": "[01].*", "ns_steps": 3, "normalize_weights": True}]
     section = OptimizerConfig.model_validate({"name": "MuonSGD", "lr": 0.1, "param_groups": groups})
     whole = network().to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(section, whole.named_parameters())
+    optimizer = build_optimizer(section, whole)
     for step in range(6):
         if step == 3:
             torch.save({"module": whole.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
@@ -176,7 +176,7 @@ def test_a_run_that_is_loaded_goes_on_in_the_same_bits(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     resumed = network().to(memory_format=torch.channels_last)
     resumed.load_state_dict(state["module"])
-    optimizer = build_optimizer(section, resumed.named_parameters())
+    optimizer = build_optimizer(section, resumed)
     optimizer.load_state_dict(state["optimizer"])
     assert [group["ns_steps"] for group in optimizer.param_groups] == [5, 3, 5]
     for step in range(3, 6):
@@ -227,7 +227,7 @@ def test_a_step_waits_for_no_device() -> None:
 def test_what_has_no_meaning_is_refused(options: dict[str, Any], message: str) -> None:
     section = OptimizerConfig.model_validate({"name": "MuonSGD", **options})
     with pytest.raises(UserError, match=message):
-        build_optimizer(section, network().named_parameters())
+        build_optimizer(section, network())
 
 
 MUON = (

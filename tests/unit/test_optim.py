@@ -20,7 +20,7 @@ def network() -> nn.Module:
 
 
 def build(module: nn.Module, **section: Any) -> torch.optim.Optimizer:
-    return build_optimizer(OptimizerConfig.model_validate(section), module.named_parameters())
+    return build_optimizer(OptimizerConfig.model_validate(section), module)
 
 
 def names_in(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:

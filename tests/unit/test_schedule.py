@@ -187,7 +187,7 @@ def test_rates_by_steps_for_groups_with_rates_of_their_own(overrides: list[str])
     config = load_config(["cifar10_fast", *overrides])
     plan, _ = build_plan(config, torch.arange(50_000) % 10)
     module = build_classifier(config, 10, torch.device("cpu")).module
-    optimizer = build_optimizer(config.optimizer, module.named_parameters())
+    optimizer = build_optimizer(config.optimizer, module)
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == [*(group.args["lr"] for group in config.optimizer.param_groups), config.optimizer.args["lr"]]
     total, peak = 200, 46

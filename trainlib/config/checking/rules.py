@@ -156,6 +156,13 @@ def _cycled_momentum(config: Config) -> Iterator[Mistake]:
             yield Mistake(f"{key}.cycle_momentum", rule)
 
 
+def _decay_is_taken(config: Config) -> Iterator[Mistake]:
+    optimizer = config.optimizer
+    if optimizer.no_decay != "none" and "weight_decay" not in catalog.arguments("optimizer", optimizer.name):
+        rule = f"got {optimizer.no_decay}, but {optimizer.name} takes no weight_decay: leave it out"
+        yield Mistake("optimizer.no_decay", rule)
+
+
 def _probabilities(config: Config) -> Iterator[Mistake]:
     if config.loss.name == "BCELoss" and config.loss.activation not in _PROBABILITY_ACTIVATIONS:
         rule = f"got {config.loss.activation}, must be sigmoid or softmax: BCELoss takes probabilities"
@@ -273,6 +280,7 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"scheduler"}, _plateau_rules),
     ({"scheduler", "data"}, _plateau_has_metric),
     ({"scheduler", "optimizer"}, _cycled_momentum),
+    ({"optimizer"}, _decay_is_taken),
     ({"loss"}, _probabilities),
     ({"loss"}, _class_weights_count),
     ({"loss"}, _targets_differ),

@@ -217,12 +217,23 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "class's own.",
         "optimizer='{name: RMSprop, lr: 1e-3}'",
     ),
+    "optimizer.no_decay": D(
+        "Parameters without weight decay: `norm`, those of normalisation layers, by the layers' type; `norm_and_bias`, "
+        "all vectors as well (biases, layer scales), and what a timm model names itself.",
+        "optimizer.no_decay=norm_and_bias",
+    ),
+    "optimizer.layer_decay": D(
+        "The learning rate of each block is that of the block behind it times this; the last layer has the whole one. "
+        "`null` = all have the same.",
+        "optimizer.layer_decay=0.75",
+    ),
     "optimizer.param_groups": D(
         "Other arguments for some of the parameters; the first matching group wins.",
         "optimizer.param_groups='[{match: \"features.*\", lr: 1e-3}]'",
     ),
     "optimizer.param_groups.match": D(
-        "Pattern for whole parameter names, with `*`, `?` and `[...]`; the other keys of the group are arguments.",
+        "Pattern for whole parameter names, with `*`, `?` and `[...]`, or `head`, the last layer whatever its name; "
+        "the other keys of the group are arguments.",
         "optimizer.param_groups='[{match: \"*.bias\", weight_decay: 0.0}]'",
     ),
     "scheduler": D(

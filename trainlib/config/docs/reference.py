@@ -52,6 +52,7 @@ MISTAKES: tuple[str, ...] = (
     "data.augment.mixup=0.2 train.batch_size=1",
     "model.cache_features=true data.augment={}",
     "model='{name: vgg16, freeze: features, cache_features: true}' data.augment='{flip: true}'",
+    "optimizer='{name: Rprop, no_decay: norm}'",
 )
 
 _REGION = re.compile(r"(<!-- (keys|mistakes|harmless)(?: (\w+))? -->\n).*?(<!-- end -->\n)", re.DOTALL)

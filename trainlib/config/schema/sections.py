@@ -102,6 +102,8 @@ class OptimizerConfig(Named):
     """`optimizer`: a class of torch.optim, or our own MuonSGD, by name."""
 
     name: str = "SGD"
+    no_decay: Literal["none", "norm", "norm_and_bias"] = "none"
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     param_groups: list[ParamGroup] = Field([])
 
 

@@ -1,10 +1,9 @@
-"""The optimizer: a class of torch.optim, or our own, by name, with parameter groups chosen by name pattern."""
+"""The optimizer: a class of torch.optim, or our own, by name, with its parameter groups."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch.optim import Optimizer
 
 from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
+from trainlib.models.optimizers.groups import parameter_groups
 from trainlib.models.optimizers.muon import MuonSGD
 
 OWN: Mapping[str, type[Optimizer]] = {"MuonSGD": MuonSGD}
-NAMES_SHOWN = 5
 # By device type, the optimizers with a fused kernel, which updates all parameters at once and skips the update if the
 # device flag `found_inf` is 1. None on CPUs, where the fused kernel rounds differently from torch's loop.
 FUSED = {"cuda": ("SGD", "Adam", "AdamW", "Adagrad")}
@@ -27,31 +26,29 @@ DECORATED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_d
 
 
 def build_optimizer(
-    config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]], device: torch.device | None = None
+    config: OptimizerConfig, module: nn.Module, head: str = "", device: torch.device | None = None
 ) -> Optimizer:
-    """Build the configured optimizer over the parameters that require gradients.
+    """Build the configured optimizer over the parameters of a model that require gradients.
 
-    named_parameters   parameters with canonical names (no `module.`, no `_orig_mod.`), which the patterns of
-                       `param_groups` match as a whole, case included; the first match wins
-    device             the device that it will step on, for the choice of kernels; None: torch's own choice
+    module   the model itself, whose names have no `module.` or `_orig_mod.` before them
+    head     name of its last layer, which `match: head` means; "" where it is not known
+    device   the device that it will step on, for the choice of kernels; None: torch's own choice
 
-    Its parameter groups are those of the configuration, in order, then one of all other parameters, if there are any.
-    Raises UserError if no parameter is trained, a group is empty, or torch refuses an argument.
+    Its parameter groups are those of `parameter_groups`. Raises UserError if no parameter is trained, a group is empty,
+    or torch refuses an argument.
     """
-    trainable = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
-    if not trainable:
-        raise UserError("optimizer: the model has no parameter that can be trained; use another model.freeze")
-    groups: list[dict[str, Any]] = []
-    rest = dict(trainable)
     for index, group in enumerate(config.param_groups):
-        matched = [name for name in rest if fnmatchcase(name, group.match)]
-        if not matched:
-            raise UserError(_no_match(index, group.match, list(trainable)))
         _check_options(f"optimizer.param_groups.{index}", config, config.args | group.args)
-        groups.append({"params": [rest.pop(name) for name in matched], **group.args})
-    if rest:
-        groups.append({"params": list(rest.values())})
-    return _construct("optimizer", config.name, groups, _kernels(config, trainable.values(), device) | config.args)
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    options = _kernels(config, trainable, device) | config.args
+    groups = parameter_groups(config, module, head, options.get("lr", _default_lr(config.name)))
+    return _construct("optimizer", config.name, groups, options)
+
+
+def _default_lr(name: str) -> float | None:
+    """Return the learning rate that an optimizer has where none is given; None for one without."""
+    default = inspect.signature(_class_of(name)).parameters.get("lr")
+    return None if default is None or not isinstance(default.default, int | float) else float(default.default)
 
 
 def _kernels(
@@ -98,10 +95,14 @@ def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:
     )
 
 
+def _class_of(name: str) -> type[Optimizer]:
+    found: type[Optimizer] = OWN[name] if name in OWN else getattr(torch.optim, name)
+    return found
+
+
 def _construct(place: str, name: str, params: list[Any], options: dict[str, Any]) -> Optimizer:
     try:
-        optimizer_class: type[Optimizer] = OWN[name] if name in OWN else getattr(torch.optim, name)
-        optimizer = undecorated(optimizer_class)(params, **options)
+        optimizer = undecorated(_class_of(name))(params, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{place} {name}: {error}") from error
     return optimizer
@@ -110,15 +111,3 @@ def _construct(place: str, name: str, params: list[Any], options: dict[str, Any]
 def _check_options(place: str, config: OptimizerConfig, options: dict[str, Any]) -> None:
     """Raise UserError for options of a group that the class refuses: torch checks only those of the constructor."""
     _construct(place, config.name, [nn.Parameter(torch.zeros(1, 1, device="cpu"))], options)
-
-
-def _no_match(index: int, pattern: str, trainable: list[str]) -> str:
-    taken = [name for name in trainable if fnmatchcase(name, pattern)]
-    if taken:
-        reason = (
-            f"all that it matches ({', '.join(taken[:NAMES_SHOWN])}) is taken by earlier groups: put it before them"
-        )
-    else:
-        shown = ", ".join(trainable[:NAMES_SHOWN]) + (", ..." if len(trainable) > NAMES_SHOWN else "")
-        reason = f"matches no parameter that is trained; there are {len(trainable)}: {shown}"
-    return f"optimizer.param_groups.{index}.match: {pattern!r} {reason}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch.optim import Optimizer, lr_scheduler
@@ -64,8 +65,9 @@ class Schedule:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the optimizer's first parameter group."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        """The learning rate of the optimizer's first parameter group, before a layer's scale."""
+        group = self._optimizer.param_groups[0]
+        return float(group.get("unscaled_lr", group["lr"]))
 
     def after_step(self) -> None:
         """Move the schedule by one step; to be called after every optimizer step that was applied."""
@@ -186,7 +188,8 @@ class Schedule:
         if self._is_open(index):
             args[LENGTH_ARGUMENT[config.name]] = self._length(index)
         _set_options(self._optimizer, self._base)
-        self._current = getattr(lr_scheduler, config.name)(self._optimizer, **args)
+        with _unscaled(self._optimizer):
+            self._current = getattr(lr_scheduler, config.name)(self._optimizer, **args)
         self._index = index
         self._num_moves = 0
 
@@ -196,10 +199,12 @@ class Schedule:
         if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
             assert metrics is not None, "ReduceLROnPlateau has interval epoch"
             assert config.metric is not None, "resolved with the configuration"
-            scheduler.step(metrics[config.metric])
+            with _unscaled(self._optimizer):
+                scheduler.step(metrics[config.metric])
         elif not self._is_over():
             assert scheduler is not None
-            scheduler.step()
+            with _unscaled(self._optimizer):
+                scheduler.step()
 
     def _is_over(self) -> bool:
         """Return True if the scheduler has reached its last value, at which it stays."""
@@ -243,6 +248,18 @@ def _set_options(optimizer: Optimizer, options: list[Options]) -> None:
         kept = {key: value for key, value in group.items() if key in NOT_SCHEDULED}
         group.clear()
         group.update(values, **kept)
+
+
+@contextmanager
+def _unscaled(optimizer: Optimizer) -> Iterator[None]:
+    """Context manager: the groups have their learning rates without their layers' scales inside, for a scheduler."""
+    scaled = [group for group in optimizer.param_groups if "lr_scale" in group]
+    for group in scaled:
+        group["lr"] = group["unscaled_lr"]
+    yield
+    for group in scaled:
+        group["unscaled_lr"] = group["lr"]
+        group["lr"] *= group["lr_scale"]
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

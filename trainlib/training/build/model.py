@@ -64,7 +64,7 @@ def check_build(config: Config, data: DatasetInfo) -> None:
     check_images(classifier, config, plan, num_classes, world_size=1)
     loss = with_class_weights(config.loss, data.labels_N[plan.ids_N], num_classes)
     Objective(loss, num_classes, torch.device("cpu"))
-    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters())
+    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head)
     Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
 
 

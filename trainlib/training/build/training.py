@@ -151,7 +151,7 @@ def build_train_state(
     enable_local_allreduce(model, accelerator.device)
     # Accelerate takes a step with a loss scaler for skipped if it was not made: kernels that skip would deceive it.
     kernels = accelerator.device if accelerator.scaler is None else None
-    optimizer = build_optimizer(config.optimizer, classifier.module.named_parameters(), kernels)
+    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, kernels)
     prepared = accelerator.prepare_optimizer(optimizer)
     labels_N = inputs.samples.train.labels_N[inputs.plan.ids_N]
     loss = with_class_weights(config.loss, labels_N, inputs.num_classes)
