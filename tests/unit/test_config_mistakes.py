@@ -46,6 +46,11 @@ def load(workdir: Path, text: str) -> Config:
             "data: {normalize: {mean: [0, 0, 0], std: [1, 1, 0]}}",
             "data.normalize.std.2: got 0, must be > 0",
         ),
+        (
+            "data: {normalize: {mean: [123.7, 116.3, 103.5], std: [0.2, 0.2, 0.2]}}",
+            "data.normalize.mean: got [123.7, 116.3, 103.5], must be on a scale from 0 to 1, which images have here: "
+            "divide by 255",
+        ),
         ("data: {augment: {flip: both}}", 'data.augment.flip: got "both", must be true, false or alternating'),
         ("data: {augment: {flip: 1}}", "data.augment.flip: got 1, must be true, false or alternating"),
         ("data: {augment: null}", "data.augment: got null, must be a section with keys of its own, {key: value}"),

@@ -67,3 +67,23 @@ def test_another_version_is_named() -> None:
     then = FACTS | {"versions": FACTS["versions"] | {"torch": "1.0"}}
     assert "torch was 1.0, is" in environment.resume_report(then, FACTS)
     assert environment.resume_report(FACTS | {"versions": FACTS["versions"] | {"wandb": "0"}}, FACTS) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "SSE41"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16"),
+        ("MKL_CBWR", "COMPATIBLE"),
+        ("NVIDIA_TF32_OVERRIDE", "0"),
+    ],
+)
+def test_a_variable_by_which_libraries_choose_other_kernels_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = {key: fact for key, fact in FACTS.items() if key != "kernel_variables"}  # an older checkpoint
+    assert environment.resume_report(without, FACTS) == "exact"
+    monkeypatch.setenv(name, value)
+    now = environment.bits(hardware.describe(torch.device("cpu"), 2))
+    assert f"kernel_variables was None, is {name}={value} (kernels are others)" in environment.resume_report(FACTS, now)
+    assert environment.resume_report(now, now) == "exact"

@@ -135,3 +135,34 @@ def test_numbers_sorted_as_text_are_told(names: list[str], words: str | None) ->
     assert (notice is None) == (words is None)
     if words is not None and notice is not None:
         assert re.search(words, notice), notice
+
+
+@pytest.mark.parametrize("other", ["Cat", "cat ", "CAT", "c\uff41t"])
+def test_classes_that_are_written_alike_are_told(other: str) -> None:
+    dataset = image_dataset((noise(), LABELS), (noise(4), [0, 1, 0, 1]), classes=("cat", other))
+    assert f"classes that may be one, as they are written alike: 'cat' and {other!r}. Join them" in look(dataset)
+    unlike = image_dataset((noise(), LABELS), (noise(4), [0, 1, 0, 1]), classes=("cat 1", "cat 2"))
+    assert look(unlike) == ""
+
+
+class Own:
+    """A data set of torch's form that names its classes."""
+
+    def __init__(self, *classes: str):
+        self.classes = list(classes)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return noise(1)[0], index % 2
+
+
+@pytest.mark.parametrize("other", [("dog", "cat"), ("ant", "cat", "dog"), ("cat",)])
+def test_splits_whose_own_classes_differ_are_refused(other: tuple[str, ...]) -> None:
+    message = r"train has cat, dog and test has .*, must be the same in the same order"
+    with pytest.raises(DataError, match=message):
+        image_dataset(Own("cat", "dog"), Own(*other))
+    with pytest.raises(DataError, match=message):
+        image_dataset(Own("cat", "dog"), Own(*other), classes=("a", "b"))
+    assert image_dataset(Own("cat", "dog"), Own("cat", "dog"), classes=("a", "b")).class_names == ("a", "b")

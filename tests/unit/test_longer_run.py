@@ -10,7 +10,7 @@ import yaml
 from schedules import STEPS_PER_EPOCH, moves, new_optimizer
 
 from trainlib.config import Config, harmful, load_config
-from trainlib.errors import RunDirectoryError
+from trainlib.errors import RunDirectoryError, UserError
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
 
@@ -155,6 +155,13 @@ def test_a_new_run_is_warned_of_a_schedule_that_ends_long_before_it(scheduler: A
 def test_a_schedule_that_fills_the_run_is_not_spoken_of(scheduler: Any) -> None:
     schedule, _ = started(configured(scheduler), PLANNED * STEPS_PER_EPOCH)
     assert describe_early_end(schedule, PLANNED * STEPS_PER_EPOCH) is None
+
+
+def test_a_schedule_of_nothing_but_zeros_is_refused() -> None:
+    scheduler = {"name": "ConstantLR", "factor": 0.0, "total_iters": 1000, "interval": "step"}
+    schedule, _ = started(configured(scheduler), PLANNED * STEPS_PER_EPOCH)
+    with pytest.raises(UserError, match=r"scheduler: the learning rate is 0 in all .* nothing would be learned"):
+        describe_early_end(schedule, PLANNED * STEPS_PER_EPOCH)
 
 
 def test_a_run_of_the_same_length_is_not_spoken_of() -> None:

@@ -6,6 +6,7 @@ At most 1,000 evenly spaced training pictures are looked at, so that a start tak
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -99,7 +100,7 @@ def _check_classes(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> list
             f"data: all {len(train_ids)} training samples are of one class, {only!r}, must be of two or more: there is "
             "nothing to tell apart. Add pictures of other classes, or raise data.limit"
         )
-    warnings = []
+    warnings = _alike(names)
     if untrained:
         warnings.append(f"no training sample is of the class(es) {name_some(untrained)}: they cannot be learned")
     if len(val_ids) and (unseen := missing_classes(labels_N[val_ids], names)):
@@ -114,6 +115,19 @@ def _check_classes(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> list
             "test accuracy says nothing of them"
         )
     return warnings
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """Return a warning where classes differ only in case, spaces, or the way in which their letters are encoded."""
+    by_form: dict[str, list[str]] = {}
+    for name in names:
+        form = " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFKC", name).casefold().strip()))
+        by_form.setdefault(form, []).append(name)
+    pairs = [" and ".join(map(repr, same)) for same in by_form.values() if len(same) > 1]
+    if not pairs:
+        return []
+    shown = "; ".join(pairs[:NAMED_AT_MOST]) + ("; ..." if len(pairs) > NAMED_AT_MOST else "")
+    return [f"classes that may be one, as they are written alike: {shown}. Join them, or give them other names"]
 
 
 def _small_classes(labels_N: Tensor, names: Sequence[str]) -> list[str]:

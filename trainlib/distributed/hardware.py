@@ -1,7 +1,11 @@
-"""The machine that a run trains on, as plain values: device, threads, versions. Holds no environment variables."""
+"""The machine that a run trains on, as plain values: device, threads, versions.
+
+Of environment variables only those by which libraries choose kernels.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import sys
@@ -9,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainlib.runs.machine.environment import code_sha256, git_commit, processor, versions
+from trainlib.runs.machine.environment import code_sha256, git_commit, kernel_variables, processor, versions
 
 
 def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:
@@ -23,6 +27,7 @@ def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "num_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernel_variables": kernel_variables(os.environ),
     }
 
 

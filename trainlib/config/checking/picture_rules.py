@@ -9,6 +9,8 @@ from trainlib.config.schema.sections import Config
 from trainlib.config.schema.values import sides
 from trainlib.errors import Mistake
 
+LARGEST_NORMAL = 2.0  # of a mean or deviation on a scale from 0 to 1, or from -1 to 1
+
 
 def resize_size(config: Config) -> Iterator[Mistake]:
     """Check that `data.resize.size` is a size that an image can be cut out of."""
@@ -22,6 +24,17 @@ def resize_size(config: Config) -> Iterator[Mistake]:
     elif resize.size < shorter:
         rule = f"got {resize.size}, must be >= {shorter}, the side of the image that is cut out (data.image_size)"
         yield Mistake("data.resize.size", rule)
+
+
+def normalize_scale(config: Config) -> Iterator[Mistake]:
+    """Check that the numbers of `data.normalize` are not those of a scale from 0 to 255."""
+    normalize = config.data.normalize
+    if isinstance(normalize, str):
+        return
+    for key, values in (("mean", normalize.mean), ("std", normalize.std)):
+        if max(values) > LARGEST_NORMAL:
+            rule = f"got {format_value(values)}, must be on a scale from 0 to 1, which images have here: divide by 255"
+            yield Mistake(f"data.normalize.{key}", rule)
 
 
 def one_crop(config: Config) -> Iterator[Mistake]:

@@ -289,6 +289,7 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"data"}, _table_is_named),
     ({"data"}, picture_rules.resize_size),
     ({"data"}, picture_rules.one_crop),
+    ({"data"}, picture_rules.normalize_scale),
     ({"model", "data"}, _constant_features),
     ({"data"}, _policy_arguments_fit),
     ({"train", "data"}, _mixing_has_neighbours),

@@ -15,6 +15,7 @@ from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
 from trainlib.data.identity.listing import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.data.pictures.decode import picture_pixels
+from trainlib.data.sources.layout import name_some
 from trainlib.errors import DataError
 
 TRIED_TWICE = 32  # items of each split; of a transform that changes half of the images none is missed
@@ -46,6 +47,7 @@ def image_dataset(train: SplitSource, test: SplitSource, classes: Sequence[str] 
     Raises DataError naming the split, the value and the rule.
     """
     names = classes if classes is not None else getattr(train, "classes", None)
+    _require_same_classes(train, test)
     train_set, test_set = _image_set(train, "train"), _image_set(test, "test")
     if names is None:
         names = [str(label) for label in range(int(train_set.labels_N.max()) + 1)]
@@ -69,6 +71,16 @@ def fingerprint(dataset: Dataset) -> str:
             digest.update(str(tuple(images_NCHW.shape)).encode())
             digest.update(images_NCHW.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:12]
+
+
+def _require_same_classes(train: SplitSource, test: SplitSource) -> None:
+    """Raise DataError where the splits name their classes themselves, and not alike."""
+    own, others = getattr(train, "classes", None), getattr(test, "classes", None)
+    if own is not None and others is not None and list(own) != list(others):
+        raise DataError(
+            f"classes: train has {name_some(list(map(str, own)))} and test has {name_some(list(map(str, others)))}, "
+            "must be the same in the same order, as a label is a position in them: give test the classes of train"
+        )
 
 
 def _image_set(split: SplitSource, name: str) -> ImageSet:

@@ -6,7 +6,7 @@ import yaml
 
 from trainlib.config import Config, SchedulerConfig
 from trainlib.data.batches.plan import to_steps
-from trainlib.errors import RunDirectoryError
+from trainlib.errors import RunDirectoryError, UserError
 from trainlib.models.optimizers.schedule import Schedule
 
 NEGLIGIBLE = 1e-4  # of the highest learning rate: smaller ones move no weight by much
@@ -24,12 +24,17 @@ def describe_early_end(schedule: Schedule, total_steps: int) -> str | None:
 
     schedule   at its beginning
 
-    Runs of more than LOOKED_AHEAD steps are not looked at.
+    Runs of more than LOOKED_AHEAD steps are not looked at. Raises UserError if it is 0 in all steps.
     """
     if total_steps > LOOKED_AHEAD:
         return None
     peak, rates = schedule.peak, schedule.preview(total_steps)
     last = max((step for step, rate in enumerate(rates, 1) if rate > NEGLIGIBLE * peak), default=0)
+    if rates and max(rates) == 0:
+        raise UserError(
+            f"scheduler: the learning rate is 0 in all {total_steps} steps, where the optimizer's is {peak:.4g}: "
+            "nothing would be learned. Change the schedule"
+        )
     wasted = total_steps - last
     if wasted < WASTED_SHARE * total_steps or not wasted:
         return None

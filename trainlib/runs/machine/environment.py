@@ -20,7 +20,21 @@ DECIDES_BITS = {
     "device": "kernels are others",
     "device_name": "kernels may be others",
     "cpu_capability": "kernels are others",
+    "kernel_variables": "kernels are others",
 }
+# Variables by which libraries choose other kernels, or compute with fewer bits. Of the number of threads and of torch's
+# own ATEN_CPU_CAPABILITY others of the facts tell.
+KERNEL_VARIABLES = (
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_DEBUG_CPU_TYPE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
 UNCHANGED = "samples, their order, augmentation and learning rates are as they would have been"
 FOLLOWED = "the learning rates so far are those of a shorter one; samples, their order and augmentation are the same"
 
@@ -38,6 +52,11 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def kernel_variables(environ: Mapping[str, str]) -> str | None:
+    """Return those of KERNEL_VARIABLES that are set, with their values; None, as in older checkpoints, if none is."""
+    return ", ".join(f"{name}={environ[name]}" for name in KERNEL_VARIABLES if name in environ) or None
 
 
 def bits(facts: dict[str, Any]) -> dict[str, Any]:

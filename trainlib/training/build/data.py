@@ -103,6 +103,11 @@ def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: 
                 "data.balance draws small classes more often, and loss.weight: balanced makes each of them count more: "
                 "together they count more than the large ones; leave one of the two out"
             )
+    if config.model.freeze and config.model.weights is None:
+        warnings.append(
+            f"model.freeze is {config.model.freeze}, but model.weights is null: the frozen layers keep their random "
+            "values. Give weights, or leave model.freeze out"
+        )
     if config.data.repeats > 1 and config.data.augment == Augment():
         warnings.append("data.repeats repeats the same images, as data.augment changes none: leave it out")
     if "val/top5" in config.metrics() and len(names) <= TOP:

@@ -116,7 +116,7 @@ def build_training(
         schedule.load_state_dict(saved["schedule"])
         _lengthen(schedule, start, config, plan.steps_per_epoch)
         progress = Progress.from_state(saved["progress"], rank_slice.shards, rank_slice.num_shards)
-    elif inputs.accelerator.is_main_process and (wasted := describe_early_end(schedule, plan.total_steps)):
+    elif (wasted := describe_early_end(schedule, plan.total_steps)) and inputs.accelerator.is_main_process:
         logger.warning("%s", wasted)
     heartbeat()
     autotune(config.train, state, samples, progress, plan.total_steps)
