@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,3 +127,48 @@ def test_what_is_no_data_set_is_refused(case: str) -> None:
 def test_labels_of_the_test_split_are_those_of_the_classes() -> None:
     with pytest.raises(DataError, match="test: got labels from 0 to 3, must be 0 to 2"):
         image_dataset((PIXELS, LABELS), (PIXELS[:2], [0, 3]))
+
+
+class Fetched:
+    """Images of one's own, which are made of these as they are asked for."""
+
+    def __init__(self, *pixels_NCHW: torch.Tensor):
+        self.turns = itertools.cycle(pixels_NCHW)
+        self.count = len(pixels_NCHW[0])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def to(self, device: torch.device) -> Fetched:
+        return self
+
+    def batches(self, ids: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        return iter([next(self.turns)[ids_B] for ids_B in ids])
+
+
+IMAGES = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
+FETCHED: dict[str, tuple[Fetched, torch.Tensor, str]] = {
+    "floats": (Fetched(IMAGES / 255), torch.arange(6) % 2, "got images torch.float32 .* must be torch.uint8"),
+    "16 bits": (Fetched(IMAGES.short() * 257), torch.arange(6) % 2, "got images torch.int16"),
+    "channels last": (
+        Fetched(IMAGES.permute(0, 2, 3, 1)),
+        torch.arange(6) % 2,
+        "got images .* must be torch.uint8 .2, 3, H, W.",
+    ),
+    "grey": (Fetched(IMAGES[:, :1]), torch.arange(6) % 2, "got images .* must be torch.uint8 .2, 3, H, W."),
+    "random": (Fetched(IMAGES, IMAGES.flip(3)), torch.arange(6) % 2, "gave another image when it was read again"),
+    "few labels": (Fetched(IMAGES), torch.arange(3) % 2, "got 6 images and labels torch.int64 .3., must be int64 .6."),
+    "many labels": (Fetched(IMAGES), torch.arange(9) % 2, "got 6 images and labels torch.int64 .9."),
+    "float labels": (Fetched(IMAGES), torch.zeros(6), "got 6 images and labels torch.float32 .6."),
+    "none": (Fetched(IMAGES[:0]), torch.arange(0), "got 0 samples"),
+}
+
+
+@pytest.mark.parametrize("case", FETCHED)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_of_ones_own_that_are_not_as_they_must_be_are_refused(case: str, split: str) -> None:
+    images, labels_N, message = FETCHED[case]
+    good = ImageSet(Fetched(IMAGES), torch.arange(6) % 2)
+    splits = {"train": good, "test": good} | {split: ImageSet(images, labels_N)}
+    with pytest.raises(DataError, match=f"{split}: {message}"):
+        image_dataset(splits["train"], splits["test"])

@@ -20,6 +20,12 @@ from trainlib.errors import DataError
 
 TRIED_TWICE = 32  # items of each split; of a transform that changes half of the images none is missed
 
+_CHANGED = (
+    "gave {} when it was read again, must be the same each time: leave random transforms out of the data set, and name "
+    "them under data.augment, or give them as trainlib.fit(transform=...), where they differ in each epoch and can be "
+    "repeated exactly"
+)
+
 
 class MapStyleDataset(Protocol):
     """A map-style data set, as in torch and torchvision: item i is an image and its label."""
@@ -85,6 +91,7 @@ def _require_same_classes(train: SplitSource, test: SplitSource) -> None:
 
 def _image_set(split: SplitSource, name: str) -> ImageSet:
     if isinstance(split, ImageSet):
+        _check_fetched(split, name)
         return split
     if isinstance(split, tuple):
         if len(split) != 2:
@@ -110,11 +117,26 @@ def _require_constant(split: MapStyleDataset, name: str) -> None:
         (image, label), (again, label_again) = split[index], split[index]
         same = torch.equal(_image(image, f"{name}[{index}]"), _image(again, f"{name}[{index}]"))
         if not same or not np.array_equal(np.asarray(label), np.asarray(label_again)):
-            raise DataError(
-                f"{name}[{index}]: gave {'another label' if same else 'another image'} when it was read again, must be "
-                "the same each time: leave random transforms out of the data set, and name them under data.augment, or "
-                "give them as trainlib.fit(transform=...), where they differ in each epoch and can be repeated exactly"
-            )
+            raise DataError(f"{name}[{index}]: {_CHANGED.format('another label' if same else 'another image')}")
+
+
+def _check_fetched(split: ImageSet, name: str) -> None:
+    """Raise DataError unless an ImageSet has a whole label for each image, and the images are as `Images` says."""
+    labels_N, count = split.labels_N, len(split.images)
+    if not count:
+        raise DataError(f"{name}: got 0 samples, must be at least 1")
+    if labels_N.dtype != torch.int64 or labels_N.shape != (count,):
+        got = f"{labels_N.dtype} {list(labels_N.shape)}"
+        raise DataError(f"{name}: got {count} images and labels {got}, must be int64 [{count}]")
+    ids = torch.tensor([0, count - 1])
+    first, again = (next(iter(split.images.batches([ids]))) for _ in range(2))
+    if first.dtype != torch.uint8 or first.ndim != 4 or first.shape[:2] != (2, 3):
+        got = f"{first.dtype} {list(first.shape)}"
+        raise DataError(
+            f"{name}: got images {got} for two indices, must be torch.uint8 [2, 3, H, W], values from 0 to 255 in RGB"
+        )
+    if not torch.equal(first, again):
+        raise DataError(f"{name}: {_CHANGED.format('another image')}")
 
 
 def _image(image: Any, place: str) -> Tensor:
