@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import linecache
+import logging
 import os
 import re
 import signal
@@ -24,6 +26,7 @@ from trainlib.config import load_config, read_resolved
 from trainlib.data import ImageSet
 from trainlib.data.sources.synthetic import make_synthetic
 from trainlib.errors import EXIT_STOPPED, CheckpointError, ConfigError, RunDirectoryError
+from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_lines
 
@@ -215,6 +218,34 @@ def test_a_finished_run_is_given_back_where_data_lie_elsewhere_and_where_it_is_o
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if line.split(":")[0].strip() not in ("split", "decode")))
     assert fit().summary() == summary
+
+
+def test_the_code_of_parts_is_that_of_their_classes_and_functions(tmp_path: Path) -> None:
+    def parts_of(text: str) -> dict[str, Any]:
+        file = tmp_path / "parts.py"
+        file.write_text(text)
+        linecache.checkcache(str(file))
+        names: dict[str, Any] = {"__name__": "parts"}
+        exec(compile(text, str(file), "exec"), names)
+        return names
+
+    text = "def focal(logits, labels, gamma=2.0):\n    return logits.sum(1) ** gamma\n"
+    code = CustomParts(loss=parts_of(text)["focal"]).code()
+    assert code
+    assert CustomParts(loss=parts_of("EPOCHS = 3\n\n" + text)["focal"]).code() == code
+    assert CustomParts(loss=parts_of(text.replace("2.0", "3.0"))["focal"]).code() != code
+    focal = parts_of(text)["focal"]
+    assert CustomParts(loss=functools.partial(focal, gamma=1.0)).code() != CustomParts(loss=focal).code()
+    assert CustomParts(loss=nn.CrossEntropyLoss(reduction="none")).code() == ""
+    assert CustomParts(model=Net).code() == CustomParts(model=Net(3)).code() != CustomParts(model=OtherNet).code()
+    assert NO_CUSTOM_PARTS.code() == ""
+
+
+def test_a_run_whose_loss_has_another_body_goes_on_and_says_so(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "trainlib")
+    assert fit_and_die(signal.SIGTERM, 5) == EXIT_STOPPED  # with a loss of the same name around it
+    fit()
+    assert any("the code of trainlaunch, or of a part given in Python, is other" in line for line in caplog.messages)
 
 
 def test_another_part_in_its_place_is_refused(whole: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +53,10 @@ class CustomParts:
         names = {section: _name(part) for section, part in parts if part is not None}
         return names | ({"data": CUSTOM_PREFIX + fingerprint(self.dataset)} if self.dataset else {})
 
+    def code(self) -> str:
+        """Return the source text of the classes and functions that the parts are of; empty where none can be read."""
+        return "".join(_source(part) for part in (self.model, self.loss, self.transform) if part is not None)
+
 
 NO_CUSTOM_PARTS = CustomParts()
 
@@ -58,6 +65,21 @@ def _name(part: object) -> str:
     while isinstance(part, functools.partial):
         part = part.func
     return CUSTOM_PREFIX + getattr(part, "__name__", type(part).__name__)
+
+
+def _source(part: object) -> str:
+    """Return the source text of a function, or of a class with those that it derives from, but for torch's."""
+    given = ""
+    while isinstance(part, functools.partial):
+        values = [part.args, sorted(part.keywords.items())]
+        given += json.dumps(values, default=lambda value: type(value).__name__)
+        part = part.func
+    texts = [given]
+    for code in [part] if inspect.isroutine(part) else (part if inspect.isclass(part) else type(part)).__mro__:
+        if not str(getattr(code, "__module__", "")).startswith(("torch", "builtins")):
+            with suppress(OSError, TypeError):  # typed at a prompt, or written in C
+                texts.append(inspect.getsource(code))
+    return "".join(texts)
 
 
 def build_custom(source: ModelSource, num_classes: int) -> Classifier:

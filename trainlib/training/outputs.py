@@ -43,10 +43,12 @@ def open_trainer(
     attempt: Attempt | None,
     start: Checkpoint | None,
     dataset: Dataset,
+    own_code: str = "",
 ) -> Iterator[Trainer]:
     """Make the trainer of this rank, rank 0's with the files, trackers and console that record the run.
 
     attempt   rank 0's record of how the attempt goes; None on other ranks
+    own_code  of parts given in Python
     hooks     of this rank, which follow those that record the run
 
     On exit, also after an error, close all hooks, and record how far the attempt came.
@@ -56,6 +58,7 @@ def open_trainer(
             yield Trainer(training, hooks)
         return
     facts = hardware.describe(training.state.accelerator.device, training.state.accelerator.num_processes)
+    facts["code"] = environment.with_own_code(facts["code"], own_code)
     write_atomically(run.environment_file, json.dumps(facts, indent=2) + "\n")
     _announce(config, training, facts, start)
     manifest = _manifest(config, training, dataset, facts)

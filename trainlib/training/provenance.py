@@ -132,9 +132,14 @@ def known_content(run: RunDirectory) -> dict[str, str]:
     return {str(line["file"]): str(line["sha256"]) for line in lines if {"file", "sha256"} <= line.keys()}
 
 
-def require_alike(config: Config, listing: Listing) -> None:
-    """Raise UserError, on every rank, where one has another configuration, code, version or data. A collective."""
-    software = {**environment.versions(), "the code of trainlaunch": environment.code_sha256()}
+def require_alike(config: Config, listing: Listing, own_code: str = "") -> None:
+    """Raise UserError, on every rank, where one has another configuration, code, version or data. A collective.
+
+    own_code   of parts given in Python
+    """
+    own = environment.with_own_code("none", own_code)
+    code = {"the code of trainlaunch": environment.code_sha256(), "the code of the parts given in Python": own}
+    software = environment.versions() | code
     decides = [d for d in differences(Config(name=config.name), config) if not is_free(d.key)]
     everywhere = gather_objects((decides, software, listing.facts))
     if all(facts == everywhere[0] for facts in everywhere):

@@ -82,7 +82,7 @@ def run_session(
     with process_group.joined(config.train) as accelerator:
         start = broadcast_object(start)
         _require_shared(run.path / "lock")
-        require_alike(config, dataset.listing)
+        require_alike(config, dataset.listing, custom.code())
         if start is not None:
             learn_content(run, dataset)
         training = _build(config, dataset, accelerator, start, custom, flag, log)
@@ -92,7 +92,7 @@ def run_session(
             hooks.append(ContentHook(run, dataset, accelerator.process_index))
             hooks += [OwnershipHook(run)] if is_main else []
             hooks += EndOfJobHook.from_environment(flag) if is_main else []
-            with open_trainer(config, run, training, hooks, attempt, start, dataset) as trainer:
+            with open_trainer(config, run, training, hooks, attempt, start, dataset, custom.code()) as trainer:
                 completed = trainer.run(StopConsensus(flag, open_channel(config.train)))
                 summary = summary_of(trainer) if is_main else {}  # before the test, which loads the best weights
                 result = evaluate_test_split(trainer, run, config) if completed else None

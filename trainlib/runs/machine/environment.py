@@ -14,7 +14,7 @@ from typing import Any
 
 # What decides the bits of a step beside the configuration, and what a change of it changes.
 DECIDES_BITS = {
-    "code": "the code of trainlaunch is other",
+    "code": "the code of trainlaunch, or of a part given in Python, is other",
     "world_size": "gradients are summed in another order, and dropout draws other masks",
     "num_threads": "kernels add in another order",
     "device": "kernels are others",
@@ -105,6 +105,11 @@ def resume_report(
 def _short(value: Any) -> Any:
     """Return the first digits of a SHA-256, and any other value as it is."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else value
+
+
+def with_own_code(code: str, own: str) -> str:
+    """Return a digest of the code of trainlib and that of parts given in Python; without these it is the first."""
+    return hashlib.sha256(f"{code}\0{own}".encode(errors="surrogatepass")).hexdigest() if own else code
 
 
 @functools.cache
