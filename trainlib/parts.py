@@ -1,4 +1,4 @@
-"""Parts of one's own: functions that are given to `trainlib.fit`, marked by a decorator."""
+"""Decorators for a user's own functions, which are given to `trainlib.fit`."""
 
 from __future__ import annotations
 

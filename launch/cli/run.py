@@ -23,7 +23,7 @@ from launch.local.command import (
     training_arguments,
 )
 from trainlib.errors import UserError
-from trainlib.runs.files.scratch import sweep
+from trainlib.runs.files.scratch import remove_abandoned
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.terminal.streams import keep_running_without_readers
 
@@ -82,7 +82,7 @@ def run(
     if dry_run:
         click.echo(command.shell_text())
         return 0
-    sweep()
+    remove_abandoned()
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         return call(TRAINING_MODULE, training, command.variables(os.environ), config)

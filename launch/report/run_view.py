@@ -1,4 +1,4 @@
-"""The text of one run's page that is not just a value from one of its files."""
+"""Sentences about a run on its page, made from several values of its files."""
 
 from __future__ import annotations
 

@@ -39,14 +39,14 @@ def test_it_is_swept_once_its_maker_was_killed(tmp_path: Path) -> None:
         assert holder.stdin
         path = Path(holder.stdout.readline().strip())
         (path / "file").write_text("in use")
-        scratch.sweep()
+        scratch.remove_abandoned()
         assert (path / "file").exists()
         holder.stdin.close()
         holder.wait()
     mine = scratch.make_scratch()  # which sweeps
     assert mine is not None
     assert not path.exists()
-    scratch.sweep()
+    scratch.remove_abandoned()
     assert mine.path.is_dir()
     assert mine.path.stat().st_mode & 0o777 == 0o700
     mine.remove()
@@ -74,7 +74,7 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
         os.chown(theirs, 12345, 12345)
         before = sorted([*before, theirs])
     (fifo / "owner").unlink()
-    scratch.sweep()
+    scratch.remove_abandoned()
     assert sorted(tmp_path.iterdir()) == before
     assert (other / "owner").exists()
 
@@ -83,7 +83,7 @@ def test_folders_of_older_versions_go_after_a_day(tmp_path: Path) -> None:
     old = tmp_path / "trainlaunch-old"
     old.mkdir()
     os.utime(old, (0, time.time() - 2 * 24 * 3600))
-    scratch.sweep()
+    scratch.remove_abandoned()
     assert not old.exists()
 
 

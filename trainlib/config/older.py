@@ -1,4 +1,4 @@
-"""Values that keys had before they existed: a run that began then goes on with them, never with new defaults."""
+"""What runs do that began before a configuration key existed: they go on as they did, not with defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures in memory, all of one size, that are framed for each batch as those of files are."""
+"""Pictures in memory that are all of one size, resized and cut for each batch as those of files are."""
 
 from __future__ import annotations
 

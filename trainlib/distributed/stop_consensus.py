@@ -12,9 +12,9 @@ class StopConsensus:
     """Tells all ranks at the same step whether any of them was asked to stop, without making them wait.
 
     At a step boundary a rank sends its own flag, which travels beside the steps that follow, and receives the flags
-    that were sent at the boundary before: every rank learns of a request at the same boundary. Up to 16 ranks do so at
-    each boundary, and learn of a request at most one step late; W ranks do so at every W / 16th, as gloo's all-reduce
-    goes around a ring of all ranks, which takes longer than a short step from about 20 ranks on.
+    that were sent at the boundary before: every rank learns of a request at the same boundary. Fewer than 32 ranks do
+    so at each boundary, and learn of a request at most one step late; W ranks do so at every W // 16th, as gloo's
+    all-reduce goes around a ring of all ranks, which takes longer than a short step from about 20 ranks on.
     """
 
     def __init__(self, flag: StopFlag, channel: Channel | None):

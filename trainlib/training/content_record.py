@@ -1,4 +1,4 @@
-"""What the bytes of streamed files were, kept in the run directory from one attempt to the next."""
+"""The hashes of streamed files, kept in the run directory from one attempt to the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a start of a SLURM job ended, and whether the job goes back into the queue: decided from evidence alone.
+"""Why one attempt of a SLURM job ended, and whether the job goes back into the queue: decided from evidence alone.
 
 Deciding is pure: evidence and the earlier lines of jobs.jsonl in, cause and decision out.
 """

@@ -1,4 +1,4 @@
-"""The bytes of files that are read again and again while they are streamed: they must stay what they were."""
+"""SHA-256 of each streamed file, to notice files that change while a run reads them again and again."""
 
 from __future__ import annotations
 

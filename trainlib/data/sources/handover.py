@@ -1,4 +1,4 @@
-"""What one rank of a machine has listed is handed to the others, which then ask the file system for nothing."""
+"""Listing by one rank of a machine, which passes the list to the others: they ask the file system for nothing."""
 
 from __future__ import annotations
 

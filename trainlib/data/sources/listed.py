@@ -1,4 +1,4 @@
-"""From the configuration to listed samples, with all splits that are drawn, and from these to a data set."""
+"""Listing of the configured data set's files, with the splits that are drawn, and its loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that would be trained at a learning rate of next to nothing: told before training, refused in a longer run."""
+"""Warnings of a schedule that ends before the run does, and the extension of one whose run is made longer."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def make_scratch(*, in_memory: bool = True) -> Scratch | None:
 
     Folders that killed processes have left are removed before.
     """
-    sweep()
+    remove_abandoned()
     with suppress(OSError):
         parent = SHARED_MEMORY if in_memory and os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
         hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))  # others look at it once it is locked
@@ -51,7 +51,7 @@ def make_scratch(*, in_memory: bool = True) -> Scratch | None:
     return None
 
 
-def sweep() -> None:
+def remove_abandoned() -> None:
     """Remove this user's folders whose makers are dead, in memory and in the folder for temporary files."""
     parents = {SHARED_MEMORY}
     with suppress(OSError):  # no folder for temporary files

@@ -18,7 +18,7 @@ class Progress:
     """The state of the loop; saved with each checkpoint.
 
     step             optimizer steps done
-    sums             this rank's sums over the current epoch so far (see `metrics`)
+    sums             this rank's sums over the current epoch so far (see `metrics.sums`)
     best             {"metric", "value", "step", "epoch"} of the best evaluation, as the configuration defines it
     best_loss        its validation loss, which decides between evaluations of the same value
     stopping_*       early stopping: best value so far, and evaluations since

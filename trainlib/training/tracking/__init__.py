@@ -1,4 +1,4 @@
-"""What the run tells the world: metrics.jsonl is the truth, every other tracker shows the same rows."""
+"""The trackers of a run: metrics.jsonl, and others that show the same rows (TensorBoard, W&B)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same rows for TensorBoard."""
+"""The rows of metrics.jsonl for TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody else's `wandb` folder may not do: run code, name other files, or choose where it is sent."""
+"""Checks of a W&B folder from an untrusted source: it may not run code, name other files, or say where it goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One W&B run, as seen by the process that follows a training (see `wandb_follower`)."""
+"""One W&B run, as seen by the process that follows a training (see `follower`)."""
 
 from __future__ import annotations
 
