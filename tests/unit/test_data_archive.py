@@ -177,6 +177,16 @@ def test_links_and_devices_are_left_out_and_named(folder: Path, tmp_path: Path) 
     assert "train/cat/pipe.png (a link or a device)" in str(found.notices)
 
 
+def test_junk_and_hidden_pictures_are_left_out_and_named(folder: Path, tmp_path: Path) -> None:
+    before = list_archive(tar(folder, tmp_path / "a.tar")).names
+    for name in ("__MACOSX/cat/1.png", "train/cat/.thumbnails/1.png", "train/cat/.hidden.png", "train/cat/._1.png"):
+        save_picture(folder / name)
+    samples = list_archive(tar(folder, tmp_path / "b.tar"))
+    assert list(samples.names) == list(before)
+    sentence = next(text for _, text in samples.notices if text.startswith("Left out, hidden"))
+    assert "(3): __MACOSX, train/cat/.hidden.png, train/cat/.thumbnails." in sentence
+
+
 def test_an_archive_that_changes_while_it_is_read(folder: Path, tmp_path: Path) -> None:
     path = tar(folder, tmp_path / "a.tar")
     found = list_archive(path)
