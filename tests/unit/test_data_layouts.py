@@ -60,6 +60,21 @@ def test_a_validation_folder_is_used(tmp_path: Path, folder: str, has_test: bool
     assert len(dataset.test.labels_N) == (3 if has_test else 4)
 
 
+def test_a_run_that_began_before_validation_folders_goes_on_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor do folders that a new run refuses end it."""
+    for number, folder in enumerate(("train", "test", "val", "valid", "Val")):
+        save_classes(tmp_path / "r" / folder, {"cat": 10, "dog": 12}, start=100 * number)
+    with pytest.raises(DataError):
+        load(tmp_path / "r")
+    with caplog.at_level("INFO"):
+        older = load(tmp_path / "r", decode="pillow", split="index")
+    assert "not used, as this run began before they were: Val, val, valid" in caplog.text
+    assert older.val_ids is None
+    assert {name.partition("/")[0] for split in ("train", "test") for name in names(older, split)} == {"train", "test"}
+
+
 def test_class_folders_in_the_root_are_divided_by_names(tmp_path: Path) -> None:
     save_classes(tmp_path / "r", {"cat": 20, "dog": 30})
     first = load(tmp_path / "r")

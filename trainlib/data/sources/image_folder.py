@@ -12,7 +12,7 @@ from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.class_folders import SplitFolder, list_split, samples_of
 from trainlib.data.sources.folder_walk import named_junk, walk_folders
-from trainlib.data.sources.layout import DiskTree, absolute, choose_layout, require_folder
+from trainlib.data.sources.layout import DiskTree, absolute, choose_layout, older_layout, require_folder
 from trainlib.data.sources.samples import Samples
 from trainlib.data.storage.cache import load_decoded
 
@@ -27,16 +27,17 @@ def find_images(folder: str) -> tuple[list[str], SplitFolder]:
     return paths, SplitFolder(Path(folder), {"": found}, found.left_out, found.junk)
 
 
-def list_image_folder(root: Path, *, group: str | None = None) -> Samples:
+def list_image_folder(root: Path, *, group: str | None = None, is_older: bool = False) -> Samples:
     """List the pictures under `root`, sorted by class name, then by path; nothing is decoded.
 
-    group   "folder": the pictures of one folder below a class belong together
+    group      "folder": the pictures of one folder below a class belong together
+    is_older   True for a run that began before validation folders were used
 
     Raises DataError with everything that is wrong. A notice names the files that are left out.
     """
     root = absolute(root)
     require_folder(root)
-    layout = choose_layout(str(root), DiskTree(root))
+    layout = (older_layout if is_older else choose_layout)(str(root), DiskTree(root))
     splits = {split: list_split(root / folder) for split, folder in layout.folders.items()}
     if layout.train:  # else the root is the training split's own folder
         splits["train"].junk.extend(named_junk(str(root)))

@@ -97,6 +97,19 @@ def choose_layout(place: str, tree: Tree) -> Layout:
     return Layout("train", next(iter(validation), None), test, ((logging.WARNING, notice),) if others else ())
 
 
+def older_layout(place: str, tree: Tree) -> Layout:
+    """Return the layout for a run that began before validation folders were used: train and test alone.
+
+    Other folders, whatever their names, are not used. Raises DataError where there is no train or test.
+    """
+    there = tree.folders("")
+    if "train" not in there or "test" not in there:
+        return choose_layout(place, tree)
+    others = [name for name in there if name not in ("train", "test")]
+    notice = f"Folders in {place} that are not used, as this run began before they were: {name_some(others)}."
+    return Layout("train", None, "test", ((logging.INFO, notice),) if others else ())
+
+
 def require_folder(root: Path) -> None:
     """Raise DataError where `data.root` is no folder."""
     if not root.is_dir():

@@ -126,7 +126,9 @@ def tell(samples: Samples) -> None:
 def _list_samples(config: DataConfig) -> Samples:
     match config.name:
         case "image_folder":
-            return list_image_folder(Path(config.root), group=config.group)
+            return list_image_folder(
+                Path(config.root), group=config.group, is_older=config.is_older and config.split == "index"
+            )
         case "table":
             return list_table(Path(config.root), config.table or "", group=config.group)
         case "archive":
