@@ -27,6 +27,7 @@ from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
+from trainlib.runs.machine.agent_folder import make_agent_folder, remove_agent_folder
 from trainlib.runs.records import reasons
 from trainlib.runs.records.checkpoints import find_named
 from trainlib.runs.records.reasons import EndReason
@@ -67,6 +68,7 @@ def run_session(
     process_group.check_precision(config.train)
     if start is not None:
         require_same_config(config, start)
+    agent_folder = make_agent_folder() if launch_variables.start_folder() is None else None
     if custom.dataset is not None:
         dataset = frame_dataset(custom.dataset, config.data, config.seed)
     else:
@@ -75,11 +77,12 @@ def run_session(
             config.seed,
             stop_requested=flag.requested,
             is_main=is_main,
-            start_folder=launch_variables.start_folder(),
+            start_folder=launch_variables.start_folder() or agent_folder,
         )
     if start is not None:
         require_same_data(run, start, dataset.listing)
     with process_group.joined(config.train) as accelerator:
+        remove_agent_folder(agent_folder)  # all ranks have their data
         start = broadcast_object(start)
         _require_shared(run.path / "lock")
         require_alike(config, dataset.listing, custom.code())
