@@ -7,7 +7,6 @@ user are reported before torch is imported, where that is possible.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from trainlib.runs.attempt.stop_request import StopFlag, ignore_stop_signals
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.terminal.printable import lines, print_error
-from trainlib.runs.terminal.streams import keep_running_without_readers, secure_streams
+from trainlib.runs.terminal.streams import keep_running_without_readers, leave, secure_streams
 from trainlib.training.programs.arguments import parse_arguments
 from trainlib.training.tracking.curves import draw_curves
 
@@ -142,12 +141,5 @@ if __name__ == "__main__":
     secure_streams()
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the exit code
-    # Threads that C++ still runs would abort the process while it ends: gloo's, whose group was not left after an
-    # error, and a decoder that does not return.
-    threads = sys.modules.get("trainlib.data.pictures.threads")
-    leaves_group = code not in (EXIT_OK, EXIT_STOPPED) and launch_variables.world_size() > 1
-    if leaves_group or (threads is not None and not threads.are_decoders_idle()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    # After an error the group was not left, whose threads gloo still runs.
+    leave(code, at_once=code not in (EXIT_OK, EXIT_STOPPED) and launch_variables.world_size() > 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -12,7 +11,7 @@ from launch.cli import cache, data_set, doctor, model, pack, report, run, runs, 
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
 from trainlib.runs.attempt.stop_request import ignore_stop_signals
 from trainlib.runs.terminal.printable import encode_anything, print_error
-from trainlib.runs.terminal.streams import OutputLostError, flush_streams, secure_streams
+from trainlib.runs.terminal.streams import OutputLostError, flush_streams, leave, secure_streams
 
 
 def program() -> NoReturn:
@@ -20,7 +19,7 @@ def program() -> NoReturn:
     secure_streams()
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the code
-    sys.exit(code)
+    leave(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

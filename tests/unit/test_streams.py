@@ -91,3 +91,19 @@ def test_an_encoding_that_lacks_a_character_is_no_error(tmp_path: Path) -> None:
     environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "gr\\xf6\\xdfe \\udcff\n"
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_a_decoder_that_does_not_return_keeps_no_program(tmp_path: Path, is_idle: bool) -> None:
+    """Else the interpreter would end first, which such a thread can abort; what was printed is not lost."""
+    program = f"""
+import atexit, sys, types
+from trainlib.runs.terminal.streams import end_program
+sys.modules["trainlib.data.pictures.threads"] = types.SimpleNamespace(are_decoders_idle=lambda: {is_idle})
+atexit.register(print, "the interpreter ends")
+end_program(lambda: print("printed") or 5)
+"""
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (5, "")
+    assert done.stdout == ("printed\nthe interpreter ends\n" if is_idle else "printed\n")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 EXIT_PIPE = 141  # 128 + SIGPIPE: as `ls | head` ends, which says nothing
+_DECODERS = "trainlib.data.pictures.threads"  # looked at where it was imported, which is a slow import
 _NAMES = {1: "standard output", 2: "standard error"}
 
 
@@ -106,6 +107,21 @@ def end_program(main: Callable[[], int]) -> NoReturn:
     except PermissionError as error:
         print_error(not_permitted(error))
         code = EXIT_USER_ERROR
+    leave(code)
+
+
+def leave(code: int, *, at_once: bool = False) -> NoReturn:
+    """Exit with this code, also where a decoder of pictures does not return.
+
+    Threads that C++ still runs would abort the process while the interpreter ends.
+
+    at_once   True where there are such threads
+    """
+    decoders = sys.modules.get(_DECODERS)
+    if at_once or (decoders is not None and not decoders.are_decoders_idle()):
+        with suppress(OutputLostError):
+            flush_streams()
+        os._exit(code)
     sys.exit(code)
 
 
