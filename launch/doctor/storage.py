@@ -12,23 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.doctor.finding import Finding, note, ok, problem
+from trainlib.runs.machine.file_systems import SHARED, file_system_here
 
 GIB = 1 << 30
-_MOUNTS = Path("/proc/self/mountinfo")
-_SHARED = {
-    "nfs",
-    "nfs4",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "cifs",
-    "smb3",
-    "glusterfs",
-    "panfs",
-    "wekafs",
-    "virtiofs",
-}
 _IN_MEMORY = {"tmpfs", "ramfs"}
 _CHUNK = bytes(4 << 20)
 _WRITE_SECONDS, _WRITE_BYTES = 1.0, 64 << 20
@@ -54,10 +40,10 @@ def check_storage(topic: str, folder: Path) -> Iterator[Finding]:
 
 def _speed(topic: str, folder: Path, scratch: Path) -> Finding:
     free = shutil.disk_usage(scratch).free
-    kind = file_system(scratch.resolve(), _MOUNTS.read_text() if _MOUNTS.exists() else "")
+    kind = file_system_here(scratch)
     speed = _bytes_per_second(scratch / "speed")
     text = (
-        f"{folder.absolute()} on {kind}{' (shared)' if kind in _SHARED else ''}: {free / GIB:.1f} GiB free, "
+        f"{folder.absolute()} on {kind}{' (shared)' if kind in SHARED else ''}: {free / GIB:.1f} GiB free, "
         f"writes {speed / 1e6:,.0f} MB/s to disk"
     )
     if free < GIB:
@@ -86,23 +72,6 @@ def _file_system_faults(topic: str, scratch: Path) -> Iterator[Finding]:
     skew = (scratch / "lock").stat().st_mtime - time.time()
     if abs(skew) > _CLOCK_SECONDS:
         yield note(topic, f"its server's clock is {skew:+.0f} s from this machine's", "have both synchronise (NTP)")
-
-
-def file_system(path: Path, mountinfo: str) -> str:
-    """Return the type of the file system that holds an absolute path: `ext4`, `nfs4`.
-
-    mountinfo   the text of /proc/self/mountinfo, see proc(5)
-    """
-    best, kind = -1, "unknown file system"
-    for line in mountinfo.splitlines():
-        fields, _, source = line.partition(" - ")
-        words = fields.split()
-        if len(words) < 5 or not source:
-            continue
-        point = Path(words[4].replace("\\040", " "))
-        if (path == point or point in path.parents) and len(point.parts) >= best:
-            best, kind = len(point.parts), source.split()[0]
-    return kind
 
 
 def renames_are_atomic(folder: Path) -> bool:

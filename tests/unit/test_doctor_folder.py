@@ -16,6 +16,7 @@ from needs import need
 
 from launch.doctor import storage
 from launch.doctor.finding import Verdict
+from trainlib.runs.machine.file_systems import file_system
 
 
 def test_a_good_folder(tmp_path: Path) -> None:
@@ -69,10 +70,10 @@ def test_the_file_system_of_a_path() -> None:
         "23 22 0:5 / /home rw shared:2 master:3 - nfs4 server:/home rw\n"
         "24 23 0:6 / /home/a\\040b rw - lustre mds:/x rw\n"
     )
-    assert storage.file_system(Path("/home/u/runs"), mountinfo) == "nfs4"
-    assert storage.file_system(Path("/home/a b/runs"), mountinfo) == "lustre"
-    assert storage.file_system(Path("/homes"), mountinfo) == "ext4"
-    assert storage.file_system(Path("/x"), "") == "unknown file system"
+    assert file_system(Path("/home/u/runs"), mountinfo) == "nfs4"
+    assert file_system(Path("/home/a b/runs"), mountinfo) == "lustre"
+    assert file_system(Path("/homes"), mountinfo) == "ext4"
+    assert file_system(Path("/x"), "") == "unknown file system"
 
 
 def test_a_file_system_without_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,13 @@ class SomeFiles:
         return self.files.describe(int(self.indices[index]))
 
 
+def is_plain(files: PictureFiles) -> bool:
+    """Return True if each picture is a file of its own."""
+    while isinstance(files, SomeFiles):
+        files = files.files
+    return isinstance(files, PlainFiles)
+
+
 def read_picture(path: str) -> bytes:
     """Return the bytes of a picture's file. Raises OSError for what is no regular file, a pipe for instance.
 

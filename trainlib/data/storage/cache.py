@@ -25,7 +25,7 @@ import torch
 from trainlib.data.dataset import PerChannel
 from trainlib.data.identity.stamp import Stamps
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
-from trainlib.data.pictures.files import PictureFiles, SomeFiles
+from trainlib.data.pictures.files import PictureFiles, SomeFiles, is_plain
 from trainlib.data.pictures.reader import PictureReader, Reader
 from trainlib.data.pictures.threads import decoding_threads
 from trainlib.data.storage.choice import Choice, Room, choose
@@ -37,6 +37,7 @@ from trainlib.data.storage.store import Store
 from trainlib.data.storage.stored import StoredFiles
 from trainlib.errors import DataError
 from trainlib.runs.machine.cache_folder import cache_folder
+from trainlib.runs.machine.file_systems import SHARED, file_system_here
 from trainlib.runs.machine.launch_variables import local_world_size, rank, world_size
 from trainlib.runs.machine.limits import available_memory
 
@@ -114,17 +115,34 @@ class _Load:
     def choose(self) -> Choice:
         """Return what the cache keeps."""
         folder = cache_folder()
-        kind = "files" if self.cache == "files" else ("images" if self.reader.is_fixed else "pictures")
-        present = sum(path.stat().st_size for path in self.folder(kind).glob("*.data"))
         there = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path("/"))
-        disk = shutil.disk_usage(there).free + present
-        memory = available_memory() // local_world_size()
-        pixels = 0 if self.cache in ("files", "none") else self._pixel_bytes()
-        return choose(
-            self.cache,
-            self.reader.is_fixed,
-            Room(pixels, int(self.stamps.rows_N4[:, 0].sum()), memory, disk, str(folder)),
+        free = shutil.disk_usage(there).free
+        kinds = ("images" if self.reader.is_fixed else "pictures", "files")
+        for_pixels, for_files = (free + self._present_bytes(kind) for kind in kinds)
+        room = Room(
+            pixels=0 if self.cache in ("files", "none") else self._pixel_bytes(),
+            files=int(self.stamps.rows_N4[:, 0].sum()),
+            memory=available_memory() // local_world_size(),
+            disk=for_pixels,
+            folder=str(folder),
+            for_files=for_files,
+            shared=self._shared_file_system(there),
         )
+        return choose(self.cache, self.reader.is_fixed, room)
+
+    def _present_bytes(self, kind: str) -> int:
+        """Return the bytes that the cache has of these pictures already."""
+        return sum(path.stat().st_size for path in self.folder(kind).glob("*.data"))
+
+    def _shared_file_system(self, cache: Path) -> str:
+        """Return the type of the file system that the pictures' own files lie on, if machines share it; else "".
+
+        Also where they lie in archives, which are packed already, and where the cache is shared as well.
+        """
+        if not is_plain(self.files) or file_system_here(cache) in SHARED:
+            return ""
+        kind = file_system_here(Path(self.files.describe(0)))
+        return kind if kind in SHARED else ""
 
     def _pixel_bytes(self) -> int:
         """Return the bytes of all records of pixels: of pictures of any size, as some of them have it."""

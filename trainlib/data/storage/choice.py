@@ -15,8 +15,11 @@ class Room:
              decoding gives
     files    that the pictures' files have together
     memory   available to each rank of this machine
-    disk     free where the cache is, and what the cache has of these pictures already
+    disk     free where the cache is, and what the cache has of these pixels already
     folder   the cache
+    for_files   as `disk`, with what the cache has of these files already
+    shared   the type of the file system, such as nfs4, where each picture is a file of its own on one that machines
+             share, and the cache is not; else empty
     """
 
     pixels: int
@@ -24,6 +27,8 @@ class Room:
     memory: int
     disk: int
     folder: str
+    for_files: int = 0
+    shared: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,12 @@ def choose(cache: str, is_fixed: bool, room: Room) -> Choice:
     cache      `data.cache`: auto, none, pixels or files
     is_fixed   True if a picture gives the same image in every epoch
     """
-    need = room.files if cache == "files" else room.pixels
+    need, disk = (room.files, room.for_files) if cache == "files" else (room.pixels, room.disk)
     numbers = (
-        f"{_amount(need)}, of {_amount(room.memory)} of available memory and {_amount(room.disk)} of disk in "
-        f"{room.folder}"
+        f"{_amount(need)}, of {_amount(room.memory)} of available memory and {_amount(disk)} of disk in {room.folder}"
     )
     what = "the files take" if cache == "files" else "decoded, the images take"
-    is_tight = need > room.disk * MAX_FRACTION
+    is_tight = need > disk * MAX_FRACTION
     is_in_memory = need <= room.memory * MAX_FRACTION
     again = "they are decoded anew for each batch"
     if cache == "none":
@@ -62,8 +66,11 @@ def choose(cache: str, is_fixed: bool, room: Room) -> Choice:
     if cache == "files":
         return Choice("files", f"data.cache: files: {what} {numbers}; their bytes are kept there", is_tight=is_tight)
     if cache == "auto" and (is_tight or not (is_in_memory or is_fixed)):
-        limit = "disk" if is_tight else "memory"
-        return Choice("none", f"data.cache: none (auto): {what} {numbers}, more than half of the {limit}: {again}")
+        too_much = f"{what} {numbers}, more than half of the {'disk' if is_tight else 'memory'}"
+        if room.shared and room.files <= room.for_files * MAX_FRACTION:
+            their = f"their files, {_amount(room.files)} on a file system that machines share ({room.shared})"
+            return Choice("files", f"data.cache: files (auto): {too_much}; {their}, are kept there, packed")
+        return Choice("none", f"data.cache: none (auto): {too_much}: {again}")
     named = "data.cache: pixels (auto)" if cache == "auto" else "data.cache: pixels"
     if not is_fixed:
         cut = "each is cut anew in each epoch"
