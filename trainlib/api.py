@@ -43,7 +43,8 @@ def fit(
 
     config    files, names of shipped configurations, mappings of the same form, and `key=value`, as for `launch run`
     model     a torch.nn.Module, which is trained in place, or a function or class that takes the number of classes and
-              returns one (it is called with torch seeded); the module maps images float32 [N, 3, S, S] to logits [N, C]
+              returns one (it is called with torch seeded); the module maps images float32 [N, 3, S, S], or
+              [N, 1, S, S] with `data.channels: 1`, to logits [N, C]
     dataset   from `image_dataset`; the default of `data.image_size` is then the size of its images, if these are square
     loss      a function of logits float32 [N, C] and labels int64 [N] that returns the loss of each sample [N], or
               their mean

@@ -26,7 +26,7 @@ def darken(images_NCHW: Tensor, indices_N: Tensor, key: int) -> Tensor:
 
 def test_it_gets_the_batch_and_its_indices_and_draws_by_them() -> None:
     images, ids = torch.full((200, 3, 8, 8), 200, dtype=torch.uint8), torch.arange(200)
-    changed = CustomTransform(darken).checked(8, 8)(images, Draws(1, ids))
+    changed = CustomTransform(darken).checked(3, 8, 8)(images, Draws(1, ids))
     dark_N = changed[:, 0, 0, 0] == 100
     assert 60 < int(dark_N.sum()) < 140
     order = torch.randperm(200)
@@ -58,7 +58,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_what_is_no_transform_is_refused(case: str) -> None:
     function, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
-        CustomTransform(function).checked(16, 16)
+        CustomTransform(function).checked(3, 16, 16)
 
 
 def test_a_function_of_other_arguments_is_refused_by_the_decorator() -> None:

@@ -40,7 +40,7 @@ def load(workdir: Path, text: str) -> Config:
         ("data: {normalize: {mean: [0, 0, 0]}}", "data.normalize.std: is missing: must be given here"),
         (
             "data: {normalize: {mean: [0, 0], std: [1, 1, 1]}}",
-            "data.normalize.mean: got [0, 0], must have at least 3 elements",
+            "data.normalize.mean: got [0.0, 0.0], must be 3 numbers, of red, green and blue",
         ),
         (
             "data: {normalize: {mean: [0, 0, 0], std: [1, 1, 0]}}",

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainlib.data.identity.listing import Listing
 from trainlib.data.images import Pictures
 
-PerChannel = tuple[float, float, float]  # one value each for red, green and blue
+PerChannel = tuple[float, ...]  # one value each for red, green and blue, or one for grey
 
 STATISTICS_SAMPLES = 2_000
 
@@ -56,20 +56,15 @@ def channel_statistics(images: Pictures) -> tuple[PerChannel, PerChannel]:
     """
     num_chosen = min(len(images), STATISTICS_SAMPLES)
     chosen = torch.arange(num_chosen) * len(images) // num_chosen
-    total_3, squares_3, count = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0
+    total_C, squares_C, count = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 0
     for batch in images.batches(torch.split(chosen, 50)):
         values = batch.cpu().long()
-        total_3 += values.sum(dim=(0, 2, 3))
-        squares_3 += values.square().sum(dim=(0, 2, 3))
+        total_C = total_C + values.sum(dim=(0, 2, 3))
+        squares_C = squares_C + values.square().sum(dim=(0, 2, 3))
         count += values[:, 0].numel()
-    means = [total / count / 255 for total in total_3.tolist()]
+    means = [total / count / 255 for total in total_C.tolist()]
     stds = []
-    for total, squares in zip(total_3.tolist(), squares_3.tolist(), strict=True):
+    for total, squares in zip(total_C.tolist(), squares_C.tolist(), strict=True):
         variance = (squares * count - total * total) / count**2
         stds.append(max(variance**0.5, 1.0) / 255)
-    return _per_channel(means), _per_channel(stds)
-
-
-def _per_channel(values: list[float]) -> PerChannel:
-    red, green, blue = values
-    return red, green, blue
+    return tuple(means), tuple(stds)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainlib.config import DataConfig
 from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.grey import grey_dataset
 from trainlib.data.images import InMemoryImages, Pictures
 from trainlib.data.pictures.configured import frames_of
 from trainlib.data.pictures.framing import Frames, Framing
@@ -23,8 +24,11 @@ BATCHES_AHEAD = 2  # that are framed while one is trained on
 def frame_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Dataset:
     """Return a data set in memory, or of a user's own, with its pictures framed as those of files are.
 
+    They are made grey where the configuration asks for one channel.
     Those of a run that began before this was so stay as they are: they are resized on the device.
     """
+    if config.channels == 1:
+        dataset = grey_dataset(dataset)
     if config.is_older:
         return dataset
     frames = frames_of(config, seed)

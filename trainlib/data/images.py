@@ -29,7 +29,7 @@ class Pictures(Protocol):
         ...
 
     def batches(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield, for each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, 3, H, W] on their device."""
+        """Yield, for each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, C, H, W] on their device."""
         ...
 
 
@@ -43,7 +43,7 @@ class Images(Pictures, Protocol):
     def batches(
         self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
     ) -> Iterator[Tensor]:
-        """Yield, for each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, 3, H, W] on their device.
+        """Yield, for each tensor of indices, int64 [B] (B may be 0), the images uint8 [B, C, H, W] on their device.
 
         epoch   of training, in which images may be cut at random out of their pictures; None: images of evaluation
         draws   for each tensor of indices the draw numbers of the samples, int64 [B] on the CPU, by which they are cut;
@@ -77,12 +77,12 @@ class _SameInEveryEpoch:
     def batches(
         self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
     ) -> Iterator[Tensor]:
-        """Yield the images uint8 [B, 3, H, W] for each tensor of indices, int64 [B]."""
+        """Yield the images uint8 [B, C, H, W] for each tensor of indices, int64 [B]."""
         return self.pictures.batches(ids)
 
 
 class InMemoryImages:
-    """Images in memory or in a memory-mapped file, uint8 [N, 3, H, W]: a batch is one gather."""
+    """Images in memory or in a memory-mapped file, uint8 [N, C, H, W]: a batch is one gather."""
 
     def __init__(self, images_NCHW: Tensor, device: torch.device | None = None):
         self.images_NCHW = images_NCHW
@@ -102,7 +102,7 @@ class InMemoryImages:
     def batches(
         self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
     ) -> Iterator[Tensor]:
-        """Yield the images uint8 [B, 3, H, W] for each tensor of indices, int64 [B]: the same in every epoch."""
+        """Yield the images uint8 [B, C, H, W] for each tensor of indices, int64 [B]: the same in every epoch."""
         if not ids:
             return
         # One transfer for all indices; one a batch would make every step wait for the device.

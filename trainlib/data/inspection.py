@@ -151,7 +151,8 @@ def _check_pictures(dataset: Dataset, train_ids: Tensor) -> list[str]:
     same, low_NC, high_NC = _ranges(dataset.train, chosen)
     if same:
         colour = low_NC[0].tolist() if torch.equal(low_NC[0], high_NC[0]) else None
-        looks = f", of the single colour {colour} (red, green, blue of 255)" if colour else ""
+        values = "red, green, blue" if low_NC.shape[1] == 3 else "grey"
+        looks = f", of the single colour {colour} ({values} of 255)" if colour else ""
         raise DataError(
             f"data: all {len(chosen)} training pictures that were looked at are the same{looks}: nothing can be "
             f"learned from them. Look at one in a picture viewer. {EXPORT}"
@@ -160,7 +161,7 @@ def _check_pictures(dataset: Dataset, train_ids: Tensor) -> list[str]:
 
 
 def _ranges(images: ImageSet, ids_N: Tensor) -> tuple[bool, Tensor, Tensor]:
-    """Return True if all these pictures are the same, and the least and largest value of each channel, uint8 [N, 3]."""
+    """Return True if all these pictures are the same, and the least and largest value of each channel, uint8 [N, C]."""
     same, first, low, high = True, None, [], []
     for batch_NCHW in images.images.batches(torch.split(ids_N, AT_ONCE)):
         first = batch_NCHW[:1] if first is None else first
@@ -184,7 +185,8 @@ def _blank(dataset: Dataset, ids_N: Tensor, low_NC: Tensor, high_NC: Tensor) -> 
 
 def _narrow(low_NC: Tensor, high_NC: Tensor) -> list[str]:
     low_C, high_C = low_NC.amin(dim=0).tolist(), high_NC.amax(dim=0).tolist()
-    channels = zip(("red", "green", "blue"), low_C, high_C, strict=True)
+    names = ("red", "green", "blue") if len(low_C) == 3 else ("grey",)
+    channels = zip(names, low_C, high_C, strict=True)
     if constant := [f"{name} is {low}" for name, low, high in channels if low == high]:
         listed = " and ".join(constant)
         return [f"in all training pictures that were looked at {listed} (of 255): a channel is missing or was lost"]

@@ -95,8 +95,9 @@ def _is_preprocess(value: Any) -> bool:
     both = size if isinstance(size, list) and len(size) == 2 else [size]
     if not all(whole_number(side) and 0 < side <= MAX_SIZE for side in both):
         return False
-    three = all(isinstance(each, list) and len(each) == 3 and all(map(number, each)) for each in (mean, std))
-    return three and all(channel > 0 for channel in std)  # type: ignore[union-attr]
+    if not all(isinstance(each, list) and len(each) in (1, 3) and all(map(number, each)) for each in (mean, std)):
+        return False
+    return len(mean) == len(std) and all(channel > 0 for channel in std)  # type: ignore[arg-type, union-attr]
 
 
 def find_checkpoint(reference: str | os.PathLike[str]) -> ChosenCheckpoint:

@@ -1,8 +1,9 @@
 """Write a trained model for other programs: `python -m trainlib.inference.export RUN|CHECKPOINT --format FORMAT`.
 
 state_dict, safetensors   the weights, under the names of the plain torchvision or torch model
-torch_export, onnx        the whole network in eval mode, of any batch size: float32 RGB images in 0..1
-                          [N, 3, H, W] to logits [N, C]; the normalisation of the training is inside
+torch_export, onnx        the whole network in eval mode, of any batch size: float32 images in 0..1,
+                          RGB [N, 3, H, W] or grey [N, 1, H, W], to logits [N, C]; the normalisation of the training
+                          is inside
 
 Beside FILE comes FILE.json, with what is needed to use it: classes, image size, normalisation, the model's section of
 the configuration. Every file is read back and compared with the model before it takes its place.
@@ -132,7 +133,7 @@ def resize_text(framing: Framing) -> str:
 
 
 class Normalised(nn.Module):
-    """The network behind its normalisation: float32 images in 0..1 [N, 3, H, W] to logits [N, C]."""
+    """The network behind its normalisation: float32 images in 0..1 to logits [N, C]."""
 
     mean_311: Tensor
     std_311: Tensor
@@ -144,7 +145,7 @@ class Normalised(nn.Module):
         self.register_buffer("std_311", torch.tensor(preprocess.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits [N, C] of float32 images in 0..1 [N, 3, H, W]."""
+        """Return the logits [N, C] of float32 images in 0..1, RGB [N, 3, H, W] or grey [N, 1, H, W]."""
         logits: Tensor = self.network((images - self.mean_311) / self.std_311)
         return logits
 
@@ -212,7 +213,7 @@ _WRITERS: dict[str, Callable[[TrainedModel, dict[str, Any]], tuple[bytes, str]]]
 
 
 def _images(model: TrainedModel, count: int) -> Tensor:
-    """Return noise in 0..1, float32 [count, 3, H, W], the same every time; torch's global generator is not used."""
+    """Return noise in 0..1, float32 [count, C, H, W], the same every time; torch's global generator is not used."""
     shape = (len(model.preprocess.mean), model.framing.height, model.framing.width)
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(count))
 

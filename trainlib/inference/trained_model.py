@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data.augment.preprocess import Preprocess
+from trainlib.data.pictures.channels import in_channels
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.failures import damaged_images
@@ -49,7 +50,11 @@ def build_module(chosen: ChosenCheckpoint, device: torch.device, model: ModelSou
         module = build_custom(model, num_classes).module
     else:
         with torch.device("meta"):  # neither memory nor initialisation for values that come from the file
-            module = build_model(config.model, num_classes, config.data.image_size, load_weights=False).module
+            data = config.data
+            classifier = build_model(
+                config.model, num_classes, data.image_size, channels=data.channels, load_weights=False
+            )
+            module = classifier.module
     try:
         module.load_state_dict(state, assign=not is_custom(config.model.name))
     except RuntimeError as error:
@@ -76,7 +81,7 @@ class Prediction:
 class TrainedModel:
     """A trained network, with the classes and the preprocessing that it was trained with.
 
-    module       the network in eval mode; it maps images that `prepare` returns, [N, 3, S, S], to logits [N, C]
+    module       the network in eval mode; it maps images that `prepare` returns to logits [N, C]
     classes      names of the C classes, in the order of the logits
     preprocess   mean and standard deviation of each channel
     config       the configuration of the training
@@ -92,10 +97,11 @@ class TrainedModel:
     device: torch.device
 
     def prepare(self, pictures_NCHW: Tensor) -> Tensor:
-        """Resize and normalise uint8 RGB pictures [N, 3, H, W] as in evaluation: float32 of its size, on `device`."""
+        """Resize and normalise uint8 pictures [N, 3 or 1, H, W] as in evaluation: float32 on `device`."""
         return self.preprocess(self._framed(pictures_NCHW).to(self.device))
 
     def _framed(self, pictures_NCHW: Tensor) -> Tensor:
+        pictures_NCHW = in_channels(pictures_NCHW, self.config.data.channels)
         if self.config.data.is_older:  # these are resized on the device
             return pictures_NCHW
         return self.framing(pictures_NCHW.cpu())
@@ -106,7 +112,9 @@ class TrainedModel:
         return evaluation_of(self.config.data)
 
     def probabilities(self, pictures_NCHW: Tensor) -> Tensor:
-        """Return the probabilities of all classes, float32 [N, C] on the CPU, for uint8 RGB pictures [N, 3, H, W].
+        """Return the probabilities of all classes, float32 [N, C] on the CPU, for uint8 pictures [N, 3, H, W].
+
+        Grey ones, [N, 1, H, W], do as well: they are made what the model takes.
 
         They come from the mean of the logits over the views of `evaluation.test_time`, as in training.
         """
@@ -122,7 +130,7 @@ class TrainedModel:
         """Return one prediction for each picture, in order.
 
         pictures     paths, PIL images or uint8 arrays [H, W], [H, W, 3] or [H, W, 4], of any size; a single one of
-                     them; or a uint8 tensor [N, 3, H, W]
+                     them; or a uint8 tensor [N, 3 or 1, H, W]
         batch_size   pictures that go through the network at once
 
         Raises DataError naming the files that cannot be read.

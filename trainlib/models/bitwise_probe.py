@@ -62,7 +62,7 @@ class BitwiseProbe:
         self._seed = key("trials", seed)
 
     def frozen_features(self, frozen: nn.Module, images_NCHW: Tensor) -> Tensor:
-        """Return the frozen layers' output [N, ...], contiguous, for model inputs float32 [N, 3, S, S]."""
+        """Return the frozen layers' output [N, ...], contiguous, for model inputs float32 [N, C, S, S]."""
         with torch.no_grad(), self._accelerator.autocast():
             features: Tensor = frozen(images_NCHW)
         return features.contiguous()
@@ -94,7 +94,7 @@ class BitwiseProbe:
     ) -> ProbeResult:
         """Run batches through the whole model and through each submodule, and compare.
 
-        probes      pairs of model inputs, float32 [B, 3, S, S], and True for a training step, False for an evaluation
+        probes      pairs of model inputs, float32 [B, C, S, S], and True for a training step, False for an evaluation
         cached      each submodule's input for all of these images in order, as the cache would hold it
         heartbeat   called after each batch
         """

@@ -12,6 +12,7 @@ from torch import nn
 
 from trainlib.config import ModelConfig, Size, custom_part_missing, is_custom, sides
 from trainlib.errors import UserError, WeightsError
+from trainlib.models.architectures.channels import fit_channels, is_of_one_channel
 from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, build_architecture, empty_init
 from trainlib.models.backbone import find_backbone, require_finite, without_common_prefix
 from trainlib.models.weights import State, assign_state, compare_state, published_weights, read_weights
@@ -21,7 +22,7 @@ logger = logging.getLogger("trainlib.models")
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network from images float32 [N, 3, S, S] to logits [N, num_classes], with the names of its parts.
+    """A network from images float32 [N, C, S, S] to logits [N, num_classes], with the names of its parts.
 
     module   the network, a plain torchvision or torch module
     head     name of the last linear layer, such as `fc`, `classifier.6` or `fc.1`
@@ -33,12 +34,15 @@ class Classifier:
     frozen: frozenset[str]
 
 
-def build_model(config: ModelConfig, num_classes: int, image_size: Size, *, load_weights: bool = True) -> Classifier:
+def build_model(
+    config: ModelConfig, num_classes: int, image_size: Size, *, channels: int = 3, load_weights: bool = True
+) -> Classifier:
     """Build the configured classifier, float32, on torch's default device (`with torch.device(...)`), in train mode.
 
     Initial values come from torch's global generator alone. On the meta device nothing is allocated or downloaded:
     weights files are looked for, and names and shapes are compared.
 
+    channels       of the images: 3, or 1 for grey ones
     load_weights   False if a checkpoint's values follow: `weights` are neither read nor downloaded, and may be gone
 
     Raises UserError for a model that cannot be built as configured, WeightsError for weights that are missing, damaged
@@ -48,10 +52,10 @@ def build_model(config: ModelConfig, num_classes: int, image_size: Size, *, load
         raise UserError(f"model.name: {custom_part_missing(config.name)}")
     device = torch.get_default_device()
     if config.weights is not None and load_weights:
-        module, head = _build_from_weights(config, num_classes, image_size, device)
+        module, head = _build_from_weights(config, num_classes, image_size, channels, device)
     else:
         with empty_init() if device.type == "meta" else nullcontext():
-            module = _build_unchanged(config, num_classes, image_size)
+            module = _build_unchanged(config, num_classes, image_size, channels)
             head = _attach_head(module, config, num_classes)
     module.to(device)
     classifier = Classifier(module, head, _freeze(module, head, config.freeze))
@@ -68,7 +72,13 @@ def set_train_mode(classifier: Classifier) -> None:
 
 
 def check_forward(
-    classifier: Classifier, image_size: Size, num_classes: int, *, num_images: int = 2, key: str = "data.image_size"
+    classifier: Classifier,
+    image_size: Size,
+    num_classes: int,
+    *,
+    channels: int = 3,
+    num_images: int = 2,
+    key: str = "data.image_size",
 ) -> None:
     """Raise UserError unless images of this size give logits [num_images, num_classes]; the model is left as it was.
 
@@ -79,7 +89,7 @@ def check_forward(
     """
     module = classifier.module
     height, width = sides(image_size)
-    images_NCHW = torch.zeros(num_images, 3, height, width, device=next(module.parameters()).device)
+    images_NCHW = torch.zeros(num_images, channels, height, width, device=next(module.parameters()).device)
     try:
         with torch.no_grad(), preserve_buffers(module):
             logits_NC = module(images_NCHW)
@@ -107,29 +117,30 @@ def preserve_buffers(module: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
-def _build_unchanged(config: ModelConfig, num_classes: int, image_size: Size) -> nn.Module:
+def _build_unchanged(config: ModelConfig, num_classes: int, image_size: Size, channels: int) -> nn.Module:
     """Build the architecture before its last layer is changed."""
     by_name = config.weights is not None and published_weights(config) is not None
-    return build_architecture(config, num_classes, image_size, published_weights=by_name)
+    return build_architecture(config, num_classes, image_size, channels=channels, published_weights=by_name)
 
 
 def _build_from_weights(
-    config: ModelConfig, num_classes: int, image_size: Size, device: torch.device
+    config: ModelConfig, num_classes: int, image_size: Size, channels: int, device: torch.device
 ) -> tuple[nn.Module, str]:
     """Build the module with the configured weights, and return its head's name.
 
     Weights of the published architecture are loaded before its head is changed, others after it. Of weights with
-    another head, or without one, the backbone is loaded.
+    another head, or without one, the backbone is loaded. For grey images the first layer's are summed over its inputs.
     """
     with empty_init():
-        module = _build_unchanged(config, num_classes, image_size)
-    if config.name in INCEPTIONS and published_weights(config) is None and "transform_input" not in config.args:
+        module = _build_unchanged(config, num_classes, image_size, channels)
+    by_name = published_weights(config) is not None
+    if channels == 3 and config.name in INCEPTIONS and not by_name and "transform_input" not in config.args:
         raise WeightsError(
             f"model.transform_input: is missing: {config.weights} does not tell whether {config.name} was trained with "
             "it. Set true for weights of torchvision, and data.normalize={mean: [0.485, 0.456, 0.406], std: [0.229, "
             "0.224, 0.225]}; set false for others, and data.normalize to what they were trained with"
         )
-    state = without_common_prefix(module, read_weights(config, device))
+    state = fit_channels(module, without_common_prefix(module, read_weights(config, device)))
     mismatch_before = compare_state(module, state)
     if not mismatch_before:
         require_finite(state, module.state_dict())
@@ -147,22 +158,24 @@ def _build_from_weights(
         message = f"{config.weights} does not fit {config.name} at data.image_size {image_size}: {mismatch_before}"
         if mismatch_after != mismatch_before:
             message += f"; nor with a head for {num_classes} classes: {mismatch_after}"
+        if channels == 3 and is_of_one_channel(module, state):
+            message += ". The file is of a network for grey images: set data.channels=1"
         raise WeightsError(f"model.weights: {message}")
-    return _build_around(*found, config, num_classes, image_size, device)
-
-
-def _build_around(
-    backbone: State, sentence: str, config: ModelConfig, num_classes: int, image_size: Size, device: torch.device
-) -> tuple[nn.Module, str]:
-    """Build the module with these tensors and, for all that they leave out, fresh initial values."""
     with empty_init() if device.type == "meta" else nullcontext():
-        module = _build_unchanged(config, num_classes, image_size)
+        module = _build_unchanged(config, num_classes, image_size, channels)
         head = _attach_head(module, config, num_classes)
+    _load_backbone(module, *found, config, device)
+    return module, head
+
+
+def _load_backbone(
+    module: nn.Module, backbone: State, sentence: str, config: ModelConfig, device: torch.device
+) -> None:
+    """Load these tensors into the module, which keeps its initial values for all that they leave out; say so."""
     require_finite(backbone, module.state_dict())
     if device.type != "meta":
         module.load_state_dict(backbone, strict=False)
     logger.warning("model.weights: of %s %s", config.weights, sentence)
-    return module, head
 
 
 def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> str:

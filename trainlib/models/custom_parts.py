@@ -33,7 +33,8 @@ class CustomParts:
     """The model, data set and loss that were passed to `trainlib.fit`; None for a part that the configuration names.
 
     model     a module, which is trained in place, or a function or class that makes one for a number of classes; from
-              images float32 [N, 3, S, S] to logits [N, C]. Parameters that require no gradient are not trained.
+              images float32 [N, 3, S, S] (or [N, 1, S, S], see `data.channels`) to logits [N, C]. Parameters that
+              require no gradient are not trained.
     dataset   made by `image_dataset`
     loss      logits float32 [N, C] and labels int64 [N], in 0..C-1, to the loss of each sample [N], or to their mean
     hooks     objects that follow the training (see `trainlib.Hook`)
@@ -102,7 +103,13 @@ def build_custom(source: ModelSource, num_classes: int) -> Classifier:
 
 
 def check_custom_model(
-    classifier: Classifier, image_size: Size, num_classes: int, *, num_images: int = 2, key: str = "data.image_size"
+    classifier: Classifier,
+    image_size: Size,
+    num_classes: int,
+    *,
+    channels: int = 3,
+    num_images: int = 2,
+    key: str = "data.image_size",
 ) -> None:
     """Check a custom model as `check_forward` does a configured one; the model is left as it was.
 
@@ -110,7 +117,7 @@ def check_custom_model(
     """
     module, name = classifier.module, type(classifier.module).__name__
     device = next(module.parameters(), torch.empty(0)).device
-    images_NCHW = torch.zeros(num_images, 3, *sides(image_size), device=device)
+    images_NCHW = torch.zeros(num_images, channels, *sides(image_size), device=device)
     try:
         with torch.no_grad(), preserve_buffers(module):
             logits_NC = module(images_NCHW)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainlib.config import ModelConfig, Size, is_custom, sides
 from trainlib.config.libraries.catalog import weights_file
@@ -31,18 +31,26 @@ class Preprocessing:
     crop_fraction: float | None = None
     interpolation: str | None = None
 
+    def of_channels(self, channels: int) -> Preprocessing:
+        """Return this for images of so many channels: for grey ones with the means of the numbers of the colours."""
+        if channels == len(self.mean):
+            return self
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,) * channels, std=(std,) * channels)
+
     def resized_side(self, image_size: Size) -> int:
         """Return what the shorter side of a picture is scaled to, before an image of this size is cut out."""
         shorter = min(sides(image_size))
         return shorter if self.crop_fraction is None else round(shorter / self.crop_fraction)
 
 
-def preprocessing_of(config: ModelConfig) -> Preprocessing | None:
+def preprocessing_of(config: ModelConfig, channels: int = 3) -> Preprocessing | None:
     """Return what `model.weights` were trained with; None where that is not known, or there are none.
 
     Of torchvision's weights it is what their `transforms()` say. Of a file whose last layer has 1000 outputs, as that
-    of a network trained on ImageNet, it is ImageNet's mean and standard deviation. Reads no more than the shapes of the
-    file's tensors. Raises WeightsError for a name that there is not.
+    of a network trained on ImageNet, it is ImageNet's mean and standard deviation. For images of one channel it is the
+    means of these. Reads no more than the shapes of the file's tensors. Raises WeightsError for a name that there is
+    not.
     """
     if config.weights is None or is_custom(config.name):
         return None
@@ -52,11 +60,14 @@ def preprocessing_of(config: ModelConfig) -> Preprocessing | None:
             return None
         # The published files of these were made for values from -1 to 1, which `transform_input` turns ImageNet's into.
         from_minus_1 = config.name in INCEPTIONS and not config.args.get("transform_input")
-        return Preprocessing(HALF, HALF) if from_minus_1 else Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
+        trained = Preprocessing(HALF, HALF) if from_minus_1 else Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
+        return trained.of_channels(channels)
     transform = member.value.transforms()
-    (r, g, b), (sr, sg, sb) = transform.mean, transform.std
+    mean, std = tuple(transform.mean), tuple(transform.std)
+    if channels == 1 and config.name in INCEPTIONS:  # without `transform_input`, they take values from -1 to 1
+        mean, std = HALF, HALF
     [crop], [resized] = transform.crop_size, transform.resize_size
-    return Preprocessing((r, g, b), (sr, sg, sb), crop / resized, transform.interpolation.value)
+    return Preprocessing(mean, std, crop / resized, transform.interpolation.value).of_channels(channels)
 
 
 def _has_imagenet_head(config: ModelConfig) -> bool:

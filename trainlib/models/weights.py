@@ -27,7 +27,7 @@ from trainlib.errors import WeightsError
 from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, empty_init, torchvision_model
 
 State = dict[str, Tensor]
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]
 
 NAMES_SHOWN = 3
 

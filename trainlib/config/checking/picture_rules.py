@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainlib.config.checking.suggest import format_value
-from trainlib.config.schema.sections import Config
+from trainlib.config.schema.sections import Config, Normalize
 from trainlib.config.schema.values import sides
 from trainlib.errors import Mistake
 
@@ -49,3 +49,21 @@ def one_crop(config: Config) -> Iterator[Mistake]:
         if low > high:
             rule = f"got {format_value([low, high])}, must be the smaller one first: [{high:g}, {low:g}]"
             yield Mistake(f"data.augment.crop.{key}", rule)
+
+
+def numbers_of_each_channel(config: Config) -> Iterator[Mistake]:
+    """Check that `data.normalize` has as many numbers as the images have channels."""
+    normalize, channels = config.data.normalize, config.data.channels
+    if not isinstance(normalize, Normalize):
+        return
+    for key, values in (("mean", normalize.mean), ("std", normalize.std)):
+        if len(values) != channels:
+            wanted = "3 numbers, of red, green and blue" if channels == 3 else "1 number, of grey (data.channels: 1)"
+            yield Mistake(f"data.normalize.{key}", f"got {format_value(values)}, must be {wanted}")
+
+
+def inputs_of_three_channels(config: Config) -> Iterator[Mistake]:
+    """Check that no network is asked to change the normalisation of three channels where there is one."""
+    if config.data.channels == 1 and config.model.args.get("transform_input"):
+        rule = "got true, must be false with data.channels: 1: it is about red, green and blue. Leave it out"
+        yield Mistake("model.transform_input", rule)

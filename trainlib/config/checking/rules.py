@@ -290,6 +290,8 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"data"}, picture_rules.resize_size),
     ({"data"}, picture_rules.one_crop),
     ({"data"}, picture_rules.normalize_scale),
+    ({"data"}, picture_rules.numbers_of_each_channel),
+    ({"model", "data"}, picture_rules.inputs_of_three_channels),
     ({"model", "data"}, _constant_features),
     ({"data"}, _policy_arguments_fit),
     ({"train", "data"}, _mixing_has_neighbours),

@@ -89,6 +89,12 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "another size are resized and cut as `data.resize` says.",
         "data.image_size=64",
     ),
+    "data.channels": D(
+        "`3`: images have red, green and blue, and grey pictures three times the same. `1`: images are grey, and of "
+        "colours 0.299 red + 0.587 green + 0.114 blue is left. Each network's first layer then has one input: that of "
+        "`model.weights` is summed over its three ([pictures.md](pictures.md)).",
+        "data.channels=1",
+    ),
     "data.cache": D(
         "What is kept on this machine of image files ([cache.md](cache.md)). `auto`: what memory, disk and "
         "augmentation suggest; the log says what and why. `none`: images are decoded anew for each batch. `pixels`: "
@@ -146,11 +152,11 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "data.normalize=none",
     ),
     "data.normalize.mean": D(
-        "Mean of red, green and blue, on a scale from 0 to 1.",
+        "Mean of red, green and blue, or of grey (`data.channels: 1`), on a scale from 0 to 1.",
         "data.normalize='{mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}'",
     ),
     "data.normalize.std": D(
-        "Standard deviation of red, green and blue, on the same scale.",
+        "Standard deviation of each of them, on the same scale.",
         "data.normalize='{mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}'",
     ),
     **AUGMENT_DESCRIPTIONS,

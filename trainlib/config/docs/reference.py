@@ -28,6 +28,8 @@ MISTAKES: tuple[str, ...] = (
     "train='{reproducibility: elastic, batch_size: 4, virtual_shards: 8}'",
     "data.resize='{fit: pad, size: 256}'",
     "data='{name: synthetic, image_size: 224, resize: {size: 200}}'",
+    "data.channels=1 data.normalize='{mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}'",
+    "data.channels=1 model='{name: inception_v3, transform_input: true}'",
     "data.augment='{crop: {}, crop_padding: 4}'",
     "data.augment.crop='{scale: [1.0, 0.5]}'",
     "slurm.nodes=1-4",

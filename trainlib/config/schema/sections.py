@@ -16,6 +16,7 @@ from trainlib.config.schema.augment import Augment
 from trainlib.config.schema.base import Named, Section
 from trainlib.config.schema.framing import Resize
 from trainlib.config.schema.values import (
+    Channels,
     Decode,
     Duration,
     ImageSize,
@@ -29,10 +30,10 @@ from trainlib.config.schema.values import (
 
 
 class Normalize(Section):
-    """`data.normalize` with explicit numbers: mean and standard deviation of red, green and blue, on a 0..1 scale."""
+    """`data.normalize` with explicit numbers: mean and standard deviation of each channel, on a 0..1 scale."""
 
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    mean: Annotated[list[float], Field(min_length=1)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
 class DataConfig(Section):
@@ -51,6 +52,7 @@ class DataConfig(Section):
     repeats: Annotated[int, Field(ge=1)] = 1
     verify: Literal["quick", "full"] = "quick"
     image_size: ImageSize = 32
+    channels: Channels = 3
     train_image_size: ImageSize | None = None
     resize: Resize = Resize()
     cache: Literal["auto", "none", "pixels", "files"] = "auto"

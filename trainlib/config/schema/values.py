@@ -63,6 +63,13 @@ def _flip(value: object) -> object:
     return value
 
 
+def _channels(value: object) -> object:
+    if isinstance(value, bool) or value not in (1, 3):
+        raise ValueError("must be 3 (red, green, blue) or 1 (grey)")
+    return value
+
+
+Channels = Annotated[int, BeforeValidator(_channels)]
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(canonical_precision)]
 NodeCount = Annotated[

@@ -44,14 +44,14 @@ class CustomTransform:
         """Name of the function, for people."""
         return str(getattr(self.function, "__name__", type(self.function).__name__))
 
-    def checked(self, height: int, width: int) -> CustomTransform:
+    def checked(self, channels: int, height: int, width: int) -> CustomTransform:
         """Return this transform. Raises UserError unless an image's result depends on it, its index and the key alone.
 
         Otherwise the result of a training would depend on how its batches are cut, and could not be repeated.
         """
         ids_N = torch.arange(7, 15)
-        images_NCHW = (draw(11, torch.arange(8 * 3 * height * width)) & 255).to(torch.uint8)
-        images_NCHW = images_NCHW.view(8, 3, height, width)
+        images_NCHW = (draw(11, torch.arange(8 * channels * height * width)) & 255).to(torch.uint8)
+        images_NCHW = images_NCHW.view(8, channels, height, width)
         for stream in (1, 2):
             whole = self(images_NCHW.clone(), Draws(stream, ids_N))
             if not torch.equal(whole, self(images_NCHW.clone(), Draws(stream, ids_N))):

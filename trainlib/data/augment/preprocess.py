@@ -21,12 +21,12 @@ class Preprocess:
                  (only in runs that began before pictures in memory were framed as files are, see `framing`)
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     image_size: Size | None = None
 
     def __call__(self, images_NCHW: Tensor) -> Tensor:
-        """Convert uint8 [N, 3, H, W] to normalized float32 [N, 3, H, W] or `image_size`, on the images' device.
+        """Convert uint8 [N, C, H, W] to normalized float32 [N, C, H, W] or `image_size`, on the images' device.
 
         The result is (x / 255 - mean) / std, computed as x * a - b, where a = 1 / (255 * std) and b = mean / std are
         rounded from float64 to float32, and so are the product and the difference, one by one: every device gives the
@@ -45,11 +45,11 @@ class Preprocess:
 
 @lru_cache(maxsize=8)
 def _scale_and_shift(
-    mean_3: tuple[float, float, float], std_3: tuple[float, float, float], device: torch.device
+    mean_C: tuple[float, ...], std_C: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return a and b of `Preprocess`, [3, 1, 1]; cached, as making a tensor from numbers waits for a GPU."""
-    scale = torch.tensor([1 / (255 * std) for std in std_3], dtype=torch.float32, device=device)
+    """Return a and b of `Preprocess`, [C, 1, 1]; cached, as making a tensor from numbers waits for a GPU."""
+    scale = torch.tensor([1 / (255 * std) for std in std_C], dtype=torch.float32, device=device)
     shift = torch.tensor(
-        [mean / std for mean, std in zip(mean_3, std_3, strict=True)], dtype=torch.float32, device=device
+        [mean / std for mean, std in zip(mean_C, std_C, strict=True)], dtype=torch.float32, device=device
     )
-    return scale.view(3, 1, 1), shift.view(3, 1, 1)
+    return scale.view(-1, 1, 1), shift.view(-1, 1, 1)

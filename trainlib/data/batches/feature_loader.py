@@ -31,14 +31,14 @@ class FeatureLoader(BatchLoader):
         return torch.zeros_like(self._features.features_NX[:1], device=self.device)
 
     def raw_images(self, ids_N: Tensor) -> Tensor:
-        """Return the images of these samples: uint8 [N, 3, H, W] on the CPU."""
+        """Return the images of these samples: uint8 [N, C, H, W] on the CPU."""
         return self._image_loader.raw_images(ids_N)
 
 
 class CachedFeatures:
     """The features of a set of images, fetched by sample index as `Images` are.
 
-    compute       frozen layers: model input float32 [B, 3, S, S] to features [B, ...]
+    compute       frozen layers: model input float32 [B, C, S, S] to features [B, ...]
     image_loader  loader of the images that the features are computed from
     features_NX   the cached features [N, ...] of the samples `ids_N`, in this order
     sizes         batch sizes at which the frozen layers give exactly the cached bits; a batch of another size is

@@ -34,7 +34,7 @@ class MicroBatch(NamedTuple):
     """Samples that a rank computes in one forward pass; all of one shard of the global batch.
 
     ids_N          int64 [N] on the CPU: the samples' indices in their image set
-    images_NCHW    the model's input on the device: float32 [N, 3, S, S], or features of a frozen backbone. An empty
+    images_NCHW    the model's input on the device: float32 [N, C, S, S], or features of a frozen backbone. An empty
                    micro-batch holds one dummy image, so that its rank can take part in the collectives of the step
     labels_N       int64 [N] on the device
     cpu_labels_N   the same on the CPU
@@ -106,7 +106,7 @@ class BatchLoader:
     def model_inputs(self, ids: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the model's input for each of these tensors of sample indices, neither split over ranks nor augmented.
 
-        ids   int64 [B] each; every one gives float32 [B, 3, S, S] on the device
+        ids   int64 [B] each; every one gives float32 [B, C, S, S] on the device
         """
         for images_NCHW in self.images.batches(ids):
             yield self._to_model_input(images_NCHW.to(self.device, non_blocking=True))
@@ -117,7 +117,7 @@ class BatchLoader:
         return torch.zeros_like(self._to_model_input(first.to(self.device)))
 
     def raw_images(self, ids_N: Tensor) -> Tensor:
-        """Return the images of these samples as the image set holds them: uint8 [N, 3, H, W] on the CPU."""
+        """Return the images of these samples as the image set holds them: uint8 [N, C, H, W] on the CPU."""
         return next(self.images.batches([ids_N])).cpu()
 
     def _pieces(self, batch: Tensor, draws_B: Tensor, step: int, is_mixed: bool) -> list[_Piece]:

@@ -43,7 +43,7 @@ class PictureReader:
     @classmethod
     def of(cls, config: DataConfig, seed: int = 0) -> PictureReader:
         """Return the reader of the configured data; random cuts are drawn from the run's seed."""
-        return cls(frames_of(config, seed), decode=config.decode)
+        return cls(frames_of(config, seed), config.channels, config.decode)
 
     @cached_property
     def _needed(self) -> int | None:

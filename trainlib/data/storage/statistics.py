@@ -58,7 +58,7 @@ def kept_statistics(
 def _read(path: Path, key: str) -> Statistics | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         facts = json.loads(path.read_bytes())
-        (r, g, b), (std_r, std_g, std_b) = facts["mean"], facts["std"]
+        mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
         if facts["key"] == key:
-            return (r, g, b), (std_r, std_g, std_b)
+            return mean, std
     return None

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainlib.config import ModelConfig, Size, sides
 from trainlib.errors import UserError
+from trainlib.models.architectures.channels import to_one_channel
 from trainlib.models.architectures.cifar10_fast import Cifar10Fast
 
 VGG16_CHANNELS: tuple[int | str, ...] = (
@@ -37,22 +38,28 @@ INCEPTIONS = ("googlenet", "inception_v3")
 
 
 def build_architecture(
-    config: ModelConfig, num_classes: int, image_size: Size, *, published_weights: bool = False
+    config: ModelConfig, num_classes: int, image_size: Size, *, channels: int = 3, published_weights: bool = False
 ) -> nn.Module:
     """Build the named architecture as it is published: with 1000 classes, or `num_classes` for one of our own.
 
+    channels            of the images: 3, or 1 for grey ones (see `architectures.channels`)
     published_weights   True if weights that torchvision publishes will be loaded by name
 
     Raises UserError when the architecture refuses an argument or the image size.
     """
     try:
-        if config.name == "cifar10_cnn":
-            return cifar10_cnn(num_classes, image_size)
         if config.name == "cifar10_fast":
-            return Cifar10Fast(num_classes, image_size, **config.args)
-        if config.name == "vgg16":
-            return vgg16(**config.args)
-        return torchvision_model(config.name, image_size, config.args, published_weights=published_weights)
+            return Cifar10Fast(num_classes, image_size, channels=channels, **config.args)
+        if config.name == "cifar10_cnn":
+            module = cifar10_cnn(num_classes, image_size)
+        elif config.name == "vgg16":
+            module = vgg16(**config.args)
+        else:
+            args = config.args
+            if channels == 1 and config.name in INCEPTIONS:  # which is about red, green and blue
+                args = {**args, "transform_input": False}
+            module = torchvision_model(config.name, image_size, args, published_weights=published_weights)
+        return to_one_channel(module) if channels == 1 else module
     except (TypeError, ValueError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -61,7 +68,7 @@ def build_architecture(
 
 
 def cifar10_cnn(num_classes: int, image_size: Size) -> nn.Module:
-    """Build three 5x5 convolutions and two linear layers, without activations: [N, 3, S, S] to [N, num_classes]."""
+    """Build three 5x5 convolutions and two linear layers, without activations: [N, C, S, S] to [N, num_classes]."""
     height, width = (side // 8 for side in sides(image_size))
     features = nn.Sequential(
         nn.Conv2d(3, 32, kernel_size=5, padding=2),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.images import Pictures
-from trainlib.models.architectures.cifar10_fast import PATCH_NUMBERS, PATCH_SIDE, Cifar10Fast
+from trainlib.models.architectures.cifar10_fast import PATCH_SIDE, Cifar10Fast
 
 NUM_IMAGES = 5_000
 BATCH_SIZE = 100
@@ -31,7 +31,7 @@ def init_whitening(module: nn.Module, images: Pictures, ids_N: Tensor, preproces
 
 
 def whitening_weights(images: Pictures, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
-    """Compute the whitening weights, float32 [24, 3, 2, 2] on the CPU: a function of these images alone, in every bit.
+    """Compute the whitening weights, float32 [8 C, C, 2, 2] on the CPU: a function of these images alone, in every bit.
 
     From at most 5,000 images, evenly spaced: class folders come one class after the other. Components are in order of
     their variance, the largest first; of each and its negative, that one is first whose first number of at least half
@@ -46,18 +46,20 @@ def whitening_weights(images: Pictures, ids_N: Tensor, preprocess: Preprocess) -
     first_P1 = large_PP.int().argmax(dim=1, keepdim=True)
     components_PP = components_PP * components_PP.gather(1, first_P1).sign()
     scaled_PP = (components_PP / (variances_P + EPS).sqrt()[:, None]).flip(0)
-    return torch.cat([scaled_PP, -scaled_PP]).float().view(-1, 3, PATCH_SIDE, PATCH_SIDE)
+    return torch.cat([scaled_PP, -scaled_PP]).float().view(len(scaled_PP) * 2, -1, PATCH_SIDE, PATCH_SIDE)
 
 
 def _patch_covariance(images: Pictures, ids_N: Tensor, preprocess: Preprocess) -> Tensor:
-    """Compute the covariance, float64 [12, 12], of a patch's normalized numbers, ordered as in a convolution's weights.
+    """Compute the covariance, float64 [4C, 4C], of a patch's normalized numbers, ordered as in a convolution's weights.
 
     Sums are of whole numbers from 0 to 255, to which resized images are rounded. So float64 holds them exactly, and
     they are the same in any order: with any number of threads, on any CPU.
     """
-    to_pixels = Preprocess((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), preprocess.image_size)  # from 0 to 255
-    sum_P = torch.zeros(PATCH_NUMBERS, dtype=torch.float64)
-    products_PP, count = torch.zeros(PATCH_NUMBERS, PATCH_NUMBERS, dtype=torch.float64), 0
+    channels = len(preprocess.mean)
+    numbers = channels * PATCH_SIDE**2
+    to_pixels = Preprocess((0.0,) * channels, (1 / 255,) * channels, preprocess.image_size)  # from 0 to 255
+    sum_P = torch.zeros(numbers, dtype=torch.float64)
+    products_PP, count = torch.zeros(numbers, numbers, dtype=torch.float64), 0
     for images_NCHW in images.batches(torch.split(ids_N, BATCH_SIZE)):
         pixels_NCHW = to_pixels(images_NCHW.cpu()).round()
         patches_NPL = F.unfold(pixels_NCHW.double(), PATCH_SIDE)

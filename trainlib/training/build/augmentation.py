@@ -22,7 +22,7 @@ def build_augmentation(config: Config, transform: Transform | None = None) -> Au
         changes.append(ColorJitter(**augment.color_jitter.model_dump()))
     if transform is not None:
         size = config.data.train_image_size or config.data.image_size
-        changes.append(CustomTransform(transform).checked(*sides(size)))
+        changes.append(CustomTransform(transform).checked(config.data.channels, *sides(size)))
     return Augmentation(
         config.seed,
         augment.flip,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
-from trainlib.config import Augment, Config, ModelConfig, Normalize, TrainConfig, is_custom
+from trainlib.config import Augment, Config, DataConfig, ModelConfig, Normalize, TrainConfig, is_custom
 from trainlib.config.libraries.catalog import weights_file
 from trainlib.data import inspection
 from trainlib.data.augment.custom import Transform
@@ -17,7 +17,7 @@ from trainlib.data.batches.loader import BatchLoader, DataModule
 from trainlib.data.batches.plan import Plan, steps_per_epoch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.batches.sampling import Sampling
-from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.dataset import Dataset, ImageSet, PerChannel
 from trainlib.data.identity.splits import limit_samples, split_validation
 from trainlib.errors import DataError
 from trainlib.models import losses, preprocessing_of
@@ -110,6 +110,12 @@ def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: 
         )
     if config.data.repeats > 1 and config.data.augment == Augment():
         warnings.append("data.repeats repeats the same images, as data.augment changes none: leave it out")
+    jitter = config.data.augment.color_jitter
+    if config.data.channels == 1 and jitter is not None and (jitter.saturation or jitter.hue):
+        warnings.append(
+            "data.augment.color_jitter: saturation and hue change nothing of grey images (data.channels: 1): leave "
+            "them out"
+        )
     if "val/top5" in config.metrics() and len(names) <= TOP:
         warnings.append(f"val/top5 is always 1 with {TOP} classes or fewer, and the data have {len(names)}")
     for warning in warnings:
@@ -152,21 +158,18 @@ def build_data_module(
 
 def build_preprocess(config: Config, dataset: Dataset) -> Preprocess:
     """Return how images become the model's input: the mean and deviation of each channel."""
-    mean, std = _normalization(config.data.normalize, config.model, dataset)
+    mean, std = _normalization(config.data, config.model, dataset)
     # Images of other sizes come only from data in memory, in runs that began before these were framed.
     return Preprocess(mean, std, config.data.image_size if config.data.is_older else None)
 
 
-def _normalization(
-    choice: str | Normalize, model: ModelConfig, dataset: Dataset
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _normalization(data: DataConfig, model: ModelConfig, dataset: Dataset) -> tuple[PerChannel, PerChannel]:
     """Mean and standard deviation of each channel, of images scaled to 0..1."""
-    if isinstance(choice, Normalize):
-        (r, g, b), (sr, sg, sb) = choice.mean, choice.std
-        return (r, g, b), (sr, sg, sb)
-    if choice == "none":
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if isinstance(data.normalize, Normalize):
+        return tuple(data.normalize.mean), tuple(data.normalize.std)
+    if data.normalize == "none":
+        return (0.0,) * data.channels, (1.0,) * data.channels
     # That of weights in a file is in the configuration by now (`pin_weights`), but of runs that began before it was.
     is_file = model.weights is None or weights_file(model.weights) is not None
-    trained = None if is_file else preprocessing_of(model)
+    trained = None if is_file else preprocessing_of(model, data.channels)
     return (trained.mean, trained.std) if trained else (dataset.mean, dataset.std)

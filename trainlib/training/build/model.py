@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from trainlib.config import Config, is_custom
@@ -43,7 +45,9 @@ def build_classifier(
         classifier = build_custom(custom, num_classes)
     else:
         model = local_weights(config.model) if with_weights else config.model
-        classifier = build_model(model, num_classes, config.data.image_size, load_weights=with_weights)
+        classifier = build_model(
+            model, num_classes, config.data.image_size, channels=config.data.channels, load_weights=with_weights
+        )
         classifier.module.to(memory_format=torch.channels_last)
     classifier.module.to(device)
     return classifier
@@ -59,8 +63,8 @@ def check_build(config: Config, data: DatasetInfo) -> None:
     plan, _ = build_plan(config, data.labels_N, data.identities_N, data.groups_N, data.val_ids)
     num_classes = data.num_classes
     with torch.device("meta"):
-        model = local_weights(pin_weights(config, fresh=True).model)
-        classifier = build_model(model, num_classes, config.data.image_size)
+        model, channels = local_weights(pin_weights(config, fresh=True).model), config.data.channels
+        classifier = build_model(model, num_classes, config.data.image_size, channels=channels)
     check_images(classifier, config, plan, num_classes, world_size=1)
     loss = with_class_weights(config.loss, data.labels_N[plan.ids_N], num_classes)
     Objective(loss, num_classes, torch.device("cpu"))
@@ -71,7 +75,9 @@ def check_build(config: Config, data: DatasetInfo) -> None:
 def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:
     """Raise UserError when the model cannot take the images, or learn from as few as a process may get at a time."""
     size = config.data.train_image_size or config.data.image_size
-    check = check_custom_model if is_custom(config.model.name) else check_forward
+    check = partial(
+        check_custom_model if is_custom(config.model.name) else check_forward, channels=config.data.channels
+    )
     check(classifier, config.data.image_size, num_classes)
     if size != config.data.image_size:
         check(classifier, size, num_classes, key="data.train_image_size")

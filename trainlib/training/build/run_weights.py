@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trainlib.config import (
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import CheckpointError, WeightsError
 from trainlib.models.architectures.registry import INCEPTIONS
-from trainlib.models.preprocessing import Preprocessing, preprocessing_of
+from trainlib.models.preprocessing import HALF, Preprocessing, preprocessing_of
 from trainlib.models.weights import published_weights
 from trainlib.runs import RUNS
 from trainlib.runs.records.checkpoints import steps_in
@@ -55,7 +56,7 @@ def pin_weights(config: Config, *, fresh: bool = False) -> Config:
             began_with = {key: recorded.model.args[key] for key in ("transform_input",) if key in recorded.model.args}
             return _with(config, weights, recorded.data, began_with)
     if found is None:
-        trained = preprocessing_of(config.model)
+        trained = preprocessing_of(config.model, config.data.channels)
         return _with_trained(config, config.model.weights, trained, _transform_input(config, trained))
     if not is_open:
         return config
@@ -64,7 +65,12 @@ def pin_weights(config: Config, *, fresh: bool = False) -> Config:
     logger.info("model.weights: the %s ones of run %s, %s: %s", which, found.name, chosen.path.name, pinned)
     model = (chosen.manifest.get("config") or {}).get("model") or {}
     same = model.get("name") == config.model.name
-    return _with_trained(config, pinned, _preprocessing_in(chosen), transform_input_of(model) if same else {})
+    trained, arguments = _preprocessing_in(chosen), transform_input_of(model) if same else {}
+    if config.data.channels == 1:
+        if arguments.get("transform_input"):  # which made values from -1 to 1 of three channels
+            trained = replace(trained, mean=HALF, std=HALF)
+        trained, arguments = trained.of_channels(1), {}
+    return _with_trained(config, pinned, trained, arguments)
 
 
 def _preprocessing_in(chosen: Checkpoint) -> Preprocessing:
@@ -75,9 +81,9 @@ def _preprocessing_in(chosen: Checkpoint) -> Preprocessing:
         trained = Config.model_validate(with_older_values(chosen.manifest["config"])).data
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"model.weights: {chosen.path} does not say how its images are normalised") from error
-    (r, g, b), (sr, sg, sb), framing = normalize.mean, normalize.std, evaluation_of(trained)
+    framing = evaluation_of(trained)
     fraction = min(framing.height, framing.width) / framing.shorter_side
-    return Preprocessing((r, g, b), (sr, sg, sb), fraction, framing.interpolation)
+    return Preprocessing(tuple(normalize.mean), tuple(normalize.std), fraction, framing.interpolation)
 
 
 def local_weights(model: ModelConfig) -> ModelConfig:
@@ -138,7 +144,8 @@ def _transform_input(config: Config, trained: Preprocessing | None) -> dict[str,
     With `auto` its images have values from -1 to 1, which is what `transform_input` makes of ImageNet's normalisation.
     """
     is_file = config.model.name in INCEPTIONS and published_weights(config.model) is None
-    return {"transform_input": False} if is_file and trained and config.data.normalize == "auto" else {}
+    is_known = trained is not None and config.data.normalize == "auto" and config.data.channels == 3
+    return {"transform_input": False} if is_file and is_known else {}
 
 
 def _with_trained(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainlib.config import LossConfig
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
+from trainlib.data.survey.looking import as_image
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.records import confusion
@@ -189,10 +190,8 @@ def _mistakes(predictions: Predictions, labels_N: Tensor, batches: BatchLoader) 
 
 
 def _png(image_CHW: Tensor) -> str:
-    """uint8 [3, H, W] as base64 of a PNG, made smaller where it is large."""
-    from PIL import Image
-
-    picture = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
+    """uint8 [C, H, W] as base64 of a PNG, made smaller where it is large."""
+    picture = as_image(image_CHW)
     picture.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
     file = io.BytesIO()
     picture.save(file, "PNG")

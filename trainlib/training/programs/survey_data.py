@@ -74,7 +74,7 @@ def samples_of(config: Config) -> tuple[Surveyed, PictureSource]:
     if samples is not None:
         classes, names = samples.classes, list(samples.full_names())
         labels_N = samples.labels_N.numpy()
-        source: PictureSource = FilePictures(samples.files)
+        source: PictureSource = FilePictures(samples.files, config.data.channels)
         info = dataset_info(config.data, config.seed)
     else:
         dataset = load_data(config.data, config.seed)
