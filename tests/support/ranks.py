@@ -23,6 +23,7 @@ CLOSING_SECONDS = 30.0
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
+        "ranks",  # and pytest with it
         "torch",
         "accelerate",
         "torchvision",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from drawn import draw_once
@@ -16,3 +17,6 @@ picture([{"step": 1, "split": "val", "loss": 1.0, "accuracy": 0.5}], "fonts")
 os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].partition(os.pathsep)[2]  # this module's own: see ranks.py
 if not os.environ["PYTHONPATH"]:
     del os.environ["PYTHONPATH"]
+
+gc.collect()
+gc.freeze()  # what ranks share is not looked through, and so not copied, by each rank's own collections
