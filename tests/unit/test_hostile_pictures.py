@@ -117,21 +117,23 @@ def test_a_link_to_a_picture_is_one(tmp_path: Path) -> None:
     assert not failure_of(tmp_path / "photo.png")
 
 
-def endless(*_: object, **__: object) -> torch.Tensor:
-    """A decoder that does not return for minutes, in C."""
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)
-    raise AssertionError
-
-
 @pytest.fixture
 def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlainFiles]:
-    """Pictures, of which one is never decoded; the thread that tries is left alone when the test is over."""
+    """Pictures, of which one is not decoded before the test is over. Its thread takes processor time up to then."""
+    is_over = threading.Event()
+
+    def endless(*_: object, **__: object) -> torch.Tensor:
+        while not is_over.is_set():
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 50_000)  # in C, as decoders are
+        raise ValueError("the test is over")
+
     monkeypatch.setattr(threads, "_pool", None)
     monkeypatch.setattr(threads, "_left_alone", [])
     monkeypatch.setattr(of_reader, "decode_picture", endless)
     (tmp_path / "a.png").write_bytes(b"x")
     yield PlainFiles([str(tmp_path / "a.png")])
     assert not threads.are_decoders_idle()  # so that the process is to end without them
+    is_over.set()
 
 
 def test_a_stop_ends_the_wait_for_a_decoder_that_does_not_return(tmp_path: Path, hanging: PlainFiles) -> None:
