@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 import trainlib
@@ -27,6 +26,8 @@ LABELS = torch.tensor([0] * 30 + [1] * 6 + [2] * 1 + [3] * 13)
 
 @pytest.mark.parametrize("name", WITH_WEIGHT)
 def test_the_weights_are_those_of_scikit_learn(name: str) -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
     loss = load_config(["quickstart", f"loss={{name: {name}, weight: balanced}}"]).loss
     filled = with_class_weights(loss, LABELS, 4)
     expected = compute_class_weight("balanced", classes=np.arange(4), y=LABELS.numpy())

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ranks
-import sklearn.metrics
 import torch
-import torchmetrics.functional.classification as torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -47,6 +45,8 @@ def some_answers(num_samples: int, num_classes: int, seed: int = 0) -> tuple[tor
 @settings(max_examples=25, deadline=None)
 @given(some.integers(1, 60), some.integers(2, 12), some.integers(0, 99))
 def test_metrics_are_those_of_scikit_learn(num_samples: int, num_classes: int, seed: int) -> None:
+    import sklearn.metrics
+
     logits_NC, labels_N = some_answers(num_samples, num_classes, seed)
     sizes = [num_samples // 3, num_samples - num_samples // 3]
     found = counted(logits_NC, labels_N, sizes).metrics()
@@ -63,6 +63,8 @@ def test_metrics_are_those_of_scikit_learn(num_samples: int, num_classes: int, s
 
 
 def test_metrics_are_those_of_torchmetrics() -> None:
+    import torchmetrics.functional.classification as torchmetrics
+
     logits_NC, labels_N = some_answers(500, 10)
     found = counted(logits_NC, labels_N, [500]).metrics()
     f1 = torchmetrics.multiclass_f1_score(logits_NC, labels_N, 10, average="macro")

@@ -15,19 +15,22 @@ from trainlib.config.schema.sections import DataConfig
 from trainlib.data import Dataset, load_data
 from trainlib.errors import DataError
 
-datasets = pytest.importorskip("datasets")
-
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRAINLAUNCH_CACHE", str(tmp_path / "cache"))
 
 
+def hf() -> Any:
+    """The package, imported by the first test that needs it: it takes long."""
+    return pytest.importorskip("datasets")
+
+
 def made(tmp_path: Path, count: int, **columns: Any) -> Any:
     paths = [str(save_picture(tmp_path / f"{count}-{i}.png")) for i in range(count)]
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ox", "ant"])}
+    features = {"image": hf().Image(), "label": hf().ClassLabel(names=["ox", "ant"])}
     values = {"image": paths, "label": [i % 2 for i in range(count)], **columns}
-    return datasets.Dataset.from_dict(values, features=datasets.Features(features))
+    return hf().Dataset.from_dict(values, features=hf().Features(features))
 
 
 def load(root: Path) -> Dataset:
@@ -39,11 +42,9 @@ def pixels(rows: Any) -> torch.Tensor:
 
 
 def test_splits_labels_and_pixels_are_those_of_datasets(tmp_path: Path) -> None:
-    saved = datasets.DatasetDict(
-        {"train": made(tmp_path, 12), "validation": made(tmp_path, 6), "test": made(tmp_path, 4)}
-    )
+    saved = hf().DatasetDict({"train": made(tmp_path, 12), "validation": made(tmp_path, 6), "test": made(tmp_path, 4)})
     saved.save_to_disk(str(tmp_path / "hf"))
-    dataset, expected = load(tmp_path / "hf"), datasets.load_from_disk(str(tmp_path / "hf"))
+    dataset, expected = load(tmp_path / "hf"), hf().load_from_disk(str(tmp_path / "hf"))
     assert dataset.class_names == ("ox", "ant")
     assert dataset.val_ids is not None
     assert dataset.val_ids.tolist() == list(range(12, 18))
@@ -60,7 +61,7 @@ def test_one_data_set_is_divided_and_its_order_is_kept(tmp_path: Path) -> None:
     dataset = load(tmp_path / "hf")
     assert torch.bincount(dataset.test.labels_N).tolist() == [2, 2]
     first = dataset.listing.files[0]
-    expected = datasets.load_from_disk(str(tmp_path / "hf"))[int(first.name.removeprefix("train/"))]
+    expected = hf().load_from_disk(str(tmp_path / "hf"))[int(first.name.removeprefix("train/"))]
     assert torch.equal(next(dataset.train.images.batches([torch.tensor([0])])), pixels([expected]))
 
 
@@ -68,10 +69,10 @@ def test_what_is_no_such_data_set_is_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="is no data set that save_to_disk wrote"):
         load(tmp_path / "empty")
-    datasets.DatasetDict({"train": made(tmp_path, 4), "dev": made(tmp_path, 2)}).save_to_disk(str(tmp_path / "dev"))
+    hf().DatasetDict({"train": made(tmp_path, 4), "dev": made(tmp_path, 2)}).save_to_disk(str(tmp_path / "dev"))
     with pytest.raises(DataError, match="has the splits train, dev, must be train and"):
         load(tmp_path / "dev")
-    datasets.Dataset.from_dict({"image": [1, 2], "label": [0, 1]}).save_to_disk(str(tmp_path / "numbers"))
+    hf().Dataset.from_dict({"image": [1, 2], "label": [0, 1]}).save_to_disk(str(tmp_path / "numbers"))
     with pytest.raises(DataError, match="has 0 columns of the type Image"):
         load(tmp_path / "numbers")
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)

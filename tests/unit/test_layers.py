@@ -126,34 +126,40 @@ def test_a_planted_wrong_import_is_found(file: str, line: str, message: str, tmp
     assert message in found.stdout.replace(" -> \n", " -> ")
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_slow_packages_are_imported_where_they_are_used(path: Path) -> None:
-    assert [name for name in imported_at_once(ast.parse(path.read_text())) if within(name, LAZY)] == []
+def test_slow_packages_are_imported_where_they_are_used() -> None:
+    found = {name_of(path): set(imported_at_once(ast.parse(path.read_text()))) for path in FILES}
+    assert [(file, name) for file, names in found.items() for name in names if within(name, LAZY)] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_files_and_functions_are_short(path: Path) -> None:
-    text = path.read_text()
-    name = name_of(path)
-    if name not in LONG_FILES:
-        assert len(text.splitlines()) <= MAX_FILE_LINES
-    long = [
-        f"{name}.{node.name}"
-        for node in ast.walk(ast.parse(text))
+def long_functions(path: Path) -> list[str]:
+    """Names of the functions of a file that are longer than the rule allows."""
+    return [
+        f"{name_of(path)}.{node.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno is not None
         and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
     ]
-    assert [function for function in long if function not in LONG_FUNCTIONS] == []
 
 
-@pytest.mark.parametrize("path", TESTS, ids=name_of)
-def test_test_modules_are_short_and_do_not_import_each_other(path: Path) -> None:
+def long_files(paths: list[Path]) -> list[str]:
+    """Names of the files that are longer than the rule allows."""
+    return [name_of(path) for path in paths if len(path.read_text().splitlines()) > MAX_FILE_LINES]
+
+
+def test_files_and_functions_are_short() -> None:
+    assert FILES
+    assert set(long_files(FILES)) == LONG_FILES
+    assert {function for path in FILES for function in long_functions(path)} == LONG_FUNCTIONS
+
+
+def test_test_modules_are_short_and_do_not_import_each_other() -> None:
     """What several of them use is in tests/support."""
-    text = path.read_text()
-    assert len(text.splitlines()) <= MAX_FILE_LINES
-    modules = {name.split(".")[0] for name in imported(ast.parse(text))}
-    assert [name for name in modules if name.startswith("test_") or name in ("conftest", "tests")] == []
+    assert TESTS
+    assert long_files(TESTS) == []
+    modules = {path: {name.split(".")[0] for name in imported(ast.parse(path.read_text()))} for path in TESTS}
+    pairs = [(name_of(path), name) for path, names in modules.items() for name in names]
+    assert [pair for pair in pairs if pair[1].startswith("test_") or pair[1] in ("conftest", "tests")] == []
 
 
 def test_the_launcher_and_the_config_load_without_torch() -> None:

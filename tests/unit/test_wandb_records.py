@@ -18,11 +18,9 @@ from trainlib.training.tracking.wandb.run import run_id
 from trainlib.training.tracking.wandb.sync import sync
 from trainlib.training.tracking.wandb.temporary import PREFIX, TemporaryFolder, remove_leftovers
 
-wandb_proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-
 
 def record() -> Any:
-    return wandb_proto.Record()
+    return pytest.importorskip("wandb.proto.wandb_internal_pb2").Record()  # here: importing it takes a second
 
 
 def of_run(seconds: int) -> Any:
