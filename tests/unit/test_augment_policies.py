@@ -139,7 +139,9 @@ def test_erasing_boxes_are_distributed_as_those_of_torchvision() -> None:
     ours = draw_boxes(Draws(3, torch.arange(count)), 1.0, size, size)
     transform = v2.RandomErasing(p=1.0)
     image = torch.zeros(3, size, size)
-    theirs = torch.tensor([[transform.make_params([image])[key] for key in "ijhw"] for _ in range(count)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # else some other test's draws decide whether the means are near enough
+        theirs = torch.tensor([[transform.make_params([image])[key] for key in "ijhw"] for _ in range(count)])
     for mine, other in zip(ours.double().unbind(1), theirs.double().unbind(1), strict=True):
         assert float(mine.mean()) == pytest.approx(float(other.mean()), rel=0.05)
         assert float(mine.std()) == pytest.approx(float(other.std()), rel=0.06)
