@@ -9,6 +9,8 @@ WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 # Files in the order of their folders, which puts those with few but long tests first.
 IN_PARALLEL := -n $(WORKERS) --no-loadscope-reorder --durations=10
+# Else each process that a test starts compiles all modules anew, and pytest rewrites each test module in each worker.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: run test test-slow coverage soak lint docs lock bench bench-gpu clean
@@ -31,7 +33,8 @@ coverage: $(VENV)/installed-dev
 # The tests of faults at their full length, for hours: kills, damage, full disks, signals; and properties with more examples.
 soak: $(VENV)/installed-dev
 	SOAK=1 $(PYTEST) tests/faults/test_kills.py tests/faults/test_damage.py tests/faults/test_disk.py tests/faults/test_signals.py \
-		tests/faults/test_malicious.py tests/training/test_resume.py tests/faults/test_failures.py tests/faults/test_launch_deaths.py \
+		tests/faults/test_malicious.py tests/faults/test_hostile_runs.py tests/training/test_resume.py \
+		tests/training/test_augmented.py tests/faults/test_failures.py tests/faults/test_launch_deaths.py \
 		tests/training/test_elastic.py tests/faults/test_elastic_faults.py tests/slurm/test_slurm_faults.py \
 		tests/slurm/test_slurm_elastic.py tests/unit/test_*_properties.py $(PYTEST_ARGS)
 

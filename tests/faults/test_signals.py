@@ -46,7 +46,7 @@ def assert_stopped_well(cwd: Path, attempts: int) -> None:
 @pytest.mark.slow
 def test_signalled_at_random_all_ranks_stop_at_the_same_step(tmp_path: Path, images: Path) -> None:
     choice = random.Random(40)
-    stops = rounds(10, 40)
+    stops = rounds(6, 40)
     training = tiny.arguments(images, 4 * stops, EVERY)
     whole, stopped = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "stopped")
     assert ranks.train(training, world_size=2, cwd=whole) == [0, 0], ranks.console(whole)
