@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.sample_files import SampleFile, SampleFiles
 from trainlib.data.identity.stamp import Stamp, Stamps
 
@@ -47,7 +48,7 @@ class Listing:
         """SHA-256 over the hashes of all files, in hex; None where one of them was not read yet, or for no files."""
         return self.files.content()
 
-    def with_hashes(self, hashes: Sequence[str | None]) -> Listing:
+    def with_hashes(self, hashes: Hashes) -> Listing:
         """Return the listing with the hash of each file's bytes, in their order."""
         return self._with(self.files.with_hashes(hashes))
 
@@ -127,9 +128,9 @@ def parse_listing(text: str) -> Listing | None:
 
 def _parse_columns(lines: Sequence[Any]) -> SampleFiles:
     names, labels, hashes, *stamps = lines
-    files = SampleFiles(names, np.array(labels, np.int64), Stamps(np.array(stamps, np.int64).T), hashes)
-    if {type(name) for name in names} - {str} or {type(sha) for sha in hashes} - {str, type(None)}:
-        raise ValueError("names and hashes must be text")
+    files = SampleFiles(names, np.array(labels, np.int64), Stamps(np.array(stamps, np.int64).T), Hashes.of(hashes))
+    if {type(name) for name in names} - {str}:
+        raise ValueError("names must be text")
     if not len(names) == len(labels) == len(hashes) == len(files.stamps) or files.stamps.rows_N4.shape[1:] != (4,):
         raise ValueError("the columns must be of one length")
     return files

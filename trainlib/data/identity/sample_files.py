@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
 
+from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.stamp import Stamp, Stamps
 
 
@@ -29,7 +29,7 @@ class SampleFiles(Sequence[SampleFile]):
     """The files of samples in their order.
 
     labels_N   int64 [N]
-    hashes     the SHA-256 of each file's bytes, in hex; None for one that was not read yet
+    hashes     of each file's bytes, as far as they were read
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class SampleFiles(Sequence[SampleFile]):
         names: Sequence[str] = (),
         labels_N: np.ndarray | None = None,
         stamps: Stamps | None = None,
-        hashes: Sequence[str | None] | None = None,
+        hashes: Hashes | None = None,
     ):
         self.names = names
         self.labels_N = np.empty(0, np.int64) if labels_N is None else labels_N
         self.stamps = Stamps.of([]) if stamps is None else stamps
-        self.hashes: Sequence[str | None] = [None] * len(names) if hashes is None else hashes
+        self.hashes = Hashes.unknown(len(names)) if hashes is None else hashes
 
     @classmethod
     def of(cls, files: Iterable[SampleFile]) -> SampleFiles:
@@ -50,7 +50,7 @@ class SampleFiles(Sequence[SampleFile]):
         rows = list(files)
         labels_N = np.array([row.label for row in rows], np.int64)
         stamps = Stamps.of(row.stamp for row in rows)
-        return cls([row.name for row in rows], labels_N, stamps, [row.sha256 for row in rows])
+        return cls([row.name for row in rows], labels_N, stamps, Hashes.of(row.sha256 for row in rows))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,19 +76,19 @@ class SampleFiles(Sequence[SampleFile]):
             list(self.names) == list(other.names)
             and np.array_equal(self.labels_N, other.labels_N)
             and self.stamps == other.stamps
-            and list(self.hashes) == list(other.hashes)
+            and self.hashes == other.hashes
         )
 
     __hash__ = None  # type: ignore[assignment]
 
-    def with_hashes(self, hashes: Sequence[str | None]) -> SampleFiles:
+    def with_hashes(self, hashes: Hashes) -> SampleFiles:
         """Return the same files with these hashes."""
         return SampleFiles(self.names, self.labels_N, self.stamps, hashes)
 
     def with_known(self, known: Mapping[str, str | None]) -> SampleFiles:
         """Return the same files with the hash of each that had none, where it is known by the file's name."""
         hashes = [sha or known.get(name) for name, sha in zip(self.names, self.hashes, strict=True)]
-        return self.with_hashes(hashes)
+        return self.with_hashes(Hashes.of(hashes))
 
     def known(self) -> dict[str, str]:
         """Return the hash of each file that was read, by its name."""
@@ -102,6 +102,4 @@ class SampleFiles(Sequence[SampleFile]):
 
     def content(self) -> str | None:
         """Return the SHA-256 over all hashes, in hex; None where one file was not read yet, or where there is none."""
-        if not self.hashes or None in self.hashes:
-            return None
-        return hashlib.sha256("".join(map(str, self.hashes)).encode()).hexdigest()
+        return self.hashes.content()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple, overload
 
 import numpy as np
 
-_FIELDS = operator.attrgetter("st_size", "st_ino", "st_mtime_ns", "st_ctime_ns")
+_FIELDS = operator.attrgetter("st_size", "st_ino", "st_mtime_ns", "st_ctime_ns", "st_mode")
 _WRAP = 1 << 64  # inodes are unsigned: those from 2**63 on are kept as negative numbers
 
 
@@ -32,10 +34,14 @@ class Stamp(NamedTuple):
         return cls(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def stamp_values(status: os.stat_result) -> tuple[int, int, int, int]:
-    """Return the four numbers of a row of `Stamps`. A million files are asked for in seconds: so this is one call."""
-    values: tuple[int, int, int, int] = _FIELDS(status)
-    return values if values[1] < _WRAP // 2 else (values[0], values[1] - _WRAP, *values[2:])
+def ask(names: Sequence[str], folder: int) -> np.ndarray:
+    """Ask for files in the open folder: int64 [N, 5], a row of `Stamps` and the mode of each. Links are followed.
+
+    A million files are asked for in seconds: so no line of Python is run for each. Raises OSError.
+    """
+    statuses = map(functools.partial(os.stat, dir_fd=folder), names)
+    values = np.fromiter(chain.from_iterable(map(_FIELDS, statuses)), np.uint64, 5 * len(names))
+    return values.view(np.int64).reshape(-1, 5)
 
 
 class Stamps(Sequence[Stamp]):

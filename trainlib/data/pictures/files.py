@@ -69,6 +69,16 @@ def is_plain(files: PictureFiles) -> bool:
     return isinstance(files, PlainFiles)
 
 
+def places(files: PictureFiles) -> list[str]:
+    """Return where each picture lies: `describe` of all of them, which takes a tenth of the time of so many calls."""
+    match files:
+        case PlainFiles():
+            return list(files.paths)
+        case SomeFiles():
+            return list(map(places(files.files).__getitem__, files.indices))
+    return [files.describe(index) for index in range(len(files))]
+
+
 def read_picture(path: str) -> bytes:
     """Return the bytes of a picture's file. Raises OSError for what is no regular file, a pipe for instance.
 

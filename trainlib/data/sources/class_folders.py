@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,8 @@ class SplitFolder:
 
     def names(self, class_names: Sequence[str]) -> list[str]:
         """Return the names of the files of these classes, below the split's folder; a class may have none."""
-        return [f"{name}/{file}" for name in class_names if name in self.classes for file in self.classes[name].names]
+        there = [name for name in class_names if name in self.classes]
+        return [*chain.from_iterable(map(f"{name}/".__add__, self.classes[name].names) for name in there)]
 
     def stamps(self, class_names: Sequence[str]) -> Stamps:
         """Return the stamp of each of `names`."""
@@ -111,7 +113,7 @@ def samples_of(
     notices = _check(place, splits)
     classes = tuple(splits["train"].classes)
     names = {split: listed.names(classes) for split, listed in splits.items()}
-    every = [name for of_split in names.values() for name in of_split]
+    every = [*chain.from_iterable(names.values())]
     prefixes = layout.prefixes
     parts = [(prefixes[split], len(of_split)) for split, of_split in names.items()]
     return Samples(

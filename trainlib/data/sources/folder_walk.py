@@ -1,17 +1,20 @@
-"""A walk through folders of pictures: each file is asked for once, by several threads, and nothing is opened."""
+"""A walk through folders of pictures: each file is asked for once, and none is opened."""
 
 from __future__ import annotations
 
 import errno
 import os
-from array import array
-from collections.abc import Iterable, Sequence
+import stat
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 
-from trainlib.data.identity.stamp import Stamps, stamp_values
+from trainlib.data.identity.stamp import Stamps, ask
 from trainlib.errors import DataError
 
 EXTENSIONS = frozenset(
@@ -39,7 +42,9 @@ SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}
     | {"@recycle", "__pycache__"}
 )
-NUM_THREADS = 8  # folders at a time: a network file system answers each question late, but many at once
+NUM_THREADS = 8  # folders at a time where answers come late, as from a network file system, but many at once
+LATE_SECONDS = 1e-4  # that a file's answer is waited for; where it comes at once, threads take half as much time again
+AT_ONCE = 1_000  # files that are asked for by one call: what is said of each is large for a moment
 
 
 @dataclass
@@ -96,24 +101,30 @@ def _sorted_entries(folder: str) -> list[os.DirEntry[str]]:
 
 def walk_folders(folders: Sequence[str]) -> list[FoundFiles]:
     """Return the pictures below each of these folders; links are followed, but not in circles."""
-    if len(folders) < 2:
-        return [_walk(folder) for folder in folders]
-    with ThreadPoolExecutor(min(NUM_THREADS, len(folders))) as pool:
-        return list(pool.map(_walk, folders))
+    walked: list[FoundFiles] = []
+    waited, count = 0.0, 0
+    for folder in folders:
+        if waited > LATE_SECONDS * (count + 1):
+            with ThreadPoolExecutor(NUM_THREADS) as pool:
+                return walked + list(pool.map(_walk, folders[len(walked) :]))
+        start, used = time.monotonic(), time.thread_time()
+        walked.append(_walk(folder))
+        waited += time.monotonic() - start - (time.thread_time() - used)
+        count += len(walked[-1].names)
+    return walked
 
 
 def _walk(folder: str) -> FoundFiles:
     found = FoundFiles()
     names: list[str] = []
-    stamps = array("q")  # four numbers for each name: a flat array, as millions of tuples would take gigabytes
+    stamps = [np.empty((0, 4), np.int64)]
     try:
         _walk_into(folder, "", (), names, stamps, found)
     except OSError as error:
         raise _unreadable(error) from error
     order = sorted(range(len(names)), key=names.__getitem__)
-    found.names = [names[i] for i in order]
-    rows_N4 = np.frombuffer(stamps, np.int64).reshape(-1, 4) if names else np.empty((0, 4), np.int64)
-    found.stamps = Stamps(rows_N4[order])
+    found.names = list(map(names.__getitem__, order))
+    found.stamps = Stamps(np.concatenate(stamps)[order])
     found.left_out.sort()
     found.broken.sort()
     found.junk.sort()
@@ -125,55 +136,68 @@ def _walk_into(
     prefix: str,
     ancestors: tuple[tuple[int, int], ...],
     names: list[str],
-    stamps: array[int],
+    stamps: list[np.ndarray],
     found: FoundFiles,
 ) -> None:
     """Add what is in the folder and below it; `prefix` comes before its names."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folders: list[str] = []
     try:
         status = os.fstat(descriptor)
         itself = (status.st_dev, status.st_ino)
         if itself in ancestors:
             return
-        with os.scandir(descriptor) as entries:  # by descriptor: a path would be followed again for each file
-            folders = _add_files(entries, folder, prefix, names, stamps, found)
+        entries = [name for name in os.listdir(descriptor) if name[0] != "."]
+        for start in range(0, len(entries), AT_ONCE):
+            there, rows_N5 = _ask(entries[start : start + AT_ONCE], descriptor, folder, found)
+            is_folder_N = rows_N5[:, 4] & 0o170000 == stat.S_IFDIR
+            is_picture_N = ~is_folder_N & [name[name.rfind(".") :].lower() in EXTENSIONS for name in there]
+            _leave_out(there, is_folder_N, is_picture_N, folder, folders, found)
+            names += map(prefix.__add__, compress(there, is_picture_N.tolist()))
+            stamps.append(rows_N5[is_picture_N, :4])
     finally:
         os.close(descriptor)
     for name in sorted(folders):
         _walk_into(f"{folder}/{name}", f"{prefix}{name}/", (*ancestors, itself), names, stamps, found)
 
 
-def _add_files(
-    entries: Iterable[os.DirEntry[str]],
-    folder: str,
-    prefix: str,
-    names: list[str],
-    stamps: array[int],
-    found: FoundFiles,
-) -> list[str]:
-    """Add the files among a folder's entries; return the names of the folders. A file takes a few microseconds."""
-    folders = []
-    for entry in entries:
-        name = entry.name
+def _ask(entries: list[str], descriptor: int, folder: str, found: FoundFiles) -> tuple[list[str], np.ndarray]:
+    """Ask for a folder's entries; return those that are there, and what `ask` says of them."""
+    with suppress(OSError):  # by descriptor: a path would be followed again for each file
+        return entries, ask(entries, descriptor)
+    there, rows = [], [np.empty((0, 5), np.int64)]
+    for name in entries:
         try:
-            if name[0] == ".":
-                if is_hidden_picture(name) or entry.is_dir():
-                    found.junk.append(f"{folder}/{name}")
-            elif entry.is_dir():
-                if is_junk(name, is_folder=True):
-                    found.junk.append(f"{folder}/{name}")
-                else:
-                    folders.append(name)
-            elif name[name.rfind(".") :].lower() in EXTENSIONS:
-                stamps.extend(stamp_values(entry.stat()))
-                names.append(prefix + name)
-            elif not is_junk(name, is_folder=False):
-                found.left_out.append(f"{folder}/{name}")
+            rows.append(ask([name], descriptor))
+            there.append(name)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                 raise
-            found.broken.append(f"{folder}/{name}")
-    return folders
+            if is_image(name):
+                found.broken.append(f"{folder}/{name}")
+            elif not is_junk(name, is_folder=False):
+                found.left_out.append(f"{folder}/{name}")
+    return there, np.concatenate(rows)
+
+
+def _leave_out(
+    entries: list[str],
+    is_folder_N: np.ndarray,
+    is_picture_N: np.ndarray,
+    folder: str,
+    folders: list[str],
+    found: FoundFiles,
+) -> None:
+    """Note what is among a folder's entries beside pictures: folders to go into, junk, and other files."""
+    for row in np.flatnonzero(~is_picture_N).tolist():
+        name, is_folder = entries[row], bool(is_folder_N[row])
+        is_left_out = is_junk(name, is_folder)
+        if is_folder and not is_left_out:
+            folders.append(name)
+        elif is_folder:
+            found.junk.append(f"{folder}/{name}")
+        elif not is_left_out:
+            found.left_out.append(f"{folder}/{name}")
 
 
 def _unreadable(error: OSError) -> DataError:

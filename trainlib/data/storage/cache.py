@@ -23,6 +23,7 @@ import PIL
 import torch
 
 from trainlib.data.dataset import PerChannel
+from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.stamp import Stamps
 from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.data.pictures.files import PictureFiles, SomeFiles, is_plain
@@ -53,14 +54,14 @@ logger = logging.getLogger("trainlib.data")
 class DecodedImages:
     """Training and test images, and mean and standard deviation of the training images' channels, on a 0..1 scale.
 
-    hashes   the SHA-256 of each file's bytes, training before test; None where it was not read as a whole
+    hashes   of each file's bytes, training before test, as far as they were read as a whole
     """
 
     train: Images
     test: Images
     mean: PerChannel
     std: PerChannel
-    hashes: list[str | None]
+    hashes: Hashes
 
 
 def load_decoded(
@@ -93,7 +94,7 @@ def load_decoded(
     cached = load.cached(choice) if choice.kept != "none" else None
     if is_main and (cached is not None or choice.kept == "none"):
         logger.info("%s.", choice.why)
-    images, hashes = cached or (load.streamed(files, reader, is_cached=False), [None] * len(files))
+    images, hashes = cached or (load.streamed(files, reader, is_cached=False), Hashes.unknown(len(files)))
     mean, std = load.statistics(choice.kept if cached else "none", images[0])
     return DecodedImages(*images, mean, std, hashes)
 
@@ -162,7 +163,7 @@ class _Load:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(self.place).name).lstrip(".")[:40] or "data"
         return cache_folder() / f"{name}-{kept}-{digest.hexdigest()[:12]}"
 
-    def cached(self, choice: Choice) -> tuple[tuple[Images, Images], list[str | None]] | None:
+    def cached(self, choice: Choice) -> tuple[tuple[Images, Images], Hashes] | None:
         """Return the images from the cache, and the files' hashes; None where the cache cannot be used."""
         if choice.is_tight and self.is_main:
             logger.warning("%s; that is more than half of the disk", choice.why)

@@ -11,16 +11,17 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.stamp import Stamps
 from trainlib.data.pictures.failures import Failure, damaged_images
-from trainlib.data.pictures.files import PictureFiles
+from trainlib.data.pictures.files import PictureFiles, places
 from trainlib.data.storage.make import make_records
 from trainlib.data.storage.records import Records
 from trainlib.data.storage.shard import Facts, OpenShard, Shard
@@ -78,8 +79,7 @@ class Store:
                 write_atomically(self.folder / ABOUT, json.dumps(self._about_of(data, count)))
         with suppress(OSError):  # of a cache that can only be read
             (self.folder / USED).touch()
-        names = [self.files.describe(index) for index in range(len(self.files))]
-        self.shards = list(_divide(self.folder, names, self.stamps, count))
+        self.shards = list(_divide(self.folder, places(self.files), self.stamps, count))
         with ThreadPoolExecutor(min(usable_cores(), 8)) as threads:
             for shard, opened in zip(self.shards, threads.map(self._open, self.shards), strict=True):
                 if opened is not None:
@@ -203,13 +203,12 @@ class Store:
                 if digest != facts.hashes_N32[place].tobytes()
             ]
 
-    def hashes(self) -> list[str | None]:
-        """Return the SHA-256 of each picture's file, in hex; the store is complete."""
-        hashes: list[str | None] = [None] * len(self.files)
+    def hashes(self) -> Hashes:
+        """Return the SHA-256 of each picture's file; the store is complete."""
+        hashes = Hashes.unknown(len(self.files))
         for opened in self.opened.values():
-            text = opened.facts.hashes_N32.tobytes().hex()
-            for place, row in enumerate(opened.shard.rows_N.tolist()):
-                hashes[row] = text[64 * place : 64 * place + 64]
+            hashes.hashes_N32[opened.shard.rows_N] = opened.facts.hashes_N32
+            hashes.is_known_N[opened.shard.rows_N] = True
         return hashes
 
     def remove_made(self) -> None:
@@ -252,7 +251,7 @@ def _number_of_shards(before: object, num_pictures: int) -> int:
     return before if isinstance(before, int) and wanted <= 2 * before and before <= 2 * wanted else wanted
 
 
-def _divide(folder: Path, names: Sequence[str], stamps: Stamps, count: int) -> Iterator[Shard]:
+def _divide(folder: Path, names: Iterable[str], stamps: Stamps, count: int) -> Iterator[Shard]:
     """Yield the shards of pictures with these names; in which shard, and in which place, follows from the names."""
     encoded = [name.encode(errors="surrogateescape") for name in names]
     crc_N = np.fromiter(map(zlib.crc32, encoded), np.int64, len(encoded))
@@ -264,6 +263,6 @@ def _divide(folder: Path, names: Sequence[str], stamps: Stamps, count: int) -> I
     for number in range(count):
         rows_N = order_N[starts[number] : starts[number + 1]]
         rows = rows_N.tolist()
-        digest = hashlib.sha256(b"\0".join(encoded[row] for row in rows))
+        digest = hashlib.sha256(b"\0".join(map(encoded.__getitem__, rows)))
         digest.update(sizes[rows_N].astype("<i8").tobytes())
         yield Shard(folder, number, rows_N, digest.hexdigest())
