@@ -1,12 +1,13 @@
 """Our training beside other loops, on the CPU: `make bench`, or
 
-    python -m bench.run [--data DIR] [--parts speed,overhead,startup,ranks,loading] [--rounds 7] [--steps 50] [--quick]
+    python -m bench.run [--data DIR] [--parts speed,overhead,...] [--rounds 7] [--steps 50] [--quick]
 
 speed      images a second of every arm (see bench/arms) on the tutorial CNN, batches of 64, float32
 overhead   what each arm adds to a step of a bare loop, on a network of one layer, with one thread
 startup    from a cold start to the first step
 ranks      two processes (or --processes) against one with as many threads in all, 300 steps a round
 loading    pictures that a CPU second loads, decoded from JPEG files; see bench/loading.py
+listing    processor time and memory to the first step with --files small files; see bench/listing.py
 
 Arms take turns in rotating order, so that whatever slows the machine slows all of them; a time counts only where the
 losses of all arms agree. The last table holds the ratios against the bounds that were set. Everything goes to
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from bench.arms import ARMS, BARE, FAST, ONE, OURS, Arm, of_ranks
 from bench.intervals import Seconds
+from bench.listing import listing_table, measure_listing
 from bench.loading import loading_table, make_pictures, time_loaders
 from bench.loops import available, time_arms
 from bench.plot import plot
@@ -33,8 +35,9 @@ from bench.verdicts import verdict_table, verdicts
 from bench.workload import Workload
 from trainlib.distributed.process_group import num_threads
 
-PARTS = ("speed", "overhead", "startup", "ranks", "loading")
+PARTS = ("speed", "overhead", "startup", "ranks", "loading", "listing")
 RESULTS = Path(__file__).parent / "results"
+FEW_FILES = 20_000  # of the part `listing`, with --quick
 MORE_STEPS = 10  # in a round of `overhead`, whose steps are short
 MORE_OF_RANKS = 6  # in a round of `ranks`, where a whole run has many
 
@@ -79,6 +82,7 @@ def main() -> None:
     command = parser(__doc__)
     command.add_argument("--batch-size", type=int, default=64)
     command.add_argument("--processes", default="2", help="of the part `ranks`, separated by commas")
+    command.add_argument("--files", type=int, default=600_000, help="of the part `listing`")
     options = command.parse_args()
     parts, arms = chosen_parts(options, PARTS), chosen_arms(options)
     rounds, steps = (2, 3) if options.quick else (options.rounds, options.steps)
@@ -114,6 +118,10 @@ def main() -> None:
         measured = time_loaders(made, rounds, 2)
         (folder / "loading.json").write_text(json.dumps(measured, indent=1))
         results.add("loading", loading_table(measured))
+    if "listing" in parts:
+        ranks = measure_listing(FEW_FILES if options.quick else options.files, min(rounds, 3))
+        (folder / "listing.json").write_text(json.dumps(ranks, indent=1))
+        results.add("listing", listing_table(ranks, FEW_FILES if options.quick else options.files))
     if table := verdict_table(verdicts(results.measured, many)):
         results.add("verdicts", table)
     (folder / "images.pt").unlink(missing_ok=True)
