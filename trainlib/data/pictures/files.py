@@ -85,10 +85,19 @@ def read_picture(path: str) -> bytes:
     A link may lead to the file, as data sets are often made of links.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("it is no regular file but a pipe, a device or a folder")
-        return read_limited(file)
+        # One call where a file object makes six, and takes MAX_BYTES of memory for a moment.
+        data = os.read(descriptor, min(status.st_size, MAX_BYTES) + 1)
+        if len(data) == status.st_size <= MAX_BYTES:
+            return data
+        with os.fdopen(descriptor, "rb", closefd=False) as file:  # it grows, or answers come in parts
+            file.seek(0)
+            return read_limited(file)
+    finally:
+        os.close(descriptor)
 
 
 def read_limited(file: IO[bytes]) -> bytes:

@@ -147,7 +147,10 @@ def _walk_into(
         itself = (status.st_dev, status.st_ino)
         if itself in ancestors:
             return
-        entries = [name for name in os.listdir(descriptor) if name[0] != "."]
+        every = os.listdir(descriptor)
+        entries = [name for name in every if name[0] != "."]
+        hidden = [name for name in every if name[0] == "."] if len(entries) < len(every) else []
+        found.junk += [path for path in map(f"{folder}/".__add__, hidden) if _is_told(path)]
         for start in range(0, len(entries), AT_ONCE):
             there, rows_N5 = _ask(entries[start : start + AT_ONCE], descriptor, folder, found)
             is_folder_N = rows_N5[:, 4] & 0o170000 == stat.S_IFDIR
@@ -178,6 +181,11 @@ def _ask(entries: list[str], descriptor: int, folder: str, found: FoundFiles) ->
             elif not is_junk(name, is_folder=False):
                 found.left_out.append(f"{folder}/{name}")
     return there, np.concatenate(rows)
+
+
+def _is_told(path: str) -> bool:
+    """Return True for a hidden folder or picture, which people should know of."""
+    return is_hidden_picture(os.path.basename(path)) or os.path.isdir(path)
 
 
 def _leave_out(
