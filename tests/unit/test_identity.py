@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 
+from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.listing import Listing, changes, dump_listing, identities, parse_listing
 from trainlib.data.identity.sample_files import SampleFile, SampleFiles
 from trainlib.data.identity.stamp import Stamp
@@ -105,3 +107,15 @@ def test_a_samples_number_is_that_of_its_name_alone() -> None:
     numbers = identities(names)
     assert len(set(numbers.tolist())) == 1000
     assert identities(reversed(names)).tolist() == numbers.tolist()[::-1]
+
+
+def test_the_column_of_hashes_holds_what_it_was_made_of() -> None:
+    given = ["ab" * 32, None, "00" * 32]
+    column = Hashes.of(given)
+    assert list(column) == given == [column[row] for row in range(3)]
+    assert list(column[1:]) == given[1:]
+    assert (column == Hashes.of(given), column == Hashes.of([given[0], given[2], given[2]])) == (True, False)
+    assert column.content() is None
+    assert Hashes.of(given[:1]).content() == hashlib.sha256(str(given[0]).encode()).hexdigest()
+    with pytest.raises(ValueError, match="64 digits"):
+        Hashes.of(["abcd"])
