@@ -19,7 +19,7 @@ def program() -> NoReturn:
     secure_streams()
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the code
-    leave(code)
+    leave(code, at_once=code == EXIT_INTERRUPTED)  # a thread may be inside a decoder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

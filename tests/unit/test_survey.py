@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from paths import REPOSITORY
+from patience import HANG
 from PIL import Image
 
 from launch.cli import main as launch
@@ -151,6 +155,26 @@ def test_mistakes(planted: Path, capsys: pytest.CaptureFixture[str], words: list
     captured = capsys.readouterr()
     assert told in captured.err
     assert captured.out == ""
+
+
+def test_a_decoder_that_does_not_return_does_not_keep_ctrl_c_waiting(planted: Path) -> None:
+    program = """
+import os, signal, sys, threading, time
+from launch.cli import program
+from trainlib.data.survey import looking
+inside = threading.Semaphore(1)
+def hang(*args, **kwargs):
+    if inside.acquire(blocking=False):
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(3600)
+looking.decode_picture = hang
+program()
+"""
+    command = [sys.executable, "-c", program, "data", *CONFIG]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=HANG)
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_near_groups_are_those_of_all_pairs() -> None:

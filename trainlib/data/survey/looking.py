@@ -144,11 +144,14 @@ def look_at_all(
 
     indices = iter(range(count))
     done = 0
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+    pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+    try:
         while chunk := list(islice(indices, AT_ONCE)):
             list(pool.map(look, chunk))
             done += len(chunk)
             progress(done)
+    finally:  # Ctrl-C does not wait for a decoder that does not return
+        pool.shutdown(wait=False, cancel_futures=True)
     return Looks(content_N, shows_N, sizes_N2, kinds_N, dict(sorted(damaged.items())))
 
 
