@@ -24,8 +24,8 @@ from bench.loops import free_port, of_rank
 from bench.table import machine, rows_table
 from trainlib.config import ModelConfig
 from trainlib.data.batches.plan import Plan
-from trainlib.distributed.process_group import keep_freed_memory
 from trainlib.models import build_model
+from trainlib.runs.machine.kept_memory import keep_freed_memory
 
 AGREEMENTS = 200
 

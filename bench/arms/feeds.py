@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bench.workload import Workload
-from trainlib.distributed.process_group import keep_freed_memory
+from trainlib.runs.machine.kept_memory import keep_freed_memory
 from trainlib.training.build.data import build_data_module
 
 Batch = tuple[Tensor, Tensor]

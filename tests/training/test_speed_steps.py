@@ -4,6 +4,7 @@ import importlib.util
 import resource
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from parts import build_trainer, make_dataset, resolved
 from torch import nn
 
+from trainlib.data.pictures.threads import decoding_pool
 from trainlib.distributed import process_group
 from trainlib.models.custom_parts import CustomParts
+from trainlib.runs.machine.kept_memory import keep_freed_memory
 from trainlib.training.build.model import build_classifier
 from trainlib.training.step.train_step import train_step
 from trainlib.training.step.update import UpdateStatus
@@ -104,10 +107,9 @@ def test_a_loss_that_is_not_finite_is_noticed_where_its_gradient_is() -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def _count_page_faults(keep: bool) -> int:
+def _count_page_faults(keep: Callable[[], object]) -> int:
     """In a rank: page faults of filling a block as large as a layer's output, taken and given back again and again."""
-    if keep:
-        process_group.keep_freed_memory({})
+    keep()
     faults = []
     for _ in range(9):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -117,11 +119,20 @@ def _count_page_faults(keep: bool) -> int:
     return 0
 
 
+def _keep_nothing() -> None:
+    pass
+
+
+def _keep_as_on_a_cpu() -> None:
+    keep_freed_memory({})
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_is_kept_from_step_to_step(tmp_path: Path) -> None:
+def test_memory_is_kept_from_step_to_step_and_where_pictures_are_decoded(tmp_path: Path) -> None:
     faults = []
-    for keep in (False, True):
+    for keep in (_keep_nothing, _keep_as_on_a_cpu, decoding_pool):
         assert ranks.run(_count_page_faults, keep, world_size=1, cwd=tmp_path) == [0]
         faults.append(int(ranks.console(tmp_path).split()[-1]))
     assert faults[0] > 10
     assert faults[1] < 10
+    assert faults[2] < 10

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -26,6 +25,7 @@ from torch import nn
 from trainlib.config import TrainConfig
 from trainlib.errors import ConnectionLostError, UserError
 from trainlib.runs.machine import launch_variables
+from trainlib.runs.machine.kept_memory import keep_freed_memory
 from trainlib.runs.machine.limits import usable_cores
 
 logger = logging.getLogger("trainlib")
@@ -33,12 +33,6 @@ logger = logging.getLogger("trainlib")
 T = TypeVar("T")
 
 PLAIN_DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-
-# Of glibc's malloc.h and Linux's mman-common.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MADV_HUGEPAGE = 14
-_HUGE_PAGE = 2 << 20  # bytes
-_LARGEST_KEPT = 1 << 30  # a block; larger ones have memory of their own from the kernel
 
 # What gloo and NCCL say when a rank at the other end is gone. Both raise a RuntimeError.
 _LOST_CONNECTION = re.compile(
@@ -172,33 +166,6 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 def _trains_on_cpu(environ: Mapping[str, str]) -> bool:
     return launch_variables.uses_cpu(environ) or not torch.cuda.is_available()
-
-
-def keep_freed_memory(environ: Mapping[str, str]) -> None:
-    """Tell malloc to keep what a step frees for the next one, up to 2 GiB, in pages of 2 MiB where Linux has them.
-
-    glibc gives large blocks back to the kernel at once, which zeroes every page of them when the next step asks for the
-    same ones. Nothing is changed where MALLOC_... variables are set, or another malloc is in use.
-    """
-    if any(name.startswith("MALLOC_") for name in environ):
-        return
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-        _ask_for_huge_pages(libc)
-
-
-def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
-    """Ask for huge pages at the top of the heap, where large blocks will be; no memory is taken by this."""
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    block = libc.malloc(_LARGEST_KEPT - _HUGE_PAGE)
-    if block:
-        start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
-        libc.madvise(start, _LARGEST_KEPT - 2 * _HUGE_PAGE, _MADV_HUGEPAGE)
-        libc.free(block)
 
 
 def _set_determinism(config: TrainConfig) -> None:

@@ -26,6 +26,7 @@ from trainlib.data.pictures.failures import Failure, reason_of
 from trainlib.data.pictures.files import PictureFiles
 from trainlib.data.pictures.reader import Reader
 from trainlib.errors import DataError, StoppedError
+from trainlib.runs.machine.kept_memory import keep_freed_memory
 from trainlib.runs.machine.launch_variables import local_world_size
 from trainlib.runs.machine.limits import available_memory, usable_cores
 from trainlib.runs.terminal.printable import printable
@@ -247,6 +248,7 @@ def decoding_pool() -> _Pool:
     """Return this process's threads, which are started when they are first needed."""
     global _pool
     if _pool is None:
+        keep_freed_memory(os.environ)  # else each picture, and each batch, is written to pages that are new
         _pool = _Pool(decoding_threads())
     return _pool
 
