@@ -216,7 +216,12 @@ def resample(picture_CHW: Tensor, height: int, width: int, interpolation: str, *
     smooth = {} if interpolation == "nearest" else {"antialias": True, "align_corners": False}
     if picture_CHW.ndim == 4:
         return F.interpolate(picture_CHW, (height, width), mode=interpolation, **smooth)
-    return F.interpolate(picture_CHW[None], (height, width), mode=interpolation, **smooth)[0]
+    picture_1CHW = picture_CHW[None]
+    if picture_CHW.stride(0) == 1:
+        # As decoders give them. With this stride of the first dimension torch takes it for its channels last, and
+        # resizes in a half of the time to the same bits.
+        picture_1CHW = picture_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return F.interpolate(picture_1CHW, (height, width), mode=interpolation, **smooth)[0]
 
 
 def _resample_with_pillow(picture_CHW: Tensor, height: int, width: int, interpolation: str) -> Tensor:
