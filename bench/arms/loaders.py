@@ -23,7 +23,6 @@ Loader = Callable[[Path, int], Iterable[Any]]
 
 def ours(folder: Path, threads: int) -> Iterator[Any]:
     """Stream as a training does: decoding in threads, then flips and normalisation of the whole batch."""
-    from bench.arms.feeds import tune
     from trainlib.data.augment.augmentation import Augmentation
     from trainlib.data.augment.preprocess import Preprocess
     from trainlib.data.batches.loader import BatchLoader
@@ -34,7 +33,6 @@ def ours(folder: Path, threads: int) -> Iterator[Any]:
     from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
     from trainlib.data.pictures.reader import PictureReader
 
-    tune()
     paths = sorted(map(str, folder.glob("train/*/*.jpg")))
     reader = PictureReader(Frames(Framing(SIZE, SIZE), RandomCrop(0, SIZE, SIZE)))
     images = ImageSet(StreamedImages(PlainFiles(paths), reader), torch.zeros(len(paths), dtype=torch.int64))
@@ -138,24 +136,41 @@ def limit_resized(folder: Path, threads: int) -> Iterator[Any]:
 
 
 def photos(folder: Path, threads: int) -> Iterator[Any]:
-    """Decode photographs of 12 megapixels, and resize them to 224 pixels."""
+    """Do what a decoding thread does with each photograph of 12 megapixels for an evaluation at 224 pixels."""
+    from bench.arms.feeds import tune
     from trainlib.config import DataConfig
+    from trainlib.data.pictures.files import PlainFiles
     from trainlib.data.pictures.reader import PictureReader
+    from trainlib.data.pictures.threads import DecodingJob
 
+    tune()
+    files = PlainFiles(sorted(map(str, folder.glob("large/*.jpg"))))
     reader = PictureReader.of(DataConfig(image_size=SIZE))
-    for path in sorted(folder.glob("large/*.jpg")):
-        yield [reader(path.read_bytes())]
+    for index in range(len(files)):
+        images_NCHW = torch.empty((1, *reader.shape()), dtype=torch.uint8)
+        DecodingJob(files, [index], reader, images_NCHW).decode(range(1), lambda _: None)
+        yield images_NCHW
 
 
 def photos_before(folder: Path, threads: int) -> Iterator[Any]:
-    """Do the same with Pillow, whole, as was done before there was data.decode."""
-    import numpy as np
-    from PIL import Image
+    """Do the same as it was done before there was `data.decode`: by Pillow, whole, turned, and hashed."""
+    import hashlib
+    import io
 
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    images_NCHW = np.zeros((1, 3, SIZE, SIZE), np.uint8)
     for path in sorted(folder.glob("large/*.jpg")):
-        with Image.open(path) as picture:
-            small = picture.convert("RGB").resize((SIZE * 4 // 3, SIZE), Image.Resampling.BILINEAR)
-        yield [np.asarray(small)]
+        data = path.read_bytes()
+        hashlib.sha256(data).hexdigest()
+        with Image.open(io.BytesIO(data)) as picture:
+            turned = ImageOps.exif_transpose(picture).convert("RGB")
+            width, height = (SIZE * side // min(turned.size) for side in turned.size)
+            left, top = (width - SIZE) // 2, (height - SIZE) // 2
+            small = turned.resize((width, height), Image.Resampling.BILINEAR)
+            images_NCHW[0] = np.asarray(small.crop((left, top, left + SIZE, top + SIZE))).transpose(2, 0, 1)
+        yield images_NCHW
 
 
 LOADERS: dict[str, Loader] = {
