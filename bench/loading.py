@@ -75,6 +75,7 @@ def time_loaders(folder: Path, rounds: int, threads: int) -> Measured:
                 del measured[name]
             else:
                 measured[name].append(json.loads(done.stdout.splitlines()[-1]))
+                print(name, done.stdout.splitlines()[-1], flush=True)
     return measured
 
 

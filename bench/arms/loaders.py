@@ -7,6 +7,7 @@ limits. It prints one JSON object: CPU seconds of this process and its children,
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ import psutil
 import torch
 
 SIZE, BATCH = 224, 64
+PHOTO_ROUNDS = 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Loader = Callable[[Path, int], Iterable[Any]]
 
@@ -135,6 +137,11 @@ def limit_resized(folder: Path, threads: int) -> Iterator[Any]:
     return limit(folder, threads, resized=True)
 
 
+def _photos(folder: Path) -> list[str]:
+    """Return the paths of the photographs, each several times, as CPU seconds are counted in hundredths."""
+    return PHOTO_ROUNDS * sorted(map(str, folder.glob("large/*.jpg")))
+
+
 def photos(folder: Path, threads: int) -> Iterator[Any]:
     """Do what a decoding thread does with each photograph of 12 megapixels for an evaluation at 224 pixels."""
     from bench.arms.feeds import tune
@@ -144,7 +151,7 @@ def photos(folder: Path, threads: int) -> Iterator[Any]:
     from trainlib.data.pictures.threads import DecodingJob
 
     tune()
-    files = PlainFiles(sorted(map(str, folder.glob("large/*.jpg"))))
+    files = PlainFiles(_photos(folder))
     reader = PictureReader.of(DataConfig(image_size=SIZE))
     for index in range(len(files)):
         images_NCHW = torch.empty((1, *reader.shape()), dtype=torch.uint8)
@@ -153,24 +160,14 @@ def photos(folder: Path, threads: int) -> Iterator[Any]:
 
 
 def photos_before(folder: Path, threads: int) -> Iterator[Any]:
-    """Do the same as it was done before there was `data.decode`: by Pillow, whole, turned, and hashed."""
-    import hashlib
-    import io
-
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    images_NCHW = np.zeros((1, 3, SIZE, SIZE), np.uint8)
-    for path in sorted(folder.glob("large/*.jpg")):
-        data = path.read_bytes()
-        hashlib.sha256(data).hexdigest()
-        with Image.open(io.BytesIO(data)) as picture:
-            turned = ImageOps.exif_transpose(picture).convert("RGB")
-            width, height = (SIZE * side // min(turned.size) for side in turned.size)
-            left, top = (width - SIZE) // 2, (height - SIZE) // 2
-            small = turned.resize((width, height), Image.Resampling.BILINEAR)
-            images_NCHW[0] = np.asarray(small.crop((left, top, left + SIZE, top + SIZE))).transpose(2, 0, 1)
-        yield images_NCHW
+    """Do the same as it was done before there was `data.decode`; see bench/arms/older_worker.py."""
+    command = [sys.executable, str(Path(__file__).with_name("older_worker.py")), str(SIZE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin
+        assert worker.stdout
+        for path in _photos(folder):
+            print(path, file=worker.stdin, flush=True)
+            yield [worker.stdout.readline()]
 
 
 LOADERS: dict[str, Loader] = {
@@ -188,7 +185,7 @@ LOADERS: dict[str, Loader] = {
 
 def _cpu_seconds() -> float:
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+    return sum(sum(process.cpu_times()[:4]) for process in processes)  # of children that have ended as well
 
 
 def _megabytes() -> float:
