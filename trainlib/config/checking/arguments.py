@@ -8,7 +8,7 @@ from typing import Any, get_args
 from trainlib.config.checking.messages import unknown_key
 from trainlib.config.checking.suggest import format_value, nearest, one_of
 from trainlib.config.custom import is_custom
-from trainlib.config.libraries import catalog
+from trainlib.config.libraries import catalog, timm_models
 from trainlib.config.libraries.catalog import Family
 from trainlib.config.libraries.kinds import is_number
 from trainlib.config.libraries.signatures import Argument
@@ -93,13 +93,16 @@ def _named_sections(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, di
 def _class_and_arguments(family: Family, section: Mapping[str, Any]) -> tuple[Any, Mapping[str, Argument] | None]:
     """Return the class that a section names, or the default, and the arguments it takes; None for an unknown class."""
     name = section.get("name", getattr(Config.model_fields[family].default, "name", None))
-    if is_custom(name) and family in ("model", "loss"):
+    if (is_custom(name) and family in ("model", "loss")) or (family == "model" and timm_models.is_from_timm(name)):
         return name, {}
     known = isinstance(name, str) and name in catalog.names(family)
     return name, catalog.arguments(family, name) if known else None
 
 
 def _check(family: Family, key: str, section: Mapping[str, Any], class_arguments: Iterable[str]) -> Iterator[Mistake]:
+    if family == "model" and timm_models.is_from_timm(section.get("name")):
+        yield from _of_timm(section["name"])
+        return
     own = names_at(key)
     arguments = {argument: value for argument, value in section.items() if argument not in own}
     name, accepted = _class_and_arguments(family, section)
@@ -119,6 +122,19 @@ def _check(family: Family, key: str, section: Mapping[str, Any], class_arguments
         if isinstance(group, dict):
             arguments = {argument: value for argument, value in group.items() if argument != "match"}
             yield from _check_arguments(family, f"{key}.param_groups.{i}", arguments, ["match"], [], name)
+
+
+def _of_timm(name: str) -> Iterator[Mistake]:
+    """Yield what is wrong with the name of a timm model; timm itself checks the arguments when it builds one."""
+    if not timm_models.is_installed():
+        yield Mistake("model.name", f"got {name}, which timm builds: pip install 'trainlaunch[timm]'")
+    elif name.startswith(timm_models.HUB):
+        if not name.removeprefix(timm_models.HUB).strip("/"):
+            yield Mistake("model.name", f"got {name}, must be hf-hub:ORGANISATION/NAME")
+    elif (architecture := timm_models.architecture(name)) not in timm_models.architectures():
+        guess = nearest(architecture, timm_models.architectures())
+        rule = f"got {name}, must be timm/NAME, one of timm.list_models(), with or without the tag of its weights"
+        yield Mistake("model.name", rule + (f"; did you mean timm/{guess}?" if guess else ""))
 
 
 def _check_arguments(
@@ -148,5 +164,8 @@ def _unknown_name(family: Family, name: str) -> str:
         return f"got {format_value(name)}, {one_of(choices, name)}"
     guess = nearest(name, choices)
     own = ", ".join(catalog.OWN_MODELS)
-    rule = f"must be {own} or a classification model of torchvision (torchvision.models.list_models())"
+    rule = (
+        f"must be {own}, a classification model of torchvision (torchvision.models.list_models()), timm/NAME or "
+        "hf-hub:ORGANISATION/NAME"
+    )
     return f"got {format_value(name)}, {rule}" + (f"; did you mean {guess}?" if guess else "")

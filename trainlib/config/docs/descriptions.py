@@ -170,14 +170,21 @@ DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "model.name": D(
         "`cifar10_cnn`, `cifar10_fast` (takes `width`, `whitening`, `dirac`), `vgg16` (takes `width`, `dropout`), "
-        "or the function name of any classifier in torchvision.",
+        "the function name of any classifier in torchvision, `timm/NAME` or `hf-hub:ORGANISATION/NAME` (both through "
+        "timm, an optional extra).",
         "model.name=resnet18",
     ),
     "model.weights": D(
-        "Initial weights: a name of torchvision's, the path of a state_dict (`.pt`, `.pth`, `.safetensors`), or "
-        "`run:NAME`, the best weights of another run. Of a model with another head, the rest is loaded. `null`: random "
-        "weights.",
+        "Initial weights: `pretrained`, those that the model's source publishes, or a name of torchvision's; the path "
+        "of a state_dict (`.pt`, `.pth`, `.safetensors`), or `run:NAME`, the best weights of another run. Of a model "
+        "with another head, the rest is loaded. `null`: random weights.",
         "model='{name: resnet18, weights: IMAGENET1K_V1}'",
+    ),
+    "model.weights_keys": D(
+        "How the tensors of a weights file find their places: `strict`, by their names; `shapes`, the i-th tensor of the "
+        "file is the i-th of the model, for the same network with other names (see "
+        "[using-models.md](using-models.md)).",
+        "model='{name: timm/tf_efficientnet_lite0, weights: lite0.pth, weights_keys: shapes}'",
     ),
     "model.head": D(
         "How a published model is fitted to your number of classes: `replace` its last layer, or `append` a new layer.",

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from trainlib.config.libraries import signatures
+from trainlib.config.libraries import signatures, timm_models
 from trainlib.config.libraries.kinds import BOOLEAN, NUMBER, WHOLE, choice, either, list_of
 from trainlib.config.libraries.signatures import Argument
 
@@ -20,6 +20,7 @@ Family = Literal["loss", "optimizer", "scheduler", "model"]
 
 RUN_WEIGHTS = "run:"
 BALANCED = "balanced"  # loss.weight: each class counts as much as any other, over all training samples
+PRETRAINED = "pretrained"  # model.weights: those that the model's own source publishes
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 LOSSES = (
@@ -116,8 +117,10 @@ def arguments(family: Family, name: str) -> Mapping[str, Argument]:
 
 
 def weights(model: str) -> tuple[str, ...]:
-    """Return the names of a model's pretrained weights; empty if it has none."""
-    return signatures.weight_names(model) if model in signatures.model_files() else ()
+    """Return the names of the weights that a model's source publishes; empty if it has none."""
+    if timm_models.is_from_timm(model):
+        return (PRETRAINED,)
+    return (PRETRAINED, *signatures.weight_names(model)) if model in signatures.model_files() else ()
 
 
 class RunWeights(NamedTuple):

@@ -74,6 +74,7 @@ class ModelConfig(Named):
 
     name: str = "cifar10_cnn"
     weights: str | None = None
+    weights_keys: Literal["strict", "shapes"] = "strict"
     head: Literal["replace", "append"] = "replace"
     freeze: Literal["features", "backbone"] | None = None
     cache_features: Literal["auto"] | bool = "auto"
