@@ -23,7 +23,7 @@ from trainlib.distributed import process_group
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_STOPPED
 from trainlib.models.ema import ExponentialMovingAverage
-from trainlib.models.weights import weights_sha256
+from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.records.checkpoints import name_of
 from trainlib.runs.records.rows import Row

@@ -85,7 +85,7 @@ def test_every_optimizer_has_a_default_learning_rate() -> None:
 
 @pytest.mark.parametrize("name", sorted(torchvision.models.list_models(module=torchvision.models)))
 def test_weights_are_those_of_the_enum(name: str) -> None:
-    assert set(catalog.weights(name)) == set(torchvision.models.get_model_weights(name).__members__)
+    assert set(catalog.weights(name)) == {"pretrained", *torchvision.models.get_model_weights(name).__members__}
 
 
 def test_own_optimizers_take_no_name_of_torchs() -> None:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from trainlib.errors import CheckpointError
-from trainlib.models.weights import weights_sha256
+from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import MAX_FAILED_WRITES, CheckpointManager

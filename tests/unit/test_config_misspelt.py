@@ -32,6 +32,7 @@ FULL: dict[str, Any] = {
         "decode": "fast",
         "verify": "quick",
         "image_size": 32,
+        "channels": 3,
         "train_image_size": 28,
         "resize": {"fit": "crop", "size": 36, "interpolation": "bicubic"},
         "shuffle": True,
@@ -54,6 +55,7 @@ FULL: dict[str, Any] = {
     "model": {
         "name": "vgg16",
         "weights": None,
+        "weights_keys": "shapes",
         "head": "replace",
         "freeze": None,
         "cache_features": "auto",
@@ -61,7 +63,14 @@ FULL: dict[str, Any] = {
         "dropout": 0.1,
     },
     "loss": {"name": "CrossEntropyLoss", "activation": "none", "reduction": "mean", "label_smoothing": 0.1},
-    "optimizer": {"name": "SGD", "lr": 0.1, "momentum": 0.9, "param_groups": [{"match": "a", "weight_decay": 0}]},
+    "optimizer": {
+        "name": "SGD",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "no_decay": "norm",
+        "layer_decay": 0.5,
+        "param_groups": [{"match": "a", "weight_decay": 0}],
+    },
     "scheduler": [
         {"name": "LinearLR", "start_factor": 0.1, "interval": "step", "duration": "5ep"},
         {"name": "ReduceLROnPlateau", "metric": "val/loss", "patience": 3},

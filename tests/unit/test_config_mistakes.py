@@ -60,8 +60,9 @@ def load(workdir: Path, text: str) -> Config:
         ),
         (
             "model: {name: resnet19}",
-            'model.name: got "resnet19", must be cifar10_cnn, cifar10_fast, vgg16 or a classification model of '
-            "torchvision (torchvision.models.list_models()); did you mean resnet18?",
+            'model.name: got "resnet19", must be cifar10_cnn, cifar10_fast, vgg16, a classification model of '
+            "torchvision (torchvision.models.list_models()), timm/NAME or hf-hub:ORGANISATION/NAME; did you mean "
+            "resnet18?",
         ),
         ("model: {name: vgg16, width: 0}", "model.width: got 0, must be > 0"),
         ("model: {name: vgg16, dropout: 1}", "model.dropout: got 1, must be >= 0 and < 1"),
@@ -72,7 +73,7 @@ def load(workdir: Path, text: str) -> Config:
         ),
         (
             "model: {name: vgg11, weights: IMAGENET1K_V2}",
-            'model.weights: got "IMAGENET1K_V2", must be one of IMAGENET1K_V1, DEFAULT, '
+            'model.weights: got "IMAGENET1K_V2", must be one of pretrained, IMAGENET1K_V1, DEFAULT, '
             "the path of a file (.pt, .pth, .safetensors); did you mean IMAGENET1K_V1?",
         ),
         (

@@ -30,7 +30,14 @@ def load(workdir: Path, text: str = "seed: 0", *overrides: str) -> Config:
 def test_the_defaults_are_those_of_the_contract(workdir: Path) -> None:
     config = load(workdir)
     assert (config.name, config.train.epochs, config.train.steps) == ("x", 20, None)
-    assert config.optimizer.model_dump() == {"name": "SGD", "param_groups": [], "lr": 0.01, "momentum": 0.9}
+    assert config.optimizer.model_dump() == {
+        "name": "SGD",
+        "no_decay": "none",
+        "layer_decay": None,
+        "param_groups": [],
+        "lr": 0.01,
+        "momentum": 0.9,
+    }
     assert config.loss.model_dump() == {"name": "CrossEntropyLoss", "activation": "none", "reduction": "mean"}
     assert config.checkpoint.model_dump() == {
         "every": "1ep",
@@ -142,6 +149,8 @@ def test_the_saved_text_is_meant_to_be_read(workdir: Path) -> None:
     assert """\
 optimizer:
   name: Adam
+  no_decay: none
+  layer_decay: null
   param_groups:
   - match: a*
     lr: 1

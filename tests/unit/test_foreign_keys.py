@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor
 
 from trainlib.errors import WeightsError
-from trainlib.models.foreign_keys import match_by_shapes
+from trainlib.models.weights.foreign_keys import match_by_shapes
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:

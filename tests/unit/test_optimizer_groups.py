@@ -13,11 +13,11 @@ from torch import nn
 
 from trainlib.config import Config, OptimizerConfig
 from trainlib.errors import UserError
-from trainlib.models.architectures.registry import empty_init
-from trainlib.models.classifier import last_layer
+from trainlib.models.architectures.empty import empty_init
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.groups import layer_numbers
 from trainlib.models.optimizers.schedule import Schedule
+from trainlib.models.sources.registry import last_layer
 
 TIMM = (
     "resnet50", "convnext_tiny", "vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224",

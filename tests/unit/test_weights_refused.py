@@ -138,7 +138,10 @@ def test_an_old_file_cut_anywhere_is_told(size: int, tmp_path: Path) -> None:
         ("~nobody-of-this-name/w.pth", "must be an existing file: /.*/~nobody-of-this-name/w.pth is none"),
         (".", "got '.', must be one of"),
         ("../", "got '../', must be an existing file: /.* is none"),
-        ("IMAGENET1K_V9", r"got 'IMAGENET1K_V9', must be one of IMAGENET1K_V1, DEFAULT, or the path of a file"),
+        (
+            "IMAGENET1K_V9",
+            r"got 'IMAGENET1K_V9', must be one of pretrained, IMAGENET1K_V1, DEFAULT, or the path of a file",
+        ),
     ],
 )
 def test_weights_that_do_not_exist(weights: str, message: str) -> None:

@@ -29,7 +29,7 @@ from trainlib.data.pictures.framing import Framing
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.trained_model import TrainedModel, model_of
-from trainlib.models.weights import weights_sha256
+from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.terminal.printable import encode_anything, lines, print_error
 from trainlib.runs.terminal.streams import end_program

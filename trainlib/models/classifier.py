@@ -13,9 +13,18 @@ from torch import nn
 from trainlib.config import ModelConfig, Size, custom_part_missing, is_custom, sides
 from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures.channels import fit_channels, is_of_one_channel
-from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, build_architecture, empty_init
-from trainlib.models.backbone import find_backbone, require_finite, without_common_prefix
-from trainlib.models.weights import State, assign_state, compare_state, published_weights, read_weights
+from trainlib.models.architectures.empty import empty_init
+from trainlib.models.sources.registry import (
+    BUILT_FOR_CLASSES,
+    build_architecture,
+    last_layer,
+    published_weights,
+    read_weights,
+)
+from trainlib.models.sources.torchvision_models import INCEPTIONS
+from trainlib.models.weights.backbone import find_backbone, require_finite, without_common_prefix
+from trainlib.models.weights.files import State, assign_state, compare_state
+from trainlib.models.weights.foreign_keys import match_by_shapes
 
 logger = logging.getLogger("trainlib.models")
 
@@ -140,7 +149,10 @@ def _build_from_weights(
             "it. Set true for weights of torchvision, and data.normalize={mean: [0.485, 0.456, 0.406], std: [0.229, "
             "0.224, 0.225]}; set false for others, and data.normalize to what they were trained with"
         )
-    state = fit_channels(module, without_common_prefix(module, read_weights(config, device)))
+    state = read_weights(config, image_size, channels, device)
+    if config.weights_keys == "shapes" and not by_name:
+        state = match_by_shapes(state, module.state_dict(), last_layer(module))
+    state = fit_channels(module, without_common_prefix(module, state))
     mismatch_before = compare_state(module, state)
     if not mismatch_before:
         require_finite(state, module.state_dict())
@@ -199,13 +211,6 @@ def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> st
         return f"{name.rpartition('.')[0]}.{len(parent) - 1}"
     module.set_submodule(name, nn.Sequential(last, new))
     return f"{name}.1"
-
-
-def last_layer(module: nn.Module) -> str:
-    """Return the name of the last linear layer or, in a model without any (SqueezeNet), of the last convolution."""
-    linear: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    convolutions: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Conv2d)]
-    return (linear or convolutions)[-1]
 
 
 def _fresh(layer: nn.Module, num_classes: int, *, behind: bool) -> nn.Module:

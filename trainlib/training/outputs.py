@@ -17,7 +17,7 @@ from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
 from trainlib.models.losses import is_balanced
-from trainlib.models.weights import weights_sha256
+from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.durable import write_atomically

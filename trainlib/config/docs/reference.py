@@ -55,6 +55,7 @@ MISTAKES: tuple[str, ...] = (
     "model.cache_features=true data.augment={}",
     "model='{name: vgg16, freeze: features, cache_features: true}' data.augment='{flip: true}'",
     "optimizer='{name: Rprop, no_decay: norm}'",
+    "data.normalize='{mean: [124, 116, 104], std: [0.2, 0.2, 0.2]}'",
 )
 
 _REGION = re.compile(r"(<!-- (keys|mistakes|harmless)(?: (\w+))? -->\n).*?(<!-- end -->\n)", re.DOTALL)

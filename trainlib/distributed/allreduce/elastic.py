@@ -31,7 +31,7 @@ from trainlib.data.batches.rank_slice import shards_of_rank
 from trainlib.distributed import hardware
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.models.weights import weights_sha256
+from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.machine.launch_variables import NUM_THREADS
 
 _NOTHING: AbstractContextManager[None] = nullcontext()

@@ -18,11 +18,14 @@ from trainlib.config import (
     weights_run,
     with_older_values,
 )
+from trainlib.config.libraries import catalog
+from trainlib.config.libraries.catalog import PRETRAINED
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import CheckpointError, WeightsError
-from trainlib.models.architectures.registry import INCEPTIONS
-from trainlib.models.preprocessing import HALF, Preprocessing, preprocessing_of
-from trainlib.models.weights import published_weights
+from trainlib.models.preprocessing import preprocessing_of
+from trainlib.models.sources.published import HALF, Preprocessing
+from trainlib.models.sources.registry import published_weights
+from trainlib.models.sources.torchvision_models import INCEPTIONS
 from trainlib.runs import RUNS
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
@@ -37,7 +40,8 @@ _NO_ARGUMENTS: Mapping[str, Any] = {}
 def pin_weights(config: Config, *, fresh: bool = False) -> Config:
     """Return the configuration with all that it says of `model.weights` made explicit, as a run's config.yaml has it.
 
-    Of `run:NAME` that is the SHA-256 of the weights, those of that run's best checkpoint, else its newest. Of any
+    Of `run:NAME` that is the SHA-256 of the weights, those of that run's best checkpoint, else its newest; of
+    `pretrained`, torchvision's name of its present default, which a later version may change. Of any
     weights it is how they want their images: `auto` in `data.normalize` and `data.resize` becomes what they were
     trained with. A run that has begun keeps what it began with, whatever becomes of the other run, of a file or of
     torchvision; `fresh` begins anew.
@@ -52,12 +56,16 @@ def pin_weights(config: Config, *, fresh: bool = False) -> Config:
     if not fresh and began.is_file():
         recorded = read_resolved(began)
         weights = str(recorded.model.weights)
-        if weights == config.model.weights or (is_open and weights.startswith(f"{config.model.weights}@")):
+        is_default = config.model.weights in (PRETRAINED, "DEFAULT") and weights in catalog.weights(config.model.name)
+        is_same = weights == config.model.weights or (is_open and weights.startswith(f"{config.model.weights}@"))
+        if is_same or (is_default and recorded.model.name == config.model.name):
             began_with = {key: recorded.model.args[key] for key in ("transform_input",) if key in recorded.model.args}
             return _with(config, weights, recorded.data, began_with)
     if found is None:
         trained = preprocessing_of(config.model, config.data.channels)
-        return _with_trained(config, config.model.weights, trained, _transform_input(config, trained))
+        published = published_weights(config.model)
+        weights = config.model.weights if published is None else published.name
+        return _with_trained(config, weights, trained, _transform_input(config, trained))
     if not is_open:
         return config
     chosen, which = _checkpoint(found.name)
@@ -155,7 +163,9 @@ def _with_trained(
     if trained is None:
         return config
     size = trained.resized_side(config.data.image_size)
-    resize = Resize.model_validate({"size": size, "interpolation": trained.interpolation or "bilinear"})
+    resize = Resize.model_validate(
+        {"fit": trained.fit, "size": size, "interpolation": trained.interpolation or "bilinear"}
+    )
     normalize = Normalize(mean=list(trained.mean), std=list(trained.std))
     known = config.data.model_copy(update={"normalize": normalize, "resize": resize})
     return _with(config, weights, known, arguments)
@@ -167,9 +177,10 @@ def _with(config: Config, weights: str, known: DataConfig, arguments: Mapping[st
     if config.data.normalize == "auto":
         update["normalize"] = known.normalize
     if not config.data.is_older:
-        size = known.resize.size if own.size == "auto" and own.fit == "crop" else own.size
+        fit = own.fit if "fit" in own.model_fields_set else known.resize.fit
+        size = known.resize.size if own.size == "auto" and fit == "crop" else own.size
         interpolation = known.resize.interpolation if own.interpolation == "auto" else own.interpolation
-        update["resize"] = own.model_copy(update={"size": size, "interpolation": interpolation})
+        update["resize"] = own.model_copy(update={"fit": fit, "size": size, "interpolation": interpolation})
     missing = {key: value for key, value in arguments.items() if key not in config.model.args}
     model = config.model.model_copy(update={"weights": weights, **missing})
     return config.model_copy(update={"model": model, "data": config.data.model_copy(update=update)})

@@ -22,7 +22,7 @@ from trainlib.distributed import hardware, process_group
 from trainlib.distributed.allreduce.elastic import digests
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
-from trainlib.models.weights import weights_sha256
+from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import append_line

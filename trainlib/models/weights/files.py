@@ -1,33 +1,25 @@
-"""Initial weights: finding the file, reading it safely, and comparing its tensors with the model's."""
+"""Files of weights: reading them safely, and comparing their tensors with a model's."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import pickle
 import pickletools
 import re
-import sys
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
-from trainlib.config import ModelConfig
-from trainlib.config.libraries.catalog import WEIGHTS_SUFFIXES, weights_file, weights_run
 from trainlib.errors import WeightsError
-from trainlib.models.architectures.registry import BUILT_FOR_CLASSES, INCEPTIONS, empty_init, torchvision_model
 
 State = dict[str, Tensor]
-Channels = tuple[float, ...]
 
 NAMES_SHOWN = 3
 
@@ -38,68 +30,6 @@ _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 # DenseNet's published files have dots, as in `norm.1.weight`, where its module names have none.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)$")
 _AUXILIARY = re.compile(r"^(?:aux1|aux2|AuxLogits)\.")
-
-
-def published_weights(config: ModelConfig) -> Enum | None:
-    """Return the torchvision weights that `model.weights` names, a member of the model's enum; None for a path or run.
-
-    Raises WeightsError if it is neither.
-    """
-    from torchvision.models import get_model_weights
-
-    assert config.weights is not None
-    members = {} if config.name in BUILT_FOR_CLASSES else dict(get_model_weights(config.name).__members__)
-    if config.weights in members:
-        member: Enum = members[config.weights]
-        return member
-    if weights_file(config.weights) or weights_run(config.weights):
-        return None
-    names = f"one of {', '.join(members)}, or " if members else ""
-    raise WeightsError(
-        f"model.weights: got {config.weights!r}, must be {names}the path of a file ({', '.join(WEIGHTS_SUFFIXES)})"
-    )
-
-
-def read_weights(config: ModelConfig, device: torch.device) -> State:
-    """Read the state_dict of `model.weights`, on the CPU, with the names that the architecture has today.
-
-    For the meta device nothing is downloaded: published weights are empty tensors of the right shapes.
-    Raises WeightsError for a file that is missing, damaged or holds anything but tensors.
-    """
-    member = published_weights(config)
-    if member is not None and device.type == "meta":
-        image_size = min(member.value.meta["min_size"])
-        with empty_init():
-            state: State = torchvision_model(config.name, image_size, {}, published_weights=True).state_dict()
-        return state
-    assert config.weights is not None
-    path = weights_file(config.weights) if member is None else _download(config.name, member)
-    assert path is not None, "published_weights returns None only for a path"
-    if not path.is_file():
-        raise WeightsError(
-            f"model.weights: got {config.weights!r}, must be an existing file: {path.absolute()} is none"
-        )
-    with torch.device("cpu"):
-        return _canonical(config.name, read_state(path))
-
-
-def _download(model: str, member: Enum) -> Path:
-    """Return the published file in torch's cache folder; download it if it is not there."""
-    url = member.value.url
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
-    if not path.is_file():
-        checksum = torch.hub.HASH_REGEX.search(path.name)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            prefix = checksum.group(1) if checksum else None
-            torch.hub.download_url_to_file(url, str(path), prefix, progress=sys.stderr.isatty())
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise WeightsError(
-                f"model.weights: {member.name} of {model} could not be downloaded ({error}). Place the file "
-                f"{path.name}, from {url}, in {folder}, or give the path of a file instead of the name"
-            ) from error
-    return path
 
 
 def read_state(path: Path, device: str = "cpu") -> State:
@@ -164,12 +94,13 @@ def _is_whole_pickle(path: Path) -> bool:
         return False
 
 
-def _canonical(model: str, state: State) -> State:
-    """Return the tensors under the names of today's architecture, without wrapper prefixes and auxiliary heads."""
+def canonical(state: State, *, auxiliary: bool = True) -> State:
+    """Return the tensors under the names of today's architecture, without the prefixes of wrappers.
+
+    auxiliary   False to leave out auxiliary heads, which a model may be built without
+    """
     renamed = {_OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", name)): value for name, value in state.items()}
-    if model in INCEPTIONS:
-        return {name: value for name, value in renamed.items() if not _AUXILIARY.match(name)}
-    return renamed
+    return renamed if auxiliary else {name: value for name, value in renamed.items() if not _AUXILIARY.match(name)}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.errors import WeightsError
-from trainlib.models.weights import State, compare_state, first_names
+from trainlib.models.weights.files import State, compare_state, first_names
 
 
 def find_backbone(module: nn.Module, head: str, state: State) -> tuple[State, str] | None:

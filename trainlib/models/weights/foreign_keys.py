@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 
 from trainlib.errors import WeightsError
-from trainlib.models.weights import State
+from trainlib.models.weights.files import State
 
 SHOWN = 6  # rows of the two lists in a refusal, around the first difference
 COUNTER = "num_batches_tracked"

@@ -1,0 +1,1 @@
+"""Weights in files: their tensors are read safely and find their places in a model."""
