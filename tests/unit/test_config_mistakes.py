@@ -56,7 +56,7 @@ def load(workdir: Path, text: str) -> Config:
         ("data: {augment: null}", "data.augment: got null, must be a section with keys of its own, {key: value}"),
         (
             "model: {freeze: feature}",
-            'model.freeze: got "feature", must be one of features, backbone, null; did you mean features?',
+            'model.freeze: got "feature", must be features, backbone, null, or a list of patterns of parameter names',
         ),
         (
             "model: {name: resnet19}",

@@ -228,6 +228,32 @@ def test_freeze_features_needs_features() -> None:
         on_meta(name="resnet18", freeze="features")
 
 
+def test_patterns_freeze_parameters_and_modules_that_are_frozen_as_a_whole() -> None:
+    classifier = on_meta(name="resnet18", freeze=["conv1.*", "layer1.*", "layer2.0.bn1.weight", "*.bn2.*"])
+    learning = {name for name, parameter in classifier.module.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, _ in classifier.module.named_parameters()} - learning
+    assert "layer2.0.bn1.weight" in frozen
+    assert {"layer2.0.bn1.bias", "layer2.0.conv1.weight", "fc.weight", "bn1.weight"} <= learning
+    in_eval_mode = {name for name, module in classifier.module.named_modules() if not module.training}
+    assert {"conv1", "layer1", "layer1.1.relu", "layer4.1.bn2"} <= in_eval_mode  # what has no parameters, too
+    assert not {"layer2", "layer2.0", "layer2.0.bn1", "fc", ""} & in_eval_mode
+    assert {name for name in frozen if name.startswith(("layer3", "layer4"))} == {
+        f"layer{stage}.{block}.bn2.{kind}" for stage in (3, 4) for block in (0, 1) for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"),
+    [
+        (["layer9.*"], "model.freeze: 'layer9.[*]' matches no parameter; there are 62: conv1.weight, "),
+        (["[!f]*", "head"], "match all 62 parameters: nothing is trained"),
+    ],
+)
+def test_patterns_that_freeze_nothing_or_all_are_refused(freeze: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        on_meta(name="resnet18", freeze=freeze)
+
+
 @pytest.mark.parametrize(
     ("values", "image_size", "message"),
     [

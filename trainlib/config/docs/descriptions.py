@@ -191,8 +191,9 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "model='{name: vgg16, head: append}'",
     ),
     "model.freeze": D(
-        "The part that is not trained: `features` (the submodule of that name) or `backbone` (all but the head). "
-        "Its BatchNorm and dropout are in eval mode.",
+        "The part that is not trained: `features` (the submodule of that name), `backbone` (all but the head), or a "
+        "list of patterns of parameter names. BatchNorm and dropout of modules that are frozen as a whole are in eval "
+        "mode.",
         "model='{name: vgg16, freeze: features}'",
     ),
     "model.cache_features": D(

@@ -19,6 +19,7 @@ from trainlib.config.schema.values import (
     Channels,
     Decode,
     Duration,
+    Freeze,
     ImageSize,
     Metric,
     Mode,
@@ -76,7 +77,7 @@ class ModelConfig(Named):
     weights: str | None = None
     weights_keys: Literal["strict", "shapes"] = "strict"
     head: Literal["replace", "append"] = "replace"
-    freeze: Literal["features", "backbone"] | None = None
+    freeze: Freeze = None
     cache_features: Literal["auto"] | bool = "auto"
 
 

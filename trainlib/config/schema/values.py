@@ -69,6 +69,14 @@ def _channels(value: object) -> object:
     return value
 
 
+def _freeze(value: object) -> object:
+    is_list = isinstance(value, list) and bool(value) and all(isinstance(one, str) and one for one in value)
+    if value not in (None, "features", "backbone") and not is_list:
+        raise ValueError("must be features, backbone, null, or a list of patterns of parameter names")
+    return value
+
+
+Freeze = Annotated[Literal["features", "backbone"] | list[str] | None, BeforeValidator(_freeze)]
 Channels = Annotated[int, BeforeValidator(_channels)]
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(canonical_precision)]
