@@ -22,6 +22,7 @@ from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import UserError, WeightsError
 from trainlib.models import build_model, preprocessing_of
+from trainlib.runs.machine import environment
 from trainlib.training.build.run_weights import pin_weights
 
 MODELS = (
@@ -165,3 +166,12 @@ def test_a_fit_that_is_given_is_kept() -> None:
         return config.data.resize.fit
 
     assert (fit(), fit("data.resize.fit=crop"), fit("data.resize.size=400")) == ("squash", "crop", "squash")
+
+
+def test_its_version_is_part_of_what_decides_the_bits_of_its_runs() -> None:
+    """And of no other run, for which another timm changes nothing."""
+    assert environment.versions(*names.packages_of("timm/resnet18"))["timm"] == timm.__version__
+    assert "timm" not in environment.versions(*names.packages_of("resnet18"))
+    now = dict.fromkeys(environment.DECIDES_BITS) | {"versions": {"timm": "2.0"}}
+    then = now | {"versions": {"timm": "1.0"}}
+    assert environment.bit_changes(then, now) == ["timm was 1.0, is 2.0 (kernels may be others)"]

@@ -16,12 +16,15 @@ import torch
 from trainlib.runs.machine.environment import code_sha256, git_commit, kernel_variables, processor, versions
 
 
-def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Return what decides the bits of a step beside the configuration: versions, device, threads, world size."""
+def ingredients(device: torch.device, world_size: int, *packages: str) -> dict[str, Any]:
+    """Return what decides the bits of a step beside the configuration: versions, device, threads, world size.
+
+    packages   that decide bits of this run alone (see `trainlib.runs.machine.environment.versions`)
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "code": code_sha256(),
-        "versions": versions(),
+        "versions": versions(*packages),
         "device": device.type,
         "device_name": name,
         "world_size": world_size,
@@ -31,9 +34,9 @@ def ingredients(device: torch.device, world_size: int) -> dict[str, Any]:
     }
 
 
-def describe(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Return what environment.json tells of the machine and the software."""
-    return ingredients(device, world_size) | {
+def describe(device: torch.device, world_size: int, *packages: str) -> dict[str, Any]:
+    """Return what environment.json tells of the machine and the software; `packages` as in `ingredients`."""
+    return ingredients(device, world_size, *packages) | {
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "git_commit": git_commit(),

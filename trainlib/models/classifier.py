@@ -143,7 +143,11 @@ def _build_from_weights(
     """
     with empty_init():
         module = _build_unchanged(config, num_classes, image_size, channels)
-    by_name = published_weights(config) is not None
+    published = published_weights(config)
+    by_name = published is not None
+    if published is not None and device.type != "meta":
+        facts = ", ".join(f"{key} {value}" for key, value in published.facts.items() if value)
+        logger.info("model.weights: %s of %s (%s)", published.name, config.name, facts)
     if channels == 3 and config.name in INCEPTIONS and not by_name and "transform_input" not in config.args:
         raise WeightsError(
             f"model.transform_input: is missing: {config.weights} does not tell whether {config.name} was trained with "

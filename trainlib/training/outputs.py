@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trainlib.config import Config, dump_config
+from trainlib.config.libraries.timm_models import packages_of
 from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
@@ -57,7 +58,8 @@ def open_trainer(
         with _closing(hooks):
             yield Trainer(training, hooks)
         return
-    facts = hardware.describe(training.state.accelerator.device, training.state.accelerator.num_processes)
+    accelerator, packages = training.state.accelerator, packages_of(config.model.name)
+    facts = hardware.describe(accelerator.device, accelerator.num_processes, *packages)
     facts["code"] = environment.with_own_code(facts["code"], own_code)
     write_atomically(run.environment_file, json.dumps(facts, indent=2) + "\n")
     _announce(config, training, facts, start)

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainlib.config import Config, differences, harmful, is_free, with_older_values
+from trainlib.config.libraries.timm_models import packages_of
 from trainlib.data.identity.listing import Listing, changes, dump_listing, parse_listing
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
@@ -139,7 +140,7 @@ def require_alike(config: Config, listing: Listing, own_code: str = "") -> None:
     """
     own = environment.with_own_code("none", own_code)
     code = {"the code of trainlaunch": environment.code_sha256(), "the code of the parts given in Python": own}
-    software = environment.versions() | code
+    software = environment.versions(*packages_of(config.model.name)) | code
     decides = [d for d in differences(Config(name=config.name), config) if not is_free(d.key)]
     everywhere = gather_objects((decides, software, listing.facts))
     if all(facts == everywhere[0] for facts in everywhere):

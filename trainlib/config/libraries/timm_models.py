@@ -19,6 +19,11 @@ def is_from_timm(name: object) -> bool:
     return isinstance(name, str) and name.startswith((PREFIX, HUB))
 
 
+def packages_of(model: str) -> tuple[str, ...]:
+    """Return the packages, beside those of every training, whose code decides what a model computes."""
+    return ("timm",) if is_from_timm(model) else ()
+
+
 def is_installed() -> bool:
     """Return True if timm can be imported."""
     return importlib.util.find_spec("timm") is not None

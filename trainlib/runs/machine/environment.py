@@ -43,10 +43,13 @@ COMMIT_FILE = "COMMIT"  # beside the packages, in a copy of the code that is out
 PACKAGES = ("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
 
 
-def versions() -> dict[str, str | None]:
-    """Return the installed version of Python and of each package that decides bits; None for a missing package."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Return the installed version of Python and of each package that decides bits; None for a missing package.
+
+    more   packages that decide bits of this run alone, such as the one that builds its model
+    """
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from trainlib.config import read_resolved
+from trainlib.config.libraries.timm_models import packages_of
 from trainlib.data import load_data
 from trainlib.distributed import hardware, process_group
 from trainlib.distributed.allreduce.elastic import digests
@@ -110,7 +111,8 @@ def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | No
         if last > training.plan.total_steps:
             left = training.plan.total_steps - first
             raise UserError(f"--steps: got {num_steps}, must be at most {left}, which follow step {first} in this run")
-        facts = environment.bits(hardware.ingredients(accelerator.device, accelerator.num_processes))
+        packages = packages_of(config.model.name)
+        facts = environment.bits(hardware.ingredients(accelerator.device, accelerator.num_processes, *packages))
         changed = environment.bit_changes(start.manifest, facts, ignored=["world_size"]) if start else []
         recorder.write({"from_step": first, "world_size": accelerator.num_processes, "changed": changed})
         Trainer(training, [recorder]).run(StopConsensus(StopFlag(), None), until=last)
