@@ -158,7 +158,8 @@ def test_a_controller_that_is_down(
     """At the port that this configuration names, nobody answers."""
     text = slurm.conf.read_text()
     port = next(line for line in text.splitlines() if line.startswith("SlurmctldPort"))
-    Path("slurm.conf").write_text(text.replace(port, f"SlurmctldPort={ranks.free_port()}"))
+    text = text.replace(port, f"SlurmctldPort={ranks.free_port()}").replace("MessageTimeout=100", "MessageTimeout=10")
+    Path("slurm.conf").write_text(text)
     monkeypatch.setenv("SLURM_CONF", str(Path("slurm.conf").absolute()))
     assert main(["submit", *training]) == 1
     captured = capsys.readouterr()
