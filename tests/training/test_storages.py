@@ -102,9 +102,11 @@ def test_elastic_runs_have_one_digest(runs: Runs, world_size: int, source: str, 
     assert tiny.rows(found) == tiny.rows(expected)
 
 
-@pytest.mark.parametrize(
-    ("world_size", "step"), slow_but([(1, 3)], [(size, step) for size in (1, 2) for step in range(1, 2 * EPOCH_STEPS)])
-)
+# Two ranks agree one step later than the one that was asked, and there must be a step left to stop before.
+STOPS = [(size, step) for size in (1, 2) for step in range(1, 2 * EPOCH_STEPS + 1 - size)]
+
+
+@pytest.mark.parametrize(("world_size", "step"), slow_but([(1, 3)], STOPS))
 def test_a_stop_with_balance_and_repeats_changes_no_bit(runs: Runs, tmp_path: Path, world_size: int, step: int) -> None:
     """The run goes on with another storage, which may change at any time."""
     whole = runs(world_size, "folder", "none", *UNEVEN)
