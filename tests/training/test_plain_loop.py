@@ -82,7 +82,7 @@ def plain(
         for [micro_batch] in trainer.samples.train.train_batches(
             trainer.plan.batches(epoch), epoch, trainer.samples.augmentation
         ):
-            loss = criterion(model(micro_batch.images_NCHW), micro_batch.labels_N)
+            loss = criterion(model(micro_batch.images_NCHW), micro_batch.targets.labels_N)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

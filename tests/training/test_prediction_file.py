@@ -16,6 +16,7 @@ from trained import checkpoint_of, drawings, manifest_of, pixels, plain_logits
 from launch.cli import main as launch
 from trainlib.config import LossConfig
 from trainlib.data.batches.loader import MicroBatch
+from trainlib.data.targets import Targets
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.inference.prediction_file import check_target, open_prediction_file
 
@@ -85,7 +86,7 @@ def test_class_folders_have_paths(trained: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_a_spreadsheet_would_compute_is_quoted(tmp_path: Path, name: str, cell: str) -> None:
-    micro_batch = MicroBatch(torch.arange(1), torch.empty(0), torch.tensor([0]), torch.tensor([0]), 0)
+    micro_batch = MicroBatch(torch.arange(1), torch.empty(0), Targets(torch.tensor([0]), torch.tensor([0])), 0)
     with open_prediction_file(tmp_path / "f.csv", 0, CROSS_ENTROPY, [name, "other"], [name]) as file:
         file.add(micro_batch, torch.tensor([[2.0, 0.0]]))
     with (tmp_path / "f.csv").open(newline="", encoding="utf-8") as written_file:

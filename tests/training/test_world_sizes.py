@@ -50,8 +50,8 @@ def test_ranks_together_see_what_one_process_sees(micro_batch_size: int | None) 
         steps = batches.train_batches(plan.batches(1), 1, augmentation)
         return [
             (
-                torch.cat([micro_batch.images_NCHW[: len(micro_batch.cpu_labels_N)] for micro_batch in micro_batches]),
-                torch.cat([micro_batch.labels_N for micro_batch in micro_batches]),
+                torch.cat([micro_batch.images_NCHW[: len(micro_batch.targets)] for micro_batch in micro_batches]),
+                torch.cat([micro_batch.targets.labels_N for micro_batch in micro_batches]),
             )
             for micro_batches in steps
         ]

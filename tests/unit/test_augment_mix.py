@@ -25,6 +25,7 @@ from trainlib.data.dataset import ImageSet
 from trainlib.data.images import InMemoryImages, StreamedImages
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.targets import Targets
 from trainlib.models.losses import Objective
 from trainlib.training.tuning.memory import split_to_limit
 
@@ -49,10 +50,12 @@ def test_pixels_and_labels_are_those_of_torchvision(step: int) -> None:
     # With the cross entropy of probabilities, torchvision's mixed labels mean the same loss as ours.
     logits = torch.randn(6, 4, dtype=torch.float64)
     objective = Objective(LossConfig(name="CrossEntropyLoss", activation="none"), 4, CPU)
-    weighted = [(mixture.weight, labels, labels), (1 - mixture.weight, labels.roll(1), labels.roll(1))]
-    loss, denominator = objective.of_mixed(logits, weighted)
-    targets = transform.transform(labels, params).double()
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, targets), rtol=1e-6, atol=0)
+    other = Targets(labels.roll(1), labels.roll(1))
+    targets = Targets(labels, labels).mixed_with(other, mixture.weight)
+    loss, denominator = objective.of(logits, targets)
+    theirs = transform.transform(labels, params).double()
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, theirs), rtol=1e-6, atol=0)
+    torch.testing.assert_close(targets.dense(4, torch.float64), theirs, rtol=1e-6, atol=1e-7)
     assert denominator == pytest.approx(6)
 
 
@@ -93,11 +96,11 @@ def steps_of(rank: int, world_size: int, size: int | None, shards: int | None = 
 
 def together(parts: list[list[MicroBatch]]) -> tuple[Tensor, Tensor, Tensor]:
     pieces = [piece for part in parts for piece in part if not piece.is_empty]
-    assert all(piece.mixed is not None for piece in pieces)
+    assert all(piece.targets.other is not None for piece in pieces)
     return (
         torch.cat([piece.images_NCHW for piece in pieces]),
-        torch.cat([piece.labels_N for piece in pieces]),
-        torch.cat([piece.mixed.labels_N for piece in pieces if piece.mixed]),
+        torch.cat([piece.targets.labels_N for piece in pieces]),
+        torch.cat([piece.targets.other.labels_N for piece in pieces if piece.targets.other is not None]),
     )
 
 
@@ -111,7 +114,7 @@ def test_ranks_together_mix_what_one_process_mixes(world_size: int, size: int | 
         assert torch.equal(others, labels.roll(1))
         for ours, expected in zip(together([rank[step] for rank in ranks]), (images, labels, others), strict=True):
             assert torch.equal(ours, expected)
-        weights = {piece.mixed.weight for rank in ranks for piece in rank[step] if piece.mixed}
+        weights = {piece.targets.weight for rank in ranks for piece in rank[step] if piece.targets.other is not None}
         assert weights == {BOTH.draw(6 + step, 32, 32).weight}
 
 
@@ -166,9 +169,10 @@ def test_a_micro_batch_that_is_split_keeps_its_second_labels() -> None:
 def test_accuracy_counts_the_label_of_larger_weight() -> None:
     for pieces in steps_of(0, 1, None):
         for piece in pieces:
-            assert piece.mixed is not None
-            own = piece.mixed.weight >= 0.5
-            assert torch.equal(piece.likely_labels, piece.labels_N if own else piece.mixed.labels_N)
+            targets = piece.targets
+            assert targets.other is not None
+            likely = targets if targets.weight >= 0.5 else targets.other
+            assert torch.equal(targets.likely_labels, likely.labels_N)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED: the same bits on CPU and GPU, without a GPU")

@@ -17,6 +17,7 @@ from hypothesis import strategies as some
 
 from trainlib.config import Best, load_config
 from trainlib.data.batches.loader import MicroBatch
+from trainlib.data.targets import Targets
 from trainlib.errors import ConfigError
 from trainlib.training.metrics.class_counts import ClassCounter, ClassCounts, is_in_top
 from trainlib.training.metrics.progress import Progress
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 def counted(logits_NC: torch.Tensor, labels_N: torch.Tensor, sizes: list[int]) -> ClassCounts:
     counter = ClassCounter(logits_NC.shape[1], CPU)
     for logits, labels in zip(logits_NC.split(sizes), labels_N.split(sizes), strict=True):
-        counter.add(MicroBatch(torch.arange(len(labels)), logits, labels, labels, 0), logits)
+        counter.add(MicroBatch(torch.arange(len(labels)), logits, Targets(labels, labels), 0), logits)
     return counter.counts()
 
 

@@ -22,6 +22,7 @@ from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet
 from trainlib.data.images import InMemoryImages
+from trainlib.data.targets import Targets
 from trainlib.runs.records.confusion import whole
 from trainlib.training import final_test
 from trainlib.training.metrics.predictions import (
@@ -50,7 +51,7 @@ def random_case(num_samples: int, num_classes: int, seed: int = 0) -> tuple[Tens
 
 def micro_batch(ids: list[int], labels_N: Tensor) -> MicroBatch:
     ids_N = torch.tensor(ids, dtype=torch.int64)
-    return MicroBatch(ids_N, torch.empty(len(ids), 3, 1, 1), labels_N[ids_N], labels_N[ids_N], shard=0)
+    return MicroBatch(ids_N, torch.empty(len(ids), 3, 1, 1), Targets(labels_N[ids_N], labels_N[ids_N]), shard=0)
 
 
 def answers_to(logits_NC: Tensor, labels_N: Tensor, micro_batches: list[list[int]]) -> Predictions:

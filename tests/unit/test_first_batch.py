@@ -12,8 +12,9 @@ from PIL import Image
 from launch.cli import main as launch
 from trainlib.config import load_config
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.batches.loader import MicroBatch, MixedLabels
+from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.data.targets import Targets
 from trainlib.training.build.data import plan_of
 from trainlib.training.programs.first_batch import CELL, GAP, denormalised, grid, label_lines
 
@@ -41,14 +42,16 @@ def test_the_sheet_holds_the_models_pixels(
 def test_normalisation_is_undone_exactly() -> None:
     preprocess = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 16)
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
-    micro_batch = MicroBatch(torch.arange(1), preprocess(pixels), torch.tensor([1]), torch.tensor([1]), 0)
+    micro_batch = MicroBatch(torch.arange(1), preprocess(pixels), Targets(torch.tensor([1]), torch.tensor([1])), 0)
     assert torch.equal(denormalised(micro_batch, preprocess), pixels)
     assert label_lines(micro_batch, ["ant", "bee\x1b"]) == [["bee\\x1b"]]
 
 
 def test_mixed_images_have_both_labels_with_their_weights() -> None:
     own, other = torch.tensor([0, 1]), torch.tensor([1, 0])
-    micro_batch = MicroBatch(torch.arange(2), torch.empty(2), own, own, 0, MixedLabels(0.7, other, other))
+    micro_batch = MicroBatch(
+        torch.arange(2), torch.empty(2), Targets(own, own).mixed_with(Targets(other, other), 0.7), 0
+    )
     assert label_lines(micro_batch, ["ant", "bee"]) == [["0.70 ant", "0.30 bee"], ["0.70 bee", "0.30 ant"]]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the field's own name
 
 from trainlib.config import LossConfig
+from trainlib.data.targets import Targets
 from trainlib.errors import UserError
 from trainlib.models.losses import Objective, check_class_weights, count_correct, weights_by_class
 
@@ -134,7 +135,8 @@ def test_a_mixed_sample_counts_as_parts_of_two_samples(section: dict[str, Any], 
     the_loss.module.double()
     logits_NC, labels_N = samples(torch.float64)
     others_N = labels_N.roll(1)
-    whole, denominator = the_loss.of_mixed(logits_NC, [(weight, labels_N, labels_N), (1 - weight, others_N, others_N)])
+    targets = Targets(labels_N, labels_N).mixed_with(Targets(others_N, others_N), weight)
+    whole, denominator = the_loss.of(logits_NC, targets)
     assert denominator == pytest.approx(the_loss.denominator(labels_N))  # what the trainer divides by
     expected = weight * the_loss(logits_NC, labels_N) + (1 - weight) * the_loss(logits_NC, others_N)
     torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
@@ -142,7 +144,8 @@ def test_a_mixed_sample_counts_as_parts_of_two_samples(section: dict[str, Any], 
     for part_NC, part_N, other_N in zip(
         logits_NC.split(PARTS), labels_N.split(PARTS), others_N.split(PARTS), strict=True
     ):
-        loss, share = the_loss.of_mixed(part_NC, [(weight, part_N, part_N), (1 - weight, other_N, other_N)])
+        part = Targets(part_N, part_N).mixed_with(Targets(other_N, other_N), weight)
+        loss, share = the_loss.of(part_NC, part)
         assert (loss is None) == (share == 0)
         shares += [] if loss is None else [loss * share / denominator]
     torch.testing.assert_close(torch.stack(shares).sum(), whole, rtol=1e-12, atol=1e-12)

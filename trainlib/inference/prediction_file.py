@@ -72,7 +72,7 @@ class PredictionFile:
         """
         probabilities_NC = class_probabilities(logits_NC, self._loss).cpu().numpy().astype("U")
         predicted_N = logits_NC.argmax(dim=1).tolist()
-        rows = zip(micro_batch.ids_N.tolist(), micro_batch.cpu_labels_N.tolist(), predicted_N, strict=True)
+        rows = zip(micro_batch.ids_N.tolist(), micro_batch.targets.cpu_labels_N.tolist(), predicted_N, strict=True)
         for (sample, label, predicted), probabilities_C in zip(rows, probabilities_NC, strict=True):
             first = str(sample) if self._names is None else _cell(self._names[sample])
             self._writer.writerow([first, self._classes[label], self._classes[predicted], *probabilities_C])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.config import BALANCED, LossConfig, custom_part_missing, is_custom
+from trainlib.data.targets import Targets, are_sets, is_of_class
 from trainlib.errors import UserError
 
 # Losses of the activated logits and one-hot targets, instead of class indices.
@@ -20,7 +21,7 @@ CustomLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Objective:
-    """The configured loss of logits [N, C] and labels int64 [N], in 0..C-1.
+    """The configured loss of logits [N, C] and labels: int64 [N], in 0..C-1, or bool [N, C] (see `data.targets`).
 
     For any partition of a set of samples A into parts P, up to the order of float sums:
 
@@ -63,36 +64,31 @@ class Objective:
             logits_NC = torch.softmax(logits_NC, dim=1)
         elif self._activation == "log_softmax":
             logits_NC = torch.log_softmax(logits_NC, dim=1)
-        targets = labels_N
-        if self._is_dense:  # not F.one_hot, which waits for the device to check its labels
-            classes_C = torch.arange(self.num_classes, device=labels_N.device)
-            targets = (labels_N[:, None] == classes_C).to(logits_NC.dtype)
+        targets = is_of_class(labels_N, self.num_classes).to(logits_NC.dtype) if self._is_dense else labels_N
         loss: Tensor = self.module(logits_NC, targets)
         return loss.mean() if loss.ndim else loss
 
-    def of_mixed(
-        self, logits_NC: Tensor, weighted: Sequence[tuple[float, Tensor, Tensor]]
-    ) -> tuple[Tensor | None, float]:
-        """Return the loss of samples that have several labels with weights, and its denominator.
+    def of(self, logits_NC: Tensor, targets: Targets) -> tuple[Tensor | None, float]:
+        """Return the loss of samples, which may be mixtures, and its denominator; with denominator 0, None and 0.
 
-        weighted   pairs of labels with their weights: (weight, labels_N on the logits' device, the same on the CPU)
-
-        A sample counts as `weight` samples of each of its labels: losses and denominators are those sums. None in place
-        of a loss whose denominator is 0.
+        A mixture counts as a part of a sample with each of its labels: losses and denominators are those sums.
         """
-        denominators = [weight * self.denominator(cpu_labels_N) for weight, _, cpu_labels_N in weighted]
+        if targets.other is None:
+            denominator = self.denominator(targets.cpu_labels_N)
+            return (self(logits_NC, targets.labels_N) if denominator else None), denominator
+        denominators = [weight * self.denominator(part.cpu_labels_N) for weight, part in targets.parts]
         total = sum(denominators)
         losses = [
-            self(logits_NC, labels_N) * (part / total)
-            for part, (_, labels_N, _) in zip(denominators, weighted, strict=True)
-            if part
+            self(logits_NC, part.labels_N) * (share / total)
+            for share, (_, part) in zip(denominators, targets.parts, strict=True)
+            if share
         ]
         return (torch.stack(losses).sum() if losses else None), total
 
     def denominator(self, labels_N: Tensor) -> float:
         """Return the number that `__call__` divides by: the count or summed class weights of these labels; 1 for a sum.
 
-        labels_N   int64 [N] on the CPU
+        labels_N   on the CPU
         """
         if self._reduction == "sum":
             return 1.0
@@ -102,7 +98,13 @@ class Objective:
 
 
 def count_correct(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """Return the number of samples whose largest logit is at their label: an int64 scalar on the logits' device."""
+    """Return the number of samples that are right: an int64 scalar on the logits' device.
+
+    A sample of one class is right if its largest logit is at its label; one with a set of classes, if the logits above
+    0, which are probabilities above a half, are those of the set and no others.
+    """
+    if are_sets(labels_N):
+        return ((logits_NC > 0) == labels_N).all(dim=1).sum()
     return (logits_NC.argmax(dim=1) == labels_N).sum()
 
 

@@ -15,19 +15,7 @@ from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet
 from trainlib.data.images import as_images
-
-
-class MixedLabels(NamedTuple):
-    """The second labels of samples that were mixed with others, by MixUp or CutMix.
-
-    weight         of the samples' own labels; that of the second ones is 1 - weight
-    labels_N       int64 [N] on the device
-    cpu_labels_N   the same on the CPU
-    """
-
-    weight: float
-    labels_N: Tensor
-    cpu_labels_N: Tensor
+from trainlib.data.targets import Targets
 
 
 class MicroBatch(NamedTuple):
@@ -36,28 +24,19 @@ class MicroBatch(NamedTuple):
     ids_N          int64 [N] on the CPU: the samples' indices in their image set
     images_NCHW    the model's input on the device: float32 [N, C, S, S], or features of a frozen backbone. An empty
                    micro-batch holds one dummy image, so that its rank can take part in the collectives of the step
-    labels_N       int64 [N] on the device
-    cpu_labels_N   the same on the CPU
+    targets        what the model is to answer: of the classes of the samples, or of mixtures
     shard          index of the shard of the global batch
-    mixed          second labels, where images were mixed
     """
 
     ids_N: Tensor
     images_NCHW: Tensor
-    labels_N: Tensor
-    cpu_labels_N: Tensor
+    targets: Targets
     shard: int
-    mixed: MixedLabels | None = None
-
-    @property
-    def likely_labels(self) -> Tensor:
-        """The labels of larger weight, int64 [N] on the device: by them, accuracy is counted."""
-        return self.labels_N if self.mixed is None or self.mixed.weight >= 0.5 else self.mixed.labels_N
 
     @property
     def is_empty(self) -> bool:
         """True if there are no samples, and the image is a dummy."""
-        return len(self.cpu_labels_N) == 0
+        return len(self.targets) == 0
 
 
 class BatchLoader:
@@ -72,7 +51,7 @@ class BatchLoader:
         self._to_model_input: Callable[[Tensor], Tensor] = preprocess
 
     def labels_of(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the labels, int64 [B] on the CPU, of each of these batches of sample indices, int64 [B]."""
+        """Return the labels, on the CPU, of each of these batches of sample indices, int64 [B]."""
         return _gather_split(self.labels_N, batches)
 
     def train_batches(
@@ -155,22 +134,23 @@ class BatchLoader:
         if self.device.type != "cpu":
             labels = _gather_split(self.labels_N, ids, self.device)
             device_draws = _transfer(draws, self.device)
-        second = list(zip(labels[len(pieces) :], cpu_labels[len(pieces) :], strict=True))  # of all pieces, or of none
+        targets = [Targets(*both) for both in zip(labels, cpu_labels, strict=True)]
+        second = targets[len(pieces) :]  # of all pieces, or of none
         image_ids = [piece.images_M for piece in pieces]
         images = self.images.batches(image_ids) if epoch is None else self.images.batches(image_ids, epoch, draws)
         for i, (piece, images_NCHW) in enumerate(zip(pieces, images, strict=True)):
             images_NCHW = images_NCHW.to(self.device, non_blocking=True)
             if augmentation is None or epoch is None or len(piece.ids_N) == 0:
-                values, mixed = self._to_model_input(images_NCHW), None
+                values = self._to_model_input(images_NCHW)
             else:
                 if augmentation.changes_uint8:
                     images_NCHW = augmentation(images_NCHW, device_draws[i], epoch, draws[i])
                 values = augmentation.erase(self._to_model_input(images_NCHW), draws[i], epoch)
-                mixed = None
                 if augmentation.mixing and piece.before_N is not None:
                     mixture = augmentation.mixing.draw(piece.step, values.shape[2], values.shape[3])
-                    values, mixed = mix(values, mixture), MixedLabels(mixture.weight, *second[i])
-            yield MicroBatch(piece.ids_N, values, labels[i], cpu_labels[i], piece.shard, mixed)
+                    values = mix(values, mixture)
+                    targets[i] = targets[i].mixed_with(second[i], mixture.weight)
+            yield MicroBatch(piece.ids_N, values, targets[i], piece.shard)
 
 
 class _Piece(NamedTuple):

@@ -86,7 +86,7 @@ class ClassCounter:
 
     def add(self, micro_batch: MicroBatch, logits_NC: Tensor) -> None:
         """Take in the logits of a micro-batch, on the device; nothing waits for them."""
-        labels_N = micro_batch.labels_N
+        labels_N = micro_batch.targets.labels_N
         self._rows.append(
             torch.stack([labels_N, logits_NC.argmax(dim=1), is_in_top(logits_NC, labels_N).long()], dim=1)
         )

@@ -70,7 +70,7 @@ class PredictionCollector:
         columns = (
             micro_batch.ids_N.to(logits_NC.device, non_blocking=True),
             predicted_N1[:, 0],
-            is_in_top(logits_NC, micro_batch.labels_N),
+            is_in_top(logits_NC, micro_batch.targets.labels_N),
             probabilities_NC.gather(1, predicted_N1)[:, 0],
         )
         self._rows.append(torch.stack([column.double() for column in columns], dim=1))  # float64 holds all of them

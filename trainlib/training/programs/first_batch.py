@@ -14,6 +14,7 @@ from trainlib.data import load_data
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.survey.looking import as_image
+from trainlib.data.targets import class_names_of
 from trainlib.distributed import process_group
 from trainlib.errors import UserError
 from trainlib.runs.terminal.printable import printable
@@ -57,22 +58,20 @@ def write_first_batch(config: Config, target: Path) -> None:
 
 def denormalised(micro_batch: MicroBatch, preprocess: Preprocess) -> Tensor:
     """Return the model's input as pictures again: uint8 [N, C, H, W] on the CPU, clipped to 0..255."""
-    images_NCHW = micro_batch.images_NCHW[: len(micro_batch.cpu_labels_N)].float().cpu()
+    images_NCHW = micro_batch.images_NCHW[: len(micro_batch.targets)].float().cpu()
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
     return ((images_NCHW * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def label_lines(micro_batch: MicroBatch, class_names: Sequence[str]) -> list[list[str]]:
     """Return the lines under each picture: its label, or both labels with their weights where images were mixed."""
-    own = [printable(class_names[label]) for label in micro_batch.cpu_labels_N.tolist()]
-    mixed = micro_batch.mixed
-    if mixed is None:
-        return [[name] for name in own]
-    second = [printable(class_names[label]) for label in mixed.cpu_labels_N.tolist()]
-    return [
-        [f"{mixed.weight:.2f} {first}", f"{1 - mixed.weight:.2f} {other}"]
-        for first, other in zip(own, second, strict=True)
+    parts = [
+        (weight, [printable(", ".join(names)) or "none" for names in class_names_of(part.cpu_labels_N, class_names)])
+        for weight, part in micro_batch.targets.parts
     ]
+    if len(parts) == 1:
+        return [[name] for name in parts[0][1]]
+    return [list(lines) for lines in zip(*([f"{w:.2f} {name}" for name in names] for w, names in parts), strict=True)]
 
 
 def grid(cells: Sequence[tuple[Image.Image, Sequence[str]]], title: str) -> Image.Image:

@@ -50,9 +50,8 @@ def metrics_over(
     counter = ClassCounter(objective.num_classes, batches.device)
     for micro_batch in batches.eval_batches(ids_N, batch_size):
         logits_NC = network(micro_batch.images_NCHW)
-        part = objective.denominator(micro_batch.cpu_labels_N)
-        loss = objective(logits_NC, micro_batch.labels_N) if part else logits_NC.sum()
-        measured.append(measure(micro_batch, logits_NC, loss, part))
+        loss, part = objective.of(logits_NC, micro_batch.targets)
+        measured.append(measure(micro_batch, logits_NC, logits_NC.sum() if loss is None else loss, part))
         counter.add(micro_batch, logits_NC)
         on_batch(micro_batch, logits_NC)
     sums = gather_sums(sums_of(measured, batches.rank_slice.num_shards), batches.device)

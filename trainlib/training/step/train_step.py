@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.models import preserve_buffers
-from trainlib.models.losses import Objective, count_correct
+from trainlib.models.losses import count_correct
 from trainlib.randomness import key, seed_generators
 from trainlib.training.metrics.sums import MicroBatchResult
 from trainlib.training.step.out_of_memory import explained
@@ -92,7 +92,7 @@ def _backward(
                 if reducer.runs_empty_shards or not micro_batch.is_empty:
                     with reducer.micro_batch(is_last=micro_batch is last):
                         _backward_one(state, micro_batch, denominator, results)
-                    reducer.after_backward(len(micro_batch.cpu_labels_N))
+                    reducer.after_backward(len(micro_batch.targets))
     reducer.finish_step()
 
 
@@ -102,7 +102,7 @@ def _backward_one(
     """Run a micro-batch forward and backward, its loss weighted by its share of the global denominator."""
     with frozen_batchnorm(state.classifier.module) if micro_batch.is_empty else _NOTHING:
         logits_NC = state.model(micro_batch.images_NCHW)
-    loss, own = (None, 0.0) if micro_batch.is_empty else _loss(state.objective, logits_NC, micro_batch)
+    loss, own = (None, 0.0) if micro_batch.is_empty else state.objective.of(logits_NC, micro_batch.targets)
     if loss is None:  # with weight 0 any loss will do: it takes part in the backward pass and adds nothing
         loss = logits_NC.sum()
     if not micro_batch.is_empty:
@@ -112,16 +112,6 @@ def _backward_one(
         # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
         loss = loss * (weight + 0.0 * loss.detach())
     state.update.backward(loss)
-
-
-def _loss(objective: Objective, logits_NC: Tensor, micro_batch: MicroBatch) -> tuple[Tensor | None, float]:
-    """Return the loss of a micro-batch, None where its denominator is 0, and the denominator."""
-    mixed = micro_batch.mixed
-    if mixed is not None:
-        own = (mixed.weight, micro_batch.labels_N, micro_batch.cpu_labels_N)
-        return objective.of_mixed(logits_NC, [own, (1 - mixed.weight, mixed.labels_N, mixed.cpu_labels_N)])
-    denominator = objective.denominator(micro_batch.cpu_labels_N)
-    return (objective(logits_NC, micro_batch.labels_N) if denominator else None), denominator
 
 
 def warm_up(state: TrainState, dummy_input: Tensor) -> None:
@@ -183,6 +173,5 @@ def measure(micro_batch: MicroBatch, logits_NC: Tensor, loss: Tensor, denominato
     loss          a scalar, of these samples
     denominator   of these samples
     """
-    return MicroBatchResult(
-        micro_batch.shard, denominator, loss.detach(), count_correct(logits_NC.detach(), micro_batch.likely_labels)
-    )
+    num_correct = count_correct(logits_NC.detach(), micro_batch.targets.likely_labels)
+    return MicroBatchResult(micro_batch.shard, denominator, loss.detach(), num_correct)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainlib.data.batches.loader import MicroBatch, MixedLabels
+from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError
 from trainlib.training.step.out_of_memory import ADVICE
@@ -32,18 +32,9 @@ def split_to_limit(micro_batches: Sequence[MicroBatch], limit: int | None) -> Se
 
 
 def _split(micro_batch: MicroBatch, limit: int) -> list[MicroBatch]:
-    tensors = (micro_batch.ids_N, micro_batch.images_NCHW, micro_batch.labels_N, micro_batch.cpu_labels_N)
-    mixed: list[MixedLabels | None] = [None] * -(-len(micro_batch.ids_N) // limit)
-    if micro_batch.mixed is not None:
-        weight, *labels = micro_batch.mixed
-        mixed = [
-            MixedLabels(weight, *both) for both in zip(*(torch.split(each, limit) for each in labels), strict=True)
-        ]
-    parts = zip(*(torch.split(tensor, limit) for tensor in tensors), mixed, strict=True)
-    return [
-        MicroBatch(ids_N, images, labels_N, cpu_labels_N, micro_batch.shard, mixed_labels)
-        for ids_N, images, labels_N, cpu_labels_N, mixed_labels in parts
-    ]
+    tensors = (torch.split(tensor, limit) for tensor in (micro_batch.ids_N, micro_batch.images_NCHW))
+    parts = zip(*tensors, micro_batch.targets.split(limit), strict=True)
+    return [MicroBatch(ids_N, images, targets, micro_batch.shard) for ids_N, images, targets in parts]
 
 
 def next_limit(micro_batches: Sequence[MicroBatch], limit: int | None, state: TrainState) -> int:
