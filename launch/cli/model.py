@@ -35,9 +35,9 @@ def evaluate(
     """Compute exact figures of a trained model.
 
     Loss, accuracy, top-5 and balanced accuracy, macro F1, calibration error, a table of the classes, the confusion
-    matrix. RUN is a run's name or directory, and stands for its best weights, or its last where there are no best ones.
-    The figures of one of its splits are also written to RUN/evaluation-SPLIT.json. CHECKPOINT is a directory
-    runs/NAME/checkpoints/step-...
+    matrix; of a model of several labels, mean average precision, F1 and the accuracy of whole sets. RUN is a run's name
+    or directory, and stands for its best weights, or its last where there are no best ones. The figures of one of its
+    splits are also written to RUN/evaluation-SPLIT.json. CHECKPOINT is a directory runs/NAME/checkpoints/step-...
     """
     if split is not None and data is not None:
         raise click.UsageError("--split and --data: a split of the run's data, or other folders; give one of them")
@@ -50,11 +50,17 @@ def evaluate(
 @click.command()
 @click.argument("model", metavar=MODEL)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to name.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many classes to name; not of a model of several labels.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def predict(model: str, images: tuple[str, ...], top: int, batch_size: int, as_json: bool) -> int:
-    """Name the class of each image, and how probable it is.
+    """Name the class of each image, and how probable it is; of a model of several labels, all above their thresholds.
 
     IMAGE is a file, a folder (all images in it, at any depth), or - for one image on standard input. Exit code 1: some
     files could not be read, which are named on standard error; 2: none could.

@@ -18,7 +18,7 @@ from trainlib.config import LossConfig
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.targets import Targets
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.inference.prediction_file import check_target, open_prediction_file
+from trainlib.inference.prediction_file import Answers, check_target, open_prediction_file
 
 CROSS_ENTROPY = LossConfig.model_validate({"activation": "none"})
 
@@ -87,7 +87,7 @@ def test_class_folders_have_paths(trained: Path, tmp_path: Path) -> None:
 )
 def test_what_a_spreadsheet_would_compute_is_quoted(tmp_path: Path, name: str, cell: str) -> None:
     micro_batch = MicroBatch(torch.arange(1), torch.empty(0), Targets(torch.tensor([0]), torch.tensor([0])), 0)
-    with open_prediction_file(tmp_path / "f.csv", 0, CROSS_ENTROPY, [name, "other"], [name]) as file:
+    with open_prediction_file(tmp_path / "f.csv", 0, Answers(CROSS_ENTROPY, [name, "other"]), [name]) as file:
         file.add(micro_batch, torch.tensor([[2.0, 0.0]]))
     with (tmp_path / "f.csv").open(newline="", encoding="utf-8") as written_file:
         header, row = csv.reader(written_file)
@@ -99,10 +99,10 @@ def test_what_a_spreadsheet_would_compute_is_quoted(tmp_path: Path, name: str, c
 def test_an_error_leaves_the_earlier_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "f.csv"
     target.write_bytes(b"path,label,prediction,probability_a\r\n")
-    with pytest.raises(RuntimeError), open_prediction_file(target, 0, CROSS_ENTROPY, ["a"], None):
+    with pytest.raises(RuntimeError), open_prediction_file(target, 0, Answers(CROSS_ENTROPY, ["a"]), None):
         raise RuntimeError
     monkeypatch.setattr(os, "replace", lambda source, to: (_ for _ in ()).throw(OSError(28, "full")))
-    opened = open_prediction_file(target, 0, CROSS_ENTROPY, ["a"], None)
+    opened = open_prediction_file(target, 0, Answers(CROSS_ENTROPY, ["a"]), None)
     with pytest.raises(TrainlaunchError, match="was not written"), opened:
         pass
     assert target.read_bytes() == b"path,label,prediction,probability_a\r\n"

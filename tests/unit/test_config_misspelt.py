@@ -26,6 +26,8 @@ FULL: dict[str, Any] = {
         "test_fraction": None,
         "table": None,
         "group": None,
+        "labels": "one",
+        "label_separator": ";",
         "balance": 0.5,
         "repeats": 2,
         "cache": "auto",

@@ -100,7 +100,7 @@ def test_every_mistake_names_its_row(tmp_path: Path, rows: Rows) -> None:
         "row 4: label is empty",
         "row 6: split is 'dev', must be train, val or test",
         f"row 8: path '../6.png' leads out of data.root, {tmp_path / 'photos'}",
-        "row 10: label is 'ox;äpfel': several labels for one picture cannot be learned yet",
+        "row 10: label is 'ox;äpfel': for several labels set data.labels=several and loss.name=BCEWithLogitsLoss",
         "row 12: 0 is no file",
         "row 32: 0/20.png is in row 22 already",
     ):

@@ -17,7 +17,7 @@ STATISTICS_SAMPLES = 2_000
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and their labels, int64 [N] on the CPU.
+    """Images and their labels, int64 [N] or bool [N, C] on the CPU (see `targets`).
 
     identities_N   a number for each sample, int64 [N], that stays its own where others come and go: random splits go by
                    it; None where it is the sample's index

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import InMemoryImages
+from trainlib.data.targets import are_sets, class_sizes
 from trainlib.errors import DataError
 
 MAX_PICTURES = 1_000
@@ -47,7 +48,7 @@ def summary(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> str:
     train_ids, val_ids   as for `inspect`
     """
     names = dataset.class_names
-    counts = torch.bincount(dataset.train.labels_N[train_ids], minlength=len(names))
+    counts = class_sizes(dataset.train.labels_N[train_ids], len(names))
     least, most = int(counts.argmin()), int(counts.argmax())
     sizes = f"{int(counts[least])} ({names[least]}) to {int(counts[most])} ({names[most]}) training images"
     if counts[least] == counts[most]:
@@ -77,7 +78,7 @@ def text_order_notice(class_names: Sequence[str]) -> str | None:
 
 def missing_classes(labels_N: Tensor, class_names: Sequence[str]) -> list[str]:
     """Return the names of the classes that no label names, in the order of the classes."""
-    counts = torch.bincount(labels_N, minlength=len(class_names)).tolist()
+    counts = class_sizes(labels_N, len(class_names)).tolist()
     return [name for name, count in zip(class_names, counts, strict=True) if not count]
 
 
@@ -94,7 +95,9 @@ def _natural_key(name: str) -> list[tuple[int, str]]:
 def _check_classes(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> list[str]:
     names, labels_N = dataset.class_names, dataset.train.labels_N
     untrained = missing_classes(labels_N[train_ids], names)
-    if len(names) - len(untrained) < 2:
+    if are_sets(labels_N):
+        _check_sets(labels_N[train_ids])
+    elif len(names) - len(untrained) < 2:
         only = next((name for name in names if name not in untrained), names[0])
         raise DataError(
             f"data: all {len(train_ids)} training samples are of one class, {only!r}, must be of two or more: there is "
@@ -106,15 +109,25 @@ def _check_classes(dataset: Dataset, train_ids: Tensor, val_ids: Tensor) -> list
     if len(val_ids) and (unseen := missing_classes(labels_N[val_ids], names)):
         warnings.append(
             f"the validation split has no sample of {len(unseen)} of the {len(names)} classes ({name_some(unseen)}): "
-            "val/loss and val/accuracy say nothing of them. A larger data.val_fraction holds out more"
+            f"{'val/map counts them as 0' if are_sets(labels_N) else 'val/loss and val/accuracy say nothing of them'}. "
+            "A larger data.val_fraction holds out more"
         )
     warnings += _small_classes(labels_N[val_ids], names)
     if untested := missing_classes(dataset.test.labels_N, names):
         warnings.append(
-            f"the test split has no sample of {len(untested)} of the {len(names)} classes ({name_some(untested)}): the "
-            "test accuracy says nothing of them"
+            f"the test split has no sample of {len(untested)} of the {len(names)} classes ({name_some(untested)}): "
+            + ("test/map counts them as 0" if are_sets(labels_N) else "the test accuracy says nothing of them")
         )
     return warnings
+
+
+def _check_sets(labels_NC: Tensor) -> None:
+    """Raise DataError where each class is either in all of these sets or in none of them."""
+    if not (labels_NC.any(dim=0) & ~labels_NC.all(dim=0)).any():
+        raise DataError(
+            f"data: all {len(labels_NC)} training samples have the same labels: there is nothing to tell apart. Add "
+            "pictures with others, or raise data.limit"
+        )
 
 
 def _alike(names: Sequence[str]) -> list[str]:
@@ -132,7 +145,7 @@ def _alike(names: Sequence[str]) -> list[str]:
 
 def _small_classes(labels_N: Tensor, names: Sequence[str]) -> list[str]:
     """Return a warning where the validation split has a few images of a class: its accuracy moves in large steps."""
-    counts = torch.bincount(labels_N, minlength=len(names)).tolist()
+    counts = class_sizes(labels_N, len(names)).tolist()
     few = [name for name, count in zip(names, counts, strict=True) if 0 < count < FEW_FOR_VALIDATION]
     if not few:
         return []
@@ -175,8 +188,8 @@ def _blank(dataset: Dataset, ids_N: Tensor, low_NC: Tensor, high_NC: Tensor) -> 
     blank_N = (low_NC == high_NC).all(dim=1)
     if not blank_N.any():
         return []
-    count, classes = int(blank_N.sum()), dataset.train.labels_N[ids_N[blank_N]].unique().tolist()
-    which = name_some([dataset.class_names[label] for label in classes])
+    count, missing = int(blank_N.sum()), missing_classes(dataset.train.labels_N[ids_N[blank_N]], dataset.class_names)
+    which = name_some([name for name in dataset.class_names if name not in missing])
     return [
         f"{count} of {len(ids_N)} training pictures that were looked at are of a single colour, in the class(es) "
         f"{which}; the first is number {int(ids_N[blank_N][0])} of the training set, counted from 0. {EXPORT}"

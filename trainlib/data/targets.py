@@ -62,9 +62,12 @@ class Targets:
 
     def split(self, size: int) -> list[Targets]:
         """Return the targets of the same samples in pieces of at most `size`."""
-        columns = (torch.split(self.labels_N, size), torch.split(self.cpu_labels_N, size))
-        others: list[Targets | None] = [None] * len(columns[0]) if self.other is None else [*self.other.split(size)]
-        return [Targets(*labels, self.weight, other) for *labels, other in zip(*columns, others, strict=True)]
+        labels, cpu_labels = torch.split(self.labels_N, size), torch.split(self.cpu_labels_N, size)
+        others: list[Targets | None] = [None] * len(labels) if self.other is None else [*self.other.split(size)]
+        return [
+            Targets(labels_N, cpu_labels_N, self.weight, other)
+            for labels_N, cpu_labels_N, other in zip(labels, cpu_labels, others, strict=True)
+        ]
 
 
 def are_sets(labels_N: Tensor) -> bool:
@@ -82,6 +85,29 @@ def is_of_class(labels_N: Tensor, num_classes: int) -> Tensor:
 def class_sizes(labels_N: Tensor, num_classes: int) -> Tensor:
     """Return how many samples are of each class: int64 [C]; one with several classes counts for each of them."""
     return labels_N.sum(dim=0) if are_sets(labels_N) else torch.bincount(labels_N, minlength=num_classes)
+
+
+def set_of(rows: Sequence[Sequence[int]], num_classes: int) -> Tensor:
+    """Return the labels of samples that have these classes: bool [N, C]."""
+    labels_NC = torch.zeros(len(rows), num_classes, dtype=torch.bool)
+    sizes = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    flat = torch.tensor([label for row in rows for label in row], dtype=torch.int64)
+    labels_NC[torch.repeat_interleave(sizes), flat] = True
+    return labels_NC
+
+
+def strata(labels_N: Tensor) -> Tensor:
+    """Return the one class that a split takes each sample for, int64 [N]: of a set, the class with the fewest samples.
+
+    So a split holds out its share of the rarest classes, which have the fewest samples to lose. Of classes of one size
+    it is the first; C for an empty set.
+    """
+    if not are_sets(labels_N):
+        return labels_N
+    num_classes = labels_N.shape[1]
+    rarest_first = torch.argsort(class_sizes(labels_N, num_classes), stable=True)
+    place_N = labels_N[:, rarest_first].to(torch.int8).argmax(dim=1)  # of equal values argmax takes the first
+    return torch.where(labels_N.any(dim=1), rarest_first[place_N], num_classes)
 
 
 def class_names_of(labels_N: Tensor, class_names: Sequence[str]) -> list[list[str]]:

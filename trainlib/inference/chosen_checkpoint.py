@@ -12,9 +12,9 @@ from typing import Any
 from trainlib.config import Config, LossConfig, is_custom, load_config, with_older_values
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.errors import CheckpointError
-from trainlib.models.losses import is_balanced
+from trainlib.models.losses import is_balanced, with_weights
 from trainlib.runs import RUNS
-from trainlib.runs.records.shapes import number, texts, whole_number
+from trainlib.runs.records.shapes import number, numbers, texts, whole_number
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.best import best_or_newest
 from trainlib.training.checkpoints.checkpoint import Checkpoint
@@ -63,8 +63,15 @@ class ChosenCheckpoint:
         loss = self.config.loss
         if not is_balanced(loss):
             return loss
-        weights = self._fact("class_weights", lambda value: isinstance(value, list) and all(map(number, value)))
-        return loss.model_copy(update={"weight": weights})
+        weights = self._fact("class_weights", numbers)
+        return with_weights(loss, weights, of_sets=self.config.data.has_sets)
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """The probability from which on each class is in a set; None for a model of one class for each picture."""
+        if not self.config.data.has_sets:
+            return None
+        return tuple(self._fact("thresholds", lambda value: numbers(value) and len(value) == len(self.classes)))
 
     def _fact(self, name: str, fits: Callable[[Any], bool]) -> Any:
         if name not in self.checkpoint.manifest:

@@ -31,7 +31,7 @@ from trainlib.distributed import process_group
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.evaluation_text import evaluation_text
-from trainlib.inference.prediction_file import check_target, open_prediction_file
+from trainlib.inference.prediction_file import Answers, check_target, open_prediction_file
 from trainlib.inference.trained_model import build_module
 from trainlib.models.losses import Objective
 from trainlib.models.tta import with_tta
@@ -43,7 +43,7 @@ from trainlib.runs.terminal.printable import encode_anything, print_error, print
 from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import show
 from trainlib.training.build.data import plan_of
-from trainlib.training.metrics.predictions import PredictionCollector, describe, write_evaluation
+from trainlib.training.metrics.predictions import collector, describe, write_evaluation
 from trainlib.training.provenance import data_changes, read_listing
 from trainlib.training.step.evaluate import OnBatch, metrics_over
 from trainlib.training.step.out_of_memory import explained, smaller_batch
@@ -108,7 +108,7 @@ def evaluate(
         if predictions is None:
             return _evaluate(chosen, accelerator, samples, size, folder or split)
         rank = accelerator.process_index
-        with open_prediction_file(predictions, rank, config.loss, chosen.classes, samples.names) as file:
+        with open_prediction_file(predictions, rank, Answers.of(chosen), samples.names) as file:
             return _evaluate(chosen, accelerator, samples, size, folder or split, file.add)
 
 
@@ -127,17 +127,17 @@ def _evaluate(
     images = replace(samples.images, images=samples.images.images.to(device))
     batches = BatchLoader(images, chosen.preprocess, rank_slice, device)
     objective = Objective(chosen.loss, len(chosen.classes), device)
-    collector = PredictionCollector(config.loss, device)
+    collected = collector(config, len(chosen.classes), device)
     network = with_tta(model, config.evaluation.test_time)
 
     def see(micro_batch: MicroBatch, logits_NC: torch.Tensor) -> None:
-        collector.add(micro_batch, logits_NC)
+        collected.add(micro_batch, logits_NC)
         on_batch(micro_batch, logits_NC)
 
     with explained(f"an evaluation of {size} images at a time", smaller_batch(size)):
-        metrics = metrics_over(network, objective, batches, ids_N, size, see)
+        metrics = metrics_over(network, objective, batches, ids_N, size, see, chosen.thresholds)
     source = {"split": name, "step": chosen.checkpoint.step, "weights": chosen.weights}
-    return describe(collector.gathered(), batches, ids_N, chosen.classes, metrics, source)
+    return describe(collected.gathered(), batches, ids_N, chosen.classes, metrics, source)
 
 
 class _Samples(NamedTuple):
@@ -155,6 +155,11 @@ class _Samples(NamedTuple):
 def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> _Samples:
     """Return the samples to evaluate: of a split of the run's data, or of class folders."""
     config, is_main = chosen.config, launch_variables.rank() == 0
+    if folder is not None and config.data.has_sets:
+        raise UserError(
+            f"--data: got {folder}, and pictures in class folders have one label each, while this model names several: "
+            "put the pictures into the split test of the table that the run was trained on (data.table)"
+        )
     if folder is not None:
         listed = list_class_folders(Path(folder), chosen.classes)
         if is_main:
@@ -196,9 +201,10 @@ def _warn_of_missing_classes(evaluation: Mapping[str, Any]) -> None:
     """Print which classes have no image, so that the figures are not taken for those of all classes."""
     missing = [row["name"] for row in evaluation["per_class"] if not row["count"]]
     if missing:
+        effect = "they count as 0 in mAP and macro F1" if "map" in evaluation else "the figures say nothing of them"
         print(
             f"warning: no image is of {len(missing)} of the {len(evaluation['per_class'])} classes "
-            f"({name_some(missing)}): the figures say nothing of them",
+            f"({name_some(missing)}): {effect}",
             file=sys.stderr,
         )
 

@@ -19,17 +19,19 @@ _NUMBERS = (
     (
         ("loss", "loss"),
         ("accuracy", "accuracy"),
+        ("mAP", "map"),
         ("top-5 accuracy", "top5_accuracy"),
         ("calibration error", "calibration_error"),
     ),
-    (("macro F1", "macro_f1"), ("balanced accuracy", "balanced_accuracy")),
+    (("macro F1", "macro_f1"), ("micro F1", "micro_f1"), ("balanced accuracy", "balanced_accuracy")),
 )
 
 
 def evaluation_text(evaluation: Evaluation, width: int) -> list[str | Table]:
     """Return all figures of an evaluation, in lines of at most `width` characters where that is possible.
 
-    The confusion matrix is shown if it fits; instead of a larger one, the most frequent confusions are listed.
+    The confusion matrix is shown if it fits; instead of a larger one, the most frequent confusions are listed. Of
+    sets of classes there is none.
 
     evaluation   as in evaluation-<split>.json
     """
@@ -39,17 +41,23 @@ def evaluation_text(evaluation: Evaluation, width: int) -> list[str | Table]:
     ]
     weights = "" if evaluation["weights"] == "checkpoint" else f"{evaluation['weights']} "
     title = f"{evaluation['split']}: {evaluation['count']:,} images, {weights}weights of step {evaluation['step']:,}"
-    return [title, *filter(None, numbers), "", *_classes(evaluation), "", *_confusions(evaluation, width)]
+    confusions = [] if "thresholds" in evaluation else ["", *_confusions(evaluation, width)]
+    return [title, *filter(None, numbers), "", *_classes(evaluation), *confusions]
 
 
 def _classes(evaluation: Evaluation) -> list[str | Table]:
     """Return the table of the classes that occur or were predicted; of many classes, those with the lowest F1."""
-    rows = [evaluation["per_class"][index] for index in _occurring(evaluation)]
+    of_sets = "thresholds" in evaluation
+    rows = evaluation["per_class"] if of_sets else [evaluation["per_class"][i] for i in _occurring(evaluation)]
     heading = []
     if len(rows) > MAX_CLASSES:
         heading = [f"the {MAX_CLASSES} classes of the lowest F1, of {len(rows)} (all of them: --json)"]
         rows = sorted(rows, key=lambda row: row["f1"])[:MAX_CLASSES]
-    figures = [Column(key, [f"{row[key]:.4f}" for row in rows], on_right=True) for key in ("precision", "recall", "f1")]
+    keys = ["precision", "recall", "f1", *(["average_precision", "threshold"] if of_sets else [])]
+    figures = [
+        Column(key.replace("_", " "), ["" if row[key] is None else f"{row[key]:.4f}" for row in rows], on_right=True)
+        for key in keys
+    ]
     names = Column("class", [_short(row["name"]) for row in rows])
     counts = Column(f"{'count':>7}", [f"{row['count']:,}" for row in rows], on_right=True)
     return [*heading, Table([names, counts, *figures])]

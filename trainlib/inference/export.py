@@ -103,12 +103,24 @@ def describe(chosen: ChosenCheckpoint, model: TrainedModel, export_format: str) 
             "resampling": "uint8 by Pillow" if framing.pillow else "uint8 by torch.nn.functional.interpolate",
         },
         "normalisation": {"mean": preprocess.mean, "std": preprocess.std, "inside": whole},
+        "task": "one class for each picture" if model.thresholds is None else "any number of classes for each picture",
         "classes": list(model.classes),
+        **_decision(model),
         "model": model.config.model.model_dump(mode="json"),
         "run": model.config.name,
         "step": model.step,
         "weights_sha256": weights_sha256(model.module.state_dict()),
         "versions": chosen.checkpoint.manifest.get("versions", {}),
+    }
+
+
+def _decision(model: TrainedModel) -> dict[str, Any]:
+    """Return how logits become an answer, where the largest of them is not the whole of it."""
+    if model.thresholds is None:
+        return {}
+    return {
+        "thresholds": list(model.thresholds),
+        "answer": "every class whose probability, sigmoid(logit), is at least its threshold",
     }
 
 

@@ -12,7 +12,7 @@ from trainlib.data import find_images
 from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.files import PlainFiles, read_limited
 from trainlib.data.sources.class_folders import left_out_notices
-from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError
+from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError, UserError
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
 from trainlib.runs.terminal.printable import encode_anything, print_error, printable
 from trainlib.runs.terminal.streams import OutputLostError, end_program
@@ -20,7 +20,7 @@ from trainlib.training.step.out_of_memory import explained, smaller_batch
 
 STANDARD_INPUT = "-"
 
-Answer = tuple[str, list[tuple[str, float]]]  # path, the most probable classes with their probabilities
+Answer = tuple[str, list[tuple[str, float]]]  # path, the named classes with their probabilities, most probable first
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     encode_anything()
     try:
         model = load_model(options.model)
+        of_sets = model.thresholds is not None
+        if of_sets and options.top != 1:
+            raise UserError("--top: this model names every class above its threshold, or none: leave --top out")
         paths = list(_expand(options.images))
         path_width = max((len(printable(path)) for path in paths), default=0)
         name_width = max(len(printable(name)) for name in model.classes)
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 answers = _predict(model, batch, options.top)
             for path, top in answers:
                 num_read += 1
-                print(_json_line(path, top) if options.json else _line(path, top, path_width, name_width))
+                as_json = _json_of_set if of_sets else _json_line
+                print(as_json(path, top) if options.json else _line(path, top, path_width, name_width))
             sys.stdout.flush()
     except TrainlaunchError as error:
         print_error(error)
@@ -80,7 +84,10 @@ def _predict(model: TrainedModel, paths: Sequence[str], top: int) -> list[Answer
     if not read:
         return []
     probabilities_NC = model.probabilities_of_images(images_NCHW[read])
-    return [(paths[row], model.prediction(row_C).top(top)) for row, row_C in zip(read, probabilities_NC, strict=True)]
+    answers = zip(read, map(model.prediction, probabilities_NC), strict=True)
+    if model.thresholds is None:
+        return [(paths[row], answer.top(top)) for row, answer in answers]
+    return [(paths[row], [(name, answer.probabilities[name]) for name in answer.labels]) for row, answer in answers]
 
 
 class _Named(PlainFiles):
@@ -93,13 +100,18 @@ class _Named(PlainFiles):
 
 def _line(path: str, top: Sequence[tuple[str, float]], path_width: int, name_width: int) -> str:
     predictions = "   ".join(f"{printable(name):<{name_width}}  {probability:.4f}" for name, probability in top)
-    return f"{printable(path):<{path_width}}  {predictions}"
+    return f"{printable(path):<{path_width}}  {predictions or '-'}"
 
 
 def _json_line(path: str, top: Sequence[tuple[str, float]]) -> str:
     name, probability = top[0]
     others = [{"class": name, "probability": probability} for name, probability in top]
     return json.dumps({"path": path, "class": name, "probability": probability, "top": others})
+
+
+def _json_of_set(path: str, labels: Sequence[tuple[str, float]]) -> str:
+    found = [{"class": name, "probability": probability} for name, probability in labels]
+    return json.dumps({"path": path, "labels": found})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

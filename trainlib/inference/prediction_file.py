@@ -14,6 +14,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,9 +22,12 @@ from torch import Tensor
 
 from trainlib.config import LossConfig
 from trainlib.data.batches.loader import MicroBatch
+from trainlib.data.targets import class_names_of
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import TrainlaunchError, UserError
+from trainlib.inference.chosen_checkpoint import ChosenCheckpoint
 from trainlib.runs.files.durable import sync_directory
+from trainlib.training.metrics.label_sets import predicted_sets
 from trainlib.training.metrics.predictions import class_probabilities
 
 # What a spreadsheet takes for a formula. Numbers such as -1 do no harm.
@@ -48,39 +52,72 @@ def check_target(target: Path) -> None:
         raise UserError(f"--predictions: {target} exists, and is no earlier file of predictions; choose another name")
 
 
+@dataclass(frozen=True)
+class Answers:
+    """How the logits of a model become the names of classes.
+
+    thresholds   of a model that names a set of classes: the probability of each class from which on it is named
+    separator    stands between the names of a set
+    """
+
+    loss: LossConfig
+    classes: Sequence[str]
+    thresholds: Sequence[float] | None = None
+    separator: str = ";"
+
+    @classmethod
+    def of(cls, chosen: ChosenCheckpoint) -> Answers:
+        """Return those of a checkpoint's model."""
+        return cls(chosen.config.loss, chosen.classes, chosen.thresholds, chosen.config.data.label_separator)
+
+    def probabilities(self, logits_NC: Tensor) -> Tensor:
+        """Return the probability of each class, float32 [N, C]."""
+        return class_probabilities(logits_NC, self.loss, of_sets=self.thresholds is not None)
+
+    def predicted(self, logits_NC: Tensor, probabilities_NC: Tensor) -> Tensor:
+        """Return the labels that the model gives, in the form that labels have (see `data.targets`), on the CPU."""
+        if self.thresholds is None:
+            return logits_NC.argmax(dim=1).cpu()
+        return predicted_sets(probabilities_NC.cpu(), self.thresholds)
+
+    def texts(self, labels_N: Tensor) -> list[str]:
+        """Return the name, or the names, that stand for each sample's labels."""
+        return [self.separator.join(names) for names in class_names_of(labels_N, self.classes)]
+
+
 class PredictionFile:
     """A file of predictions while it is written: `add` takes each of this rank's micro-batches.
 
     names   the path of each sample by its index; None for samples that have none, which are told by their indices
     """
 
-    def __init__(self, file: IO[str], loss: LossConfig, classes: Sequence[str], names: Sequence[str] | None):
-        self._loss = loss
-        self._classes = [_cell(name) for name in classes]
+    def __init__(self, file: IO[str], answers: Answers, names: Sequence[str] | None):
+        self._answers = answers
         self._names = names
         self._writer = csv.writer(file)
 
     def write_header(self) -> None:
         """Write the names of the columns."""
         first = "index" if self._names is None else "path"
-        self._writer.writerow([first, "label", "prediction", *(f"probability_{name}" for name in self._classes)])
+        self._writer.writerow([first, "label", "prediction", *map(_probability_column, self._answers.classes)])
 
     def add(self, micro_batch: MicroBatch, logits_NC: Tensor) -> None:
         """Write the rows of a micro-batch. A synchronisation point on a GPU.
 
         Probabilities are written with as many digits as tell a float32 from all others.
         """
-        probabilities_NC = class_probabilities(logits_NC, self._loss).cpu().numpy().astype("U")
-        predicted_N = logits_NC.argmax(dim=1).tolist()
-        rows = zip(micro_batch.ids_N.tolist(), micro_batch.targets.cpu_labels_N.tolist(), predicted_N, strict=True)
-        for (sample, label, predicted), probabilities_C in zip(rows, probabilities_NC, strict=True):
+        probabilities_NC = self._answers.probabilities(logits_NC)
+        predicted = self._answers.texts(self._answers.predicted(logits_NC, probabilities_NC))
+        labels = self._answers.texts(micro_batch.targets.cpu_labels_N)
+        digits_NC = probabilities_NC.cpu().numpy().astype("U")
+        for sample, *texts, digits_C in zip(micro_batch.ids_N.tolist(), labels, predicted, digits_NC, strict=True):
             first = str(sample) if self._names is None else _cell(self._names[sample])
-            self._writer.writerow([first, self._classes[label], self._classes[predicted], *probabilities_C])
+            self._writer.writerow([first, *map(_cell, texts), *digits_C])
 
 
 @contextmanager
 def open_prediction_file(
-    target: Path, rank: int, loss: LossConfig, classes: Sequence[str], names: Sequence[str] | None
+    target: Path, rank: int, answers: Answers, names: Sequence[str] | None
 ) -> Iterator[PredictionFile]:
     """Context manager: the file to which every rank adds its predictions. On exit it has its name. A collective.
 
@@ -90,7 +127,7 @@ def open_prediction_file(
     part = _part(target, token, rank)
     try:
         with part.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            predictions = PredictionFile(file, loss, classes, names)
+            predictions = PredictionFile(file, answers, names)
             if rank == 0:
                 predictions.write_header()
             yield predictions
@@ -102,6 +139,10 @@ def open_prediction_file(
         raise TrainlaunchError(f"--predictions: {target} was not written ({error})") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _probability_column(name: str) -> str:
+    return f"probability_{_cell(name)}"
 
 
 def _join(parts: Sequence[Path], target: Path) -> None:

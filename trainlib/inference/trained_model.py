@@ -26,6 +26,7 @@ from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoi
 from trainlib.models import build_model
 from trainlib.models.custom_parts import ModelSource, build_custom
 from trainlib.models.tta import with_tta
+from trainlib.training.metrics.label_sets import predicted_sets
 from trainlib.training.metrics.predictions import class_probabilities
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -66,11 +67,16 @@ def build_module(chosen: ChosenCheckpoint, device: torch.device, model: ModelSou
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class of one picture, its probability, and the probability of every class by name."""
+    """The most probable class of one picture, its probability, and the probability of every class by name.
+
+    labels   the classes that the picture has: that one alone or, by a model of several labels, all whose probability
+             is at least their threshold, most probable first; there may be none
+    """
 
     name: str
     probability: float
     probabilities: Mapping[str, float]
+    labels: tuple[str, ...]
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """Return the `count` most probable classes with their probabilities, most probable first."""
@@ -87,6 +93,7 @@ class TrainedModel:
     config       the configuration of the training
     step         the number of training steps that the weights have
     device       where the network is
+    thresholds   of a model that gives a picture several labels: the probability from which on it has each class
     """
 
     module: nn.Module
@@ -95,6 +102,7 @@ class TrainedModel:
     config: Config
     step: int
     device: torch.device
+    thresholds: tuple[float, ...] | None = None
 
     def prepare(self, pictures_NCHW: Tensor) -> Tensor:
         """Resize and normalise uint8 pictures [N, 3 or 1, H, W] as in evaluation: float32 on `device`."""
@@ -124,7 +132,8 @@ class TrainedModel:
     def probabilities_of_images(self, images_NCHW: Tensor) -> Tensor:
         """Return what `probabilities` does for images that are resized already, as `reader` gives them."""
         network = with_tta(self.module, self.config.evaluation.test_time)
-        return class_probabilities(network(self.preprocess(images_NCHW.to(self.device))), self.config.loss).cpu()
+        logits_NC = network(self.preprocess(images_NCHW.to(self.device)))
+        return class_probabilities(logits_NC, self.config.loss, of_sets=self.thresholds is not None).cpu()
 
     def predict(self, pictures: Picture | Tensor | Sequence[Picture], batch_size: int = BATCH_SIZE) -> list[Prediction]:
         """Return one prediction for each picture, in order.
@@ -147,7 +156,11 @@ class TrainedModel:
         """Return the prediction for the probabilities of one picture, float [C]."""
         by_name = dict(zip(self.classes, probabilities_C.tolist(), strict=True))
         name = max(by_name, key=by_name.__getitem__)
-        return Prediction(name, by_name[name], by_name)
+        if self.thresholds is None:
+            return Prediction(name, by_name[name], by_name, (name,))
+        [is_named_C] = predicted_sets(probabilities_C[None], self.thresholds).tolist()
+        named = [name for name, is_named in zip(self.classes, is_named_C, strict=True) if is_named]
+        return Prediction(name, by_name[name], by_name, tuple(sorted(named, key=lambda label: -by_name[label])))
 
     @property
     def reader(self) -> PictureReader:
@@ -194,4 +207,5 @@ def model_of(chosen: ChosenCheckpoint, device: torch.device, model: ModelSource 
         config=chosen.config,
         step=chosen.checkpoint.step,
         device=device,
+        thresholds=chosen.thresholds,
     )

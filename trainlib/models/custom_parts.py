@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trainlib.config import CUSTOM_PREFIX, TRANSFORM, Size, sides
 from trainlib.data import Dataset, fingerprint
 from trainlib.data.augment.custom import Transform
+from trainlib.data.targets import is_of_class
 from trainlib.errors import UserError
 from trainlib.models import Classifier, preserve_buffers
 from trainlib.models.losses import CustomLoss, Objective
@@ -36,7 +37,8 @@ class CustomParts:
               images float32 [N, 3, S, S] (or [N, 1, S, S], see `data.channels`) to logits [N, C]. Parameters that
               require no gradient are not trained.
     dataset   made by `image_dataset`
-    loss      logits float32 [N, C] and labels int64 [N], in 0..C-1, to the loss of each sample [N], or to their mean
+    loss      logits float32 [N, C] and labels int64 [N], in 0..C-1, or with `data.labels: several` bool [N, C], to the
+              loss of each sample [N], or to their mean
     hooks     objects that follow the training (see `trainlib.Hook`)
     transform   a random change of training images, uint8 [N, C, H, W] (see `trainlib.transform`)
     """
@@ -133,13 +135,14 @@ def check_custom_model(
         )
 
 
-def check_custom_loss(objective: Objective, num_classes: int, device: torch.device) -> None:
+def check_custom_loss(objective: Objective, num_classes: int, device: torch.device, *, of_sets: bool = False) -> None:
     """Raise UserError unless the custom loss of several samples is the mean of their losses one by one.
 
     Otherwise a batch that several ranks or micro-batches compute would have no exact loss.
     """
     labels_N = torch.arange(6) % num_classes
     logits_NC = torch.linspace(-2, 3, 6 * num_classes).view(6, num_classes).sin()  # of no sum that is 0 by symmetry
+    labels_N = is_of_class(labels_N, num_classes) | is_of_class(labels_N // 2, num_classes) if of_sets else labels_N
     logits_NC, labels_N = logits_NC.to(device), labels_N.to(device)
     try:
         whole = objective(logits_NC, labels_N)

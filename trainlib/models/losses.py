@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.config import BALANCED, LossConfig, custom_part_missing, is_custom
-from trainlib.data.targets import Targets, are_sets, is_of_class
+from trainlib.data.targets import Targets, are_sets, class_sizes, is_of_class
 from trainlib.errors import UserError
 
 # Losses of the activated logits and one-hot targets, instead of class indices.
@@ -116,16 +116,23 @@ def is_balanced(config: LossConfig) -> bool:
 def with_class_weights(config: LossConfig, labels_N: Tensor, num_classes: int) -> LossConfig:
     """Return the loss with numbers for `weight: balanced`: N / (classes * n) for a class of n training samples.
 
-    labels_N   int64 [N] on the CPU, of the training samples
+    labels_N   on the CPU, of the training samples
 
     Over the training samples, the weights of all classes that occur then sum to the same. A class without a sample has
-    weight 0.
+    weight 0. With sets of classes, the number is the weight of a class where it is in the set (torch's `pos_weight`):
+    (N - n) / n, so that both answers to each class weigh the same together; 1 for a class without a sample.
     """
     if not is_balanced(config):
         return config
-    counts = torch.bincount(labels_N, minlength=num_classes).tolist()
-    weights = [len(labels_N) / (num_classes * count) if count else 0.0 for count in counts]
-    return config.model_copy(update={"weight": weights})
+    counts, total = class_sizes(labels_N, num_classes).tolist(), len(labels_N)
+    if are_sets(labels_N):
+        return with_weights(config, [(total - count) / count if count else 1.0 for count in counts], of_sets=True)
+    return with_weights(config, [total / (num_classes * count) if count else 0.0 for count in counts])
+
+
+def with_weights(config: LossConfig, weights: Sequence[float], *, of_sets: bool = False) -> LossConfig:
+    """Return the loss with these numbers for `weight: balanced`: of the classes, or of the classes of sets."""
+    return config.model_copy(update={"weight": None, "pos_weight": weights} if of_sets else {"weight": weights})
 
 
 def weights_by_class(config: LossConfig, class_names: Sequence[str]) -> list[str]:

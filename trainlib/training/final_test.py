@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,11 @@ from trainlib.distributed.process_group import broadcast_object
 from trainlib.errors import CheckpointError, TrainlaunchError
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.records.checkpoints import name_of
+from trainlib.runs.records.shapes import numbers
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
-from trainlib.training.metrics.predictions import PredictionCollector, Predictions, describe, write_evaluation
+from trainlib.training.metrics.label_sets import SetPredictions
+from trainlib.training.metrics.predictions import Predictions, collector, describe, write_evaluation
 from trainlib.training.metrics.sums import Metrics
 from trainlib.training.trainer import Trainer
 
@@ -34,7 +37,7 @@ class TestResult:
     __test__ = False  # pytest takes it for a test otherwise
 
     metrics: Metrics
-    predictions: Predictions
+    predictions: Predictions | SetPredictions
     step: int
     weights: str
     remark: str
@@ -44,18 +47,19 @@ def evaluate_test_split(trainer: Trainer, run: RunDirectory, config: Config) -> 
     """Evaluate the test split with the best weights where there are some, else with the last. A collective."""
     progress, accelerator = trainer.progress, trainer.state.accelerator
     trainer.state.ema.swap_in()  # training is over: the average is what it leaves
-    best = progress.best
+    best, thresholds = progress.best, progress.thresholds
     if best is not None and best["step"] != progress.step:
-        chosen = broadcast_object(_find_best(run, best["step"]) if accelerator.is_main_process else None)
+        chosen = broadcast_object(_find_best(run, best["step"], thresholds) if accelerator.is_main_process else None)
         if chosen is not None:
             trainer.state.classifier.module.load_state_dict(chosen.model_state())
+            thresholds = chosen.manifest["thresholds"] if thresholds is not None else None
         else:
             best = None
-    collector = PredictionCollector(config.loss, accelerator.device)
-    metrics = trainer.test(collector.add)
+    collected = collector(config, trainer.state.objective.num_classes, accelerator.device)
+    metrics = trainer.test(collected.add, thresholds)
     return TestResult(
         metrics=metrics,
-        predictions=collector.gathered(),
+        predictions=collected.gathered(),
         step=best["step"] if best else progress.step,
         weights="best" if best else "last",
         remark=(f"best weights, epoch {best['epoch']}" if best else "last weights")
@@ -74,10 +78,17 @@ def write_test_evaluation(run: RunDirectory, trainer: Trainer, dataset: Dataset,
         logger.warning("the evaluation was not written (%s); `launch eval %s` makes it again", error, run.path.name)
 
 
-def _find_best(run: RunDirectory, step: int) -> Checkpoint | None:
-    """Return the best checkpoint; None, with a warning, where its write failed or it was damaged since."""
+def _find_best(run: RunDirectory, step: int, thresholds: Sequence[float] | None) -> Checkpoint | None:
+    """Return the best checkpoint; None, with a warning, where its write failed or it was damaged since.
+
+    thresholds   of the last weights, where there are such: those of the best ones must be as many
+    """
     try:
-        return checkpoint.verify(run.checkpoints / name_of(step))
+        found = checkpoint.verify(run.checkpoints / name_of(step))
+        its = found.manifest.get("thresholds")
+        if thresholds is not None and not (numbers(its) and len(its) == len(thresholds)):
+            raise CheckpointError(f"{found.path}: its manifest has no threshold for each class")
+        return found
     except CheckpointError as error:
         logger.warning("the best weights are lost (%s); the last ones are tested instead", error)
         return None

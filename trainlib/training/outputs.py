@@ -128,9 +128,8 @@ def _recording_hooks(
 
 def _manifest(config: Config, training: Training, dataset: Dataset, facts: dict[str, Any]) -> dict[str, Any]:
     """Return what every checkpoint's manifest says of the run, so that its weights can be used wherever they are."""
-    class_weights = (
-        {"class_weights": training.state.objective.config.args["weight"]} if is_balanced(config.loss) else {}
-    )
+    args, key = training.state.objective.config.args, "pos_weight" if config.data.has_sets else "weight"
+    class_weights = {"class_weights": args[key]} if is_balanced(config.loss) else {}
     return environment.bits(facts) | {
         "config": config.model_dump(mode="json"),
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),

@@ -33,6 +33,8 @@ from trainlib.training.tuning import memory
 
 logger = logging.getLogger("trainlib")
 
+_NOTHING: OnBatch = lambda micro_batch, logits_NC: None  # noqa: E731
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -113,11 +115,14 @@ class Trainer:
         self.hooks.on_stop(self)
         return self.finished
 
-    def test(self, on_batch: OnBatch = lambda micro_batch, logits_NC: None) -> Metrics:
-        """Evaluate the test split and record its row; `on_batch` sees the logits of each micro-batch."""
+    def test(self, on_batch: OnBatch = _NOTHING, thresholds: Sequence[float] | None = None) -> Metrics:
+        """Evaluate the test split and record its row; `on_batch` sees the logits of each micro-batch.
+
+        thresholds   of the classes, where samples have sets of them
+        """
         test = self.samples.test
         self.state = self.state.with_whole_model()
-        metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch)
+        metrics, speed = self._evaluate(test, torch.arange(len(test.labels_N)), on_batch, thresholds)
         epoch = self.plan.epoch_of(max(self.progress.step - 1, 0))
         self._record("test", epoch, self.schedule.lr, metrics, images_per_second=speed)
         return metrics
@@ -193,6 +198,7 @@ class Trainer:
             val, speed = self._evaluate(samples.train, samples.val_ids)  # some of the training set's images
             self._record("val", epoch, lr, val, images_per_second=speed)
             metrics |= val.named("val")
+            progress.thresholds = list(val.thresholds) if val.thresholds else None
         if plan.ends_epoch(progress.step - 1):
             progress.sums = empty_sums(len(progress.sums))
             self.schedule.after_epoch(metrics)
@@ -213,7 +219,11 @@ class Trainer:
         return metrics_of(gather_sums(progress.sums, self.state.accelerator.device), denominator, len(labels_N))
 
     def _evaluate(
-        self, loader: BatchLoader, ids_N: Tensor, on_batch: OnBatch = lambda micro_batch, logits_NC: None
+        self,
+        loader: BatchLoader,
+        ids_N: Tensor,
+        on_batch: OnBatch = _NOTHING,
+        thresholds: Sequence[float] | None = None,
     ) -> tuple[Metrics, float]:
         """Return the metrics of these samples, by the EMA of the weights where there is one, and images per second."""
 
@@ -222,7 +232,8 @@ class Trainer:
             on_batch(micro_batch, logits_NC)
 
         with self.clock.paused() as pause, self.state.ema.swapped_in():
-            metrics = evaluate(self.state, loader, ids_N, self.samples.eval_batch_size, report_progress)
+            size = self.samples.eval_batch_size
+            metrics = evaluate(self.state, loader, ids_N, size, report_progress, thresholds)
         return metrics, len(ids_N) / pause.seconds
 
     def _record_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:
@@ -274,10 +285,11 @@ class Trainer:
         with state.ema.swapped_in():
             trainer_state = {"progress": saved_progress, "schedule": self.schedule.state_dict(), **state.state_dict()}
             best_step = progress.best["step"] if progress.best else None
+            thresholds = {"thresholds": progress.thresholds} if progress.thresholds else {}
             self.checkpoints.save(
                 progress.step,
                 module.state_dict(),
                 trainer_state,
-                {"best_step": best_step, "num_rows": progress.num_rows},
+                {"best_step": best_step, "num_rows": progress.num_rows, **thresholds},
                 self.hooks.on_checkpoint,
             )

@@ -12,7 +12,7 @@ BUCKETS = 500  # of a curve: it has two points in each
 COLOURS = 8
 TRAIN, VAL, TEST = range(3)  # colours of a single run's curves
 
-METRICS = {"loss": "Loss", "accuracy": "Accuracy"}
+METRICS = {"loss": "Loss", "accuracy": "Accuracy", "map": "Mean average precision"}
 TRAIN_ONLY = {
     "lr": "Learning rate",
     "images_per_second": "Throughput, images per second",
@@ -21,7 +21,7 @@ TRAIN_ONLY = {
 
 
 def charts_of(runs: Sequence[RunFacts]) -> list[Chart]:
-    """Return the charts with data: loss, accuracy, learning rate, throughput and gradient norm."""
+    """Return the charts with data: loss, accuracy, mean average precision, learning rate, throughput, gradient norm."""
     charts = [_chart(title, _metric_lines(runs, key), runs) for key, title in METRICS.items()]
     for key, title in TRAIN_ONLY.items():
         places = range(len(runs)) if len(runs) > 1 else [None]

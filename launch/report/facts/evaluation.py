@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,24 +20,31 @@ Figure = Annotated[float | None, Field(allow_inf_nan=False)]
 
 
 class PerClass(BaseModel):
-    """The figures of one class."""
+    """The figures of one class; the last two where samples have sets of classes."""
 
     name: str
     count: Count
     precision: Figure
     recall: Figure
     f1: Figure
+    average_precision: Figure = None
+    threshold: Figure = None
 
 
 class Mistake(BaseModel):
     """A sample that was taken for another class, with the probability that the model gave that class.
 
-    png   its picture, in base64
+    missed, added   of a sample with a set of classes, in place of label and predicted: those that the model did not
+                    name, and those that it named besides; `surest` is the one of these that the probability is of
+    png             its picture, in base64
     """
 
     index: Count
-    label: Count
-    predicted: Count
+    label: Count | None = None
+    predicted: Count | None = None
+    missed: list[Count] = []
+    added: list[Count] = []
+    surest: Count | None = None
     probability: Annotated[float, Field(allow_inf_nan=False)]
     png: str
 
@@ -53,6 +61,7 @@ class Mistake(BaseModel):
 class Evaluation(BaseModel):
     """The evaluation of a model on one split.
 
+    thresholds   of a model that names a set of classes for each sample, of each class; None of others
     counts      [true class, predicted class, how often], for each pair that occurs
     mistakes    the most confident first
     """
@@ -65,12 +74,15 @@ class Evaluation(BaseModel):
     count: Count
     loss: Figure
     accuracy: Figure
-    top5_accuracy: Figure
-    calibration_error: Figure
+    top5_accuracy: Figure = None
+    calibration_error: Figure = None
     macro_f1: Figure = None
     balanced_accuracy: Figure = None
+    map: Figure = None
+    micro_f1: Figure = None
+    thresholds: list[Figure] | None = None
     classes: list[str]
-    counts: list[tuple[Count, Count, Count]]
+    counts: list[tuple[Count, Count, Count]] = []
     per_class: list[PerClass]
     mistakes: list[Mistake]
 
@@ -78,7 +90,12 @@ class Evaluation(BaseModel):
     def _fits(self) -> Self:
         if len(self.classes) != len(self.per_class) or not 0 < len(self.classes) <= _MOST_CLASSES:
             raise ValueError("there are not as many tables as names of classes")
-        labels = {label for mistake in self.mistakes for label in (mistake.label, mistake.predicted)}
+        named = [(m.surest,) if self.thresholds is not None else (m.label, m.predicted) for m in self.mistakes]
+        labels = {label for mistake in self.mistakes for label in (*mistake.missed, *mistake.added)}
+        for label in chain.from_iterable(named):
+            if label is None:
+                raise ValueError("a mistake does not say what it is of")
+            labels.add(label)
         labels |= {label for true, predicted, _ in self.counts for label in (true, predicted)}
         if max(labels, default=0) >= len(self.classes):
             raise ValueError("the tables are of more classes than there are names")
@@ -113,7 +130,8 @@ def evaluation_of(record: Record) -> Evaluation | None:
         if not _is_square(matrix, num_classes):
             return None
     try:
-        return Evaluation.model_validate(_plain(record) | {"counts": confusion.counts_in(record)})
+        counts = [] if record.get("thresholds") is not None else confusion.counts_in(record)
+        return Evaluation.model_validate(_plain(record) | {"counts": counts})
     except (KeyError, ValidationError):
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from trainlib.config.checking import picture_rules
+from trainlib.config.checking import label_rules, picture_rules
 from trainlib.config.checking.suggest import format_value, one_of
 from trainlib.config.libraries import catalog
 from trainlib.config.schema.augment import Augment
@@ -287,6 +287,7 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"model"}, _weights_known),
     ({"data"}, _files_can_be_split),
     ({"data"}, _table_is_named),
+    *label_rules.RULES,
     ({"data"}, picture_rules.resize_size),
     ({"data"}, picture_rules.one_crop),
     ({"data"}, picture_rules.normalize_scale),

@@ -55,8 +55,9 @@ DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "data.split": D(
         "How validation samples are chosen, by a hash of `seed` and each sample's name (its index in data that are no "
-        "files). `stratified`: `val_fraction` of each class, at least one; `random`: of all samples at once. A picture "
-        "that is added moves at most one other. `index`: by position, as runs do that began before the others existed.",
+        "files). `stratified`: `val_fraction` of each class, at least one (a set of labels counts as its rarest); "
+        "`random`: of all samples at once. A picture that is added moves at most one other. `index`: by position, as "
+        "runs do that began before the others existed.",
         "data.split=random",
     ),
     "data.group": D(
@@ -64,6 +65,16 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "split; folders of one name are one group, also in two classes. In a table: the column with the group of each "
         "picture (by default `group`, where there is one), or `folder` for the folder that a picture lies in.",
         "data='{name: image_folder, root: photos, group: folder}'",
+    ),
+    "data.labels": D(
+        "`one`: each picture is of one class; `several`: it has a set of classes, which may be empty, as a cell of a "
+        "table lists them ([multi-label.md](multi-label.md)).",
+        "data.labels=one",
+    ),
+    "data.label_separator": D(
+        "With `data.labels: several`: what stands between the names of classes in a cell. A list column of a Parquet "
+        "file needs none.",
+        "data.label_separator=';'",
     ),
     "data.balance": D(
         "From 0 to 1: how far classes of different sizes are evened out in training. 0: every sample once an epoch; "

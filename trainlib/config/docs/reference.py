@@ -56,6 +56,11 @@ MISTAKES: tuple[str, ...] = (
     "model='{name: vgg16, freeze: features, cache_features: true}' data.augment='{flip: true}'",
     "optimizer='{name: Rprop, no_decay: norm}'",
     "data.normalize='{mean: [124, 116, 104], std: [0.2, 0.2, 0.2]}'",
+    "data.labels=several loss.name=BCEWithLogitsLoss",
+    "data.label_separator=/",
+    "data='{name: table, root: photos, table: photos.csv, labels: several}'",
+    "data='{name: table, root: photos, table: photos.csv, labels: several, balance: 0.5}' loss.name=BCEWithLogitsLoss",
+    "checkpoint.best.metric=val/map",
 )
 
 _REGION = re.compile(r"(<!-- (keys|mistakes|harmless)(?: (\w+))? -->\n).*?(<!-- end -->\n)", re.DOTALL)

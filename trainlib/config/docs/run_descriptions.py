@@ -129,7 +129,8 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "checkpoint.best=null",
     ),
     "checkpoint.best.metric": D(
-        "Metric that is compared after each epoch; [imbalance.md](imbalance.md) explains `val/top5` and so on.",
+        "Metric that is compared after each epoch; [imbalance.md](imbalance.md) explains `val/top5` and so on, "
+        "[multi-label.md](multi-label.md) those of sets of labels, where the default is `val/map`.",
         "checkpoint.best.metric=val/macro_f1",
     ),
     "checkpoint.best.mode": D(

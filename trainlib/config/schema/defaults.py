@@ -41,7 +41,7 @@ def resolve(config: Config) -> Config:
         "loss": _loss(config.loss),
         "optimizer": _optimizer(config.optimizer),
         "train": _train(config.train),
-        "checkpoint": _checkpoint(config.checkpoint, config.data.val_fraction),
+        "checkpoint": _checkpoint(config.checkpoint, config.data),
     }
     if isinstance(config.scheduler, SchedulerConfig):
         filled["scheduler"] = _scheduler(config.scheduler, config.data.val_fraction)
@@ -84,9 +84,11 @@ def _train(train: TrainConfig) -> TrainConfig:
     return train.model_copy(update={"epochs": epochs, "early_stopping": _with_mode(train.early_stopping)})
 
 
-def _checkpoint(checkpoint: CheckpointConfig, val_fraction: float) -> CheckpointConfig:
+def _checkpoint(checkpoint: CheckpointConfig, data: DataConfig) -> CheckpointConfig:
     best = _with_mode(checkpoint.best)
-    if best is not None and best.metric.startswith("val/") and val_fraction == 0:
+    if data.has_sets and "best" not in checkpoint.model_fields_set:
+        best = Best(metric="val/map", mode="max")
+    if best is not None and best.metric.startswith("val/") and data.val_fraction == 0:
         best = None
     return checkpoint.model_copy(update={"best": best})
 

@@ -49,6 +49,8 @@ class DataConfig(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     split: Split = "stratified"
     group: Annotated[str, Field(min_length=1)] | None = None
+    labels: Literal["one", "several"] = "one"
+    label_separator: Annotated[str, Field(min_length=1)] = ";"
     balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     repeats: Annotated[int, Field(ge=1)] = 1
     verify: Literal["quick", "full"] = "quick"
@@ -63,6 +65,11 @@ class DataConfig(Section):
     normalize: Literal["auto", "none"] | Normalize = "auto"
     augment: Augment = Augment()
     limit: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def has_sets(self) -> bool:
+        """True if each picture has a set of classes, which may be empty, and not one class."""
+        return self.labels == "several"
 
     @property
     def is_older(self) -> bool:

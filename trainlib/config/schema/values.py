@@ -9,8 +9,19 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 
 Metric = Literal[
-    "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/top5", "val/macro_f1", "val/balanced_accuracy"
+    "train/loss",
+    "train/accuracy",
+    "val/loss",
+    "val/accuracy",
+    "val/top5",
+    "val/macro_f1",
+    "val/balanced_accuracy",
+    "val/map",
+    "val/micro_f1",
+    "val/subset_accuracy",
 ]
+OF_ONE_LABEL = ("val/top5", "val/balanced_accuracy")  # the others are of every kind of labels
+OF_SEVERAL_LABELS = ("val/map", "val/micro_f1", "val/subset_accuracy")
 Mode = Literal["min", "max"]
 Decode = Literal["fast", "exact", "pillow"]  # pillow: only of runs that began before the others existed
 Split = Literal["stratified", "random", "index"]  # index: only of runs that began before the others existed

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainlib.data.identity.hashes import Hashes
-from trainlib.data.identity.sample_files import SampleFile, SampleFiles
+from trainlib.data.identity.sample_files import SampleFile, SampleFiles, labels_from
 from trainlib.data.identity.stamp import Stamp, Stamps
 
 NAMED_AT_MOST = 5
@@ -111,7 +111,7 @@ def dump_listing(listing: Listing) -> str:
     files = listing.files
     head = {"format": FORMAT, "source": listing.source, "classes": listing.classes, "counts": dict(listing.counts)}
     head |= {"listing": listing.digest, "content": listing.content}
-    columns = [list(files.names), files.labels_N.tolist(), list(files.hashes), *files.stamps.rows_N4.T.tolist()]
+    columns = [list(files.names), files.plain_labels(), list(files.hashes), *files.stamps.rows_N4.T.tolist()]
     return "".join(json.dumps(line) + "\n" for line in [head, *columns])
 
 
@@ -120,15 +120,17 @@ def parse_listing(text: str) -> Listing | None:
     try:
         head, *lines = [json.loads(line) for line in text.splitlines()]
         counts = {str(split): int(count) for split, count in head["counts"].items()}
-        files = _parse_rows(lines) if head["format"] == 1 else _parse_columns(lines)
+        files = _parse_rows(lines) if head["format"] == 1 else _parse_columns(lines, len(head["classes"]))
         return Listing(str(head["source"]), tuple(map(str, head["classes"])), counts, files)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
 
 
-def _parse_columns(lines: Sequence[Any]) -> SampleFiles:
+def _parse_columns(lines: Sequence[Any], num_classes: int) -> SampleFiles:
     names, labels, hashes, *stamps = lines
-    files = SampleFiles(names, np.array(labels, np.int64), Stamps(np.array(stamps, np.int64).T), Hashes.of(hashes))
+    files = SampleFiles(
+        names, labels_from(labels, num_classes), Stamps(np.array(stamps, np.int64).T), Hashes.of(hashes)
+    )
     if {type(name) for name in names} - {str}:
         raise ValueError("names must be text")
     if not len(names) == len(labels) == len(hashes) == len(files.stamps) or files.stamps.rows_N4.shape[1:] != (4,):
@@ -144,8 +146,9 @@ def _parse_rows(lines: Sequence[Any]) -> SampleFiles:
     )
 
 
-def _class(listing: Listing, file: SampleFile) -> str | None:
-    return listing.classes[file.label] if 0 <= file.label < len(listing.classes) else None
+def _class(listing: Listing, file: SampleFile) -> list[str | None]:
+    labels = file.label if isinstance(file.label, tuple) else (file.label,)
+    return [listing.classes[label] if 0 <= label < len(listing.classes) else None for label in labels]
 
 
 def _counts(listing: Listing) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from trainlib.data.identity.stamp import Stamp, Stamps
 class SampleFile:
     """The file of one sample: its name below the data's root, as in `train/cat/1.png`, its label, and its bytes.
 
+    label    its class, or its set of classes, ascending
     sha256   of its bytes, in hex; None before it was read
     """
 
     name: str
-    label: int
+    label: int | tuple[int, ...]
     stamp: Stamp
     sha256: str | None = None
 
@@ -28,7 +29,7 @@ class SampleFile:
 class SampleFiles(Sequence[SampleFile]):
     """The files of samples in their order.
 
-    labels_N   int64 [N]
+    labels_N   int64 [N], or of sets of classes bool [N, C]
     hashes     of each file's bytes, as far as they were read
     """
 
@@ -48,7 +49,7 @@ class SampleFiles(Sequence[SampleFile]):
     def of(cls, files: Iterable[SampleFile]) -> SampleFiles:
         """Return the columns of these files."""
         rows = list(files)
-        labels_N = np.array([row.label for row in rows], np.int64)
+        labels_N = labels_from([row.label for row in rows], 0)
         stamps = Stamps.of(row.stamp for row in rows)
         return cls([row.name for row in rows], labels_N, stamps, Hashes.of(row.sha256 for row in rows))
 
@@ -64,10 +65,10 @@ class SampleFiles(Sequence[SampleFile]):
         if isinstance(index, slice):
             return SampleFiles(*columns)  # type: ignore[arg-type]
         name, label, stamp, sha256 = columns
-        return SampleFile(name, int(label), stamp, sha256)  # type: ignore[arg-type]
+        return SampleFile(name, _plain(label), stamp, sha256)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[SampleFile]:
-        return map(SampleFile, self.names, self.labels_N.tolist(), self.stamps, self.hashes)
+        return map(SampleFile, self.names, self.plain_labels(), self.stamps, self.hashes)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SampleFiles):
@@ -80,6 +81,10 @@ class SampleFiles(Sequence[SampleFile]):
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    def plain_labels(self) -> list[int | tuple[int, ...]]:
+        """Return the class of each sample, or its classes."""
+        return self.labels_N.tolist() if self.labels_N.ndim == 1 else [_plain(row_C) for row_C in self.labels_N]
 
     def with_hashes(self, hashes: Hashes) -> SampleFiles:
         """Return the same files with these hashes."""
@@ -97,9 +102,25 @@ class SampleFiles(Sequence[SampleFile]):
     def listed(self) -> bytes:
         """Return name, label and size of each sample as bytes, which are the same for the same samples."""
         sizes = self.stamps.rows_N4[:, 0].tolist()
-        rows = zip(self.names, self.labels_N.tolist(), sizes, strict=True)
+        rows = zip(self.names, self.plain_labels(), sizes, strict=True)
         return "".join([f"\0{name}\0{label}\0{size}" for name, label, size in rows]).encode(errors="surrogateescape")
 
     def content(self) -> str | None:
         """Return the SHA-256 over all hashes, in hex; None where one file was not read yet, or where there is none."""
         return self.hashes.content()
+
+
+def labels_from(plain: Sequence[int | Sequence[int]], num_classes: int) -> np.ndarray:
+    """Return the column of labels that `SampleFiles.plain_labels` lists. Raises ValueError for anything else."""
+    if not any(isinstance(label, Sequence) for label in plain):
+        return np.array(plain, np.int64)
+    labels_NC = np.zeros((len(plain), num_classes), bool)
+    for row_C, classes in zip(labels_NC, plain, strict=True):
+        if not isinstance(classes, Sequence) or not all(0 <= label < num_classes for label in classes):
+            raise ValueError("labels must all be sets of the classes")
+        row_C[list(classes)] = True
+    return labels_NC
+
+
+def _plain(label: Any) -> int | tuple[int, ...]:
+    return int(label) if label.ndim == 0 else tuple(np.flatnonzero(label).tolist())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainlib.data.targets import strata
 from trainlib.randomness import draw, key, permutation
 
 
@@ -20,6 +21,7 @@ def split_validation(
 ) -> tuple[Tensor, Tensor]:
     """Return the indices of the samples to train on and of those held out for validation: int64, ascending.
 
+    labels_N       of sets of classes, each sample counts as one of its rarest class (see `targets.strata`)
     split          "stratified": of each class, the first round(val_fraction x n), at least one, in the order of a hash
                    of (seed, identity); "random": the same over all samples at once; "index": as "random", with the
                    sample's index for its identity
@@ -31,7 +33,8 @@ def split_validation(
     """
     if split == "index":
         identities_N = None
-    return _hold_out(key("validation", seed), labels_N, val_fraction, split == "stratified", identities_N, groups_N)
+    is_stratified = split == "stratified"
+    return _hold_out(key("validation", seed), strata(labels_N), val_fraction, is_stratified, identities_N, groups_N)
 
 
 def split_test(
@@ -43,7 +46,8 @@ def split_test(
     groups_N: Tensor | None = None,
 ) -> Tensor:
     """Return the indices of the samples held out for the test, int64, ascending: as validation is, by another hash."""
-    return _hold_out(key("test", seed), labels_N, test_fraction, split == "stratified", identities_N, groups_N)[1]
+    is_stratified = split == "stratified"
+    return _hold_out(key("test", seed), strata(labels_N), test_fraction, is_stratified, identities_N, groups_N)[1]
 
 
 def limit_samples(ids_N: Tensor, limit: int | None, seed: int) -> Tensor:

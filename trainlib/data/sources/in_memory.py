@@ -16,6 +16,7 @@ from trainlib.data.identity.listing import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.data.pictures.decode import picture_pixels
 from trainlib.data.sources.layout import name_some
+from trainlib.data.targets import are_sets
 from trainlib.errors import DataError
 
 TRIED_TWICE = 32  # items of each split; of a transform that changes half of the images none is missed
@@ -41,7 +42,8 @@ SplitSource: TypeAlias = MapStyleDataset | tuple[Any, Any] | ImageSet
 def image_dataset(train: SplitSource, test: SplitSource, classes: Sequence[str] | None = None) -> Dataset:
     """Make a data set for `trainlib.fit` from two splits, each in one of three forms.
 
-    a pair      images, a uint8 array or tensor [N, H, W], [N, H, W, 3] or [N, 3, H, W], and N whole labels from 0 on
+    a pair      images, a uint8 array or tensor [N, H, W], [N, H, W, 3] or [N, 3, H, W], and N whole labels from 0 on;
+                with `data.labels: several`, bool [N, C]: whether each image is of each class
     map style   anything with a length whose item i is (image, label); the image a PIL image, or one uint8 array or
                 tensor; all of one size. Items are read here, and must be the same each time: random changes belong to
                 `data.augment`
@@ -56,7 +58,8 @@ def image_dataset(train: SplitSource, test: SplitSource, classes: Sequence[str] 
     _require_same_classes(train, test)
     train_set, test_set = _image_set(train, "train"), _image_set(test, "test")
     if names is None:
-        names = [str(label) for label in range(int(train_set.labels_N.max()) + 1)]
+        labels_N = train_set.labels_N
+        names = [str(label) for label in range(labels_N.shape[1] if are_sets(labels_N) else int(labels_N.max()) + 1)]
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(f"classes: got {list(names)}, must be two or more different names")
     for split, image_set in (("train", train_set), ("test", test_set)):
@@ -125,9 +128,10 @@ def _check_fetched(split: ImageSet, name: str) -> None:
     labels_N, count = split.labels_N, len(split.images)
     if not count:
         raise DataError(f"{name}: got 0 samples, must be at least 1")
-    if labels_N.dtype != torch.int64 or labels_N.shape != (count,):
+    is_set = labels_N.dtype == torch.bool and labels_N.ndim == 2 and len(labels_N) == count
+    if not is_set and (labels_N.dtype != torch.int64 or labels_N.shape != (count,)):
         got = f"{labels_N.dtype} {list(labels_N.shape)}"
-        raise DataError(f"{name}: got {count} images and labels {got}, must be int64 [{count}]")
+        raise DataError(f"{name}: got {count} images and labels {got}, must be int64 [{count}] or bool [{count}, C]")
     ids = torch.tensor([0, count - 1])
     first, again = (next(iter(split.images.batches([ids]))) for _ in range(2))
     if first.dtype != torch.uint8 or first.ndim != 4 or first.shape[:2] != (2, 3):
@@ -171,16 +175,22 @@ def _checked(images_NCHW: Tensor, labels: Any, name: str) -> ImageSet:
         labels_N = torch.as_tensor(np.asarray(labels))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name}: the labels must be whole numbers: {error}") from error
-    if labels_N.is_floating_point() or labels_N.dtype == torch.bool or labels_N.ndim != 1:
+    is_set = labels_N.dtype == torch.bool and labels_N.ndim == 2
+    if not is_set and (labels_N.is_floating_point() or labels_N.dtype == torch.bool or labels_N.ndim != 1):
         raise DataError(
-            f"{name}: got labels of {labels_N.dtype} and shape {list(labels_N.shape)}, must be whole numbers [N]"
+            f"{name}: got labels of {labels_N.dtype} and shape {list(labels_N.shape)}, must be whole numbers [N], or "
+            "bool [N, C] for several labels each"
         )
     if len(labels_N) != len(images_NCHW):
         raise DataError(f"{name}: got {len(images_NCHW)} images and {len(labels_N)} labels, must be as many")
-    return ImageSet(InMemoryImages(images_NCHW), labels_N.long())
+    return ImageSet(InMemoryImages(images_NCHW), labels_N if is_set else labels_N.long())
 
 
 def _check_labels(name: str, labels_N: Tensor, num_classes: int) -> None:
+    if are_sets(labels_N):
+        if labels_N.shape[1] != num_classes:
+            raise DataError(f"{name}: got labels {list(labels_N.shape)}, must have {num_classes} columns, one a class")
+        return
     least, most = int(labels_N.min()), int(labels_N.max())
     if least < 0 or most >= num_classes:
         raise DataError(

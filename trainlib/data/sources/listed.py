@@ -130,7 +130,8 @@ def _list_samples(config: DataConfig) -> Samples:
                 Path(config.root), group=config.group, is_older=config.is_older and config.split == "index"
             )
         case "table":
-            return list_table(Path(config.root), config.table or "", group=config.group)
+            separator = config.label_separator if config.has_sets else None
+            return list_table(Path(config.root), config.table or "", group=config.group, separator=separator)
         case "archive":
             return list_archive(Path(config.root), group=config.group)
         case "hf":

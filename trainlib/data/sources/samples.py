@@ -24,7 +24,7 @@ class Samples:
     classes   in the order of the labels
     counts    samples in each of "train", "val" and "test"; 0 where the data bring no such split
     names     of each sample, below its split's folder: what it is known by, wherever the data lie
-    labels_N  int64 [N] on the CPU
+    labels_N  int64 [N], or of sets of classes bool [N, C], on the CPU
     stamps    what the file system says of each file
     files     the encoded pictures
     folders   what comes before the names of a split in the whole data set, as in {"train": "train/", "val": "valid/"}

@@ -1,6 +1,7 @@
 """The data set `table`: a CSV or Parquet file that names the pictures below `data.root` and their labels.
 
-Columns: path and label; where there are such columns, split (train, val or test) and group.
+Columns: path and label; where there are such columns, split (train, val or test) and group. With a separator, a cell of
+the column label lists any number of classes: none, where it is empty. A list column of a Parquet file does so without.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trainlib.data.sources.folder_walk import NUM_THREADS
 from trainlib.data.sources.groups import BY_FOLDER
 from trainlib.data.sources.layout import absolute, name_some
 from trainlib.data.sources.samples import SPLITS, Samples
+from trainlib.data.targets import set_of
 from trainlib.errors import DataError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -38,16 +40,20 @@ class _Row:
 
     number: int
     path: str
-    label: str
+    labels: tuple[str, ...]
     split: str
     group: str | None
 
 
-def list_table(root: Path, table: str, *, group: str | None = None) -> Samples:
+Cells = Mapping[str, str | list[str] | None]  # of one row, by column
+
+
+def list_table(root: Path, table: str, *, group: str | None = None, separator: str | None = None) -> Samples:
     """List the pictures that a table names, in its order within each split; none is decoded.
 
     group   the column with the group of each picture; None for the column "group" where there is one; "folder" for the
             folder that the picture lies in
+    separator   what stands between the names of several classes in a cell; None: a picture is of one class
 
     Raises DataError with all mistakes, by the number of their row.
     """
@@ -57,23 +63,24 @@ def list_table(root: Path, table: str, *, group: str | None = None) -> Samples:
     columns, cells = _read(file)
     _check_columns(file, columns, group)
     mistakes: list[str] = []
-    rows = list(_rows(cells, columns, group, root, mistakes))
+    rows = list(_rows(cells, columns, group, root, separator, mistakes))
     stamps = _stamps(root, rows, mistakes)
     mistakes += _repeated(rows)
     if mistakes:
         more = [f"  ... and {len(mistakes) - MISTAKES_SHOWN} more"] if len(mistakes) > MISTAKES_SHOWN else []
         lines = [f"  {mistake}" for mistake in mistakes[:MISTAKES_SHOWN]]
         raise DataError("\n".join([f"data.table: {file} cannot be used; correct its rows:", *lines, *more]))
-    return _samples(file, root, rows, stamps)
+    return _samples(file, root, rows, stamps, are_sets=separator is not None)
 
 
-def _samples(file: Path, root: Path, rows: Sequence[_Row], stamps: Sequence[Stamp]) -> Samples:
+def _samples(file: Path, root: Path, rows: Sequence[_Row], stamps: Sequence[Stamp], *, are_sets: bool) -> Samples:
     order = [i for split in SPLITS for i, row in enumerate(rows) if row.split == split]
     rows, stamps = [rows[i] for i in order], [stamps[i] for i in order]
-    classes = tuple(sorted({row.label for row in rows}))
+    classes = tuple(sorted({label for row in rows for label in row.labels}))
     position = {name: label for label, name in enumerate(classes)}
+    labels = [[position[label] for label in row.labels] for row in rows]
     counts = {split: sum(row.split == split for row in rows) for split in SPLITS}
-    trained = {row.label for row in rows if row.split == "train"}
+    trained = {label for row in rows if row.split == "train" for label in row.labels}
     if len(trained) < 2:
         raise DataError(f"data.table: {file} has training rows of {len(trained)} class(es), and needs two or more")
     if untrained := [name for name in classes if name not in trained]:
@@ -84,14 +91,14 @@ def _samples(file: Path, root: Path, rows: Sequence[_Row], stamps: Sequence[Stam
         classes=classes,
         counts=counts,
         names=names,
-        labels_N=torch.tensor([position[row.label] for row in rows], dtype=torch.int64),
+        labels_N=set_of(labels, len(classes)) if are_sets else torch.tensor([label for [label] in labels]),
         stamps=Stamps.of(stamps),
         files=PlainFiles(PrefixedNames(names, [(f"{root}/", len(names))])),
         groups=None if rows[0].group is None else [row.group or "" for row in rows],
     )
 
 
-def _read(file: Path) -> tuple[list[str], Iterator[Mapping[str, str | None]]]:
+def _read(file: Path) -> tuple[list[str], Iterator[Cells]]:
     """Return the names of the columns, and the rows by column."""
     if not file.is_file():
         raise DataError(f"data.table: {file} {'is no file' if file.exists() else 'does not exist'}")
@@ -100,7 +107,7 @@ def _read(file: Path) -> tuple[list[str], Iterator[Mapping[str, str | None]]]:
     return _read_csv(file)
 
 
-def _read_csv(file: Path) -> tuple[list[str], Iterator[Mapping[str, str | None]]]:
+def _read_csv(file: Path) -> tuple[list[str], Iterator[Cells]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -116,7 +123,7 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[Mapping[str, str | None]]
     except csv.Error as error:
         raise DataError(f"data.table: {file}, row 1: {error}") from error
 
-    def rows() -> Iterator[Mapping[str, str | None]]:
+    def rows() -> Iterator[Cells]:
         number = 2
         try:
             for cells in lines:
@@ -131,7 +138,7 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[Mapping[str, str | None]]
     return columns, rows()
 
 
-def _read_parquet(file: Path) -> tuple[list[str], Iterator[Mapping[str, str | None]]]:
+def _read_parquet(file: Path) -> tuple[list[str], Iterator[Cells]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -145,11 +152,14 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[Mapping[str, str | No
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"data.table: {file} cannot be read: {error}") from error
     values = {name: table.column(name).to_pylist() for name in table.column_names}
-    rows = (
-        {name: None if column[i] is None else str(column[i]) for name, column in values.items()}
-        for i in range(table.num_rows)
-    )
+    rows = ({name: _text(column[i]) for name, column in values.items()} for i in range(table.num_rows))
     return list(table.column_names), rows
+
+
+def _text(cell: object) -> str | list[str] | None:
+    if isinstance(cell, list):
+        return ["" if one is None else str(one) for one in cell]
+    return None if cell is None else str(cell)
 
 
 def _check_columns(file: Path, columns: Sequence[str], group: str | None) -> None:
@@ -172,10 +182,11 @@ def _check_columns(file: Path, columns: Sequence[str], group: str | None) -> Non
 
 
 def _rows(
-    cells: Iterator[Mapping[str, str | None]],
+    cells: Iterator[Cells],
     columns: Sequence[str],
     group: str | None,
     root: Path,
+    separator: str | None,
     mistakes: list[str],
 ) -> Iterator[_Row]:
     """Yield the rows; what is wrong with one is added to `mistakes`. Empty lines are no rows."""
@@ -184,12 +195,11 @@ def _rows(
     for number, row in enumerate(cells, 2):
         if not row:
             continue
-        found = {name: (value or "").strip() for name, value in row.items()}
-        wrong = [f"{name} is empty" for name in ("path", "label", "split") if name in found and not found[name]]
+        labels, wrong = _labels(row["label"], separator)
+        found = {name: value.strip() if isinstance(value, str) else "" for name, value in row.items()}
+        wrong += [f"{name} is empty" for name in ("path", "split") if name in found and not found[name]]
         if group not in (None, BY_FOLDER) and not found[group]:
             wrong.append(f"{group} is empty; a picture that stands alone needs a group of its own")
-        if ";" in found["label"]:
-            wrong.append(f"label is {found['label']!r}: several labels for one picture cannot be learned yet")
         split = found.get("split", "train")
         if split and split not in SPLIT_NAMES:
             wrong.append(f"split is {split!r}, must be train, val or test")
@@ -201,7 +211,22 @@ def _rows(
             continue
         assert path is not None
         of_group = os.path.dirname(path) if group == BY_FOLDER else found[group] if group else None
-        yield _Row(number, path, found["label"], SPLIT_NAMES[split], of_group)
+        yield _Row(number, path, labels, SPLIT_NAMES[split], of_group)
+
+
+def _labels(cell: str | list[str] | None, separator: str | None) -> tuple[tuple[str, ...], list[str]]:
+    """Return the classes that a cell names, and what is wrong with it. Names are without blanks around them."""
+    listed = [cell or ""] if not isinstance(cell, list) else cell
+    if separator is not None:
+        if isinstance(cell, list) and (parted := [name for name in cell if separator in name]):
+            rule = f"label {parted[0]!r} holds data.label_separator, {separator!r}: set that to what no name holds"
+            return (), [rule]
+        names = [name for text in listed for name in text.split(separator)]
+        return tuple(dict.fromkeys(filter(None, map(str.strip, names)))), []
+    if isinstance(cell, list) or ";" in (cell or ""):
+        return (), [f"label is {cell!r}: for several labels set data.labels=several and loss.name=BCEWithLogitsLoss"]
+    name = listed[0].strip()
+    return (name,), [] if name else ["label is empty"]
 
 
 def _below(root: Path, path: str) -> str | None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from trainlib.data.inspection import name_some
 from trainlib.data.survey.duplicates import exact_groups, near_groups
 from trainlib.data.survey.looking import Looks
+from trainlib.data.targets import class_names_of, class_sizes
 
 SPLITS = ("train", "val", "test")
 MOST_SIZES = 10
@@ -24,7 +26,7 @@ class Surveyed:
     """The samples of a data set, one row each.
 
     names      of each sample, below the data's root; its index where it is no file
-    labels_N   int64
+    labels_N   int64 [N], or of sets of classes bool [N, C]
     splits_N   int64: the number of its split in SPLITS, as a run with this configuration has it
     """
 
@@ -36,9 +38,13 @@ class Surveyed:
 
     def entry(self, index: int) -> dict[str, Any]:
         """Return how a sample is named in the facts."""
-        label = int(self.labels_N[index])
         split = SPLITS[int(self.splits_N[index])]
-        return {"index": index, "name": self.names[index], "split": split, "class": self.classes[label]}
+        [names] = class_names_of(torch.from_numpy(self.labels_N[index : index + 1]), self.classes)
+        return {"index": index, "name": self.names[index], "split": split, "class": ", ".join(names)}
+
+    def is_of(self, label: int) -> np.ndarray:
+        """Return whether each sample is of a class: bool [N]."""
+        return self.labels_N[:, label] if self.labels_N.ndim == 2 else self.labels_N == label
 
 
 def facts_of(surveyed: Surveyed, looks: Looks) -> dict[str, Any]:
@@ -70,9 +76,9 @@ def _counts(numbers_N: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 
 def _classes(surveyed: Surveyed) -> list[dict[str, Any]]:
     """Return the samples of each class by split."""
-    num_classes = len(surveyed.classes)
-    table = np.bincount(surveyed.splits_N * num_classes + surveyed.labels_N, minlength=len(SPLITS) * num_classes)
-    rows = table.reshape(len(SPLITS), num_classes).T.tolist()
+    labels_N, num_classes = torch.from_numpy(surveyed.labels_N), len(surveyed.classes)
+    in_split = [torch.from_numpy(surveyed.splits_N == split) for split in range(len(SPLITS))]
+    rows = torch.stack([class_sizes(labels_N[is_in_N], num_classes) for is_in_N in in_split], dim=1).tolist()
     return [
         {"name": name} | dict(zip(SPLITS, row, strict=True)) for name, row in zip(surveyed.classes, rows, strict=True)
     ]

@@ -30,7 +30,7 @@ def add_pictures(facts: dict[str, Any], surveyed: Surveyed, source: PictureSourc
     generator = np.random.default_rng(seed)
     fewest_first = sorted(range(len(surveyed.classes)), key=lambda label: _of_training(facts["classes"][label]))
     for label in sorted(fewest_first[:MOST_CLASSES]):
-        of_class = np.flatnonzero((surveyed.labels_N == label) & (surveyed.splits_N == SPLITS.index("train")))
+        of_class = np.flatnonzero(surveyed.is_of(label) & (surveyed.splits_N == SPLITS.index("train")))
         whole = [index for index in of_class.tolist() if index not in damaged]
         chosen = generator.permutation(whole)[:OF_A_CLASS].tolist() if whole else []
         examples = [surveyed.entry(int(index)) | {"picture": _picture(source, int(index))} for index in chosen]

@@ -26,7 +26,8 @@ METRICS_FILE = "metrics.jsonl"
 _EPOCHS = (("train", "epoch"), ("val", None))  # split and scope of the rows that every epoch has
 _NAMED_AT_MOST = 5
 
-EVALUATION_NUMBERS = ("top5", "macro_f1", "balanced_accuracy")  # beside loss and accuracy
+# Beside loss and accuracy; the last three are of samples with several labels.
+EVALUATION_NUMBERS = ("top5", "macro_f1", "balanced_accuracy", "map", "micro_f1", "subset_accuracy")
 HEALTH_NUMBERS = ("gradient_norm", "weight_norm", "update_ratio")
 
 

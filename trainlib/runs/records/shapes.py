@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from trainlib.runs.files.json_records import Fits, Record
 
@@ -40,6 +40,11 @@ def whole_number(value: Any) -> bool:
 def number(value: Any) -> bool:
     """Return True for a number; `json_records` reads none that is not finite."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numbers(value: Any) -> TypeGuard[list[float]]:
+    """Return True for a list of numbers."""
+    return isinstance(value, list) and all(map(number, value))
 
 
 def text(value: Any) -> bool:
@@ -82,6 +87,9 @@ _METRICS: dict[str, Check] = {
     "top5": number,
     "macro_f1": number,
     "balanced_accuracy": number,
+    "map": number,
+    "micro_f1": number,
+    "subset_accuracy": number,
     "count": whole_number,
 }
 

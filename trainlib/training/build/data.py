@@ -19,7 +19,8 @@ from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.batches.sampling import Sampling
 from trainlib.data.dataset import Dataset, ImageSet, PerChannel
 from trainlib.data.identity.splits import limit_samples, split_validation
-from trainlib.errors import DataError
+from trainlib.data.targets import are_sets, strata
+from trainlib.errors import DataError, UserError
 from trainlib.models import losses, preprocessing_of
 from trainlib.training.build.augmentation import build_augmentation
 from trainlib.training.metrics.class_counts import TOP
@@ -57,7 +58,9 @@ def build_plan(
     batch_size = min(train.batch_size, len(train_ids))
     epoch_steps = steps_per_epoch(len(train_ids), batch_size, data.drop_last)
     total_steps = train.steps if train.steps is not None else (train.epochs or 0) * epoch_steps
-    sampling = Sampling(labels_N[train_ids], data.balance, data.repeats) if data.balance or data.repeats > 1 else None
+    sampling = None
+    if data.balance or data.repeats > 1:
+        sampling = Sampling(strata(labels_N[train_ids]), data.balance, data.repeats)
     plan = Plan(train_ids, config.seed, batch_size, data.shuffle, data.drop_last, total_steps, sampling)
     return plan, val_ids
 
@@ -66,6 +69,17 @@ def plan_of(config: Config, dataset: Dataset) -> tuple[Plan, torch.Tensor]:
     """Return the plan of a run over a data set's training samples; see `build_plan`."""
     train = dataset.train
     return build_plan(config, train.labels_N, train.identities_N, train.groups_N, dataset.val_ids)
+
+
+def require_labels(config: Config, dataset: Dataset) -> None:
+    """Raise UserError where a data set that was given in Python has other labels than the configuration says."""
+    labels = [dataset.train.labels_N, dataset.test.labels_N]
+    if any(are_sets(labels_N) != config.data.has_sets for labels_N in labels):
+        got = [f"{labels_N.dtype} {list(labels_N.shape)}" for labels_N in labels]
+        raise UserError(
+            f"data.labels: got {config.data.labels}, and the labels of train and test are {' and '.join(got)}: must be "
+            "whole numbers [N] with data.labels=one, or bool [N, C] with data.labels=several"
+        )
 
 
 def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: torch.Tensor) -> None:

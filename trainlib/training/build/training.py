@@ -30,9 +30,16 @@ from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key
-from trainlib.training.build.data import build_data_module, build_preprocess, plan_of, warn_of_useless_data
+from trainlib.training.build.data import (
+    build_data_module,
+    build_preprocess,
+    plan_of,
+    require_labels,
+    warn_of_useless_data,
+)
 from trainlib.training.build.model import build_classifier, check_images
 from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.metrics.label_sets import DEFAULT_THRESHOLD
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import warm_up
@@ -58,6 +65,7 @@ def build_inputs(
     if config.train.reproducibility == "elastic":
         elastic.require_alike(config.train.virtual_shards, accelerator, start.manifest if start else None)
     num_classes = len(dataset.class_names)
+    require_labels(config, dataset)
     plan, val_ids = plan_of(config, dataset)
     warn_of_useless_data(config, dataset, plan, val_ids)
     if start is not None and start.step > plan.total_steps:
@@ -110,6 +118,8 @@ def build_training(
     )
     rank_slice = samples.train.rank_slice
     progress = Progress.at_start(rank_slice.num_shards)
+    if config.data.has_sets:  # before the first validation, and without one
+        progress.thresholds = [DEFAULT_THRESHOLD] * inputs.num_classes
     if start is not None:
         saved = start.trainer_state()
         state.load_state_dict(saved)
@@ -157,7 +167,7 @@ def build_train_state(
     loss = with_class_weights(config.loss, labels_N, inputs.num_classes)
     objective = Objective(loss, inputs.num_classes, accelerator.device, custom_loss)
     if custom_loss is not None:
-        check_custom_loss(objective, inputs.num_classes, accelerator.device)
+        check_custom_loss(objective, inputs.num_classes, accelerator.device, of_sets=config.data.has_sets)
     average = config.train.average
     return TrainState(
         accelerator=accelerator,

@@ -15,27 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from trainlib.config import LossConfig
+from trainlib.config import Config, LossConfig
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.survey.looking import as_image
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.records import confusion
 from trainlib.training.metrics.class_counts import is_in_top
-from trainlib.training.metrics.sums import Metrics
+from trainlib.training.metrics.label_sets import SetPredictionCollector, SetPredictions
+from trainlib.training.metrics.sums import Metrics, gather_rows
 
 CALIBRATION_BINS = 15
 NUM_MISTAKES = 25
 PICTURE_PIXELS = 128  # the longer side of a mistake's picture, at most
 
 
-def class_probabilities(logits_NC: Tensor, loss: LossConfig) -> Tensor:
-    """float32 [N, C]: softmax, or a sigmoid for each class where the loss was trained on that; rows then sum to any."""
+def class_probabilities(logits_NC: Tensor, loss: LossConfig, *, of_sets: bool = False) -> Tensor:
+    """float32 [N, C]: softmax, or a sigmoid for each class where the loss was trained on that; rows then sum to any.
+
+    of_sets   the model answers with sets of classes: always a sigmoid
+    """
     logits_NC = logits_NC.float()
-    if loss.activation == "sigmoid" or loss.name == "BCEWithLogitsLoss":
+    if of_sets or loss.activation == "sigmoid" or loss.name == "BCEWithLogitsLoss":
         return torch.sigmoid(logits_NC)
     return torch.softmax(logits_NC, dim=1)
 
@@ -54,6 +57,38 @@ class Predictions:
     predicted_N: Tensor
     in_top_N: Tensor
     confidence_N: Tensor
+
+    def facts(self, labels_N: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return what an evaluation file says of the classes, beside its metrics."""
+        counts = confusion_counts(labels_N, self.predicted_N, len(class_names))
+        return {
+            "top5_accuracy": int(self.in_top_N.sum()) / max(len(labels_N), 1),
+            "calibration_error": calibration_error(self.confidence_N, self.predicted_N == labels_N),
+            "classes": list(class_names),
+            **confusion.entry(counts, len(class_names)),
+            "per_class": per_class(labels_N, self.predicted_N, class_names),
+        }
+
+    def mistakes(self, labels_N: Tensor, count: int) -> list[dict[str, Any]]:
+        """Return `count` wrong predictions, the surest first; `index` is the row here."""
+        wrong = (self.predicted_N != labels_N).nonzero()[:, 0]
+        surest_first = self.confidence_N[wrong].sort(descending=True, stable=True).indices
+        return [
+            {
+                "index": index,
+                "label": int(labels_N[index]),
+                "predicted": int(self.predicted_N[index]),
+                "probability": float(self.confidence_N[index]),
+            }
+            for index in wrong[surest_first[:count]].tolist()
+        ]
+
+
+def collector(config: Config, num_classes: int, device: torch.device) -> PredictionCollector | SetPredictionCollector:
+    """Return what keeps the answers to an evaluation's samples: one class each, or a set of classes each."""
+    if config.data.has_sets:
+        return SetPredictionCollector(num_classes, device)
+    return PredictionCollector(config.loss, device)
 
 
 class PredictionCollector:
@@ -77,28 +112,14 @@ class PredictionCollector:
 
     def gathered(self) -> Predictions:
         """All ranks' answers, on every rank. A synchronisation point."""
-        rows_N4 = _gather(torch.cat(self._rows)).cpu()
+        rows_N4 = gather_rows(torch.cat(self._rows)).cpu()
         ids_N, order = rows_N4[:, 0].long().sort()
         _, predicted_N, in_top_N, confidence_N = rows_N4[order].unbind(dim=1)
         return Predictions(ids_N, predicted_N.long(), in_top_N.bool(), confidence_N)
 
 
-def _gather(rows: Tensor) -> Tensor:
-    """Every rank's rows, one rank's behind the other's; ranks may differ in their number."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    numbers = [int(count) for count in counts]
-    padded = torch.zeros(max(numbers), rows.shape[1], dtype=rows.dtype, device=rows.device)
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in numbers]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
-
-
 def describe(
-    predictions: Predictions,
+    predictions: Predictions | SetPredictions,
     batches: BatchLoader,
     ids_N: Tensor,
     class_names: Sequence[str],
@@ -112,17 +133,16 @@ def describe(
     """
     assert torch.equal(predictions.ids_N, ids_N), "each sample is counted once"
     labels_N = batches.labels_N[ids_N]
-    counts = confusion_counts(labels_N, predictions.predicted_N, len(class_names))
-    return {
-        **source,
-        **metrics.asdict(),
-        "top5_accuracy": int(predictions.in_top_N.sum()) / max(len(ids_N), 1),
-        "calibration_error": calibration_error(predictions.confidence_N, predictions.predicted_N == labels_N),
-        "classes": list(class_names),
-        **confusion.entry(counts, len(class_names)),
-        "per_class": per_class(labels_N, predictions.predicted_N, class_names),
-        "mistakes": _mistakes(predictions, labels_N, batches),
-    }
+    if isinstance(predictions, SetPredictions):
+        assert metrics.thresholds is not None
+        facts = predictions.facts(labels_N, class_names, metrics.thresholds)
+        mistakes = predictions.mistakes(labels_N, metrics.thresholds, NUM_MISTAKES)
+    else:
+        facts, mistakes = predictions.facts(labels_N, class_names), predictions.mistakes(labels_N, NUM_MISTAKES)
+    if mistakes:
+        pictures = batches.raw_images(ids_N[[mistake["index"] for mistake in mistakes]])
+        mistakes = [mistake | {"png": _png(image)} for mistake, image in zip(mistakes, pictures, strict=True)]
+    return {**source, **metrics.asdict(), **facts, "mistakes": mistakes}
 
 
 def write_evaluation(run: Path, evaluation: Mapping[str, Any]) -> None:
@@ -168,25 +188,6 @@ def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
     gaps_B = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
     gaps_B.index_add_(0, bins_N, correct_N.double() - confidence_N)
     return float(gaps_B.abs().sum()) / max(len(confidence_N), 1)
-
-
-def _mistakes(predictions: Predictions, labels_N: Tensor, batches: BatchLoader) -> list[dict[str, Any]]:
-    """Return the wrong predictions with the highest confidence, and their pictures; `index` counts within the split."""
-    wrong = (predictions.predicted_N != labels_N).nonzero()[:, 0]
-    surest_first = predictions.confidence_N[wrong].sort(descending=True, stable=True).indices
-    chosen = wrong[surest_first[:NUM_MISTAKES]]
-    if not len(chosen):
-        return []
-    return [
-        {
-            "index": index,
-            "label": int(labels_N[index]),
-            "predicted": int(predictions.predicted_N[index]),
-            "probability": float(predictions.confidence_N[index]),
-            "png": _png(image_CHW),
-        }
-        for index, image_CHW in zip(chosen.tolist(), batches.raw_images(predictions.ids_N[chosen]), strict=True)
-    ]
 
 
 def _png(image_CHW: Tensor) -> str:

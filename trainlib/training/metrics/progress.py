@@ -25,6 +25,7 @@ class Progress:
     fitting          how many images at a time the device's memory was found to hold; None = as many as asked for
     compiled         whether the model's kernels are made by torch.compile; None = not decided yet
     skipped_steps    steps, from 0, whose gradient was not finite
+    thresholds       of each class, chosen by the newest validation, where samples have sets of classes
     num_rows         rows of metrics.jsonl written so far; None = not known, as an earlier version did not count
     """
 
@@ -40,6 +41,7 @@ class Progress:
     skipped_steps: list[int] = field(default_factory=list)
     seconds: float = 0.0
     num_rows: int | None = 0
+    thresholds: list[float] | None = None
 
     @classmethod
     def at_start(cls, num_shards: int) -> Progress:
@@ -90,6 +92,7 @@ class Progress:
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
             "num_rows": self.num_rows,
+            "thresholds": self.thresholds,
         }
 
     @classmethod

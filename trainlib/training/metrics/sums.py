@@ -19,9 +19,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Metrics:
-    """Over `count` samples: the configured loss, and the fraction whose highest logit is the label's.
+    """Over `count` samples: the configured loss, and the fraction that is right (see `losses.count_correct`).
 
-    An evaluation also has the metrics of `ClassCounts`; training has None for them.
+    An evaluation also has the metrics of `ClassCounts`, or those of `SetMetrics` with the thresholds that the answers
+    were made with; training has None for them.
     """
 
     loss: float
@@ -30,10 +31,15 @@ class Metrics:
     top5: float | None = None
     macro_f1: float | None = None
     balanced_accuracy: float | None = None
+    map: float | None = None
+    micro_f1: float | None = None
+    subset_accuracy: float | None = None
+    thresholds: tuple[float, ...] | None = None
 
     def asdict(self) -> dict[str, float | int]:
-        """Return all that there is, by name: loss, accuracy, count and, of an evaluation, the others."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return all numbers that there are, by name: loss, accuracy, count and, of an evaluation, the others."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in found.items() if name != "thresholds"}
 
     def named(self, split: str) -> dict[str, float]:
         """Return the metrics by the names that a configuration has for them, such as `val/loss`."""
@@ -98,6 +104,20 @@ def gather_sums(sums: Sums, device: torch.device) -> Sums:
     dist.all_reduce(sums_P2)
     gathered: Sums = sums_P2.tolist()
     return gathered
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return every rank's rows, [N, X], one rank's behind the other's; they may differ in number. A collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    numbers = [int(count) for count in counts]
+    padded = torch.zeros(max(numbers), rows.shape[1], dtype=rows.dtype, device=rows.device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in numbers]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
 
 
 def metrics_of(sums: Sums, denominator: float, count: int) -> Metrics:

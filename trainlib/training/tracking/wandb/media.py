@@ -24,11 +24,23 @@ def health_values(row: Row) -> dict[str, Any]:
 
 
 def evaluation_media(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the confusion matrix and the sample mistakes of an evaluation file, as W&B shows them."""
+    """Return the confusion matrix and the sample mistakes of an evaluation file, as W&B shows them.
+
+    Of sets of classes there are the mistakes alone.
+    """
     import wandb
     from PIL import Image
 
     names, split = [printable(name) for name in evaluation["classes"]], evaluation["split"]
+    pictures = [
+        wandb.Image(Image.open(io.BytesIO(base64.b64decode(mistake["png"])))) for mistake in evaluation["mistakes"]
+    ]
+    if "thresholds" in evaluation:
+        found = [
+            [picture, *(", ".join(names[label] for label in mistake[key]) for key in ("missed", "added"))]
+            for picture, mistake in zip(pictures, evaluation["mistakes"], strict=True)
+        ]
+        return {f"{split}/mistakes": wandb.Table(columns=["picture", "missed", "added"], data=found)}
     columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
     counts = confusion.counts_in(evaluation)
     if len(names) <= confusion.MOST_WHOLE:  # W&B draws a cell for each pair that is listed
@@ -43,12 +55,12 @@ def evaluation_media(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     )
     mistakes = [
         [
-            wandb.Image(Image.open(io.BytesIO(base64.b64decode(mistake["png"])))),
+            picture,
             names[mistake["label"]],
             names[mistake["predicted"]],
             mistake["probability"],
         ]
-        for mistake in evaluation["mistakes"]
+        for picture, mistake in zip(pictures, evaluation["mistakes"], strict=True)
     ]
     table = wandb.Table(columns=["picture", "true", "predicted", "probability"], data=mistakes)
     return {f"{split}/confusion_matrix": matrix, f"{split}/mistakes": table}
