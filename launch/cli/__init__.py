@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
-from launch.cli import cache, data_set, doctor, model, pack, report, run, runs, slurm, sweep, tracking, verify
+from launch.cli import cache, data_set, doctor, init, model, pack, report, run, runs, slurm, sweep, tracking, verify
+from launch.cli.start_page import START_PAGE
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
 from trainlib.runs.attempt.stop_request import ignore_stop_signals
 from trainlib.runs.terminal.printable import encode_anything, print_error
@@ -26,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     encode_anything()
     try:
-        code = cli.main(arguments, prog_name="launch", standalone_mode=False)
+        code = cli.main(arguments, prog_name=_program_name(), standalone_mode=False)
         flush_streams()
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            _say_ours(error, sys.argv[1:] if arguments is None else arguments)
         error.show()
         return error.exit_code
     except OutputLostError as error:
@@ -42,6 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(not_permitted(error))
         return EXIT_USER_ERROR
     return code or 0
+
+
+def _program_name() -> str:
+    """Return the name that this was started by, which messages and completion use."""
+    name = os.path.basename(sys.argv[0])
+    return name if name == "trainlaunch" else "launch"
+
+
+def _say_ours(error: click.NoSuchOption, words: Sequence[str]) -> None:
+    """Add the words to type in place of another tool's option."""
+    from launch.cli.other_words import for_option
+
+    if answer := for_option(error.option_name, words):
+        error.message = f"No such option: {error.option_name}. {answer}"
+        error.possibilities = None  # of click, by their letters
 
 
 def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -62,14 +82,31 @@ class _InOrder(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; of one that there is not, say what to type."""
+        word = args[0]
+        if word not in self.commands and not word.startswith("-") and not ctx.resilient_parsing:
+            from launch.cli.other_words import for_command
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+            answer = for_command(word, args[1:], list(self.commands))
+            ctx.fail(f"No such command {word!r}." + (f" Type {answer}" if answer else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_InOrder, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="The version.")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Train an image classifier from one YAML file, on any hardware, with exact results."""
+    if context.invoked_subcommand is None:
+        click.echo(START_PAGE, err=True)
+        context.exit(EXIT_USER_ERROR)  # as click does where a command is missing
 
 
 _COMMANDS = (
+    init.init,
     run.run,
     run.check,
     data_set.data,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launch.cli.completion import complete_config
+from launch.cli.start_page import tell_loading
 from trainlib.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ def refuse_fresh_resume(fresh: bool, resume: str | None) -> None:
 
 def configs(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the arguments CONFIG... [key=value ...]."""
-    return click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [key=value ...]")(command)
+    metavar = "CONFIG... [key=value ...]"
+    return click.argument("arguments", nargs=-1, required=True, metavar=metavar, shell_complete=complete_config)(
+        command
+    )
 
 
 def parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
@@ -62,6 +67,7 @@ def call(
     config        the configuration that the arguments name, for a program that takes one: it is not read again
     """
     given = {} if config is None else {"config": config}
+    tell_loading()
     with _environment(environment) if environment is not None else nullcontext():
         code: int = importlib.import_module(program).main(list(arguments), **given)
     return code

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from launch.cli.arguments import call, configs
+from launch.cli.start_page import tell_next
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -28,6 +29,7 @@ def data(arguments: tuple[str, ...], html: Path | None, as_json: bool, batch: Pa
     classes. Every picture is read once. CONFIG is a file or the name of a shipped config; then key=value.
     """
     import json
+    import shlex
     import tempfile
 
     from launch.local.command import config_arguments
@@ -44,7 +46,10 @@ def data(arguments: tuple[str, ...], html: Path | None, as_json: bool, batch: Pa
     words += [*(["--batch", str(batch)] if batch else []), *(["--json"] if as_json else [])]
     program = "trainlib.training.programs.survey_data"
     if html is None:
-        return call(program, words, config=config)
+        code = call(program, words, config=config)
+        if code == EXIT_OK and not as_json:
+            tell_next(shlex.join(["launch", "run", *arguments]))
+        return code
     from datetime import UTC, datetime
 
     from launch.report.data_page import data_page

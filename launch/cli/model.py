@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import click
 
 from launch.cli.arguments import call, parse_processes
-from trainlib.errors import UserError
+from launch.cli.completion import complete_run
+from launch.cli.start_page import tell_next
+from trainlib.errors import EXIT_OK, UserError
 
 MODEL = "RUN|CHECKPOINT"
 
 
 @click.command("eval")
-@click.argument("model", metavar=MODEL)
+@click.argument("model", metavar=MODEL, shell_complete=complete_run)
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of the run's data.  [default: test]")
 @click.option("--data", metavar="DIR", help="Evaluate on DIR/<class>/* instead; some of the classes may be missing.")
 @click.option(
@@ -44,11 +47,16 @@ def evaluate(
     words = [_resolved(model), "--split", split or "test", *(["--data", data] if data is not None else [])]
     words += ["--predictions", predictions] if predictions is not None else []
     words += [*(["--batch-size", str(batch_size)] if batch_size else []), *(["--json"] if as_json else [])]
-    return _evaluate(words, processes)
+    code = _evaluate(words, processes)
+    if code == EXIT_OK and not as_json:
+        tell_next(
+            shlex.join(["launch", "report", Path(words[0]).name]) if data is None else "launch predict RUN PICTURE"
+        )
+    return code
 
 
 @click.command()
-@click.argument("model", metavar=MODEL)
+@click.argument("model", metavar=MODEL, shell_complete=complete_run)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--top",
@@ -70,7 +78,7 @@ def predict(model: str, images: tuple[str, ...], top: int, batch_size: int, as_j
 
 
 @click.command()
-@click.argument("model", metavar=MODEL)
+@click.argument("model", metavar=MODEL, shell_complete=complete_run)
 @click.option(
     "--format",
     "export_format",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from launch.cli.completion import complete_run
+from launch.cli.start_page import tell_next
+
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+@click.argument("names", nargs=-1, required=True, metavar="RUN...", shell_complete=complete_run)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the page.")
 @click.option("--open", "open_it", is_flag=True, help="Show it in the browser.")
 def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
@@ -31,4 +35,6 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
         import webbrowser
 
         webbrowser.open(output.resolve().as_uri())
+    else:
+        tell_next(shlex.join(["launch", "report", *names, "--open"]))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import nullcontext, suppress
 
 import click
@@ -14,6 +15,7 @@ from launch.cli.arguments import (
     parse_processes,
     refuse_fresh_resume,
 )
+from launch.cli.start_page import tell_next
 from launch.local.command import (
     TRAINING_MODULE,
     Node,
@@ -22,7 +24,7 @@ from launch.local.command import (
     left_by_another_launch,
     training_arguments,
 )
-from trainlib.errors import UserError
+from trainlib.errors import EXIT_OK, UserError
 from trainlib.runs.files.scratch import remove_abandoned
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.terminal.streams import keep_running_without_readers
@@ -85,7 +87,7 @@ def run(
     remove_abandoned()
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
-        return call(TRAINING_MODULE, training, command.variables(os.environ), config)
+        return _tell_next(call(TRAINING_MODULE, training, command.variables(os.environ), config), config.name)
     from launch.local.supervise import run_ranks
     from trainlib.runs import RUNS
     from trainlib.runs.attempt.secret import forget_unused, make_secret
@@ -93,8 +95,16 @@ def run(
     directory = RUNS / config.name
     if node is not None and node.rank == 0:
         make_secret(directory)
+    click.echo(f"starting {number} process{'es' * (number > 1)} ...", err=True)
     code = run_ranks(command, directory, node_rank or 0)
     forget_unused(directory)
+    return _tell_next(code, config.name)
+
+
+def _tell_next(code: int, name: str) -> int:
+    """Say what can be done with a run that is complete; return the exit code."""
+    if code == EXIT_OK:
+        tell_next(f"launch report {name}", f"launch predict {name} PICTURE", f"launch export {name} --format onnx")
     return code
 
 
@@ -107,7 +117,10 @@ def check(arguments: tuple[str, ...]) -> int:
     """
     from trainlib.config import load_config
 
-    return call("trainlib.training.programs.check", arguments, config=load_config(arguments))
+    code = call("trainlib.training.programs.check", arguments, config=load_config(arguments))
+    if code == EXIT_OK:
+        tell_next(shlex.join(["launch", "run", *arguments]))
+    return code
 
 
 def _check_environment() -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launch.cli.completion import complete_run
+
 if TYPE_CHECKING:
     from launch.slurm.queue import JobState
     from trainlib.runs.status import Run
@@ -28,7 +30,7 @@ def list_runs() -> int:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 def status(run: str) -> int:
     """Show how far a run is: RUN is its name or its directory."""
     from launch.runs.show import run_details
@@ -43,7 +45,7 @@ def status(run: str) -> int:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends, in a later job too.")
 @click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
 @click.option("--attempt", type=click.IntRange(min=1), help="Only what this start of the run printed.")
@@ -59,7 +61,7 @@ def logs(run: str, follow: bool, rank: int, attempt: int | None) -> int:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 def stop(run: str) -> int:
     """Ask a run to write a checkpoint at its next step, and end."""
     from launch.runs.control import ask_to_stop
@@ -70,7 +72,7 @@ def stop(run: str) -> int:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 def cancel(run: str) -> int:
     """End a run now, or take its job out of the queue.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from launch.cli.arguments import call
+from launch.cli.completion import complete_run
 from trainlib.errors import UserError
 
 
 @click.command("wandb-sync")
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 def wandb_sync(run: str) -> int:
     """Upload to W&B what was tracked offline.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from launch.cli.completion import complete_run
 from trainlib.errors import EXIT_USER_ERROR, UserError
 
 
@@ -20,7 +21,7 @@ def _parse_sizes(context: click.Context, option: click.Parameter, value: str) ->
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="How many steps to repeat.")
 @click.option(
     "--processes", default="1,2", show_default=True, callback=_parse_sizes, help="Numbers of ranks to compare."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +19,11 @@ import trainlib
 from trainlib.config.checking.arguments import argument_keys, argument_mistakes
 from trainlib.config.checking.given_parts import TRANSFORM, refuse_lost_values, refuse_missing_parts
 from trainlib.config.checking.messages import schema_mistakes
+from trainlib.config.checking.other_words import separate_words, with_words
 from trainlib.config.checking.rules import broken_rules
 from trainlib.config.checking.suggest import nearest
 from trainlib.config.reading.merge import is_override, merge, parse_overrides
-from trainlib.config.reading.yaml_source import Source, read_file
+from trainlib.config.reading.yaml_source import COMMAND_LINE, Source, read_file
 from trainlib.config.schema.base import Named
 from trainlib.config.schema.defaults import resolve
 from trainlib.config.schema.sections import Config
@@ -41,12 +44,18 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
     Raises ConfigError, which lists every mistake with its place. Files that the values name need not exist here: they
     are looked for where they are read, as a resumed run needs no weights file.
     """
+    spaced = separate_words([word for word in arguments if isinstance(word, str) and not _names_file(word)])
+    mistakes = [
+        Mistake("", f"{word}: no such file, and a key needs its value. {say}") for word, say in spaced.items() if say
+    ]
+    arguments = [argument for argument in arguments if not (isinstance(argument, str) and argument in spaced)]
     overrides = [argument for argument in arguments if isinstance(argument, str) and is_override(argument)]
     files = [argument for argument in arguments if argument not in overrides]
-    if not files:
+    if not (files or mistakes):
         shipped = ", ".join(shipped_configs())
         raise ConfigError([Mistake("", f"no configuration given: must be the path of a file or one of {shipped}")])
-    layers, mistakes = _read_all(files)
+    layers, unread = _read_all(files)
+    mistakes += unread
     command_line = Source({})
     try:
         command_line = parse_overrides(overrides)
@@ -84,9 +93,13 @@ def with_older_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def shipped_configs() -> dict[str, Path]:
     """Return the paths of the configurations that come with this software, by name."""
+    return {path.stem: path for path in sorted(configs_folder().glob("*.yaml"))}
+
+
+def configs_folder() -> Path:
+    """Return the folder of the shipped configurations, inside the installed package or beside it."""
     package = Path(trainlib.__file__).parent
-    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def _with_default_sections(source: Source) -> Source:
@@ -122,6 +135,10 @@ def _plain(values: Mapping[str, Any]) -> Source:
         raise ConfigError([Mistake("", rule)]) from error
 
 
+def _names_file(file: str) -> bool:
+    return os.path.exists(file) or file in shipped_configs()
+
+
 def _find(file: str) -> tuple[Path, str]:
     """Return the path of a CONFIG argument, and its name in messages."""
     shipped = shipped_configs()
@@ -131,7 +148,8 @@ def _find(file: str) -> tuple[Path, str]:
     if file in shipped:
         return shipped[file], f"configs/{shipped[file].name}"
     if path.is_dir():
-        raise ConfigError([Mistake("", f"{file}: is a folder, must be a YAML file")])
+        rule = f"{file}: is a folder, must be a YAML file; launch init {shlex.quote(file)} writes one for its pictures"
+        raise ConfigError([Mistake("", rule)])
     guess = nearest(path.stem, shipped)
     rule = f"{file}: no such file" + (f"; did you mean {guess}?" if guess else "")
     raise ConfigError([Mistake("", f"{rule} (shipped configurations: {', '.join(shipped) or 'none'})")])
@@ -162,8 +180,15 @@ def _validated(source: Source) -> Config:
     mistakes += broken_rules(config, passed)
     if mistakes:
         mistakes.sort(key=_section_order)
-        raise ConfigError([replace(m, where=source.locate(m.key)) for m in mistakes])
+        raise ConfigError([_told(mistake, source) for mistake in mistakes])
     return resolve(config)
+
+
+def _told(mistake: Mistake, source: Source) -> Mistake:
+    """Return a mistake with its place and, where another tool's words were used, with ours."""
+    where, value = source.locate(mistake.key), source.value(mistake.key)
+    rule = with_words(mistake.key, value, mistake.rule, typed=where == COMMAND_LINE)
+    return replace(mistake, rule=rule, where=where)
 
 
 def _section_order(mistake: Mistake) -> int:

@@ -1,6 +1,6 @@
 """The tables of docs/config.md, made from the schema. The prose of the page is written in the page.
 
-`python -m trainlib.config.docs.reference docs/config.md` brings the page up to date.
+`python -m trainlib.config.docs.reference docs/config.md` brings the page up to date, and configs/schema.json with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from trainlib.config.checking.suggest import format_value
 from trainlib.config.docs.descriptions import DESCRIPTIONS
-from trainlib.config.load import load_config
+from trainlib.config.docs.json_schema import FILE, schema_text
+from trainlib.config.load import configs_folder, load_config
 from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError
 
@@ -185,3 +186,4 @@ def _harmless() -> str:
 if __name__ == "__main__":
     path = Path(sys.argv[1])
     path.write_text(fill_page(path.read_text()))
+    (configs_folder() / FILE).write_text(schema_text())

@@ -50,6 +50,14 @@ class Source:
             key = key.rpartition(".")[0]
         return self.where.get(key, "")
 
+    def value(self, key: str) -> Any:
+        """Return the value at a dotted key, {} where there is none."""
+        found: Any = self.values
+        for part in key.split("."):
+            inner = found.get(part, {}) if isinstance(found, dict) else {}
+            found = found[int(part)] if isinstance(found, list) and part.isdigit() else inner
+        return found
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's parser with the core schema's plain scalars."""

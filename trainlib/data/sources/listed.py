@@ -67,7 +67,7 @@ def listed_files(config: DataConfig, seed: int) -> Listed:
 
     Raises DataError for files that are missing or of the wrong form.
     """
-    samples = _list_samples(config)
+    samples = found_samples(config)
     _check_groups(samples)
     facts = _training_facts(samples)
     if not samples.counts.get("test"):
@@ -123,7 +123,8 @@ def tell(samples: Samples) -> None:
         logger.log(level, "%s", sentence)
 
 
-def _list_samples(config: DataConfig) -> Samples:
+def found_samples(config: DataConfig) -> Samples:
+    """Return the samples of the configured data set of files, in the splits that the data bring."""
     match config.name:
         case "image_folder":
             return list_image_folder(

@@ -1,0 +1,73 @@
+"""Commands and options of other tools, answered with the words to type here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+
+# {} stands for the words that follow, {0} for the first of them.
+COMMANDS: Mapping[str, str] = {
+    **dict.fromkeys(("train", "fit", "start", "finetune", "learn", "training"), "launch run {}"),
+    **dict.fromkeys(("test", "evaluate", "val", "evaluation", "score"), "launch eval {}"),
+    "validate": "launch eval {} for the figures of a run, launch check {} for a configuration",
+    **dict.fromkeys(("infer", "inference", "classify", "detect"), "launch predict {}"),
+    **dict.fromkeys(("resume", "continue", "restart"), "launch run runs/{0}/config.yaml"),
+    **dict.fromkeys(("ls", "ps", "runs", "show-runs"), "launch list"),
+    **dict.fromkeys(("show", "info", "describe", "progress", "state"), "launch status {}"),
+    **dict.fromkeys(("log", "tail", "attach", "follow"), "launch logs -f {}"),
+    **dict.fromkeys(("kill", "abort", "terminate", "scancel"), "launch cancel {}"),
+    **dict.fromkeys(("pause", "interrupt"), "launch stop {}"),
+    **dict.fromkeys(("queue", "sbatch", "slurm", "enqueue", "srun"), "launch submit {}"),
+    **dict.fromkeys(("tune", "hpo", "search", "grid", "hparams"), "launch sweep {}"),
+    **dict.fromkeys(("convert", "onnx", "deploy"), "launch export {} --format onnx"),
+    **dict.fromkeys(("tensorboard", "board", "tb"), "tensorboard --logdir runs"),
+    **dict.fromkeys(("wandb", "sync", "upload"), "launch wandb-sync {}"),
+    **dict.fromkeys(("new", "create", "setup", "configure"), "launch init {}"),
+    **dict.fromkeys(("compare", "plot", "results", "view", "html"), "launch report {}"),
+    **dict.fromkeys(("lint", "dry-run", "dryrun", "config", "verify-config"), "launch check {}"),
+    **dict.fromkeys(("env", "diagnose", "system", "hardware"), "launch doctor"),
+    **dict.fromkeys(("dataset", "inspect", "explore", "stats"), "launch data {}"),
+    "version": "launch --version",
+    "help": "launch --help",
+}
+
+
+def for_command(word: str, rest: Sequence[str], commands: Sequence[str]) -> str | None:
+    """Return what to type for a command that there is not; None where nothing is like it.
+
+    rest       the words behind it
+    commands   those that there are
+    """
+    from trainlib.config import shipped_configs
+    from trainlib.config.checking.suggest import nearest
+
+    if template := COMMANDS.get(word.lower()):
+        whole = shlex.join(rest)
+        return " ".join(template.replace("{0}", rest[0] if rest else "NAME").replace("{}", whole).split())
+    if os.path.isdir(word):
+        return f"launch init {shlex.quote(word)}"
+    if word.endswith((".yaml", ".yml")) or word in shipped_configs():
+        return shlex.join(["launch", "run", word, *rest])
+    guess = nearest(word, commands)
+    return shlex.join(["launch", guess, *rest]) if guess else None
+
+
+def for_option(option: str, words: Sequence[str]) -> str | None:
+    """Return a sentence on what to type for an option that there is not; None where nothing is like it.
+
+    option   with its dashes
+    words    the whole command line
+    """
+    from trainlib.config.checking.other_words import instead, is_key, sentence
+
+    name, value = option.lstrip("-"), ""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word == option and not following.startswith("-"):
+            value = following
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+    if not is_key(name) and name.startswith(("no-", "no_")):
+        name, value = name[3:], "false"
+    answer = instead(name, value) if is_key(name) else None
+    return sentence(answer) if answer else None

@@ -1,0 +1,29 @@
+"""What `launch` alone prints, and the line after a command that says what to do next."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+START_PAGE = """\
+trainlaunch trains an image classifier from one YAML file, on any hardware, with exact results.
+
+  launch run quickstart              try it: trains on small drawings, nothing to download, under a minute
+  launch init photos                 write photos.yaml for a folder of pictures, one folder for each class
+  launch run photos.yaml             train; Ctrl-C stops with a checkpoint, the same command goes on from there
+  launch report photos               one HTML page: curves, classes, mistakes
+  launch predict photos new.jpg      name what is in a picture
+
+launch --help lists all commands, launch run --help says what one takes."""
+
+
+def tell_next(*commands: str) -> None:
+    """Say on standard error, in one line, what may be typed next."""
+    click.echo(f"next: {'    or: '.join(commands)}", err=True)
+
+
+def tell_loading() -> None:
+    """Say on standard error that torch is being loaded, which takes seconds, unless it is there already."""
+    if "torch" not in sys.modules:
+        click.echo("loading torch ...", err=True)
