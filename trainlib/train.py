@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trainlib.config import Config, keep_older_values, load_config
+from trainlib.config import AfterConfig, Config, keep_older_values, load_config
 from trainlib.errors import (
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
+    CheckpointError,
     ConfigError,
     StoppedError,
     TrainlaunchError,
@@ -37,6 +38,8 @@ from trainlib.training.tracking.curves import draw_curves
 
 if TYPE_CHECKING:
     from trainlib.models.custom_parts import CustomParts
+
+logger = logging.getLogger("trainlib")
 
 
 def main(arguments: Sequence[str] | None = None, config: Config | None = None) -> int:
@@ -131,10 +134,24 @@ def _train_rank_0(config: Config, flag: StopFlag, fresh: bool, resume: str | Non
                         attempt.begin(run.next_attempt())  # SLURM decides by its end
                     raise
             draw_curves(run.path)  # last: all that matters is safe by now
+            if done and config.checkpoint.after is not None:
+                _keep_after(run, config.checkpoint.after)
             return done
     finally:
         flag.acknowledge()
         run.close()
+
+
+def _keep_after(run: RunDirectory, after: AfterConfig) -> None:
+    """Remove what `checkpoint.after` does not keep of a complete run; a failure is a warning, as nothing is lost."""
+    from trainlib.training.checkpoints.after import keep_after, tell_freed
+
+    try:
+        freed = keep_after(run.path, after.keep, optimizer=after.optimizer)
+    except (CheckpointError, OSError) as error:
+        logger.warning("checkpoint.after: %s", error)
+    else:
+        logger.info("checkpoint.after: %s", tell_freed(run.path, freed))
 
 
 if __name__ == "__main__":

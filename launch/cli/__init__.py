@@ -5,13 +5,30 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from launch.cli import cache, data_set, doctor, init, model, pack, report, run, runs, slurm, sweep, tracking, verify
+import trainlib.runs
+from launch.cli import (
+    cache,
+    data_set,
+    disk,
+    doctor,
+    init,
+    model,
+    pack,
+    report,
+    run,
+    runs,
+    slurm,
+    sweep,
+    tracking,
+    verify,
+)
 from launch.cli.start_page import START_PAGE
-from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, not_permitted
+from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, UserError, not_permitted
 from trainlib.runs.attempt.stop_request import ignore_stop_signals
 from trainlib.runs.terminal.printable import encode_anything, print_error
 from trainlib.runs.terminal.streams import OutputLostError, flush_streams, leave, secure_streams
@@ -29,13 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     encode_anything()
     try:
+        arguments = _without_runs(sys.argv[1:] if arguments is None else arguments)
         code = cli.main(arguments, prog_name=_program_name(), standalone_mode=False)
         flush_streams()
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption):
-            _say_ours(error, sys.argv[1:] if arguments is None else arguments)
+            _say_ours(error, arguments or ())
         error.show()
         return error.exit_code
     except OutputLostError as error:
@@ -47,6 +65,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(not_permitted(error))
         return EXIT_USER_ERROR
     return code or 0
+
+
+def _without_runs(words: Sequence[str]) -> list[str]:
+    """Take `--runs DIR`, from anywhere on the line: the folder of all runs, of this process and those it starts.
+
+    It comes before what reads `RUNS` is imported.
+    """
+    left, given = list[str](), iter(words)
+    for word in given:
+        if word == "--":
+            left += [word, *given]
+        elif word == "--runs" or word.startswith("--runs="):
+            folder = word.partition("=")[2] or next(given, "")
+            if not folder:
+                raise UserError("--runs: needs the folder that holds the run directories")
+            os.environ[trainlib.runs.RUNS_VARIABLE] = folder
+            trainlib.runs.RUNS = Path(folder)
+        else:
+            left.append(word)
+    return left
 
 
 def _program_name() -> str:
@@ -97,8 +135,11 @@ class _InOrder(click.Group):
 
 @click.group(cls=_InOrder, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="The version.")
+@click.option(
+    "--runs", metavar="DIR", help="Where the runs are; anywhere on the line.  [default: $TRAINLAUNCH_RUNS or runs]"
+)
 @click.pass_context
-def cli(context: click.Context) -> None:
+def cli(context: click.Context, runs: str | None) -> None:
     """Train an image classifier from one YAML file, on any hardware, with exact results."""
     if context.invoked_subcommand is None:
         click.echo(START_PAGE, err=True)
@@ -111,6 +152,7 @@ _COMMANDS = (
     run.check,
     data_set.data,
     slurm.submit,
+    slurm.slurm_script,
     sweep.sweep,
     runs.list_runs,
     runs.status,
@@ -118,6 +160,8 @@ _COMMANDS = (
     runs.stop,
     runs.cancel,
     doctor.doctor,
+    disk.rm,
+    disk.prune,
     cache.cache,
     report.report,
     model.evaluate,

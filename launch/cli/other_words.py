@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     **dict.fromkeys(("tensorboard", "board", "tb"), "tensorboard --logdir runs"),
     **dict.fromkeys(("wandb", "sync", "upload"), "launch wandb-sync {}"),
     **dict.fromkeys(("new", "create", "setup", "configure"), "launch init {}"),
+    **dict.fromkeys(("delete", "remove", "del", "clean"), "launch rm {}"),
     **dict.fromkeys(("compare", "plot", "results", "view", "html"), "launch report {}"),
     **dict.fromkeys(("lint", "dry-run", "dryrun", "config", "verify-config"), "launch check {}"),
     **dict.fromkeys(("env", "diagnose", "system", "hardware"), "launch doctor"),

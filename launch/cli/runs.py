@@ -16,28 +16,42 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-def list_runs() -> int:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_runs(as_json: bool) -> int:
     """List the runs in runs/, newest last."""
+    from launch.runs.as_json import run_facts
     from launch.runs.show import runs_table
     from trainlib.runs import RUNS
+    from trainlib.runs.files.json_records import to_json
     from trainlib.runs.status import all_runs
     from trainlib.runs.terminal.tables import show
 
-    runs = all_runs()
-    table = runs_table(runs, datetime.now(UTC), _active_jobs(runs))
+    runs, now = all_runs(), datetime.now(UTC)
+    jobs = _active_jobs(runs)
+    if as_json:
+        for run in runs:
+            click.echo(to_json(run_facts(run, now, jobs)))
+        return 0
+    table = runs_table(runs, now, jobs)
     show(table if runs else f"no runs in {RUNS.resolve()}")
     return 0
 
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
-def status(run: str) -> int:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with all attempts and jobs.")
+def status(run: str, as_json: bool) -> int:
     """Show how far a run is: RUN is its name or its directory."""
+    from launch.runs.as_json import whole_run_facts
     from launch.runs.show import run_details
+    from trainlib.runs.files.json_records import to_json
     from trainlib.runs.status import find_run, read_run
     from trainlib.runs.terminal.tables import terminal
 
     found = read_run(find_run(run))
+    if as_json:
+        click.echo(to_json(whole_run_facts(found, datetime.now(UTC), _active_jobs([found])), indent=2))
+        return 0
     console = terminal()
     width = console.width if console else None
     click.echo(run_details(found, datetime.now(UTC), _active_jobs([found]), width=width))
@@ -49,13 +63,14 @@ def status(run: str) -> int:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends, in a later job too.")
 @click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
 @click.option("--attempt", type=click.IntRange(min=1), help="Only what this start of the run printed.")
-def logs(run: str, follow: bool, rank: int, attempt: int | None) -> int:
+@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N lines; -f goes on there.")
+def logs(run: str, follow: bool, rank: int, attempt: int | None, lines: int | None) -> int:
     """Show what a rank of a run has printed."""
     from launch.runs.control import log_chunks
     from trainlib.runs.status import find_run
     from trainlib.runs.terminal.printable import printable
 
-    for chunk in log_chunks(find_run(run), rank, follow=follow, attempt=attempt):
+    for chunk in log_chunks(find_run(run), rank, follow=follow, attempt=attempt, lines=lines):
         click.echo(printable(chunk, keep="\n\r\t"), nl=False)  # a log may hold what steers a terminal
     return 0
 

@@ -96,6 +96,15 @@ def submit(
     return _wait(job_id, directory) if wait else 0
 
 
+@click.command("slurm-script")
+def slurm_script() -> int:
+    """Print the path of the batch script, for sbatch by hand or to be copied and changed."""
+    from launch.slurm.submission.sites import shipped_files
+
+    click.echo(shipped_files() / "train.sbatch")
+    return 0
+
+
 def _overrides(flags: Mapping[str, object]) -> list[str]:
     return [f"slurm.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
 

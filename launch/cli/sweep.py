@@ -46,6 +46,7 @@ class _Submission:
 @click.option("--debug", is_flag=True, help="Have the jobs say more: of the script, NCCL and torch.distributed.")
 @click.option("--wait", is_flag=True, help="Follow the jobs to their end, and show the results.")
 @click.option("--results", is_flag=True, help="Only show the results so far, the best first.")
+@click.option("--json", "as_json", is_flag=True, help="With --results: one JSON object a line.")
 @click.option("--dry-run", is_flag=True, help="Only print what would run.")
 def sweep(
     file: str,
@@ -60,16 +61,18 @@ def sweep(
     debug: bool,
     wait: bool,
     results: bool,
+    as_json: bool,
     dry_run: bool,
 ) -> int:
     """Train many runs from one file, on SLURM or here.
 
-    The file holds a grid, a list, or both; they are a SLURM job array, or run here one by one with --local. Every
-    configuration is checked before the first run starts. Given again, the command leaves out what is finished or in
-    the queue, and continues the rest.
+    SWEEP.yaml is a file, or the name of a shipped sweep, like lr_and_seed. It holds a grid, a list, or both; they are
+    a SLURM job array, or run here one by one with --local. Every configuration is checked before the first run starts.
+    Given again, the command leaves out what is finished or in the queue, and continues the rest.
     """
     from launch.sweep.grid import read_sweep
-    from launch.sweep.results import is_finished, results_table
+    from launch.sweep.results import is_finished, results_facts, results_table
+    from trainlib.runs.files.json_records import to_json
     from trainlib.runs.terminal.tables import show
 
     latest = RESUME_LATEST if resume else None
@@ -77,8 +80,10 @@ def sweep(
     plan = read_sweep(Path(file), overrides)
     if site and not local and (of_site := _of_site(site, plan)):
         plan = read_sweep(Path(file), [*overrides, *of_site])
+    if as_json and not results:
+        raise UserError("--json: shows results as JSON, and needs --results")
     if results:
-        show(results_table(plan))
+        show("\n".join(map(to_json, results_facts(plan))) if as_json else results_table(plan))
         return EXIT_OK
     elements = [element for element in plan.elements if fresh or not is_finished(element)]
     for name, job_id in _in_queue(elements).items():

@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,15 +33,21 @@ _KILL_SECONDS = 10
 _ATTEMPT = re.compile(r"=== attempt (\d+)\b")
 
 
-def log_chunks(directory: Path, rank: int, *, follow: bool, attempt: int | None = None) -> Iterator[str]:
+def log_chunks(
+    directory: Path, rank: int, *, follow: bool, attempt: int | None = None, lines: int | None = None
+) -> Iterator[str]:
     """Return the text of a rank's log, in pieces.
 
     follow    go on with what is appended until the run is over. A run whose SLURM job is to start again is not over
     attempt   only what this attempt printed
+    lines     only so many of the lines that are there, the last ones
     """
     path = directory / "logs" / f"rank-{rank}.log"
-    chunks = _chunks(path, _Progress(directory) if follow else None)
-    return chunks if attempt is None else _of_attempt(chunks, attempt, path)
+    chunks = _chunks(path, _Progress(directory) if follow else None, lines if attempt is None else None)
+    if attempt is None:
+        return chunks
+    chunks = _of_attempt(chunks, attempt, path)
+    return chunks if lines is None or follow else iter(deque(chunks, lines))  # each of these is a line
 
 
 class _Progress:
@@ -66,7 +73,7 @@ class _Progress:
         return self._queued
 
 
-def _chunks(path: Path, progress: _Progress | None) -> Iterator[str]:
+def _chunks(path: Path, progress: _Progress | None, lines: int | None = None) -> Iterator[str]:
     while progress and not path.exists() and progress.goes_on():
         time.sleep(_POLL_SECONDS)
     try:
@@ -79,6 +86,8 @@ def _chunks(path: Path, progress: _Progress | None) -> Iterator[str]:
         if (size := os.fstat(descriptor).st_size) > _SHOWN_BYTES:
             print(f"note: only the last {_SHOWN_BYTES >> 20} of {size >> 20} MB of {path} are shown", file=sys.stderr)
             file.seek(size - _SHOWN_BYTES)
+        if lines is not None:
+            yield "".join(deque(file, lines))
         while True:
             over = not (progress and progress.goes_on())  # asked before reading: what comes last is not missed
             while chunk := file.read(_CHUNK_CHARACTERS):

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from launch.slurm.follow import state_text
 from launch.slurm.queue import JobState
 from trainlib.runs.files.json_records import Record
+from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.failure_record import read_all, root_cause
 from trainlib.runs.records.jobs import open_jobs, queue_id
 from trainlib.runs.status import Run, time_of
 from trainlib.runs.terminal.tables import STATUS_STYLES, Column, Table, hang
 
+_UNITS = (("step", "total"), ("epoch", "epochs"))
+_LONGEST = 1e9  # seconds that are shown
+_LAST_LINES = 5  # of the log of a job that ended before Python began
 Jobs = Mapping[str, JobState] | None  # the waiting and running jobs by id; None where the queue was not asked
 
 
 def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> Table:
     """Return a row for each run; its accuracy is that of the test, or of the newest validation before the test.
 
-    Where the files of any are damaged, a last column says what is.
+    Of runs that are running there is a column with the time that is left; where the files of any are damaged, a last
+    column says what is.
     """
+    left = Column("LEFT", [_left(run.pulse) for run in runs], on_right=True)
     problems = Column("PROBLEM", [run.problems[0] if run.problems else "" for run in runs])
     return Table(
         [
             Column("NAME", [run.name for run in runs]),
-            Column("STATUS", [_status(run, jobs) for run in runs], styles=STATUS_STYLES),
-            Column("STEP", [str(run.newest_metrics.get("step", "")) for run in runs], on_right=True),
+            Column("STATUS", [status_word(run, jobs) for run in runs], styles=STATUS_STYLES),
+            Column("STEP", ["" if run.step is None else str(run.step) for run in runs], on_right=True),
             Column("EPOCH", [str(run.newest_metrics.get("epoch", "")) for run in runs], on_right=True),
             Column("ACCURACY", [_accuracy(run) for run in runs]),
             Column("STARTED", [local_time(run.started) for run in runs]),
             Column("SECONDS", [_seconds(run, now) for run in runs], on_right=True),
+            *([left] if any(left.cells) else []),
             *([problems] if any(problems.cells) else []),
         ]
     )
@@ -42,16 +49,17 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
 
     width   characters a line, of a terminal; None leaves every fact in one line
     """
-    job = _job_of(run, jobs)
+    job = job_of(run, jobs)
     facts = {
         "run": run.name,
         "status": _explain(run, jobs),
         "job": f"{job.job_id}, {state_text(job)}" if job else "",
         "progress": _progress(run.newest_metrics, run.planned),
+        "now": now_text(run.pulse),
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
         "val": _metrics(run.last.get(("val", None))),
         "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),
-        "last error": last_error(run),
+        "last error": "" if job or (run.status == "new" and jobs is None) else last_error(run),
         "problem": "; ".join(run.problems),
         "checkpoints": ", ".join(path.name for path in run.checkpoints.values()),
         "seconds": _seconds(run, now),
@@ -63,16 +71,32 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
     return "\n".join(lines)
 
 
-def _job_of(run: Run, jobs: Jobs) -> JobState | None:
+def job_of(run: Run, jobs: Jobs) -> JobState | None:
     """Return the newest job of a run that waits or runs."""
     return next((jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs), None) if jobs else None
 
 
-def _status(run: Run, jobs: Jobs) -> str:
+def now_text(pulse: Record) -> str:
+    """Return what a run does at the moment, in words: its step, time left, and loss and speed of the last minute."""
+    parts = [str(pulse.get("phase", ""))]
+    parts += [f"{unit} {pulse[unit]} of {pulse[all_]}" for unit, all_ in _UNITS if {unit, all_} <= pulse.keys()]
+    parts += [f"loss {pulse['loss']:.4f} over the last minute"] if "loss" in pulse else []
+    parts += [f"{pulse['images_per_second']:,.0f} images/s"] if "images_per_second" in pulse else []
+    parts += [f"{_left(pulse)} left"] if "seconds_left" in pulse else []
+    return ", ".join(filter(None, parts))
+
+
+def _left(pulse: Record) -> str:
+    return str(timedelta(seconds=round(min(pulse["seconds_left"], _LONGEST)))) if "seconds_left" in pulse else ""
+
+
+def status_word(run: Run, jobs: Jobs) -> str:
     """Return the state of a run in one word, from the queue where it has a job there, and what a job waits for."""
-    job = _job_of(run, jobs)
+    job = job_of(run, jobs)
+    if job is None and run.status == "new" and open_jobs(run.jobs):
+        return "submitted" if jobs is None else "failed"  # before Python began, or it would have said so
     if job is None:
-        return "submitted" if jobs is None and run.status == "new" and open_jobs(run.jobs) else run.status
+        return run.status
     if not job.waiting:
         return job.state.lower()
     state = "requeued" if job.restarts else "pending"
@@ -88,7 +112,7 @@ def _accuracy(run: Run) -> str:
 
 
 def _explain(run: Run, jobs: Jobs) -> str:
-    status = _status(run, jobs)
+    status = status_word(run, jobs)
     what_next = {
         "stopped": "; start it again to continue",
         "interrupted": ": the process was killed or the machine went down (no reason was recorded); "
@@ -121,11 +145,21 @@ def _metrics(record: Record | None) -> str:
 def last_error(run: Run) -> str:
     """Return how the newest failure of a run came about; empty where nothing failed."""
     left = root_cause(read_all(run.directory))
+    if run.status == "new" and left is None and (jobs := open_jobs(run.jobs)):
+        return _before_python(run, jobs[-1])
     if left is not None:
         return _failure(asdict(left))
     failures = [record for record in run.jobs if record.get("cause") == "failure"]
     reasons = [record["reason"] for record in run.attempts if record.get("status") == "failed" and record.get("reason")]
     return _failure(failures[-1]) if failures else str(reasons[-1]) if reasons else ""
+
+
+def _before_python(run: Run, job_id: str) -> str:
+    """Return what a job printed that has left the queue before the training program began."""
+    name = f"logs/slurm-{job_id}.out"
+    lines = RunFiles(run.directory).end_of_text(name).splitlines()[-_LAST_LINES:]
+    said = f"; the last lines of {run.directory / name}: {' | '.join(lines)}" if lines else ""
+    return f"job {job_id} ended before the training began{said}"
 
 
 def _failure(record: Record) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 
 from trainlib.config import Config, load_config
 from trainlib.config.checking.suggest import format_value, nearest
+from trainlib.config.load import configs_folder
 from trainlib.config.reading.yaml_source import COMMAND_LINE, Source, read_file
 from trainlib.config.schema.values import check_run_name
 from trainlib.errors import ConfigError, Mistake
@@ -69,12 +70,26 @@ class Sweep:
         return [key for key in keys if len({json.dumps(e.values.get(key)) for e in self.elements}) > 1]
 
 
+def find_sweep(path: Path) -> Path:
+    """Return the file: the path as given, or the shipped sweep of that name. Raises ConfigError where there is none."""
+    shipped = {file.stem: file for file in sorted((configs_folder() / "sweeps").glob("*.yaml"))}
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    if str(path) in shipped:
+        return shipped[str(path)]
+    guess = nearest(str(path), shipped)
+    rule = f"{path}: no such file" + (f"; did you mean {guess}?" if guess else "")
+    raise ConfigError([Mistake("", f"{rule} (shipped sweeps: {', '.join(shipped)})")])
+
+
 def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Return the sweep in a file, with every element's configuration checked.
 
+    path        a file, or the name of a shipped sweep
     overrides   `key=value`, which go over the file's own
     Raises ConfigError with every mistake and its place, those of the elements' configurations among them.
     """
+    path = find_sweep(path)
     source = read_file(path, str(path), dotted_in=("overrides", "grid", "runs"))
     mistakes = list(_wrong_form(source.values))
     mistakes += [

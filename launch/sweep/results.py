@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from launch.sweep.grid import Element, Sweep, short_keys, value_text
 from trainlib.config import differences, is_harmless, read_resolved
@@ -44,6 +45,23 @@ def results_table(sweep: Sweep) -> Table:
         Column("RUN", [element.name for element in ranked]),
     ]
     return Table(columns)
+
+
+def results_facts(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return for each run what `results_table` shows of it, in the same order; null stands for what is not known."""
+    runs = {element.name: read_run(RUNS / element.name) for element in sweep.elements}
+    return [
+        {
+            "name": element.name,
+            "values": {key: element.values.get(key) for key in sweep.varied},
+            "status": runs[element.name].status,
+            "step": runs[element.name].step,
+            "metric": element.config.checkpoint.best.metric if element.config.checkpoint.best else None,
+            "best": _best(element, runs[element.name]),
+            "test_accuracy": _test_accuracy(runs[element.name]),
+        }
+        for element in sorted(sweep.elements, key=lambda element: _rank(element, runs[element.name]))
+    ]
 
 
 def _rank(element: Element, run: Run) -> tuple[bool, float]:

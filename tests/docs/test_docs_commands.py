@@ -155,6 +155,11 @@ def looks_at_data(command: Command, words: list[str], cwd: Path) -> None:
     as_it_is(command, [*words, "data={name: image_folder, root: pictures, image_size: 32}"], cwd)
 
 
+def sees_pictures(command: Command, words: list[str], cwd: Path) -> None:
+    make_pictures(cwd / words[0])
+    as_it_is(command, words, cwd)
+
+
 def as_it_is(command: Command, words: list[str], cwd: Path) -> None:
     succeeds([command.words[1], *words], cwd)
 
@@ -189,10 +194,14 @@ RULES: dict[str, Callable[[Command, list[str], Path], None]] = {
     "eval": as_it_is,
     "export": as_it_is,
     "predict": predicts,
+    "init": sees_pictures,
+    "rm": as_it_is,
+    "prune": as_it_is,
+    "slurm-script": as_it_is,
     "stop": ends_a_run,
     "cancel": ends_a_run,
 }
-OF_A_RUN = ("status", "logs", "report", "eval", "export", "predict", "stop", "cancel")
+OF_A_RUN = ("rm", "prune", "status", "logs", "report", "eval", "export", "predict", "stop", "cancel")
 
 
 @pytest.fixture

@@ -99,6 +99,7 @@ FULL: dict[str, Any] = {
         "keep": 3,
         "best": {"metric": "val/accuracy", "mode": "max"},
         "background": True,
+        "after": {"keep": ["best", "last"], "optimizer": True},
     },
     "tracking": {
         "wandb": {"mode": "offline", "project": "p", "entity": "e", "group": "g", "artifacts": False},

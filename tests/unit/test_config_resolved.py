@@ -44,6 +44,7 @@ def test_the_defaults_are_those_of_the_contract(workdir: Path) -> None:
         "keep": 3,
         "best": {"metric": "val/accuracy", "mode": "max"},
         "background": False,
+        "after": None,
     }
     assert config.scheduler is None
 

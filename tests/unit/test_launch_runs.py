@@ -258,3 +258,40 @@ def test_status_fits_a_terminal(tmp_path: Path) -> None:
         f"{'':26}rank 1",
     ]
     assert f"directory:   {run.directory}" in lines
+
+
+@pytest.mark.parametrize(
+    ("jobs", "status", "error"),
+    [
+        ({}, "failed", "job 7 ended before the training began; the last lines of "),
+        (None, "submitted", ""),
+    ],
+)
+def test_a_job_that_ends_before_python_begins_has_failed(
+    tmp_path: Path, jobs: dict[str, Any] | None, status: str, error: str
+) -> None:
+    """A module that is missing, an environment that is not on the node: nothing of ours could say so."""
+    run = tmp_path / "x"
+    (run / "logs").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run / "jobs.jsonl").write_text(json.dumps({"event": "submitted", "job_id": "7"}) + "\n")
+    (run / "logs/slurm-7.out").write_text("one\ntwo\nmodule: command not found\n")
+    found = read_run(run)
+    text = run_details(found, START, jobs)
+    assert f"status:      {status}\n" in text
+    assert (error in text) == bool(error)
+    assert ("two | module: command not found" in text) == bool(error)
+    assert f" {status} " in str(runs_table([found], START, jobs))
+
+
+def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x", [], log="".join(f"line {i}\n" for i in range(50)))
+    assert "".join(log_chunks(run, 0, follow=False, lines=2)) == "line 48\nline 49\n"
+    assert "".join(log_chunks(run, 0, follow=False, lines=0)) == ""
+    assert len("".join(log_chunks(run, 0, follow=False, lines=99)).splitlines()) == 50
+
+
+def test_the_last_lines_of_an_attempt(tmp_path: Path) -> None:
+    log = "=== attempt 1\na\nb\n=== attempt 2\nc\nd\n"
+    run = make_run(tmp_path / "x", [], log=log)
+    assert "".join(log_chunks(run, 0, follow=False, attempt=1, lines=1)) == "b\n"

@@ -11,6 +11,7 @@ from trainlib.config.reading.command_line import mark_bare_resume
 from trainlib.config.schema.augment import Augment, PolicyConfig
 from trainlib.config.schema.framing import Crop, Resize
 from trainlib.config.schema.sections import (
+    AfterConfig,
     Best,
     CheckpointConfig,
     Config,
@@ -34,6 +35,7 @@ __all__ = [
     "BALANCED",
     "CUSTOM_PREFIX",
     "TRANSFORM",
+    "AfterConfig",
     "Augment",
     "Best",
     "CheckpointConfig",

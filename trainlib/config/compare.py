@@ -84,4 +84,4 @@ def is_harmless(key: str) -> bool:
 
 def is_free(key: str) -> bool:
     """Return True if this dotted key says nothing of what a run computes, and may change without a question."""
-    return key in Config.FREE
+    return any(key == free or key.startswith(f"{free}.") for free in Config.FREE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,6 +12,7 @@ from trainlib.config import Config, differences, dump_config, harmful, is_free, 
 from trainlib.errors import RunDirectoryError
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_taken, read_owner
+from trainlib.runs.attempt.pulse import remove_pulse, write_pulse
 from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt
 from trainlib.runs.files import locks
 from trainlib.runs.files.durable import remove_temporary, sync_directory, write_atomically
@@ -41,6 +42,7 @@ class RunDirectory:
         self._lock: TextIO | None = None
         self._made: list[Path] = []  # by `open`, innermost first
         self._is_claimed = False
+        self.pulse: Callable[[], Mapping[str, Any]] | None = None  # gives what progress.json is to say
 
     @classmethod
     def open(cls, config: Config, *, fresh: bool = False, resume: str | None = None, runs: Path = RUNS) -> RunDirectory:
@@ -72,6 +74,8 @@ class RunDirectory:
     def close(self) -> None:
         """Give the run up. What `open` has made is removed if nothing began: a refused start leaves no trace."""
         if self._ownership is not None:
+            if self.is_own():
+                remove_pulse(self.path)
             self._ownership.release()
             self._ownership = None
         for path in self._made:
@@ -184,7 +188,11 @@ class RunDirectory:
                 raise self._in_use()
             (self.path / OWNER_FILE).unlink(missing_ok=True)  # of a process that was killed
             with suppress(FileExistsError):  # another start was faster
-                self._ownership = Ownership(self.path, owner)
+                self._ownership = Ownership(self.path, owner, self._beat)
+
+    def _beat(self) -> None:
+        if self.pulse is not None:
+            write_pulse(self.path, self.pulse())
 
     def _in_use(self) -> RunDirectoryError:
         owner = read_owner(self.path)
@@ -207,6 +215,7 @@ class RunDirectory:
         if earlier is not None:
             earlier.abandon()
             (old / OWNER_FILE).unlink(missing_ok=True)
+            remove_pulse(old)
         with suppress(FileNotFoundError):
             (old / "STOP").rename(self.stop_file)  # asked while this start was under way
         self.is_moved_aside = False

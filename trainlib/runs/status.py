@@ -12,6 +12,7 @@ from pathlib import Path
 from trainlib.errors import UserError
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.owner import OWNER_FILE, Owner, read_owner, was_renewed_lately
+from trainlib.runs.attempt.pulse import read_pulse
 from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt, last_event
 from trainlib.runs.files import locks
 from trainlib.runs.files.json_records import Record
@@ -21,7 +22,7 @@ from trainlib.runs.records.jobs import JOBS_FILE
 from trainlib.runs.records.rows import METRICS_FILE, lost_rows, miscounted_rows
 from trainlib.runs.records.shapes import ATTEMPT, JOB, MANIFEST, ROW, SUMMARY, whole_number
 
-_TAILS = (1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
+_TAILS = (1 << 12, 1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,17 @@ class Run:
         train = RunFiles(self.directory).config().get("train")
         values = train if isinstance(train, dict) else {}
         return {name: values[name] for name in ("steps", "epochs") if whole_number(values.get(name))}
+
+    @property
+    def pulse(self) -> Record:
+        """Return how far a run that is running has come within the last seconds (see `read_pulse`); else empty."""
+        return read_pulse(self.directory) if self.status == "running" else {}
+
+    @property
+    def step(self) -> int | None:
+        """Return the step that the run has come to; None before it has any."""
+        known = [record["step"] for record in (self.newest_metrics, self.pulse) if record.get("step") is not None]
+        return max(known, default=None)
 
     @property
     def checkpoints(self) -> dict[int, Path]:
@@ -192,10 +204,14 @@ def _lost_end(rows: list[Record], summary: Record) -> str | None:
 
 
 def _newest_rows(files: RunFiles) -> list[Record]:
-    """Return the rows at the end of metrics.jsonl, so many that an evaluation is among them if there was one lately."""
+    """Return the rows at the end of metrics.jsonl, so many that those of an epoch are among them if there were any.
+
+    An epoch ends with its training row, and that of the validation where there is one.
+    """
     rows: list[Record] = []
     for limit in _TAILS:
         rows, are_all = files.newest_lines(METRICS_FILE, limit, ROW)
-        if are_all or any(row["split"] != "train" for row in rows):
+        ends_epoch = any(row.get("scope") == "epoch" for row in rows[:-1])
+        if are_all or ends_epoch or any(row["split"] != "train" for row in rows):
             break
     return rows

@@ -28,6 +28,7 @@ from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.hooks import Hook, TrackerHook
 from trainlib.training.metrics.health import HealthHook
+from trainlib.training.pulse import Pulse
 from trainlib.training.tracking import Trackers, open_trackers
 from trainlib.training.tracking.console import Console
 from trainlib.training.trainer import Trainer, Training
@@ -120,7 +121,10 @@ def _recording_hooks(
     hooks: list[Hook] = [TrackerHook(tracker) for tracker in trackers.metrics]
     named = [name for name in EVALUATION_NUMBERS if f"val/{name}" in config.metrics()]
     quiet = not config.tracking.progress
-    hooks.append(Console(plan.total_steps, plan.steps_per_epoch, step, quiet=quiet, metrics=named))
+    pulse = Pulse(plan.total_steps, plan.steps_per_epoch, step)
+    run.pulse = pulse.now
+    console = Console(plan.total_steps, plan.steps_per_epoch, step, pulse=pulse, quiet=quiet, metrics=named)
+    hooks += [pulse, console]
     if config.tracking.health is not None:
         hooks.append(HealthHook(trackers.health, to_steps(config.tracking.health.every, plan.steps_per_epoch)))
     return hooks, trackers

@@ -34,6 +34,7 @@ from trainlib.runs.records.reasons import EndReason
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.checkpoints.space import checkpoint_size, space_problem
 from trainlib.training.content_record import ContentHook, forget_content, learn_content
 from trainlib.training.final_test import TestResult, evaluate_test_split, write_test_evaluation
 from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook, OwnershipHook
@@ -69,6 +70,7 @@ def run_session(
     if start is not None:
         require_same_config(config, start)
     agent_folder = make_agent_folder() if launch_variables.start_folder() is None else None
+    run.pulse = lambda: {"phase": "reading the data"}
     if custom.dataset is not None:
         dataset = frame_dataset(custom.dataset, config.data, config.seed)
     else:
@@ -88,7 +90,9 @@ def run_session(
         require_alike(config, dataset.listing, custom.code())
         if start is not None:
             learn_content(run, dataset)
+        run.pulse = lambda: {"phase": "building the model"}
         training = _build(config, dataset, accelerator, start, custom, flag, log)
+        _require_space(config, run, training, is_main=is_main)
         _begin(config, run, attempt, start, dataset, accelerator)
         with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
             hooks: list[Hook] = [HeartbeatHook(watchdog.heartbeat), *custom.hooks]
@@ -124,6 +128,19 @@ def _build(
     with Watchdog(hang_seconds and max(hang_seconds, BUILDING_SECONDS), flag, log) as watchdog:
         features = cache_features(inputs, start.step if start else 0, flag.requested, watchdog.heartbeat)
         return build_training(inputs, start, custom, features, watchdog.heartbeat)
+
+
+def _require_space(config: Config, run: RunDirectory, training: Training, *, is_main: bool) -> None:
+    """Raise UserError, on every rank, if the disk has no room for two checkpoints; warn of less than all that stay."""
+    size = checkpoint_size(training.state) if is_main else 0
+    problem = broadcast_object(space_problem(run.checkpoints, size, config.checkpoint.keep) if is_main else None)
+    if problem is None:
+        return
+    can_begin, text = problem
+    if not can_begin:
+        raise UserError(text)
+    if is_main:
+        logger.warning("%s", text)
 
 
 def _begin(

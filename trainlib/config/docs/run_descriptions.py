@@ -141,6 +141,19 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "`true`: write checkpoints while training goes on; a killed run then loses at most two intervals.",
         "checkpoint.background=true",
     ),
+    "checkpoint.after": D(
+        "What stays of the checkpoints of a run that is complete, to save disk. `null`: as many as before. May change "
+        "on resuming without a question.",
+        "checkpoint.after='{keep: [best, last], optimizer: false}'",
+    ),
+    "checkpoint.after.keep": D(
+        "Which checkpoints stay: the `best`, the `last`, or both.",
+        "checkpoint.after.keep='[best]'",
+    ),
+    "checkpoint.after.optimizer": D(
+        "`false`: only the weights stay, about a third with AdamW; the run cannot be made longer then.",
+        "checkpoint.after.optimizer=false",
+    ),
     "tracking": D(
         "Trackers and the console; `metrics.jsonl` is always written.",
         "tracking='{tensorboard: false}'",

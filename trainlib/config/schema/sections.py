@@ -174,6 +174,13 @@ class Best(Section):
     mode: Mode | None = None  # null = min for a loss, max for an accuracy
 
 
+class AfterConfig(Section):
+    """`checkpoint.after`: what stays of the checkpoints of a run that is complete."""
+
+    keep: Annotated[list[Literal["best", "last"]], Field(min_length=1)] = ["best", "last"]  # noqa: RUF012 - as pydantic has it
+    optimizer: bool = True
+
+
 class CheckpointConfig(Section):
     """`checkpoint`: when checkpoints are written, and which are kept."""
 
@@ -181,6 +188,7 @@ class CheckpointConfig(Section):
     keep: Annotated[int, Field(ge=2)] = 3
     best: Best | None = Best(metric="val/accuracy", mode="max")
     background: bool = False
+    after: AfterConfig | None = None
 
 
 class WandbConfig(Section):
@@ -254,8 +262,9 @@ class Config(Section):
         "checkpoint.background",
     )
 
-    # Where and how the data lie: whether they are the same data is asked of the data themselves.
-    FREE: ClassVar[tuple[str, ...]] = ("data.root", "data.table", "data.cache", "data.verify")
+    # Where and how the data lie: whether they are the same data is asked of the data themselves. And what is done once
+    # a run is complete.
+    FREE: ClassVar[tuple[str, ...]] = ("data.root", "data.table", "data.cache", "data.verify", "checkpoint.after")
 
     name: Annotated[str, AfterValidator(check_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

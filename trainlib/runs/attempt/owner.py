@@ -12,6 +12,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -98,11 +99,13 @@ def is_taken(directory: Path) -> bool:
 class Ownership:
     """This process's entry in owner.json, which a thread renews until `release`.
 
-    owner   the identity to take, by default a new one
+    owner       the identity to take, by default a new one
+    on_renewal  called by the thread each time, as long as the file is this process's
     Raises FileExistsError where another process is the owner, dead or alive, and OSError where nothing can be written.
     """
 
-    def __init__(self, directory: Path, owner: Owner | None = None):
+    def __init__(self, directory: Path, owner: Owner | None = None, on_renewal: Callable[[], None] = lambda: None):
+        self._on_renewal = on_renewal
         self._file = directory / OWNER_FILE
         self.owner = owner or _this_process()
         self._since = time.monotonic()
@@ -149,6 +152,8 @@ class Ownership:
             with suppress(OSError):
                 os.utime(self._descriptor)  # also on a full disk; of the file itself, wherever it has been moved to
             missed = 0 if self.holds() else missed + 1  # a file system may answer wrongly once
+            if not missed:
+                self._on_renewal()
             self.is_lost = missed > 1 or (missed == 1 and read_owner(self._file.parent) is not None)
 
 

@@ -182,3 +182,17 @@ FAILURE = fitting(
     },
     required=("time", "rank", "host", "exit_code", "log"),
 )
+PULSE = fitting(
+    {
+        "time": text,
+        "phase": text,
+        "step": whole_number,
+        "total": whole_number,
+        "epoch": whole_number,
+        "epochs": whole_number,
+        "loss": number,
+        "images_per_second": number,
+        "seconds_left": number,
+    },
+    required=("time", "phase"),
+)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trainlib.errors import CheckpointError
 from trainlib.regular_files import open_regular, read_regular
-from trainlib.runs.files.durable import DurableFile, sync_directory
+from trainlib.runs.files.durable import DurableFile, sync_directory, write_atomically
 from trainlib.runs.files.json_records import RECORD_BYTES, parse_record
 from trainlib.runs.records.checkpoints import PREFIX, name_of, steps_in
 from trainlib.runs.records.shapes import WHOLE_MANIFEST
@@ -53,6 +53,11 @@ class Checkpoint:
         """Optimizer steps done when the checkpoint was taken."""
         return int(self.manifest["step"])
 
+    @property
+    def has_trainer_state(self) -> bool:
+        """Return False for a checkpoint of which only the weights were kept: no training goes on from it."""
+        return TRAINER in self.manifest["files"]
+
     def model_state(self) -> dict[str, Tensor]:
         """Return the module's state_dict, on the CPU. Raises CheckpointError when the file holds none."""
         try:
@@ -63,8 +68,13 @@ class Checkpoint:
     def trainer_state(self) -> dict[str, Any]:
         """Optimizer, schedule and progress; tensors on the CPU. Holds no code: read with weights_only=True.
 
-        Raises CheckpointError when the file holds anything else; none of its code runs.
+        Raises CheckpointError when the file holds anything else, and none of its code runs; or where it was removed.
         """
+        if not self.has_trainer_state:
+            raise CheckpointError(
+                f"{self.path}: only the weights were kept (checkpoint.after, launch prune --weights-only), so that no "
+                f"training goes on from it; model.weights=run:{self.path.parent.parent.name} begins a new run with them"
+            )
         try:
             state: dict[str, Any] = torch.load(self.path / TRAINER, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -130,7 +140,7 @@ def verify(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {MANIFEST} is of step {manifest['step']}")
     if found != FORMAT:
         raise CheckpointError(f"{path}: has format {found}; this version reads format {FORMAT}")
-    if set(files) != {MODEL, TRAINER}:
+    if set(files) not in ({MODEL, TRAINER}, {MODEL}):
         raise CheckpointError(f"{path}: {MANIFEST} lists {sorted(files)}, must list {[MODEL, TRAINER]}")
     try:
         _verify_files(path, files)
@@ -197,6 +207,21 @@ def prune(directory: Path, keep: int, protect: Collection[int], verified: set[in
         if left > 0:
             left -= 1
         elif step not in protect:
+            _remove(path)
+
+
+def keep_weights_only(kept: Checkpoint) -> None:
+    """Remove the optimizer's state from a verified checkpoint: first from its manifest, then the file."""
+    manifest = kept.manifest | {"files": {MODEL: kept.manifest["files"][MODEL]}}
+    content = json.dumps(manifest | {"sha256": _seal(manifest)}, indent=2) + "\n"
+    write_atomically(kept.path / MANIFEST, content)
+    (kept.path / TRAINER).unlink(missing_ok=True)
+
+
+def keep_only(directory: Path, kept: Collection[int]) -> None:
+    """Remove all checkpoints but those of these steps."""
+    for step, path in steps_in(directory).items():
+        if step not in kept:
             _remove(path)
 
 

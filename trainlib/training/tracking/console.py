@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainlib.runs.records.rows import Row
 from trainlib.training.hooks import Hook
+from trainlib.training.pulse import WINDOW, Pulse
 
 if TYPE_CHECKING:
     from trainlib.training.step.train_step import StepResult
@@ -31,9 +32,21 @@ class Console(Hook):
     """
 
     def __init__(
-        self, total_steps: int, steps_per_epoch: int, step: int, *, quiet: bool = False, metrics: Sequence[str] = ()
+        self,
+        total_steps: int,
+        steps_per_epoch: int,
+        step: int,
+        *,
+        pulse: Pulse | None = None,
+        quiet: bool = False,
+        metrics: Sequence[str] = (),
     ):
-        """Begin at a step. `metrics` are shown of evaluations, beside loss and accuracy."""
+        """Begin at a step. `metrics` are shown of evaluations, beside loss and accuracy.
+
+        pulse   knows loss and speed of the last minute, which are shown where no row of a step is so new
+        """
+        self._pulse = pulse
+        self._row_at = float("-inf")
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._epochs = -(-total_steps // steps_per_epoch)
@@ -59,19 +72,19 @@ class Console(Hook):
             return
         if self._bar is not None:
             self._next_sign = now + BAR_INTERVAL
-            note = fitting(self._numbers, self._bar.console.width - self._bar_room)
+            note = fitting(self._newest(now), self._bar.console.width - self._bar_room)
             self._bar.update(self._task, completed=step, epoch=self._epoch(step), note=note, refresh=True)
         else:
             if self._next_sign:
                 place = f"epoch {self._epoch(step)}  step {step:>{len(str(self._total_steps))}}/{self._total_steps}"
-                parts = [place, self._numbers, self._left(step, now)]
+                parts = [place, self._newest(now), self._left(step, now)]
                 logger.log(self._level, "  ".join(filter(None, parts)))
             self._next_sign = now + LINE_INTERVAL
 
     def on_row(self, row: Row) -> None:
         """Print the rows of epochs and evaluations, and keep those of steps for the next sign of life."""
         if row.get("scope") == "step":
-            self._numbers = _train_numbers(row)
+            self._numbers, self._row_at = _train_numbers(row), time.monotonic()
             return
         numbers = _train_numbers(row) if row["split"] == "train" else _numbers(row, self._metrics)
         logger.log(self._level, f"epoch {self._of_epochs(row['epoch'])}  {row['split']:<5}  {numbers}")
@@ -81,6 +94,15 @@ class Console(Hook):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _newest(self, now: float) -> str:
+        """Return the numbers of the newest row of a step or, where that is older than a minute, of the last minute."""
+        if self._pulse is None or now - self._row_at < WINDOW:
+            return self._numbers
+        live = self._pulse.now()
+        loss = f"loss {live['loss']:.4f}" if "loss" in live else ""
+        speed = f"{live['images_per_second']:,.0f} images/s" if "images_per_second" in live else ""
+        return "  ".join(filter(None, (loss, speed))) or self._numbers
 
     def _epoch(self, step: int) -> str:
         return self._of_epochs(max(1, -(-step // self._steps_per_epoch)))

@@ -1,0 +1,48 @@
+"""What stays of the checkpoints of a run that trains no more: `checkpoint.after`, and `launch prune`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from trainlib.errors import CheckpointError
+from trainlib.runs.records.checkpoints import steps_in
+from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.best import best_or_newest
+
+logger = logging.getLogger("trainlib.training.checkpoints")
+
+
+def keep_after(run: Path, keep: Collection[str], *, optimizer: bool) -> int:
+    """Remove a run's checkpoints but the best and the last, or one of the two; return how many bytes that freed.
+
+    keep        "best", "last" or both; both are the last where the run has no best one
+    optimizer   keep the state of the optimizer, without which the run cannot be made longer
+
+    What stays is verified before anything is removed. Raises CheckpointError where nothing whole is left.
+    """
+    folder = run / "checkpoints"
+    before = size_of(folder)
+    last = checkpoint.newest(folder)
+    if last is None:
+        raise CheckpointError(f"{run}: has no whole checkpoint: nothing was removed")
+    chosen = {"last": last, "best": best_or_newest(run)[0]}
+    kept = {chosen[name].step: chosen[name] for name in keep}
+    checkpoint.keep_only(folder, kept)
+    if not optimizer:
+        for found in kept.values():
+            checkpoint.keep_weights_only(found)
+    return before - size_of(folder)
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of the files in a folder and those below it."""
+    return sum(os.lstat(Path(at) / name).st_size for at, _, names in os.walk(folder) for name in names)
+
+
+def tell_freed(run: Path, freed: int) -> str:
+    """Return a sentence on what stayed and what was freed."""
+    names = ", ".join(path.name for path in steps_in(run / "checkpoints").values())
+    return f"{run.name}: {freed / 1e6:,.1f} MB freed; {names} stayed"
