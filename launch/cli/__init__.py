@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption):
-            _say_ours(error, arguments or ())
+            error = _with_our_words(error, arguments or ())
         error.show()
         return error.exit_code
     except OutputLostError as error:
@@ -93,13 +93,13 @@ def _program_name() -> str:
     return name if name == "trainlaunch" else "launch"
 
 
-def _say_ours(error: click.NoSuchOption, words: Sequence[str]) -> None:
-    """Add the words to type in place of another tool's option."""
+def _with_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.NoSuchOption:
+    """Return the error with the words to type in place of another tool's option, if they are known."""
     from launch.cli.other_words import for_option
 
-    if answer := for_option(error.option_name, words):
-        error.message = f"No such option: {error.option_name}. {answer}"
-        error.possibilities = None  # of click, by their letters
+    answer = for_option(error.option_name, words)
+    said = f"No such option: {error.option_name}. {answer}"
+    return click.NoSuchOption(error.option_name, said, ctx=error.ctx) if answer else error
 
 
 def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:

@@ -192,6 +192,9 @@ def with_words(key: str, value: Any, rule: str, *, typed: bool) -> str:
 
     typed   on the command line; in a file, the same is written as YAML
     """
+    if isinstance(value, dict) and len(value) == 1 and key not in all_keys():  # a section of another tool
+        [(name, inner)] = value.items()
+        return with_words(f"{key}.{name}", inner, rule, typed=typed)
     if isinstance(value, dict | list):
         return rule
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -69,8 +69,8 @@ class Seen:
 
     @property
     def batch_size(self) -> int:
-        """Return a batch size that makes 20 steps of an epoch where that is possible: a power of two from 8 to 32."""
-        return min(32, max(8, 1 << (self.num_training // 20).bit_length() - 1))
+        """Return the largest of 32, 16 and 8 that leaves 20 steps an epoch; 8 where none does."""
+        return next((size for size in (32, 16) if self.num_training // size >= 20), 8)
 
     @property
     def epochs(self) -> int:
@@ -193,13 +193,15 @@ def yaml_text(seen: Seen, place: str, file: str) -> str:
     }
     lines = [
         schema_line(),
-        f"# {printable(place)}: {summary(seen)}. Written by `launch init`; change what you like.",
+        f"# {printable(place)}: {summary(seen)}.",
+        "# Written by `launch init`; change what you like.",
         "#",
         f"#   launch run {run}       train; the results go to runs/<the name of this file>",
         f"#   launch check {run}     every key with its value; docs/config.md says what each means",
         f"#   launch data {run}      what is in the pictures: damage, duplicates, leaks",
         "#",
         f"# The recipe is that of `{recipe}`, with batch size and epochs for as many pictures.",
+        "",
     ]
     sections = {"data": data, **{key: value for key, value in values.items() if key not in ("name", "data", "train")}}
     for name, section in (sections | {"train": train}).items():
