@@ -117,7 +117,7 @@ def _train_rank_0(config: Config, flag: StopFlag, fresh: bool, resume: str | Non
     """Train as rank 0, which owns the run directory. What is refused before training begins leaves it as it was."""
     earlier_stop = launch_variables.earlier_stop_file(RUNS / config.name)
     run = RunDirectory.open(config, fresh=fresh, resume=resume)
-    run.pulse = lambda: {"phase": "starting"}
+    run.pulse = lambda: {"phase": "loading torch and the data"}
     flag.watch(run.stop_file, run.owner.stop_token if run.owner else None, earlier_stop, run.may_be_written)
     try:
         with logging_to_file(run.logs / "refused.log") as log:

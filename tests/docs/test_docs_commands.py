@@ -181,23 +181,14 @@ def ends_a_run(command: Command, words: list[str], cwd: Path) -> None:
     assert f"{words[0]} is not running" in ranks.console(cwd)
 
 
+AS_THEY_ARE = ("check", "list", "status", "logs", "report", "eval", "export", "rm", "prune", "slurm-script")
 RULES: dict[str, Callable[[Command, list[str], Path], None]] = {
+    **dict.fromkeys(AS_THEY_ARE, as_it_is),
     "run": trains,
-    "check": as_it_is,
     "data": looks_at_data,
-    "submit": with_option("--dry-run"),
-    "sweep": with_option("--dry-run"),
-    "list": as_it_is,
-    "status": as_it_is,
-    "logs": as_it_is,
-    "report": as_it_is,
-    "eval": as_it_is,
-    "export": as_it_is,
-    "predict": predicts,
+    **dict.fromkeys(("submit", "sweep"), with_option("--dry-run")),
     "init": sees_pictures,
-    "rm": as_it_is,
-    "prune": as_it_is,
-    "slurm-script": as_it_is,
+    "predict": predicts,
     "stop": ends_a_run,
     "cancel": ends_a_run,
 }

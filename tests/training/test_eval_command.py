@@ -178,7 +178,7 @@ def test_several_processes_under_the_launcher(trained: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     words = [sys.executable, "-m", "launch", "eval", "run", "--processes", "2", "--split", "train"]
     result = subprocess.run(words, cwd=trained, env=environment, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "next: launch report run\n")
     assert result.stdout.startswith("train: 512 images, best weights of step ")
     assert result.stdout.count("accuracy") == 3  # top-5's and the balanced one are the others
 

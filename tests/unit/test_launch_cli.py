@@ -150,11 +150,15 @@ def test_dry_run_of_several_processes_prints_what_is_run(
 
 
 def test_one_process_trains_in_this_interpreter(config: Path) -> None:
-    """The training program's exit code passes through, and nothing is printed beside what it prints."""
+    """The training program's exit code passes through, and only that torch is being loaded is printed beside it."""
     (config.parent / "program.py").write_text(PROGRAM)
     (config.parent / "sitecustomize.py").write_text("import sys, program; sys.modules['trainlib.train'] = program\n")
     result = launch("run", "x.yaml", "--name", "y", PYTHONPATH=str(config.parent))
-    assert (result.returncode, result.stdout, result.stderr) == (75, "1 ['x.yaml', 'name=\"y\"']\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (
+        75,
+        "1 ['x.yaml', 'name=\"y\"']\n",
+        "loading torch ...\n",
+    )
 
 
 @pytest.mark.usefixtures("config")

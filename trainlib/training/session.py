@@ -70,7 +70,6 @@ def run_session(
     if start is not None:
         require_same_config(config, start)
     agent_folder = make_agent_folder() if launch_variables.start_folder() is None else None
-    run.pulse = lambda: {"phase": "reading the data"}
     if custom.dataset is not None:
         dataset = frame_dataset(custom.dataset, config.data, config.seed)
     else:
@@ -90,9 +89,7 @@ def run_session(
         require_alike(config, dataset.listing, custom.code())
         if start is not None:
             learn_content(run, dataset)
-        run.pulse = lambda: {"phase": "building the model"}
-        training = _build(config, dataset, accelerator, start, custom, flag, log)
-        _require_space(config, run, training, is_main=is_main)
+        training = _build(config, run, dataset, accelerator, start, custom, flag, log)
         _begin(config, run, attempt, start, dataset, accelerator)
         with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
             hooks: list[Hook] = [HeartbeatHook(watchdog.heartbeat), *custom.hooks]
@@ -115,6 +112,7 @@ def run_session(
 
 def _build(
     config: Config,
+    run: RunDirectory,
     dataset: Dataset,
     accelerator: Accelerator,
     start: Checkpoint | None,
@@ -123,15 +121,19 @@ def _build(
     log: TextIO,
 ) -> Training:
     """Build all that is trained with; what frozen layers give is computed once, which may take long. A collective."""
+    run.pulse = lambda: {"phase": "building the model"}
     inputs = build_inputs(config, dataset, accelerator, start, custom)
     hang_seconds = config.train.hang_seconds
     with Watchdog(hang_seconds and max(hang_seconds, BUILDING_SECONDS), flag, log) as watchdog:
         features = cache_features(inputs, start.step if start else 0, flag.requested, watchdog.heartbeat)
-        return build_training(inputs, start, custom, features, watchdog.heartbeat)
+        training = build_training(inputs, start, custom, features, watchdog.heartbeat)
+    _require_space(config, run, training)
+    return training
 
 
-def _require_space(config: Config, run: RunDirectory, training: Training, *, is_main: bool) -> None:
+def _require_space(config: Config, run: RunDirectory, training: Training) -> None:
     """Raise UserError, on every rank, if the disk has no room for two checkpoints; warn of less than all that stay."""
+    is_main = training.state.accelerator.is_main_process
     size = checkpoint_size(training.state) if is_main else 0
     problem = broadcast_object(space_problem(run.checkpoints, size, config.checkpoint.keep) if is_main else None)
     if problem is None:
