@@ -54,6 +54,13 @@ def table(root: Path) -> dict[str, object]:
     return {"name": "table", "table": f"{root.name}/labels.csv", "test_fraction": 0.2, "val_fraction": 0.2}
 
 
+def table_of_sets(root: Path) -> dict[str, object]:
+    expected = table(root)
+    text = (root / "labels.csv").read_text()
+    (root / "labels.csv").write_text(text.replace(",cats", ",cats;pets"))
+    return expected | {"labels": "several"}
+
+
 def shards(root: Path) -> dict[str, object]:
     pictures(root / "cats", root / "dogs")
     with tarfile.open(root / "0.tar", "w") as shard:
@@ -65,7 +72,7 @@ def shards(root: Path) -> dict[str, object]:
     return {"name": "archive", "test_fraction": 0.2, "val_fraction": 0.2}
 
 
-@pytest.mark.parametrize("make", [undivided, divided, without_validation, table, shards])
+@pytest.mark.parametrize("make", [undivided, divided, without_validation, table, table_of_sets, shards])
 def test_a_layout_is_seen_and_the_file_passes_the_check(
     make: object, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

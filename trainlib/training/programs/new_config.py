@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from trainlib.data.sources.folder_walk import visible
 from trainlib.data.sources.layout import SPLIT_FOLDERS, DiskTree, name_some
 from trainlib.data.sources.listed import found_samples, tell
 from trainlib.data.survey.looking import FilePictures, Stored, look_at_all
+from trainlib.data.targets import are_sets, class_sizes
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.runs.terminal.printable import print_error, printable
 from trainlib.runs.terminal.streams import end_program
@@ -47,12 +49,14 @@ class Seen:
     splits   number of pictures in each of "train", "val" and "test", as the data bring them
     counts   pictures of each class, of all splits
     side     the shorter side of the pictures in pixels, their median
+    are_sets True where a picture may have several classes
     """
 
     data: Mapping[str, Any]
     splits: Mapping[str, int]
     counts: Mapping[str, int]
     side: int
+    are_sets: bool = False
 
     @property
     def held_out(self) -> dict[str, float]:
@@ -114,10 +118,10 @@ def look(folder: str) -> Seen:
             f"{len(places)} of {len(chosen)} pictures that were looked at cannot be read: {name_some(places)}. "
             "Delete or mend them; launch data shows all"
         )
-    counts = dict(
-        zip(samples.classes, np.bincount(samples.labels_N, minlength=len(samples.classes)).tolist(), strict=True)
-    )
-    return Seen(data, samples.counts, counts, int(np.median(looks.sizes_N2.min(axis=1))))
+    sizes = class_sizes(samples.labels_N, len(samples.classes)).tolist()
+    counts = dict(zip(samples.classes, map(int, sizes), strict=True))
+    side = int(np.median(looks.sizes_N2.min(axis=1)))
+    return Seen(data, samples.counts, counts, side, are_sets(samples.labels_N))
 
 
 class _Chosen:
@@ -140,7 +144,7 @@ def data_section(place: str) -> dict[str, str]:
     path = Path(place)
     if path.is_file():
         if path.suffix.lower() in TABLES:
-            return {"name": "table", "root": str(path.parent), "table": place}
+            return _table(path.parent, path)
         return {"name": "archive", "root": place}
     entries = visible(place)
     files = [entry.name for entry in entries if not entry.is_dir()]
@@ -155,7 +159,7 @@ def data_section(place: str) -> dict[str, str]:
         commands = " or ".join(shlex.join(["launch", "init", str(path / name)]) for name in tables)
         raise UserError(f"{place} has the tables {name_some(tables)}: type {commands}")
     if tables:
-        return {"name": "table", "root": place, "table": str(path / tables[0])}
+        return _table(path, path / tables[0])
     folders = [".", *(name for name in tree.folders("") if name in SPLIT_FOLDERS)]
     if any(name.lower().endswith(ENDINGS) for folder in folders for name in os.listdir(path / folder)):
         return {"name": "archive", "root": place}
@@ -168,11 +172,21 @@ def _holds_pictures(tree: DiskTree, folder: str) -> bool:
 
 def _names_pictures(file: Path) -> bool:
     """Return True for a table that has the columns path and label; a Parquet file is taken to have them."""
-    if file.suffix.lower() == ".parquet":
-        return True
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        columns = {name.strip().strip('"').lower() for name in re.split("[,;\t]", lines.readline(1 << 16))}
-    return {"path", "label"} <= columns
+    return file.suffix.lower() == ".parquet" or {"path", "label"} <= set(_rows(file).fieldnames or ())
+
+
+def _table(root: Path, file: Path) -> dict[str, str]:
+    """Return the section of a table; several labels for a picture are separated by semicolons."""
+    section = {"name": "table", "root": str(root), "table": str(file)}
+    if file.suffix.lower() != ".parquet" and any(";" in (row.get("label") or "") for row in _rows(file)):
+        section["labels"] = "several"
+    return section
+
+
+def _rows(file: Path) -> csv.DictReader[str]:
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    delimiter = max(",;\t", key=(lines[0] if lines else "").count)
+    return csv.DictReader(lines, delimiter=delimiter)
 
 
 def yaml_text(seen: Seen, place: str, file: str) -> str:
@@ -203,6 +217,8 @@ def yaml_text(seen: Seen, place: str, file: str) -> str:
         f"# The recipe is that of `{recipe}`, with batch size and epochs for as many pictures.",
         "",
     ]
+    if seen.are_sets:
+        values = values | {"loss": {"name": "BCEWithLogitsLoss"}}
     sections = {"data": data, **{key: value for key, value in values.items() if key not in ("name", "data", "train")}}
     for name, section in (sections | {"train": train}).items():
         lines += [f"# {comment}" for comment in comments.get(name, ())]
@@ -212,7 +228,7 @@ def yaml_text(seen: Seen, place: str, file: str) -> str:
 
 def summary(seen: Seen) -> str:
     """Return what was found in one line."""
-    total = sum(seen.counts.values())
+    total = sum(seen.splits.values())
     sizes = [f"{name} {count}" for name, count in seen.counts.items()]
     parts = ", ".join(f"{count} {split}" for split, count in seen.splits.items() if count)
     splits = f" ({parts})" if sum(map(bool, seen.splits.values())) > 1 else ""
