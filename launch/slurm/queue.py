@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from launch.slurm.options import minutes_of
 from trainlib.errors import TrainlaunchError
 
 _Answer = TypeVar("_Answer")
@@ -196,6 +195,8 @@ def parse_partitions(sinfo: str) -> list[Partition]:
 
     sinfo   lines `NAME|AVAIL|NODES|STATE|GRES|TIMELIMIT`, one for each state that nodes of a partition are in
     """
+    from launch.slurm.options import minutes_of  # takes time, and `launch list` does without it
+
     found: dict[str, Partition] = {}
     for line in sinfo.splitlines():
         name, available, nodes, state, gres, limit = line.split("|")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,8 @@ from trainlib.runs.records.jobs import JOBS_FILE
 from trainlib.runs.records.rows import METRICS_FILE, lost_rows, miscounted_rows
 from trainlib.runs.records.shapes import ATTEMPT, JOB, MANIFEST, ROW, SUMMARY, whole_number
 
-_TAILS = (1 << 12, 1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
+_FILES = (ATTEMPTS_FILE, "config.yaml", JOBS_FILE, OWNER_FILE)  # of a run, of which each has at least one
+_TAILS = (1 << 9, 1 << 13, 1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def read_run(directory: Path, *, whole: bool = True) -> Run:
 
     whole   read all of metrics.jsonl and say what is damaged or lost in it, not only its end
     """
-    files = RunFiles(directory)
+    files = RunFiles(directory, frozenset(os.listdir(directory)) if directory.is_dir() else ())
     attempts, jobs = files.lines(ATTEMPTS_FILE, ATTEMPT), files.lines(JOBS_FILE, JOB)
     summary = files.record("summary.json", SUMMARY)
     step, num_rows = _rows_at_checkpoint(files) if whole else (0, None)  # first: rows come before their checkpoint
@@ -126,9 +128,10 @@ def read_run(directory: Path, *, whole: bool = True) -> Run:
 
 def all_runs(root: Path = RUNS) -> list[Run]:
     """Return every run under `root`, the one that was started last at the end."""
-    patterns = (f"*/{ATTEMPTS_FILE}", "*/config.yaml", f"*/{JOBS_FILE}", f"*/{OWNER_FILE}")
-    directories = [path.parent for pattern in patterns for path in root.glob(pattern)]
-    runs = [_read_any(directory) for directory in sorted(set(directories))]
+    runs = list[Run]()
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(root) as entries:
+        folders = sorted(entry.path for entry in entries if entry.name[0] != "." and entry.is_dir())
+        runs = [_read_any(Path(folder)) for folder in folders if any(os.path.exists(f"{folder}/{f}") for f in _FILES)]
     never = datetime.min.replace(tzinfo=UTC)
     return sorted(runs, key=lambda run: max(run.started or never, run.submitted or never))
 
@@ -154,14 +157,17 @@ def find_run(name: str, root: Path = RUNS) -> Path:
     raise UserError(f"no run {name!r} in {root.resolve()}: {advice}")
 
 
-def is_running(directory: Path) -> bool:
+def is_running(directory: Path, attempts: Sequence[Record] | None = None) -> bool:
     """Return True if a process trains into this directory now, or is about to, here or on a machine that shares it.
 
     A process that only holds the lock, such as a backup, does not.
+
+    attempts   the lines of attempts.jsonl, where the caller has read them
     """
     owner = read_owner(directory)
     if owner is None:  # a version before owner.json may train
-        return has_open_attempt(directory) and locks.is_locked(directory / "lock")
+        is_open = has_open_attempt(directory) if attempts is None else [a["event"] for a in attempts[-1:]] == ["start"]
+        return is_open and locks.is_locked(directory / "lock")
     if owner.is_on_this_machine:
         return owner.lives_here
     return was_renewed_lately(directory) or locks.is_locked(directory / "lock")
@@ -178,7 +184,7 @@ def time_of(record: Record | None) -> datetime | None:
 
 
 def _status(directory: Path, attempts: list[Record], summary: Record) -> str:
-    if is_running(directory):
+    if is_running(directory, attempts):
         return "running"
     if not attempts:
         return "new"

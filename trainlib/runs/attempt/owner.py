@@ -68,6 +68,8 @@ def stop_token_of(job: str) -> str:
 
 def read_owner(directory: Path) -> Owner | None:
     """Return who trains into this directory, or did until it was killed; None where there is nobody."""
+    if not os.path.lexists(directory / OWNER_FILE):  # which is asked of every run in a list
+        return None
     content = read_json(directory / OWNER_FILE)
     if set(content) != {field.name for field in fields(Owner)} or type(content["pid"]) is not int:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,12 +30,14 @@ _Found = TypeVar("_Found")
 class RunFiles:
     """Reads files by their names in a run directory; a missing one is empty, and so is one that cannot be read.
 
+    there      the names in the directory, where they are known: to open what is missing takes time
     problems   a sentence for each file that is damaged, or is no regular file inside the directory
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, there: Collection[str] | None = None):
         self.directory = directory
         self.problems: list[str] = []
+        self._there = there
 
     def lines(self, name: str, fits: Fits = anything) -> list[Record]:
         """Return the records of a file of JSON lines; of a very long one only the newest."""
@@ -113,6 +115,8 @@ class RunFiles:
 
     def _tried(self, name: str, read: Callable[[Path], _Found]) -> _Found | None:
         """Return what `read` makes of the file; None, and a problem where there is such a file, if it raises."""
+        if self._there is not None and name.partition("/")[0] not in self._there:
+            return None
         try:
             return read(self.directory / name)
         except FileNotFoundError:

@@ -1,0 +1,86 @@
+"""What a list of runs reads, what a log shows of its end, and jobs that ended before anything of ours began."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.runs.control import log_chunks
+from launch.runs.show import run_details, runs_table
+from trainlib.runs.files.json_records import parse_lines
+from trainlib.runs.status import all_runs, read_run
+
+NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def metrics(step: int, split: str, accuracy: float, **more: Any) -> dict[str, Any]:
+    return {"step": step, "epoch": step // 10, "split": split, "loss": 0.5, "accuracy": accuracy, "count": 100} | more
+
+
+def make_run(directory: Path, *, rows: Sequence[dict[str, Any]] = (), log: str = "") -> Path:
+    (directory / "logs").mkdir(parents=True)
+    (directory / "config.yaml").write_text("seed: 0\n")
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    (directory / "logs" / "rank-0.log").write_text(log)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("jobs", "status", "error"),
+    [
+        ({}, "failed", "job 7 ended before the training began; the last lines of "),
+        (None, "submitted", ""),
+    ],
+)
+def test_a_job_that_ends_before_python_begins_has_failed(
+    tmp_path: Path, jobs: dict[str, Any] | None, status: str, error: str
+) -> None:
+    """A module that is missing, an environment that is not on the node: nothing of ours could say so."""
+    run = tmp_path / "x"
+    (run / "logs").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run / "jobs.jsonl").write_text(json.dumps({"event": "submitted", "job_id": "7"}) + "\n")
+    (run / "logs/slurm-7.out").write_text("one\ntwo\nmodule: command not found\n")
+    found = read_run(run)
+    text = run_details(found, NOW, jobs)
+    assert f"status:      {status}\n" in text
+    assert error in text
+    assert ("two | module: command not found" in text) == bool(error)
+    assert f"     {status}" in str(runs_table([found], NOW, jobs))
+
+
+def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x", log="".join(f"line {i}\n" for i in range(50)))
+    assert "".join(log_chunks(run, 0, follow=False, lines=2)) == "line 48\nline 49\n"
+    assert "".join(log_chunks(run, 0, follow=False, lines=0)) == ""
+    assert len("".join(log_chunks(run, 0, follow=False, lines=99)).splitlines()) == 50
+
+
+def test_the_last_lines_of_an_attempt(tmp_path: Path) -> None:
+    log = "=== attempt 1\na\nb\n=== attempt 2\nc\nd\n"
+    run = make_run(tmp_path / "x", log=log)
+    assert "".join(log_chunks(run, 0, follow=False, attempt=1, lines=1)) == "b\n"
+
+
+def test_a_list_reads_ends_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand rows a list reads some of the last, and finds the newest evaluation among them."""
+    rows = [metrics(step, "train", 0.5, scope="step") for step in range(1000)]
+    rows[990:990] = [metrics(990, "train", 0.5, scope="epoch"), metrics(990, "val", 0.7)]
+    make_run(tmp_path / "x", rows=rows)
+    parsed: list[int] = []
+    original = parse_lines
+
+    def counted(content: bytes, fits: Any) -> Any:
+        parsed.append(len(content.splitlines()))
+        return original(content, fits)
+
+    monkeypatch.setattr("trainlib.runs.files.run_files.parse_lines", counted)
+    [run] = all_runs(tmp_path)
+    assert run.step == 999
+    assert run.last["val", None]["accuracy"] == 0.7
+    assert sum(parsed) < 120
