@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainlib.accelerators import seed_device
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
@@ -76,5 +78,4 @@ def permutation(stream: int, n: int) -> Tensor:
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed torch's own generators of the CPU and of `device`, which dropout and weight initialisation draw from."""
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    seed_device(seed, device)

@@ -113,8 +113,9 @@ def _resolved(model: str) -> str:
 
 def _evaluate(words: list[str], processes: int | None) -> int:
     from launch.local.command import command_here
-    from launch.local.devices import choose_processes, count_gpus
+    from launch.local.devices import choose_processes
     from launch.local.ranks import run_program
+    from trainlib.runs.machine.gpus import count_gpus
 
     module = "trainlib.inference.evaluate"
     gpus = count_gpus()

@@ -66,7 +66,7 @@ def run(
     CONFIG is a file or the name of a shipped config, like quickstart; several are merged from left to right, then
     key=value. Exit code 0: done, 2: a mistake in what was asked, 75: stopped with a checkpoint, run again to continue.
     """
-    from launch.local.devices import choose_processes, count_gpus, require_given_gpus
+    from launch.local.devices import choose_processes, gpus_for, require_given_gpus
     from trainlib.config import load_config
 
     keep_running_without_readers()
@@ -75,9 +75,9 @@ def run(
     config_words = config_arguments(arguments, name)
     training = training_arguments(config_words, fresh=fresh, resume=resume)
     config = load_config(config_words)  # before torch is imported: mistakes are told at once
-    gpus = count_gpus()
+    gpus = gpus_for(config.train.device)
     if not dry_run:
-        require_given_gpus(gpus, os.environ)
+        require_given_gpus(gpus, config.train.device, os.environ)
     number = choose_processes(processes, gpus)
     node = _node(nodes, node_rank, head, may_be_unknown=dry_run)
     command = command_here(training, number, gpus, node=node)

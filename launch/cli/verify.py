@@ -34,15 +34,16 @@ def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -
     every reported number of each step; the first that differs is named. Exit code 0: all the same, 1: a difference.
     """
     from launch.local.command import command_here
-    from launch.local.devices import choose_processes, count_gpus
+    from launch.local.devices import choose_processes, gpus_for
     from launch.local.ranks import run_program
     from launch.runs.verify import difference, read_records
+    from trainlib.config import read_resolved
     from trainlib.runs.status import find_run
 
     directory = find_run(run)
     if not (directory / "config.yaml").is_file():
         raise UserError(f"{directory}: has no config.yaml, so nothing was trained there yet: start it with launch run")
-    gpus = count_gpus()
+    gpus = gpus_for(read_resolved(directory / "config.yaml").train.device)
     for number in processes:
         choose_processes(number, gpus)
     with tempfile.TemporaryDirectory(prefix="launch-verify-") as folder:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from launch.local.agent import Agent
 from launch.local.command import Command, Node, command_here
-from launch.local.devices import count_gpus
 from launch.local.network import interface_to, own_interfaces
 from launch.slurm.head import free_ports, node_names
+from trainlib.runs.machine.gpus import count_gpus
 
 MODULE = "trainlib.distributed.measure"
 

@@ -18,10 +18,11 @@ from launch.doctor.node import measuring_command, node_words, num_nodes
 from launch.doctor.storage import check_storage
 from launch.local.agent import Agent
 from launch.local.command import Command
-from launch.local.devices import choose_processes, count_gpus
+from launch.local.devices import choose_processes
 from launch.slurm.queue import QueueError, one_task_a_node
 from trainlib.isolation import child_variables
 from trainlib.runs.attempt.secret import make_secret
+from trainlib.runs.machine.gpus import count_gpus
 
 GIB = 1 << 30
 _SECONDS = 120.0  # importing torch from a slow disk included
@@ -101,7 +102,7 @@ def devices(facts: Mapping[str, Any], gpus: int, driver: str | None, cpu_flags: 
         yield problem("torch", f"{build}, sees none of the {gpus} GPUs (driver {driver})", advice)
     else:
         yield ok("torch", build + (f", NCCL {facts['nccl']}" if facts["nccl"] else ""))
-    if facts["device"] == "cuda":
+    if facts["device"] != "cpu":
         models = [f"{gpu['name']} ({gpu['memory'] / GIB:.0f} GiB)" for gpu in facts["gpus"]]
         counted = [f"{models.count(model)} x {model}" for model in dict.fromkeys(models)]
         yield ok("devices", ", ".join(counted) + (f", driver {driver}" if driver else ""))

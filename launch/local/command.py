@@ -19,6 +19,7 @@ TRAINING_MODULE = "trainlib.train"
 ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")
 STOP_SECONDS = 7  # for ranks to write a checkpoint and end, once their agent or its launcher is killed
 # The ranks of one machine need no other interface, and nobody else has business there.
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # of the libraries that ranks talk through
 _ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
 RESUME_LATEST = ""  # --resume without a checkpoint
 
@@ -63,7 +64,8 @@ class Node:
     count       number of machines
     rank        this machine's number, from 0; machine 0 is the head
     head        (host, port) of the rendezvous: an address of machine 0, the same for all machines
-    interface   the network interface through which this machine reaches the head; None leaves the choice to gloo
+    interface   the network interface through which this machine reaches the head; None leaves the choice to gloo and
+                NCCL
     run_id      distinguishes this run from another run whose machines connect to the same port
     """
 
@@ -146,7 +148,7 @@ def training_command(
         environment = {"ACCELERATE_USE_CPU": "true", **environment}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STOP_SECONDS)  # torch reads it from 2.12 on; before, it is 30 s
     if node is not None and node.interface is not None:
-        environment["GLOO_SOCKET_IFNAME"] = node.interface
+        environment |= dict.fromkeys(INTERFACE_VARIABLES, node.interface) | dict(variables)
     if node is not None and node.run_id is not None:
         environment["PET_RDZV_ID"] = node.run_id  # torchrun's --rdzv-id, which Accelerate does not have
     options = {
@@ -175,7 +177,9 @@ def command_here(
         python=sys.executable,
         accelerate=accelerate_launch(sys.executable),
         without=left_by_another_launch(os.environ),
-        variables=child_variables(os.environ) | (_ON_LOOPBACK if node is None and processes > 1 else {}),
+        variables=child_variables(os.environ)
+        | {name: os.environ[name] for name in INTERFACE_VARIABLES if node is not None and os.environ.get(name)}
+        | (_ON_LOOPBACK if node is None and processes > 1 else {}),
         node=node,
         module=module,
     )

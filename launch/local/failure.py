@@ -10,12 +10,19 @@ import json
 import re
 import signal
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_USER_ERROR
 
 _PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use|another process is utilizing it", re.IGNORECASE)
+
+# What NCCL's watchdog prints before it aborts a rank whose collective failed because another rank is gone. With other
+# words, such as of a CUDA error, the rank is at fault itself.
+_NCCL_LOST_PEER = re.compile(
+    r"Watchdog caught collective operation timeout|ncclRemoteError|ncclSystemError|communicator was aborted"
+    r"|remote process exited"
+)
 
 # A process that dies of these was not told to: no other rank's death is the reason.
 _CRASHES = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
@@ -80,14 +87,26 @@ def find_cause(failures: Sequence[RankFailure], closing: Collection[int]) -> Ran
     The rank observed first may only have lost the connection to a rank that died a moment before. So a crash comes
     first, except of a rank that was still alive when the agent began to close the others; then a mistake of the
     user's: rank 0's, if it found it too, for it has told it. A rank that says itself that it only lost the connection
-    comes last, and a rank that the agent ended is never the cause.
+    comes last, after one that aborted, which NCCL's watchdog may have done for the same reason; and a rank that the
+    agent ended is never the cause.
     """
     if not failures:
         return None
     crashed = [f for f in failures if f.exit_code in _CRASHES and f.pid not in closing]
     mistaken = sorted((f for f in failures if f.exit_code == EXIT_USER_ERROR), key=lambda f: f.rank)
     own = [f for f in failures if f.exit_code != EXIT_CONNECTION_LOST and not (f.exit_code < 0 and f.pid in closing)]
-    return (crashed or mistaken or own or failures)[0]
+    without_aborted = [f for f in own if f.exit_code != -signal.SIGABRT]
+    return (crashed or mistaken or without_aborted or own or failures)[0]
+
+
+def judge_aborted(failure: RankFailure, last_lines: Sequence[str]) -> RankFailure:
+    """Return the failure; that of a rank that NCCL aborted because it lost another one ends with that exit code.
+
+    last_lines   the end of the rank's log
+    """
+    if failure.exit_code == -signal.SIGABRT and any(map(_NCCL_LOST_PEER.search, last_lines)):
+        return replace(failure, exit_code=EXIT_CONNECTION_LOST)
+    return failure
 
 
 def port_is_taken(agent_log: str) -> bool:

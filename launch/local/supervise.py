@@ -21,7 +21,7 @@ import psutil
 
 from launch.local.agent import Agent
 from launch.local.command import STOP_SECONDS, Command
-from launch.local.failure import RankFailure, describe, find_cause, killed_by, port_is_taken
+from launch.local.failure import RankFailure, describe, find_cause, judge_aborted, killed_by, port_is_taken
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.regular_files import open_regular, read_tail
@@ -122,6 +122,7 @@ def _report(agent: Agent, directory: Path, node_rank: int, logs: Path | None) ->
     if failure is None:
         return _report_no_rank(agent.report.log, directory, child.returncode)
     tail = _last_lines(_log_of(failure, logs)) if logs else []
+    failure = judge_aborted(failure, tail)
     begun = logs == directory / "logs"
     if begun and failure.shell_code != EXIT_STOPPED:
         _record_failure(failure, directory, node_rank, tail)

@@ -143,9 +143,15 @@ class _Losses:
         return losses_N
 
 
-def test_a_gpu_gets_fused_kernels_and_a_cpu_keeps_its_options() -> None:
+def test_a_gpu_gets_fused_kernels_and_a_cpu_keeps_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: what is chosen for one, and that a state of another device does not change the choice."""
+    from trainlib.models.optimizers import build
     from trainlib.models.optimizers.build import build_optimizer
+
+    asked = build.has_fused_kernel
+    cpu = torch.device("cpu")  # answers in place of the GPU that is not there
+    assert [asked(name, {"lr": 0.1}, cpu) for name in ("AdamW", "RMSprop")] == [True, False]
+    monkeypatch.setattr(build, "has_fused_kernel", lambda name, options, device: asked(name, options, cpu))
 
     config = resolved(TRAINING | {"optimizer": {"name": "AdamW", "lr": 0.001}})
     module = torch.nn.Linear(4, 4)

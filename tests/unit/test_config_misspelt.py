@@ -86,6 +86,7 @@ FULL: dict[str, Any] = {
         "clip_grad_norm": None,
         "average": {"decay": 0.99, "every": 1},
         "early_stopping": {"metric": "val/loss", "patience": 3, "mode": "min", "min_delta": 0.1},
+        "device": "cpu",
         "reproducibility": "exact",
         "virtual_shards": 8,
         "compile": "auto",

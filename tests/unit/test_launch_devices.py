@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.local.devices import choose_processes, count_gpus, visible_gpus
-from trainlib.errors import UserError
+from launch.local.devices import choose_processes, gpus_for, require_given_gpus
+from trainlib.errors import TrainlaunchError, UserError
+from trainlib.runs.machine.gpus import VISIBLE, count_gpus, visible_gpus
 
 LISTING = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d1ba0bc-d33b-2c1b-524a-9e3fd4a3e8c8)
@@ -24,6 +25,9 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-0b2e4d3f-1f1c-4a6e-9a53-2b6b3a1c7d11)
         (4, {"CUDA_VISIBLE_DEVICES": "1,-1,2"}, 1),
         (1, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, 1),
         (0, {"CUDA_VISIBLE_DEVICES": "0,1"}, 0),
+        (4, {"HIP_VISIBLE_DEVICES": "1"}, 1),
+        (4, {"ROCR_VISIBLE_DEVICES": "0,1,2", "HIP_VISIBLE_DEVICES": "0,1"}, 2),
+        (4, {"ROCR_VISIBLE_DEVICES": ""}, 0),
         (4, {"ACCELERATE_USE_CPU": "true"}, 0),
         (4, {"ACCELERATE_USE_CPU": "false"}, 4),
     ],
@@ -44,19 +48,63 @@ def test_more_processes_than_gpus_are_refused() -> None:
         choose_processes(3, 2)
 
 
-@pytest.mark.parametrize(("script", "expected"), [(f"cat <<'E'\n{LISTING}E", 2), ("echo no driver >&2; exit 9", 0)])
-def test_counts_what_nvidia_smi_lists(
-    script: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):
+def without_variables(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Programs are found in `path` alone."""
+    monkeypatch.setenv("PATH", f"{path}:/usr/bin:/bin")
+    for name in (*VISIBLE, "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
-    assert count_gpus() == expected
 
 
-def test_no_nvidia_smi_means_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert count_gpus() == 0
+def nvidia_smi(folder: Path, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+
+
+def make_files(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("cpu_cores_count 0\nsimd_count 256\n" if name.endswith("1/properties") else "")
+
+
+KFD = ("dev/kfd", *(f"sys/class/kfd/kfd/topology/nodes/{node}/properties" for node in (0, 1)))  # node 0 is the CPU
+
+
+@pytest.mark.parametrize(
+    ("script", "files", "expected"),
+    [
+        (f"cat <<'E'\n{LISTING}E", [], 2),
+        (f"cat <<'E'\n{LISTING}E", ["dev/nvidia0"], 2),
+        ("echo no driver >&2; exit 9", [], 0),
+        ("echo Driver/library version mismatch >&2; exit 18", ["proc/driver/nvidia/gpus/0000:01:00.0/information"], 1),
+        ("echo No devices were found; exit 6", ["dev/nvidia0"], 0),  # a job that was given none of the node's
+        (None, [], 0),
+        (None, ["dev/nvidia0", "dev/nvidia1", "dev/nvidiactl", "dev/nvidia-uvm"], 2),
+        (None, ["dev/nvidiactl", "proc/driver/nvidia/gpus/a/information", "proc/driver/nvidia/gpus/b/information"], 2),
+        (None, KFD, 1),
+        (None, KFD[1:], 0),
+    ],
+)
+def test_counts_what_the_driver_lists_or_else_the_device_files(
+    script: str | None, files: list[str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_variables(monkeypatch, tmp_path / "bin")
+    if script is not None:
+        nvidia_smi(tmp_path / "bin", script)
+    make_files(tmp_path / "root", *files)
+    assert count_gpus(tmp_path / "root") == expected
+
+
+@pytest.mark.parametrize(("device", "expected"), [("auto", 2), ("cuda", 2), ("cpu", 0), ("mps", 0)])
+def test_train_device_decides_whether_gpus_count(
+    device: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi(tmp_path, f"cat <<'E'\n{LISTING}E")
+    without_variables(monkeypatch, tmp_path)
+    assert gpus_for(device) == expected
+    require_given_gpus(gpus_for(device), device, {"SLURM_GPUS_ON_NODE": "2"} if device in ("auto", "cpu") else {})
+
+
+def test_a_job_with_gpus_that_are_not_there_does_not_train_on_the_cpu() -> None:
+    with pytest.raises(TrainlaunchError, match=r"SLURM gave this job 2 GPUs .* none can be found"):
+        require_given_gpus(0, "auto", {"SLURM_GPUS_ON_NODE": "2"})

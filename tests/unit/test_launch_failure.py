@@ -12,7 +12,7 @@ from paths import REPOSITORY
 
 from launch.local.agent import AGENT_MODULE, with_report
 from launch.local.command import accelerate_launch
-from launch.local.failure import AgentReport, RankFailure, describe, find_cause
+from launch.local.failure import AgentReport, RankFailure, describe, find_cause, judge_aborted
 
 FIRST, SECOND = 5069, 5070  # process ids
 
@@ -39,6 +39,9 @@ def failures(*rank_and_code: tuple[int, int]) -> list[RankFailure]:
         ([(0, 76), (1, 76)], [], 0, 76),
         ([(0, 76), (1, -15)], [SECOND], 0, 76),
         ([(1, 7)], [], 1, 7),
+        ([(0, -6), (1, 7)], [], 1, 7),  # NCCL's watchdog aborted rank 0, as it lost rank 1
+        ([(0, -6), (1, -15)], [SECOND], 0, 134),
+        ([(0, 76), (1, -6)], [], 1, 134),
     ],
 )
 def test_finds_the_rank_that_failed(
@@ -47,6 +50,22 @@ def test_finds_the_rank_that_failed(
     failure = find_cause(failures(*observed), closing)
     assert failure is not None
     assert (failure.rank, failure.shell_code) == (rank, shell_code)
+
+
+@pytest.mark.parametrize(
+    ("line", "exit_code"),
+    [
+        ("[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE)", 76),
+        ("NCCL error: remote process exited or there was a network error, NCCL version 2.28.9", 76),
+        ("watchdog thread terminated with exception: NCCL error in: x.cpp, ncclRemoteError: A call failed", 76),
+        ("watchdog thread terminated with exception: CUDA error: device-side assert triggered", -6),
+        ("corrupted size vs. prev_size", -6),
+    ],
+)
+def test_a_rank_that_nccl_aborted_only_lost_another_one(line: str, exit_code: int) -> None:
+    log = ["step 7", line, "terminate called after throwing an instance of 'c10::DistBackendError'"]
+    assert judge_aborted(RankFailure(1, -6, SECOND), log) == RankFailure(1, exit_code, SECOND)
+    assert judge_aborted(RankFailure(1, -9, SECOND), log).exit_code == -9
 
 
 def test_no_report_is_no_failure() -> None:

@@ -18,6 +18,7 @@ from trainlib.errors import UserError
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
+from trainlib.training.step.out_of_memory import InPieces
 from trainlib.training.step.train_step import train_step
 from trainlib.training.step.update import UpdateStatus
 from trainlib.training.trainer import Trainer
@@ -175,3 +176,46 @@ def test_a_rank_that_cannot_hold_one_image_is_told_by_all(tmp_path: Path) -> Non
     assert ranks.run(_find_what_fits, [10, 0], world_size=2, cwd=tmp_path) == [1, 1]
     for rank in (0, 1):
         assert "train.batch_size: rank 1 cannot hold even one image" in ranks.console(tmp_path, rank)
+
+
+@pytest.mark.parametrize("room", [1, 3, 5, 8])
+def test_an_evaluation_goes_on_in_smaller_pieces(room: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Each image is computed once more at most for each halving, and the logits stay in order."""
+    seen: list[int] = []
+
+    def network(images_NCHW: Tensor) -> Tensor:
+        seen.append(len(images_NCHW))
+        if len(images_NCHW) > room:
+            full()
+        return images_NCHW.flatten(1)[:, :3]
+
+    in_pieces = InPieces(network)
+    batches = torch.randn(2, 8, 3, 4, 4)
+    with caplog.at_level(logging.WARNING, "trainlib"):
+        assert all(torch.equal(in_pieces(batch), batch.flatten(1)[:, :3]) for batch in batches)
+    halvings = {1: [8, 4, 2], 3: [8, 4], 5: [8], 8: []}[room]
+    assert [int(record.message.split("of ")[1].split()[0]) for record in caplog.records] == halvings
+    assert seen[: len(halvings)] == halvings
+    assert max(seen[len(halvings) :]) <= room
+
+
+def test_one_image_that_cannot_be_evaluated_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        InPieces(full)(torch.zeros(4, 3, 2, 2))  # type: ignore[arg-type]
+
+
+def test_an_evaluation_takes_no_more_images_than_training_was_found_to_hold() -> None:
+    sizes: list[int] = []
+    train = {"epochs": 1, "batch_size": 20}
+    config = resolved(TRAINING | {"train": train})
+    with process_group.joined(config.train) as accelerator:
+        trainer = build_trainer(
+            config, make_dataset(70, 40), accelerator, None, CustomParts(model=lambda classes: Small(classes, 5))
+        )
+        trainer.state.classifier.module.register_forward_pre_hook(
+            lambda module, inputs: None if module.training else sizes.append(len(inputs[0]))
+        )
+        assert trainer.run(StopConsensus(StopFlag(), None))
+        trainer.test()
+    assert trainer.progress.fitting == 5
+    assert max(sizes) == 10

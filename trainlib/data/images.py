@@ -10,6 +10,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from trainlib.accelerators import free_memory, pins_memory
 from trainlib.data.identity.content import FileContent
 from trainlib.data.pictures.failures import damaged_images
 from trainlib.data.pictures.files import PictureFiles
@@ -93,10 +94,9 @@ class InMemoryImages:
 
     def to(self, device: torch.device) -> InMemoryImages:
         """Move the images to the device or, if they would take too much of its memory, each batch as it is fetched."""
-        if device.type == "cuda" and self.images_NCHW.device != device:
-            free, _ = torch.cuda.mem_get_info(device)
-            if self.images_NCHW.nbytes > free * DEVICE_MEMORY_FRACTION:
-                return InMemoryImages(self.images_NCHW, device)
+        needs_room = pins_memory(device) and self.images_NCHW.device != device
+        if needs_room and self.images_NCHW.nbytes > free_memory(device) * DEVICE_MEMORY_FRACTION:
+            return InMemoryImages(self.images_NCHW, device)
         return InMemoryImages(self.images_NCHW.to(device))
 
     def batches(
@@ -146,14 +146,14 @@ class StreamedImages:
         self, ids: Sequence[Tensor], epoch: int | None = None, draws: Sequence[Tensor] | None = None
     ) -> Iterator[Tensor]:
         """Yield the images uint8 [B, C, H, W] for each tensor of indices, int64 [B]; DataError for a damaged file."""
-        on_cuda = self.device.type == "cuda"
+        is_pinned = pins_memory(self.device)
         shape = self.reader.shape(epoch)
         jobs = (
             DecodingJob(
                 self.files,
                 ids_B.tolist(),
                 self.reader,
-                torch.empty((len(ids_B), *shape), dtype=torch.uint8, pin_memory=on_cuda),  # torch keeps it for reuse
+                torch.empty((len(ids_B), *shape), dtype=torch.uint8, pin_memory=is_pinned),  # torch keeps it for reuse
                 epoch,
                 draws_B.tolist(),
                 is_hashed=self.content is not None,
@@ -166,4 +166,4 @@ class StreamedImages:
                 self.content.check(job.indices, job.sha256)
             if job.failures:
                 raise damaged_images(job.named_failures())
-            yield job.out_NCHW.to(self.device, non_blocking=on_cuda)
+            yield job.out_NCHW.to(self.device, non_blocking=is_pinned)

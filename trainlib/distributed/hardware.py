@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from trainlib.accelerators import device_name
 from trainlib.runs.machine.environment import code_sha256, git_commit, kernel_variables, processor, versions
 
 
@@ -21,7 +22,7 @@ def ingredients(device: torch.device, world_size: int, *packages: str) -> dict[s
 
     packages   that decide bits of this run alone (see `trainlib.runs.machine.environment.versions`)
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    name = device_name(device) if device.type != "cpu" else processor()
     return {
         "code": code_sha256(),
         "versions": versions(*packages),

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainlib.accelerators import synchronize
 from trainlib.config import TrainConfig
 from trainlib.distributed import process_group
-from trainlib.errors import EXIT_OK
+from trainlib.distributed.devices import choose_device_type
+from trainlib.errors import EXIT_OK, UserError
 from trainlib.runs.files.json_records import append_line
 from trainlib.runs.machine.cache_folder import cache_folder
 
@@ -47,16 +49,24 @@ class Measurement:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, as one of the ranks; returns the exit code."""
     (output,) = sys.argv[1:] if arguments is None else arguments
-    with process_group.joined(TrainConfig()) as accelerator:
+    with process_group.joined(_on_any_device()) as accelerator:
         is_main = accelerator.is_main_process
         if is_main:
             append_line(Path(output), {"facts": facts(accelerator.device)})
         if accelerator.num_processes > 1:
-            for size in GPU_SIZES if accelerator.device.type == "cuda" else CPU_SIZES:
+            for size in GPU_SIZES if accelerator.device.type != "cpu" else CPU_SIZES:
                 measured = measure(size, accelerator.device)
                 if is_main:
                     append_line(Path(output), {"reduced": asdict(measured) | {"backend": dist.get_backend()}})
     return EXIT_OK
+
+
+def _on_any_device() -> TrainConfig:
+    """Return a configuration on a GPU, or on the CPU; also where torch cannot use the GPUs, which the facts tell."""
+    try:
+        return TrainConfig(device=choose_device_type("auto"))  # type: ignore[arg-type]  # one of those that there are
+    except UserError:
+        return TrainConfig(device="cpu")
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -71,7 +81,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
         "torchvision": _torchvision_fault(),
         "cache": str(cache_folder()),
     }
@@ -83,12 +93,12 @@ def measure(size: int, device: torch.device) -> Measurement:
     values_N = torch.zeros(size // 4, device=device)
 
     def reduce_rounds(rounds: int) -> float:
-        _wait_for(device)
+        synchronize(device)
         dist.barrier()
         start = time.perf_counter()
         for _ in range(rounds):
             dist.all_reduce(values_N)
-        _wait_for(device)
+        synchronize(device)
         return (time.perf_counter() - start) / rounds
 
     reduce_rounds(2)  # connections are made at the first
@@ -98,11 +108,6 @@ def measure(size: int, device: torch.device) -> Measurement:
     dist.all_reduce(values_N)
     correct = bool((values_N == world_size * (world_size + 1) / 2).all())
     return Measurement(size, seconds, 2 * (world_size - 1) / world_size * size / seconds, correct)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _gpu(index: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from accelerate.utils import (
 from torch import nn
 
 from trainlib.config import TrainConfig
+from trainlib.distributed.devices import choose_device, choose_device_type, on_device, variable
 from trainlib.errors import ConnectionLostError, UserError
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.machine.kept_memory import keep_freed_memory
@@ -40,23 +41,29 @@ _LOST_CONNECTION = re.compile(
     r"|ncclRemoteError|ncclSystemError|communicator was aborted",
     re.IGNORECASE,
 )
+_SHARED_GPU = re.compile(r"Duplicate GPU detected[^\n]*")  # NCCL's words
+# torch's words for an operation of a GPU whose kernel adds in an order that changes from run to run.
+_NOT_DETERMINISTIC = re.compile(
+    r"(?P<operation>.*?) does not have a deterministic implementation|Deterministic behavior was enabled.*?CuBLAS"
+)
 
 
 def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accelerator:
     """Join the other ranks and settle device, precision, threads and determinism.
 
     Every setting is given explicitly, so that neither a user's Accelerate configuration nor a variable of the
-    environment changes what is computed. Raises UserError for a wrong world size.
+    environment changes what is computed. Raises UserError for a wrong world size, and for a device that torch cannot
+    use, or that ranks would share.
     """
-    cpu = _trains_on_cpu(environ)
-    if cpu:
+    device = choose_device(choose_device_type(config.device, environ), environ)
+    if device.type == "cpu":
         keep_freed_memory(environ)
     torch.set_num_threads(num_threads(environ, is_elastic=config.reproducibility == "elastic"))
     _set_determinism(config)
     try:
-        with _without_accelerate_variables(environ):
+        with _without_accelerate_variables(environ), on_device(device):
             accelerator = Accelerator(
-                cpu=cpu,
+                cpu=device.type == "cpu",
                 mixed_precision="no" if config.precision == "fp32" else config.precision,
                 dynamo_backend="no",
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -105,17 +112,65 @@ def joined(config: TrainConfig) -> Iterator[Accelerator]:
             AcceleratorState._reset_state(reset_partial_state=True)
         elif isinstance(error, RuntimeError) and (found := _LOST_CONNECTION.search(str(error))):
             raise ConnectionLostError(f"lost the connection to another rank ({found[0]}): see its log") from error
+        if isinstance(error, RuntimeError):
+            _refuse(error)
         raise
-    accelerator.wait_for_everyone()
+    barrier(accelerator)
     accelerator.end_training()
     if dist.is_initialized():
         dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def check_precision(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise UserError for fp16 without a GPU; asked before any data is loaded."""
-    if config.precision == "fp16" and _trains_on_cpu(environ):
+def _refuse(error: RuntimeError) -> None:
+    """Raise UserError for an error of torch's that the user can mend."""
+    text = str(error)
+    if found := _SHARED_GPU.search(text):
+        raise UserError(f"ranks would share one GPU ({found[0]}): start one process for each GPU at most") from error
+    if found := _NOT_DETERMINISTIC.search(text):
+        operation = (found["operation"] or "a matrix product by cuBLAS").strip()
+        raise UserError(
+            f"train.reproducibility: {operation} has no deterministic kernel on this GPU, so that the same run would "
+            "have other bits each time: use another layer, or allow it with train.reproducibility=fast"
+        ) from error
+
+
+def barrier(accelerator: Accelerator) -> None:
+    """Block until every rank has called this. Accelerate's own would look for the GPU with the rank's number."""
+    if accelerator.num_processes > 1:
+        index = accelerator.device.index
+        dist.barrier(device_ids=None if index is None else [index])
+
+
+@contextmanager
+def first_of_machine_first(accelerator: Accelerator) -> Iterator[None]:
+    """Context manager: one rank of each machine runs what is inside, then the others do. A synchronisation point."""
+    if not accelerator.is_local_main_process:
+        barrier(accelerator)
+    yield
+    if accelerator.is_local_main_process:
+        barrier(accelerator)
+
+
+def wrap_model(accelerator: Accelerator, module: nn.Module, *, add_up_gradients: bool) -> nn.Module:
+    """Return the module, which is on its device already, wrapped for precision and by DistributedDataParallel.
+
+    add_up_gradients   False leaves out DistributedDataParallel
+    """
+    # Else DistributedDataParallel would look for the GPU with the rank's number, also where a rank sees only its own.
+    with variable("ACCELERATE_BYPASS_DEVICE_MAP", "true"):
+        # To find out by itself where the module is, Accelerate would import torch's sharded tensors: half a second.
+        wrapped: nn.Module = accelerator.prepare_model(
+            module, device_placement=False, evaluation_mode=not add_up_gradients
+        )
+    return wrapped
+
+
+def check_device(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError for a device that torch cannot use, and for fp16 without one; asked before any data is loaded."""
+    kind = choose_device_type(config.device, environ)
+    choose_device(kind, environ)
+    if config.precision == "fp16" and kind == "cpu":
         raise UserError("train.precision: got fp16, which needs a GPU, and none was found; use bf16 or fp32")
 
 
@@ -164,16 +219,15 @@ def broadcast_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def _trains_on_cpu(environ: Mapping[str, str]) -> bool:
-    return launch_variables.uses_cpu(environ) or not torch.cuda.is_available()
-
-
 def _set_determinism(config: TrainConfig) -> None:
-    """Ask for deterministic kernels, unless `reproducibility: fast`; an operation that has none only warns."""
+    """Ask for deterministic kernels, unless `reproducibility: fast`; an operation that has none raises RuntimeError.
+
+    Where torch only warns, it takes the attention's fast backward pass, which is not deterministic.
+    """
     deterministic = config.reproducibility != "fast"
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     # Not `use_deterministic_algorithms`, which does the same but imports torch's compiler to tell it: a second.
-    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic

@@ -28,6 +28,7 @@ from trainlib.data.inspection import name_some
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.class_folders import left_out_notices, list_class_folders
 from trainlib.distributed import process_group
+from trainlib.distributed.devices import choose_device_type
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.evaluation_text import evaluation_text
@@ -210,10 +211,11 @@ def _warn_of_missing_classes(evaluation: Mapping[str, Any]) -> None:
 
 
 def _possible_here(config: Config) -> Config:
-    """Return the configuration in float32 if it is in fp16 and there is no GPU."""
-    if config.train.precision != "fp16" or torch.cuda.is_available():
-        return config
-    return config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
+    """Return the configuration on a device of this machine; in float32 if it is in fp16 and there is no GPU."""
+    update = {"device": "auto"}
+    if config.train.precision == "fp16" and choose_device_type("auto") == "cpu":
+        update["precision"] = "fp32"
+    return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
 def _write(run: Path, evaluation: dict[str, Any]) -> None:

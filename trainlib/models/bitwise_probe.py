@@ -192,8 +192,8 @@ def timed(function: Callable[[], T]) -> tuple[float, T]:
 
 
 def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def _submodules_that_train(module: nn.Module) -> list[str]:

@@ -155,7 +155,7 @@ def _announce(config: Config, training: Training, facts: dict[str, Any], start: 
         training.plan.steps_per_epoch,
         world_size,
         "es" * (world_size > 1),
-        facts["device_name"] if facts["device"] == "cuda" else "CPU",
+        facts["device_name"] if facts["device"] != "cpu" else "CPU",
         threads,
         "s" * (threads > 1),
     )

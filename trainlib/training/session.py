@@ -66,7 +66,7 @@ def run_session(
     custom   model, data set, loss and hooks given in Python
     """
     is_main = attempt is not None
-    process_group.check_precision(config.train)
+    process_group.check_device(config.train)
     if start is not None:
         require_same_config(config, start)
     agent_folder = make_agent_folder() if launch_variables.start_folder() is None else None

@@ -231,8 +231,10 @@ class Trainer:
             self.hooks.on_progress()
             on_batch(micro_batch, logits_NC)
 
+        size = self.samples.eval_batch_size
+        if self.progress.fitting is not None:  # images at a time in training, which takes more memory
+            size = min(size, 2 * self.progress.fitting)
         with self.clock.paused() as pause, self.state.ema.swapped_in():
-            size = self.samples.eval_batch_size
             metrics = evaluate(self.state, loader, ids_N, size, report_progress, thresholds)
         return metrics, len(ids_N) / pause.seconds
 

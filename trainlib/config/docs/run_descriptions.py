@@ -72,6 +72,11 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "Smallest change that counts as an improvement.",
         "train.early_stopping='{min_delta: 0.001}'",
     ),
+    "train.device": D(
+        "`auto`: a GPU of NVIDIA, AMD or Intel where there is one, else the CPU; a GPU that torch cannot use is an "
+        "error. `cpu`: the CPU even where there are GPUs. `cuda` (AMD's too), `xpu` (Intel), `mps` (Apple): only that.",
+        "train.device=cpu",
+    ),
     "train.reproducibility": D(
         "`exact`: the same bits on the same number of processes. `elastic`: the same bits on any number. `fast`: "
         "allow kernels whose results may differ from run to run.",

@@ -153,6 +153,7 @@ class TrainConfig(Section):
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
     average: AverageConfig | None = None
     early_stopping: EarlyStopping | None = None
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     reproducibility: Literal["exact", "elastic", "fast"] = "exact"
     virtual_shards: Annotated[int, Field(ge=1)] = 8
     compile: Literal["auto"] | bool = False
@@ -255,6 +256,7 @@ class Config(Section):
         "train.on_nonfinite",
         "train.max_nonfinite_steps",
         "train.hang_seconds",
+        "train.device",
         "tracking",
         "slurm",
         "checkpoint.every",

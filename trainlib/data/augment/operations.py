@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainlib.accelerators import pins_memory
 from trainlib.data.augment import color, geometry
 
 
@@ -92,7 +93,7 @@ def apply_operations(images_NCHW: Tensor, drawn: Operations) -> Tensor:
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy a small tensor from the CPU to the device, without waiting for a GPU."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+    return (values.pin_memory() if pins_memory(device) else values).to(device, non_blocking=True)
 
 
 def _groups(operations_N: Tensor) -> list[tuple[Operation, Tensor]]:

@@ -16,9 +16,6 @@ from trainlib.models.optimizers.groups import parameter_groups
 from trainlib.models.optimizers.muon import MuonSGD
 
 OWN: Mapping[str, type[Optimizer]] = {"MuonSGD": MuonSGD}
-# By device type, the optimizers with a fused kernel, which updates all parameters at once and skips the update if the
-# device flag `found_inf` is 1. None on CPUs, where the fused kernel rounds differently from torch's loop.
-FUSED = {"cuda": ("SGD", "Adam", "AdamW", "Adagrad")}
 # Options that choose an optimizer's kernels. They suit the device, which may be another one after a resume, so that a
 # checkpoint's values of them are not restored.
 KERNEL_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
@@ -54,16 +51,36 @@ def _default_lr(name: str) -> float | None:
 def _kernels(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter], device: torch.device | None
 ) -> dict[str, Any]:
-    """Return `fused` if the device has a fused kernel and the configuration asks for no other kernels."""
+    """Return `fused` if the device has a fused kernel and the configuration asks for no other kernels.
+
+    None on CPUs, where the fused kernel rounds differently from torch's loop.
+    """
     options = {*config.args, *(option for group in config.param_groups for option in group.args)}
-    has_fused = device is not None and config.name in FUSED.get(device.type, ())
     if (
-        has_fused
+        device is not None
+        and device.type != "cpu"
         and not options & {"fused", "foreach", "differentiable"}
         and all(p.is_floating_point() for p in parameters)
+        and has_fused_kernel(config.name, config.args, device)
     ):
         return {"fused": True}
     return {}
+
+
+def has_fused_kernel(name: str, options: Mapping[str, Any], device: torch.device) -> bool:
+    """Return True if an optimizer can update all parameters at once, and skips that if the flag `found_inf` is 1.
+
+    It is asked: which optimizers can, and on which devices, changes from version to version of torch.
+    """
+    parameter = nn.Parameter(torch.ones(1, device=device))
+    parameter.grad = torch.ones(1, device=device)
+    try:
+        optimizer = undecorated(_class_of(name))([parameter], **{**options, "fused": True})
+        optimizer.found_inf = torch.ones((), device=device)  # type: ignore[attr-defined]
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return bool(parameter.item() == 1)
 
 
 def skips_on_found_inf(optimizer: Optimizer) -> bool:

@@ -11,6 +11,7 @@ from trainlib.data import DatasetInfo
 from trainlib.data.batches.plan import Plan
 from trainlib.errors import UserError
 from trainlib.models import Classifier, build_model, check_forward
+from trainlib.models.architectures.average_pool import replace_average_pools
 from trainlib.models.custom_parts import (
     ModelSource,
     build_custom,
@@ -50,6 +51,8 @@ def build_classifier(
         )
         classifier.module.to(memory_format=torch.channels_last)
     classifier.module.to(device)
+    if device.type != "cpu" and config.train.reproducibility != "fast":
+        replace_average_pools(classifier.module)
     return classifier
 
 

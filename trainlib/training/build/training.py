@@ -17,6 +17,7 @@ from trainlib.distributed.allreduce import elastic
 from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.distributed.allreduce.reducer import DataParallelReducer
 from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
+from trainlib.distributed.process_group import first_of_machine_first, wrap_model
 from trainlib.errors import CheckpointError, RunDirectoryError
 from trainlib.models.architectures.whitening import init_whitening
 from trainlib.models.custom_parts import (
@@ -74,7 +75,7 @@ def build_inputs(
             "raise train.epochs or train.steps"
         )
     # Published weights are fetched by one process of each machine; a checkpoint needs none of them.
-    with accelerator.local_main_process_first() if config.model.weights and not start else nullcontext():
+    with first_of_machine_first(accelerator) if config.model.weights and not start else nullcontext():
         classifier = build_classifier(
             config, num_classes, accelerator.device, with_weights=start is None, custom=custom.model
         )
@@ -154,12 +155,10 @@ def build_train_state(
     """
     config, accelerator, classifier = inputs.config, inputs.accelerator, inputs.classifier
     is_elastic = config.train.reproducibility == "elastic"
-    # `evaluation_mode` leaves out DistributedDataParallel, and nothing else. The module is on its device already; to
-    # find that out, Accelerate would import torch's sharded tensors: half a second.
     module = classifier.module if trained is None else trained
-    model: nn.Module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=is_elastic)
+    model = wrap_model(accelerator, module, add_up_gradients=not is_elastic)
     enable_local_allreduce(model, accelerator.device)
-    # Accelerate takes a step with a loss scaler for skipped if it was not made: kernels that skip would deceive it.
+    # With a loss scaler the host waits for the gradient's overflow anyway, and a fused kernel would scale once more.
     kernels = accelerator.device if accelerator.scaler is None else None
     optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, kernels)
     prepared = accelerator.prepare_optimizer(optimizer)

@@ -95,7 +95,7 @@ def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | No
     named   the checkpoint, as a name; None = the newest that so many steps follow, or the beginning
     """
     config = read_resolved(run.config_file)
-    process_group.check_precision(config.train)
+    process_group.check_device(config.train)
     dataset = load_data(config.data, config.seed)
     with process_group.joined(config.train) as accelerator:
         plan, _ = plan_of(config, dataset)

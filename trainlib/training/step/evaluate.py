@@ -17,7 +17,7 @@ from trainlib.models.tta import Network, with_tta
 from trainlib.training.metrics.class_counts import ClassCounter
 from trainlib.training.metrics.label_sets import SetPredictionCollector
 from trainlib.training.metrics.sums import Metrics, MicroBatchResult, gather_sums, metrics_of, sums_of
-from trainlib.training.step.out_of_memory import ADVICE, explained
+from trainlib.training.step.out_of_memory import ADVICE, InPieces, explained
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import measure
 
@@ -58,6 +58,7 @@ def metrics_over(
     thresholds: Sequence[float] | None,
 ) -> Metrics:
     """Return the metrics over these samples, by a network in eval mode; `on_batch` sees the logits. A collective."""
+    network = InPieces(network)
     measured: list[MicroBatchResult] = []
     counter: ClassCounter | SetPredictionCollector = ClassCounter(objective.num_classes, batches.device)
     if are_sets(batches.labels_N):

@@ -16,7 +16,7 @@ from trainlib.models import preserve_buffers
 from trainlib.models.losses import count_correct
 from trainlib.randomness import key, seed_generators
 from trainlib.training.metrics.sums import MicroBatchResult
-from trainlib.training.step.out_of_memory import explained
+from trainlib.training.step.out_of_memory import ADVICE, explained
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.update import UpdateStatus
 
@@ -61,7 +61,8 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
         clear_gradients(state)
         _restore_buffers(state)
         raise
-    with explained("the optimizer's step"):
+    size = max(len(micro_batch.ids_N) for micro_batch in micro_batches)
+    with explained("the optimizer's step", f"set train.micro_batch_size to {max(1, size // 2)}, or {ADVICE}"):
         status, values = state.update.apply(grad_norm, [result.loss for result in results])
     clear_gradients(state)
     if status is UpdateStatus.SKIPPED:

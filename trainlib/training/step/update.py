@@ -116,9 +116,14 @@ class ScaledUpdate(CheckedUpdate):
         self._accelerator.unscale_gradients(self._optimizer)
 
     def apply(self, grad_norm: Tensor, losses: Sequence[Tensor]) -> tuple[UpdateStatus, Sequence[float]]:
-        """Let the loss scaler decide whether the optimizer steps."""
+        """Let the loss scaler decide whether the optimizer steps.
+
+        A lower scale than before tells of a step that was skipped. Accelerate's `step_was_skipped` would not: it asks
+        whether the optimizer was called, and fused kernels are called in either case.
+        """
+        before = self._scaler.get_scale()
         self.stepped.step()
-        return (UpdateStatus.SKIPPED if self._optimizer.step_was_skipped else UpdateStatus.APPLIED), ()
+        return (UpdateStatus.SKIPPED if self._scaler.get_scale() < before else UpdateStatus.APPLIED), ()
 
     def overflow_is_expected(self) -> bool:
         """Return True as long as the loss scale can be lowered."""
@@ -144,6 +149,6 @@ def choose_update(config: TrainConfig, accelerator: Accelerator, optimizer: Acce
     if accelerator.scaler is not None:
         return ScaledUpdate(optimizer, accelerator)
     plain = optimizer.optimizer
-    if accelerator.device.type == "cuda" and skips_on_found_inf(plain) and config.on_nonfinite != "skip":
+    if accelerator.device.type != "cpu" and skips_on_found_inf(plain) and config.on_nonfinite != "skip":
         return DeviceCheckedUpdate(plain)
     return CheckedUpdate(plain)

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trainlib.accelerators import synchronize
 from trainlib.config import TrainConfig
 from trainlib.data.batches.loader import DataModule
 from trainlib.distributed.process_group import broadcast_object, gather_objects
@@ -30,11 +31,12 @@ TRIALS = 5  # of a step, of which the fastest counts
 def autotune(config: TrainConfig, state: TrainState, samples: DataModule, progress: Progress, total_steps: int) -> None:
     """Fit micro-batch size and compilation to the devices of all ranks, in `state` and `progress`. A collective."""
     dummy_input, size = samples.train.dummy_input(), samples.micro_batch_size
-    if (
-        state.accelerator.device.type == "cuda" and not state.reducer.fixes_micro_batches
-    ):  # a CPU's memory is not known to end
+    if state.accelerator.device.type != "cpu":  # whose memory is not known to end, and whose kernels are deterministic
         most = min(size, progress.fitting or size)
-        progress.fitting = memory.find_limit(state, dummy_input, most) or progress.fitting
+        if state.reducer.fixes_micro_batches:
+            memory.require_fit(state, dummy_input, most)
+        else:
+            progress.fitting = memory.find_limit(state, dummy_input, most) or progress.fitting
     size = min(size, progress.fitting or size)
     images_NCHW = dummy_input.expand(size, *dummy_input.shape[1:]).contiguous()
     choice = config.compile if progress.compiled is None else progress.compiled
@@ -55,7 +57,7 @@ def compile_model(state: TrainState, images_NCHW: Tensor, choice: bool | Literal
     began = time.perf_counter()
     problem = None
     try:
-        model.compile(dynamic=False)
+        model.compile(dynamic=False, options=_compiler_options(state.accelerator.device))
         trial(state, images_NCHW)
     except RuntimeError as error:  # all that torch's compiler raises
         problem = str(error).strip().split("\n")[0]
@@ -78,6 +80,14 @@ def compile_model(state: TrainState, images_NCHW: Tensor, choice: bool | Literal
     return True if pays else _without(model)
 
 
+def _compiler_options(device: torch.device) -> dict[str, bool] | None:
+    """Return the options of torch's compiler; where bits are to be reproducible, it must not choose kernels by timing.
+
+    On CPUs it does not.
+    """
+    return {"deterministic": True} if device.type != "cpu" and torch.are_deterministic_algorithms_enabled() else None
+
+
 def _without(model: torch.nn.Module) -> bool:
     model._compiled_call_impl = None  # there is no public way back from `compile`
     return False
@@ -89,7 +99,6 @@ def _seconds(state: TrainState, images_NCHW: Tensor) -> float:
     for _ in range(TRIALS):
         began = time.perf_counter()
         trial(state, images_NCHW)
-        if images_NCHW.is_cuda:
-            torch.cuda.synchronize()
+        synchronize(images_NCHW.device)
         best = min(best, time.perf_counter() - began)
     return best

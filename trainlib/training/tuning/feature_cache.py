@@ -24,6 +24,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from trainlib.accelerators import free_memory
 from trainlib.config import Augment, Config
 from trainlib.data.batches.feature_loader import CachedFeatures, FeatureLoader
 from trainlib.data.batches.loader import DataModule
@@ -217,7 +218,7 @@ class _Cache:
     def _place(self, first: Tensor) -> torch.device:
         """Where there is room for the features of all samples: on the device or, else, in memory."""
         device, need = first.device, first[0].nbytes * len(self.ids_N)
-        if device.type == "cuda" and need <= torch.cuda.mem_get_info(device)[0] * DEVICE_MEMORY_FRACTION:
+        if need <= free_memory(device) * DEVICE_MEMORY_FRACTION:
             place, fits = device, True
         else:
             available = available_memory() / launch_variables.local_world_size()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainlib.accelerators import release_cached_memory
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError
@@ -44,10 +45,7 @@ def next_limit(micro_batches: Sequence[MicroBatch], limit: int | None, state: Tr
     """
     size = max(len(micro_batch.ids_N) for micro_batch in split_to_limit(micro_batches, limit))
     if size == 1 or state.accelerator.num_processes > 1 or state.reducer.fixes_micro_batches:
-        raise UserError(
-            f"train.micro_batch_size: {size} images at a time do not fit into the memory of {state.accelerator.device}"
-            f": set it to {max(1, size // 2)}, or {ADVICE}"
-        )
+        raise _too_large(size, state)
     return _halved(size, state)
 
 
@@ -70,6 +68,12 @@ def find_limit(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
     return min(every) if min(every) < size else None
 
 
+def require_fit(state: TrainState, dummy_input: Tensor, size: int) -> None:
+    """Raise UserError where a step of `size` images does not fit, for a reducer that allows no smaller ones."""
+    if not _fits(state, dummy_input, size):
+        raise _too_large(size, state)
+
+
 def _fits(state: TrainState, dummy_input: Tensor, size: int) -> bool:
     try:
         room = [torch.empty_like(p) for p in state.parameters for _ in range(STATES_OF_OPTIMIZER)]
@@ -80,10 +84,16 @@ def _fits(state: TrainState, dummy_input: Tensor, size: int) -> bool:
     return True
 
 
+def _too_large(size: int, state: TrainState) -> UserError:
+    return UserError(
+        f"train.micro_batch_size: {size} images at a time do not fit into the memory of {state.accelerator.device}"
+        f": set it to {max(1, size // 2)}, or {ADVICE}"
+    )
+
+
 def _halved(size: int, state: TrainState) -> int:
     """Call it outside of the handler of the error, which holds on to the tensors of the step."""
-    if state.accelerator.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_cached_memory(state.accelerator.device)
     half = -(-size // 2)
     logger.warning(
         "%d images at a time do not fit into the memory of %s: %d from now on, with the same gradient",
