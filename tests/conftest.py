@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import build_stand_in
 import hypothesis
 import pytest
 import ranks
+from gpu_ranks import Gpus
 from needs import need
 from slurm_cluster import PROGRAMS, Cluster
 from soak import SOAK, rounds
@@ -126,6 +128,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert ranks.train(TRAINING, world_size=2, cwd=cwd) == [0, 0]
             (cwd.parent / "trained.done").touch()
     return cwd
+
+
+@pytest.fixture(scope="session")
+def gpus() -> Iterator[Gpus]:
+    """Emulated GPUs (tests/fakegpu); skipped where torch is no CUDA build or g++ is missing, but never on CI."""
+    need("g++", "nm")
+    site = build_stand_in.installed_torch()
+    if site is None:
+        reason = "needs a CUDA build of torch, as PyPI has it for Linux"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    started = Gpus(build_stand_in.build(site))
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

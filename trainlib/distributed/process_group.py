@@ -33,7 +33,12 @@ logger = logging.getLogger("trainlib")
 
 T = TypeVar("T")
 
-PLAIN_DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+PLAIN_DATA_PARALLEL = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+)
 
 # What gloo and NCCL say when a rank at the other end is gone. Both raise a RuntimeError.
 _LOST_CONNECTION = re.compile(

@@ -1,0 +1,106 @@
+"""Faults of training on GPUs: numbers that are not finite, memory that runs out, and a rank that dies."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import ranks
+from gpu_ranks import Gpus
+from patience import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def holds(gpus: Gpus, cwd: Path, name: str, *args: object, world_size: int = 1, **options: object) -> None:
+    codes = gpus.run(f"gpu_faults:{name}", *args, world_size=world_size, cwd=cwd, **options)
+    assert codes == [0] * world_size, "\n".join(ranks.console(cwd, rank) for rank in range(world_size))
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "MuonSGD"])
+def test_a_nan_on_one_of_two_gpus_ends_both_with_the_weights_before_it(
+    gpus: Gpus, tmp_path: Path, optimizer: str
+) -> None:
+    holds(gpus, tmp_path, "nan_on_one_gpu", optimizer, world_size=2)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_the_loss_scaler_skips_are_told_as_skipped(gpus: Gpus, tmp_path: Path, fused: bool) -> None:
+    holds(gpus, tmp_path, "fp16_overflow", fused)
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward", "update", "evaluation"])
+def test_memory_that_runs_out_once_costs_no_step(gpus: Gpus, tmp_path: Path, phase: str) -> None:
+    holds(gpus, tmp_path, "memory_runs_out", phase)
+
+
+def test_what_fits_into_a_smaller_gpu_is_found_before_training(gpus: Gpus, tmp_path: Path) -> None:
+    holds(gpus, tmp_path, "memory_by_size")
+
+
+def test_ranks_that_see_one_gpu_each_use_it(gpus: Gpus, tmp_path: Path) -> None:
+    holds(gpus, tmp_path, "one_gpu_for_each_task", world_size=2, FAKE_CUDA_DEVICES=1)
+
+
+def test_ranks_that_would_share_gpus_are_refused(gpus: Gpus, tmp_path: Path) -> None:
+    codes = gpus.run("gpu_faults:fewer_gpus_than_ranks", world_size=3, cwd=tmp_path, FAKE_CUDA_DEVICES=2)
+    assert codes == [1, 1, 0], ranks.console(tmp_path, 2)  # only rank 2 has none
+
+
+def test_kernels_are_chosen_by_asking_for_them(gpus: Gpus, tmp_path: Path) -> None:
+    holds(gpus, tmp_path, "adagrad_without_fused_kernel")
+
+
+TRAINING = [
+    "quickstart",
+    "name=run",
+    "data={name: synthetic, limit: 400}",
+    "tracking={log_every: 1}",
+    "train.epochs=50",
+]
+
+
+def test_a_rank_that_dies_in_nccl_is_named(gpus: Gpus, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch", "run", *TRAINING, "--processes", "2"]
+    environment = gpus.environment(FAKE_CUDA_DEVICES="2")
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as launched:
+        metrics = tmp_path / "runs/run/metrics.jsonl"
+        wait_until(lambda: launched.poll() is not None or (metrics.is_file() and metrics.stat().st_size > 1000))
+        victims = [
+            child
+            for child in psutil.Process(launched.pid).children(recursive=True)
+            if child.environ().get("RANK") == "1" and "trainlib.train" in child.cmdline()
+        ]
+        assert victims, launched.communicate()[1]
+        victims[0].send_signal(signal.SIGKILL)
+        _, told = launched.communicate(timeout=60)
+    assert launched.returncode == 137, told
+    assert "rank 1 on" in told
+    assert "killed by SIGKILL" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "told"),
+    [
+        ([], {"FAKE_CUDA_DRIVER": "11040"}, "this machine has 1 GPU, which torch"),
+        (["train.device=cuda"], {"FAKE_CUDA_DRIVER": "11040"}, "got cuda, which torch"),
+        (["--processes", "2"], {"FAKE_CUDA_DRIVER": "11040", "FAKE_CUDA_DEVICES": "2"}, "this machine has 2 GPUs"),
+    ],
+)
+def test_a_driver_that_is_too_old_is_an_error_and_no_training_on_the_cpu(
+    gpus: Gpus, tmp_path: Path, words: list[str], variables: dict[str, str], told: str
+) -> None:
+    command = [sys.executable, "-m", "launch", "run", *TRAINING, *words]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=gpus.environment(**variables), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "driver on your system is too old" in done.stderr
+    assert "train.device=cpu" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs/run/metrics.jsonl").exists()

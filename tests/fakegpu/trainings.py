@@ -1,0 +1,101 @@
+"""Small trainings that are run on CPU ranks and on emulated GPUs: what both must give in every bit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ranks
+import torch
+from parts import Rows, build_trainer, make_dataset, resolved
+from torch import Tensor
+
+from trainlib.distributed import process_group
+from trainlib.distributed.allreduce import shared_memory
+from trainlib.distributed.channel import open_channel
+from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.models.weights.files import weights_sha256
+from trainlib.runs.attempt.stop_request import StopFlag
+from trainlib.training.hooks import TrackerHook
+from trainlib.training.tuning.feature_cache import cache_features
+
+# Fused on CPUs as well, where they round in another way than torch's loop does.
+SGD = {"name": "SGD", "lr": 0.05, "momentum": 0.9, "fused": True}
+CNN = {"name": "cifar10_cnn"}
+BASE: Mapping[str, Any] = {
+    "data": {"name": "synthetic", "val_fraction": 0.25, "augment": {"flip": True, "crop_padding": 2}},
+    "model": CNN,
+    "optimizer": SGD,
+    "scheduler": {"name": "LinearLR", "total_iters": 8, "interval": "step"},
+    "train": {"steps": 4, "batch_size": 8},
+    "tracking": {"log_every": 1},
+}
+TRAINING: dict[str, Any] = BASE["train"]
+PLAIN_DATA = {"name": "synthetic", "val_fraction": 0.25, "augment": {}}
+
+# By name: what differs from BASE.
+TRAININGS: Mapping[str, Mapping[str, Any]] = {
+    "cnn": {},
+    "adamw and clipping": {
+        "optimizer": {"name": "AdamW", "lr": 0.001, "fused": True},
+        "train": TRAINING | {"clip_grad_norm": 0.5},
+    },
+    "bf16": {"train": TRAINING | {"precision": "bf16"}},
+    "elastic": {"train": TRAINING | {"reproducibility": "elastic", "virtual_shards": 4}},
+    "elastic resnet18": {
+        "model": {"name": "resnet18"},
+        "train": {"steps": 2, "batch_size": 8, "reproducibility": "elastic", "virtual_shards": 4},
+    },
+    "average": {"train": TRAINING | {"average": {"decay": 0.9}}},
+    "micro-batches": {"train": TRAINING | {"micro_batch_size": 2}},
+    "test-time views": {"evaluation": {"test_time": "flip_translate"}},
+    "feature cache": {"data": PLAIN_DATA, "model": CNN | {"freeze": "features", "cache_features": True}},
+    "resnet18": {"model": {"name": "resnet18"}, "train": {"steps": 2, "batch_size": 8}},
+    # Dropout; at 224 pixels, its average pooling changes nothing.
+    "vgg16": {
+        "data": PLAIN_DATA | {"image_size": 224},
+        "model": {"name": "vgg16", "width": 0.0625},
+        "train": {"steps": 2, "batch_size": 4},
+    },
+}
+NUM_IMAGES = 24
+ELASTIC = ("elastic", "elastic resnet18")
+
+
+def train_all(names: list[str], output: str) -> None:
+    """Run these trainings one after another, as one of the ranks; rank 0 writes what they gave to a file."""
+    ranks.replace(shared_memory, "_mean", _divided_first)
+    results = {name: trained(resolved({**BASE, **TRAININGS[name]})) for name in names}
+    if os.environ.get("RANK", "0") == "0":
+        Path(output).write_text(json.dumps(results))
+
+
+def trained(config: Any) -> dict[str, Any]:
+    """Return the digest of the weights after a training, the rows that it wrote, and the device."""
+    rows = Rows()
+    size = config.data.image_size
+    with process_group.joined(config.train) as accelerator:
+        dataset = make_dataset(NUM_IMAGES, size=size if isinstance(size, int) else size[0])
+        trainer = build_trainer(
+            config,
+            dataset,
+            accelerator,
+            caching=lambda inputs: cache_features(inputs, 0, lambda: False, lambda: None),
+            hooks=[TrackerHook(rows)],
+        )
+        assert trainer.run(StopConsensus(StopFlag(), open_channel(config.train)))
+        with trainer.state.ema.swapped_in():
+            digest = weights_sha256(trainer.state.classifier.module.state_dict())
+        return {"weights": digest, "rows": rows.without_times(), "device": accelerator.device.type}
+
+
+def _divided_first(memory: Any, values: Tensor) -> torch.futures.Future[Tensor]:
+    """Average a bucket as DistributedDataParallel does with NCCL: our sum on CPUs is divided afterwards."""
+    values.div_(memory.world_size)
+    memory.all_reduce(values)
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(values)
+    return done
