@@ -18,6 +18,7 @@ from typing import Any
 
 import ranks
 
+from trainlib.runs.attempt.pulse import PULSE_FILE  # which comes when it comes, from a thread
 from trainlib.runs.files import durable
 
 # What this software, pathlib, shutil and numpy change files through.
@@ -97,7 +98,7 @@ def train(arguments: list[str], rank: int, first: int, last: int, code: int | No
 def _counting(name: str, original: Callable[..., Any], calls: Calls, within: str) -> Callable[..., Any]:
     def call(subject: Any, *args: Any, **kwargs: Any) -> Any:
         path = _path_of(args[0] if name == "__init__" else subject, kwargs.get("dir_fd"))
-        if path.startswith(within) and not (name == "open" and _only_reads(args, kwargs)):
+        if path.startswith(within) and PULSE_FILE not in path and not (name == "open" and _only_reads(args, kwargs)):
             calls.count(f"{name} {_RANDOM.sub('.', path.removeprefix(within)).lstrip('/')}")
         return original(subject, *args, **kwargs)
 
