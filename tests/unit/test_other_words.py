@@ -31,6 +31,8 @@ WRONG = [
     ("run quickstart --pretrained", "Type model.weights=pretrained"),
     ("run quickstart --no-wandb", "Type tracking.wandb.mode=disabled"),
     ("run quickstart --workers 4", "Leave it out: pictures are decoded on all cores"),
+    ("run quickstart --device cuda:0", "Type train.device=cuda"),
+    ("run quickstart --gpu 0", "Choose GPUs by the environment"),
     ("run quickstart --output-dir out", "Type --name out"),
     ("run --config x.yaml", "Type launch run x.yaml"),
     ("submit quickstart --imgsz 64", "Type data.image_size=64"),

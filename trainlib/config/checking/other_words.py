@@ -50,6 +50,7 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("ema", "model_ema", "ema_decay", "model_ema_decay"), "train.average.decay={}"),
     "slurm.gpus": "slurm.gpus_per_node={}",
     "slurm.time_limit": "slurm.time={}",
+    **dict.fromkeys(("device", "accelerator"), "train.device={}"),
     "deterministic": "train.reproducibility=exact",
     **dict.fromkeys(("seed", "manual_seed", "random_seed"), "seed={}"),
     **dict.fromkeys(
@@ -95,7 +96,7 @@ NO_KEY: Mapping[str, str] = {
         "warm-up is a scheduler of its own: scheduler='[{name: LinearLR, start_factor: 0.1, duration: 1ep}, "
         "{name: CosineAnnealingLR}]'",
     ),
-    **dict.fromkeys(("device", "gpu"), "choose GPUs by the environment: CUDA_VISIBLE_DEVICES=0 launch run ..."),
+    "gpu": "choose GPUs by the environment: CUDA_VISIBLE_DEVICES=0 launch run ...",
 }
 _OFF, _ON = ("false", "off", "none", "null", "no", "disable", "0"), ("true", "on", "yes", "enable", "1")
 # Other words for the values of some keys. The names of classes are also found without case, "-" and "_".
@@ -143,6 +144,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("fake", "random"), "synthetic"),
     },
     "data.augment.policy": {"rand": "randaugment", "imagenet": "autoaugment", "trivialaugment": "trivial"},
+    "train.device": dict.fromkeys(("gpu", "cuda:0", "cuda:1", "0", "1"), "cuda"),
     "loss.weight": dict.fromkeys(_ON, "balanced"),
 }
 # What is said of a class that nobody knows.
