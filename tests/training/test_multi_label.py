@@ -199,7 +199,7 @@ def test_bits_do_not_depend_on_stops_storage_or_ranks(tmp_path: Path, table: Pat
 
 @pytest.mark.slow
 def test_a_small_network_learns_the_labels(tmp_path: Path) -> None:
-    label_sets.write_table(tmp_path, 1500)
-    long = ["train={epochs: 15, batch_size: 64}", "optimizer={name: AdamW, lr: 2e-3}", "scheduler=null"]
+    label_sets.write_table(tmp_path, 1000)
+    long = ["train={epochs: 6, batch_size: 32}", "optimizer={name: AdamW, lr: 2e-3}", "scheduler=null"]
     assert ranks.train(label_sets.words(tmp_path, *long), cwd=tmp_path) == [0], ranks.console(tmp_path)
     assert json.loads((tmp_path / "runs/run/summary.json").read_text())["test"]["map"] > 0.9

@@ -189,7 +189,7 @@ def _blank(dataset: Dataset, ids_N: Tensor, low_NC: Tensor, high_NC: Tensor) -> 
     if not blank_N.any():
         return []
     count, missing = int(blank_N.sum()), missing_classes(dataset.train.labels_N[ids_N[blank_N]], dataset.class_names)
-    which = name_some([name for name in dataset.class_names if name not in missing])
+    which = name_some([name for name in dataset.class_names if name not in missing]) or "none (empty sets)"
     return [
         f"{count} of {len(ids_N)} training pictures that were looked at are of a single colour, in the class(es) "
         f"{which}; the first is number {int(ids_N[blank_N][0])} of the training set, counted from 0. {EXPORT}"
