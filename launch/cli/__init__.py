@@ -97,7 +97,8 @@ def _with_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.No
     """Return the error with the words to type in place of another tool's option, if they are known."""
     from launch.cli.other_words import for_option
 
-    answer = for_option(error.option_name, words)
+    command = error.ctx.command.name if error.ctx else None
+    answer = for_option(error.option_name, words, command or "")
     said = f"No such option: {error.option_name}. {answer}"
     return click.NoSuchOption(error.option_name, said, ctx=error.ctx) if answer else error
 

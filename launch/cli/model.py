@@ -94,7 +94,10 @@ def export(model: str, export_format: str, output: str | None, force: bool) -> i
     Beside FILE comes FILE.json, which says how to use it.
     """
     words = ["--format", export_format, *(["--output", output] if output is not None else [])]
-    return call("trainlib.inference.export", [*words, *(["--force"] if force else []), "--", _resolved(model)])
+    code = call("trainlib.inference.export", [*words, *(["--force"] if force else []), "--", _resolved(model)])
+    if code == EXIT_OK:
+        tell_next(shlex.join(["launch", "predict", model, "PICTURE"]))
+    return code
 
 
 def _resolved(model: str) -> str:
@@ -102,6 +105,8 @@ def _resolved(model: str) -> str:
     from trainlib.runs.status import find_run
 
     path = Path(model)
+    if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp") and not path.is_dir():
+        raise UserError(f"{model} is a picture, and the run comes first. Type launch predict RUN {shlex.quote(model)}")
     if (path / "manifest.json").is_file() or (path.is_file() and model.endswith(".safetensors")):
         return model
     if path.parent.name == "checkpoints":

@@ -34,6 +34,20 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
+_OF_SBATCH = (
+    *("mem", "account", "qos", "constraint", "exclusive", "nodelist", "exclude", "gres", "ntasks"),
+    *("cpus-per-task", "mail-type", "mail-user"),
+)
+# Options of one command, by its name and theirs.
+OPTIONS: Mapping[tuple[str, str], str] = {
+    **dict.fromkeys((("submit", name) for name in ("gpus", "devices", "nproc_per_node")), "--gpus-per-node {}"),
+    **{("submit", name.replace("-", "_")): f"--sbatch {name}={{}}" for name in _OF_SBATCH},
+    **dict.fromkeys((("logs", name) for name in ("tail", "lines", "last")), "-n {}"),
+    **dict.fromkeys((("predict", name) for name in ("topk", "k", "top_k")), "--top {}"),
+    **dict.fromkeys((("export", name) for name in ("out", "o", "output_file")), "--output {}"),
+}
+
+
 def for_command(word: str, rest: Sequence[str], commands: Sequence[str]) -> str | None:
     """Return what to type for a command that there is not; None where nothing is like it.
 
@@ -54,14 +68,17 @@ def for_command(word: str, rest: Sequence[str], commands: Sequence[str]) -> str 
     return shlex.join(["launch", guess, *rest]) if guess else None
 
 
-def for_option(option: str, words: Sequence[str]) -> str | None:
+def for_option(option: str, words: Sequence[str], command: str) -> str | None:
     """Return a sentence on what to type for an option that there is not; None where nothing is like it.
 
-    option   with its dashes
+    option   with its dashes; of `-lr` click says `-l`
     words    the whole command line
+    command  the one that does not have it
     """
     from trainlib.config.checking.other_words import instead, is_key, sentence
 
+    if not option.startswith("--"):
+        option = next((word.partition("=")[0] for word in words if word.startswith(option)), option)
     name, value = option.lstrip("-"), ""
     for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == option and not following.startswith("-"):
@@ -70,5 +87,7 @@ def for_option(option: str, words: Sequence[str]) -> str | None:
             value = word.partition("=")[2]
     if not is_key(name) and name.startswith(("no-", "no_")):
         name, value = name[3:], "false"
+    if template := OPTIONS.get((command, name.replace("-", "_"))):
+        return sentence(template.format(shlex.quote(value) if value else "..."))
     answer = instead(name, value) if is_key(name) else None
     return sentence(answer) if answer else None

@@ -16,11 +16,15 @@ import click
 
 from launch.cli.arguments import refuse_fresh_resume
 from launch.cli.slurm import prepare
+from launch.cli.start_page import tell_next
 from launch.local.command import RESUME_LATEST, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 
 if TYPE_CHECKING:
     from launch.sweep.grid import Element, Sweep
+
+
+MOST_IN_A_LINE = 4  # runs
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def sweep(
         code = _submit(plan, elements, flags, _Submission(options, site, debug, wait), dry_run=dry_run)
     if (local or wait) and not dry_run and code != EXIT_INTERRUPTED:
         show(results_table(plan))
+        tell_next(shlex.join(["launch", "report", *(element.name for element in plan.elements[:MOST_IN_A_LINE])]))
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
@@ -50,7 +51,8 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("ema", "model_ema", "ema_decay", "model_ema_decay"), "train.average.decay={}"),
     "slurm.gpus": "slurm.gpus_per_node={}",
     "slurm.time_limit": "slurm.time={}",
-    **dict.fromkeys(("device", "accelerator"), "train.device={}"),
+    **dict.fromkeys(("device", "accelerator", "use_cuda", "cuda"), "train.device={}"),
+    **dict.fromkeys(("early_stopping", "train.early_stopping"), "train.early_stopping.patience={}"),
     "deterministic": "train.reproducibility=exact",
     **dict.fromkeys(("seed", "manual_seed", "random_seed"), "seed={}"),
     **dict.fromkeys(
@@ -65,7 +67,7 @@ KEYS: Mapping[str, str] = {
     "mixup": "data.augment.mixup={}",
     "cutmix": "data.augment.cutmix={}",
     **dict.fromkeys(("flip", "hflip", "fliplr"), "data.augment.flip={}"),
-    **dict.fromkeys(("auto_augment", "autoaugment", "aa"), "data.augment.policy={}"),
+    **dict.fromkeys(("auto_augment", "autoaugment", "aa", "data.augment", "augment"), "data.augment.policy={}"),
     **dict.fromkeys(("reprob", "random_erasing", "erasing"), "data.augment.erase={}"),
     **dict.fromkeys(("output", "output_dir", "save_dir", "out", "log_dir", "logdir", "default_root_dir"), "--name {}"),
     **dict.fromkeys(("project", "wandb_project"), "tracking.wandb.project={}"),
@@ -96,6 +98,16 @@ NO_KEY: Mapping[str, str] = {
         "warm-up is a scheduler of its own: scheduler='[{name: LinearLR, start_factor: 0.1, duration: 1ep}, "
         "{name: CosineAnnealingLR}]'",
     ),
+    **dict.fromkeys(
+        ("logger", "report_to", "trackers", "log_with"),
+        "trackers have keys of their own: tracking.wandb.mode=online, tracking.tensorboard=true",
+    ),
+    **dict.fromkeys(
+        ("callbacks", "hooks"),
+        "checkpoint, train.early_stopping and train.average are keys; code of your own is given in Python: "
+        "trainlib.fit(hooks=[...]), see docs/python.md",
+    ),
+    **dict.fromkeys(("strategy", "ddp", "distributed"), "leave it out: --processes N trains data-parallel"),
     "gpu": "choose GPUs by the environment: CUDA_VISIBLE_DEVICES=0 launch run ...",
 }
 _OFF, _ON = ("false", "off", "none", "null", "no", "disable", "0"), ("true", "on", "yes", "enable", "1")
@@ -144,7 +156,8 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("fake", "random"), "synthetic"),
     },
     "data.augment.policy": {"rand": "randaugment", "imagenet": "autoaugment", "trivialaugment": "trivial"},
-    "train.device": dict.fromkeys(("gpu", "cuda:0", "cuda:1", "0", "1"), "cuda"),
+    "train.device": {**dict.fromkeys(("gpu", "cuda:0", "cuda:1", *_ON, ""), "cuda"), **dict.fromkeys(_OFF, "cpu")},
+    "train.early_stopping.patience": {**dict.fromkeys((*_ON, ""), "10")},
     "loss.weight": dict.fromkeys(_ON, "balanced"),
 }
 # What is said of a class that nobody knows.
@@ -197,7 +210,7 @@ def with_words(key: str, value: Any, rule: str, *, typed: bool) -> str:
     if isinstance(value, dict) and len(value) == 1 and key not in all_keys():  # a section of another tool
         [(name, inner)] = value.items()
         return with_words(f"{key}.{name}", inner, rule, typed=typed)
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list) and key not in NO_KEY:
         return rule
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     words = instead(key, text)
@@ -215,20 +228,37 @@ def sentence(words: str) -> str:
 
 
 def separate_words(words: Sequence[str]) -> dict[str, str]:
-    """Return what to type for each word that names a key without its value: `train.epochs 5`, `train.epochs = 5`.
+    """Return what to type for each word that names a key in another way: `train.epochs 5`, `lr:0.1`, `+seed=1`.
 
     words   those of a command line that name no configuration, in their order
 
-    The value that follows, and what stands between, are among them with nothing to type.
+    The value that follows a key, and what stands between, are among them with nothing to type.
     """
     found: dict[str, str] = {}
     for index, word in enumerate(words):
         key = word.rstrip(":=")
         following = [other for other in words[index + 1 :] if other != "="][:1]
         value = "".join(other for other in following if "=" not in other)
-        if word not in found and is_key(key) and (value or word == key) and (answer := instead(key, value)):
+        if word in found:
+            continue
+        if answer := _respelt(word):
+            found[word] = sentence(answer)
+        elif is_key(key) and (value or word == key) and (answer := instead(key, value)):
             found |= {word: sentence(answer), value: "", **({"=": ""} if "=" in words[index + 1 : index + 2] else {})}
+        elif word in catalog.names("model"):
+            found[word] = sentence(f"model.name={word}")
     return found
+
+
+def _respelt(word: str) -> str | None:
+    """Return what to type for one word in the form of other tools, such as Hydra's; None for any other word."""
+    if removed := re.fullmatch(r"~([A-Za-z_][\w.]*)", word):
+        return f"{removed[1]}=null" if is_key(removed[1]) else None
+    parts = re.fullmatch(r"\+{0,2}([A-Za-z_][\w.]*(?:[/:][A-Za-z_][\w.]*)?)(==?|: ?)(.+)", word)
+    if parts is None or (parts[2] == "=" and re.match(r"[A-Za-z_][\w.]*=", word)):
+        return None
+    key = re.sub("[/:]", ".", parts[1])
+    return instead(key, parts[3]) if is_key(key) or is_key(key.rpartition(".")[2]) else None
 
 
 def is_key(word: str) -> bool:
