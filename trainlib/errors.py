@@ -8,6 +8,8 @@ TrainlaunchError                exit 1
 │   ├── CheckpointError                  a named checkpoint that is missing, damaged or of another run
 │   └── RunDirectoryError                a run directory that is in use, finished, different or not writable
 ├── NonFiniteError              exit 1   a loss or gradient is infinite or not a number: its update was not applied
+├── DeviceLostError             exit 71  the device does not answer, or says itself that it is broken
+├── RanksDifferError            exit 72  ranks hold other bits, though all computed the same: a device computes wrongly
 ├── ConnectionLostError         exit 76  another rank ended: the cause is in that rank's log
 └── StoppedError                exit 75  a stop was asked for before training could start: run again to continue
 """
@@ -20,6 +22,9 @@ from dataclasses import dataclass
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
+EXIT_DEVICE_LOST = 71  # EX_OSERR of sysexits.h, as the next two: the machine is at fault, and not the program
+EXIT_RANKS_DIFFER = 72
+EXIT_HANG = 73  # no step was finished for `train.hang_seconds`
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: checkpointed and stopped; run again to continue
 EXIT_CONNECTION_LOST = 76  # EX_PROTOCOL: another rank failed, and this one only noticed
 EXIT_PORT_TAKEN = 98  # EADDRINUSE: rank 0 could not listen at the port that it was given
@@ -94,6 +99,18 @@ class RunDirectoryError(UserError):
 
 class NonFiniteError(TrainlaunchError):
     """A loss or gradient that is infinite or not a number; the update of that step was not applied."""
+
+
+class DeviceLostError(TrainlaunchError):
+    """A device that does not answer any more, or that reports an error of its own memory or links."""
+
+    exit_code = EXIT_DEVICE_LOST
+
+
+class RanksDifferError(TrainlaunchError):
+    """Ranks that hold different bits though they computed the same: a fault of one of their devices."""
+
+    exit_code = EXIT_RANKS_DIFFER
 
 
 class ConnectionLostError(TrainlaunchError):

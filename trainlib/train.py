@@ -7,6 +7,7 @@ user are reported before torch is imported, where that is possible.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from trainlib.config import AfterConfig, Config, keep_older_values, load_config
 from trainlib.errors import (
+    EXIT_DEVICE_LOST,
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
     CheckpointError,
     ConfigError,
+    ConnectionLostError,
     StoppedError,
     TrainlaunchError,
     UserError,
@@ -27,6 +30,7 @@ from trainlib.errors import (
 )
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.logs import logging_to_console, logging_to_file, redirect_output
+from trainlib.runs.attempt.owner import LAUNCHER
 from trainlib.runs.attempt.record import Attempt, recorded_attempt
 from trainlib.runs.attempt.stop_request import StopFlag, ignore_stop_signals
 from trainlib.runs.directory import RunDirectory
@@ -70,7 +74,8 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
             print_error(error)
         return error.exit_code
     except TrainlaunchError as error:
-        print(lines(error if isinstance(error, StoppedError) else f"error: {error}"), file=sys.stderr)
+        if not (isinstance(error, ConnectionLostError) and rank == 0 and LAUNCHER in os.environ):  # which tells of it
+            print(lines(error if isinstance(error, StoppedError) else f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except PermissionError as error:
         print_error(not_permitted(error))
@@ -160,4 +165,5 @@ if __name__ == "__main__":
     code = main()
     ignore_stop_signals()  # while the interpreter ends, they would change the exit code
     # After an error the group was not left, whose threads gloo still runs.
-    leave(code, at_once=code not in (EXIT_OK, EXIT_STOPPED) and launch_variables.world_size() > 1)
+    failed = code not in (EXIT_OK, EXIT_STOPPED)
+    leave(code, at_once=failed and (launch_variables.world_size() > 1 or code == EXIT_DEVICE_LOST))

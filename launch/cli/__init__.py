@@ -37,17 +37,20 @@ from trainlib.runs.terminal.streams import OutputLostError, flush_streams, leave
 def program() -> NoReturn:
     """Run one command and exit with its code: the `launch` program."""
     secure_streams()
-    code = main()
+    code = main(is_program=True)
     ignore_stop_signals()  # while the interpreter ends, they would change the code
     leave(code, at_once=code == EXIT_INTERRUPTED)  # a thread may be inside a decoder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+def main(arguments: Sequence[str] | None = None, *, is_program: bool = False) -> int:
+    """Run one command and return its exit code.
+
+    is_program   this process does nothing else, so that `launch run` may fork it
+    """
     encode_anything()
     try:
         arguments = _without_runs(sys.argv[1:] if arguments is None else arguments)
-        code = cli.main(arguments, prog_name=_program_name(), standalone_mode=False)
+        code = cli.main(arguments, prog_name=_program_name(), standalone_mode=False, obj=is_program)
         flush_streams()
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED

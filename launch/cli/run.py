@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,10 +26,16 @@ from launch.local.command import (
     left_by_another_launch,
     training_arguments,
 )
+from launch.local.restarts import MOST_RESTARTS
 from trainlib.errors import EXIT_OK, UserError
 from trainlib.runs.files.scratch import remove_abandoned
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.terminal.streams import keep_running_without_readers
+
+if TYPE_CHECKING:
+    from launch.local.ending import Ending
+    from launch.local.healing import Start
+    from trainlib.config import Config
 
 
 @click.command(cls=ResumableCommand)
@@ -49,6 +57,12 @@ from trainlib.runs.terminal.streams import keep_running_without_readers
     metavar="[CHECKPOINT]",
     help="Go on from the newest checkpoint, or from this one, even if the config changed where that is harmless.",
 )
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Starts again by itself after a fault of the machine, so often without a new step; 3, with --nodes 0.",
+)
 @click.option("--dry-run", is_flag=True, help="Only print the command that would run.")
 def run(
     arguments: tuple[str, ...],
@@ -59,14 +73,18 @@ def run(
     name: str | None,
     fresh: bool,
     resume: str | None,
+    restarts: int | None,
     dry_run: bool,
 ) -> int:
     """Train here: on the CPU, one GPU or all GPUs.
 
     CONFIG is a file or the name of a shipped config, like quickstart; several are merged from left to right, then
     key=value. Exit code 0: done, 2: a mistake in what was asked, 75: stopped with a checkpoint, run again to continue.
+
+    A rank that is killed, hangs or loses its device does not end the run, which goes on from its newest checkpoint.
     """
     from launch.local.devices import choose_processes, gpus_for, require_given_gpus
+    from launch.local.one_process import can_fork
     from trainlib.config import load_config
 
     keep_running_without_readers()
@@ -80,11 +98,18 @@ def run(
         require_given_gpus(gpus, config.train.device, os.environ)
     number = choose_processes(processes, gpus)
     node = _node(nodes, node_rank, head, may_be_unknown=dry_run)
+    if node is not None and restarts:
+        raise UserError(f"--restarts: got {restarts} with --nodes {nodes}, must be 0: start it again on all machines")
     command = command_here(training, number, gpus, node=node)
     if dry_run:
         click.echo(command.shell_text())
         return 0
     remove_abandoned()
+    most = MOST_RESTARTS if restarts is None else restarts
+    may_fork = click.get_current_context().obj and can_fork()
+    if node is None and most and (number > 1 or may_fork):
+        code = _run_healing(config, config_words, number, gpus, fresh=fresh, resume=resume, most=most)
+        return _tell_next(code, config.name)
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         return _tell_next(call(TRAINING_MODULE, training, command.variables(os.environ), config), config.name)
@@ -96,7 +121,7 @@ def run(
     if node is not None and node.rank == 0:
         make_secret(directory)
     click.echo(f"starting {number} process{'es' * (number > 1)} ...", err=True)
-    code = run_ranks(command, directory, node_rank or 0)
+    code = run_ranks(command, directory, node_rank or 0, config.train.hang_seconds)
     forget_unused(directory)
     return _tell_next(code, config.name)
 
@@ -106,6 +131,49 @@ def _tell_next(code: int, name: str) -> int:
     if code == EXIT_OK:
         tell_next(f"launch report {name}", f"launch predict {name} PICTURE", f"launch export {name} --format onnx")
     return code
+
+
+def _run_healing(
+    config: Config, words: Sequence[str], number: int, gpus: int, *, fresh: bool, resume: str | None, most: int
+) -> int:
+    """Train on this machine, again and again where the machine fails; return the exit code.
+
+    words    the configs and overrides
+    number   of processes
+    most     of restarts without a new step
+    """
+    from launch.local.devices import processes_left
+    from launch.local.healing import run_healing
+    from launch.local.one_process import supervise_one
+    from launch.local.stop_request import StopRequest
+    from launch.local.supervise import supervise
+    from trainlib.runs import RUNS
+    from trainlib.runs.machine.gpus import count_gpus
+
+    directory, hang_seconds = RUNS / config.name, config.train.hang_seconds
+    stop = StopRequest(directory)
+
+    def start_once(start: Start) -> Ending:
+        training = training_arguments(words, fresh=fresh, resume=resume)
+        if start.has_begun:  # as the options said, and only to be continued, whatever was done to the files meanwhile
+            training = training_arguments([str(directory / "config.yaml")], fresh=False, resume=None)
+        is_elastic = config.train.reproducibility == "elastic"
+        count = processes_left(number, count_gpus(), is_elastic=is_elastic) if gpus and start.is_restart else number
+        command = command_here(training, count, gpus)
+        if count > 1:
+            return supervise(
+                command, directory, stop, hang_seconds=hang_seconds, variables=start.variables, on_poll=start.on_poll
+            )
+        variables = {**command.variables(os.environ), **start.variables}
+        # Forked: a new interpreter would spend seconds on importing torch again.
+        return supervise_one(
+            lambda more: call(TRAINING_MODULE, training, {**variables, **more}, config), directory, stop, hang_seconds
+        )
+
+    if number > 1:
+        click.echo(f"starting {number} processes ...", err=True)
+    with stop.catching_signals():
+        return run_healing(start_once, directory, stop, most)
 
 
 @click.command()

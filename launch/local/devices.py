@@ -32,6 +32,25 @@ def gpus_for(device: str) -> int:
     return count_gpus() if device in ("auto", "cuda") else 0
 
 
+def processes_left(before: int, gpus: int, *, is_elastic: bool) -> int:
+    """Return the number of processes to go on with, of `before`, after a fault on a machine with GPUs.
+
+    gpus         that still answer
+    is_elastic   the result does not depend on the number of processes
+
+    Raises TrainlaunchError where too few are left.
+    """
+    if gpus >= before:
+        return before
+    if is_elastic and gpus:
+        return gpus
+    advice = "train.reproducibility: elastic goes on with fewer" if gpus else "look at `nvidia-smi` and `dmesg`"
+    raise TrainlaunchError(
+        f"{gpus} GPUs on {socket.gethostname()} still answer, and {before} processes are to train on them: not started "
+        f"again; {advice}"
+    )
+
+
 def require_given_gpus(gpus: int, device: str, environment: Mapping[str, str]) -> None:
     """Raise TrainlaunchError if SLURM gave this node GPUs and none is visible, rather than train on the CPU.
 

@@ -78,11 +78,14 @@ class AgentReport:
             self.failures = [RankFailure(**failure) for failure in message["failures"]]
 
 
-def find_cause(failures: Sequence[RankFailure], closing: Collection[int]) -> RankFailure | None:
+def find_cause(
+    failures: Sequence[RankFailure], closing: Collection[int], frozen: Collection[int] = ()
+) -> RankFailure | None:
     """Return the failure that brought the other ranks down; None where no rank failed.
 
     failures   first observed first
     closing    processes that the agent asked to end
+    frozen     processes that the launcher killed because they were frozen: the others could only wait for them
 
     The rank observed first may only have lost the connection to a rank that died a moment before. So a crash comes
     first, except of a rank that was still alive when the agent began to close the others; then a mistake of the
@@ -92,11 +95,12 @@ def find_cause(failures: Sequence[RankFailure], closing: Collection[int]) -> Ran
     """
     if not failures:
         return None
+    stuck = [f for f in failures if f.pid in frozen]
     crashed = [f for f in failures if f.exit_code in _CRASHES and f.pid not in closing]
     mistaken = sorted((f for f in failures if f.exit_code == EXIT_USER_ERROR), key=lambda f: f.rank)
     own = [f for f in failures if f.exit_code != EXIT_CONNECTION_LOST and not (f.exit_code < 0 and f.pid in closing)]
     without_aborted = [f for f in own if f.exit_code != -signal.SIGABRT]
-    return (crashed or mistaken or without_aborted or own or failures)[0]
+    return (crashed or mistaken or stuck or without_aborted or own or failures)[0]
 
 
 def judge_aborted(failure: RankFailure, last_lines: Sequence[str]) -> RankFailure:

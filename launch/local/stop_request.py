@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trainlib.runs.attempt.owner import read_owner
 from trainlib.runs.attempt.record import last_start
@@ -18,34 +19,45 @@ class StopRequest:
     """Writes the STOP file of a run when a stop signal comes, as soon as rank 0 owns the run directory.
 
     Until then the signal is only remembered: the directory may not exist, or belong to another start. A second Ctrl-C
-    sets `now`.
+    sets `now`. Where the run is a single process, `child`, it gets the signals themselves instead.
 
     earlier   the mark of the STOP file that was there before; see `mark_of`
+    child     the process that trains; None where there are several, or none at the moment
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stop_file = directory / "STOP"
         self.earlier = mark_of(self._stop_file)
-        self._owner_before = read_owner(directory)
-        self._attempt_before = last_start(directory)
-        self._begun = False
+        self.child: int | None = None
+        self._before: dict[int, Any] = {}  # signal: its handler
         self._asked: str | None = None  # the signal's name
+        self.new_start()
         self._delivered = False
         self._placed = ""  # the mark of the STOP file that was written
         self.now = False
+
+    def new_start(self) -> None:
+        """Forget how far the start before came: another one begins."""
+        self._owner_before = read_owner(self._directory)
+        self._attempt_before = last_start(self._directory)
+        self._begun = False
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
         """Context manager: catch the stop signals; put their handlers back on exit."""
         hangup_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup: the run outlives its terminal
         numbers = [number for number in STOP_SIGNALS if not (number == signal.SIGHUP and hangup_ignored)]
-        before = {number: signal.signal(number, self._handle) for number in numbers}
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            self.put_back_handlers()
+
+    def put_back_handlers(self) -> None:
+        """Handle the signals as before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @property
     def asked(self) -> bool:
@@ -77,7 +89,11 @@ class StopRequest:
                 self._stop_file.unlink()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
+        if self.child is not None:
+            self._asked = self._asked or signal.Signals(number).name
+            with suppress(ProcessLookupError):
+                os.kill(self.child, number)
+        elif self._asked and number == signal.SIGINT:
             self.now = True
         elif not self._asked:
             self._asked = name = signal.Signals(number).name

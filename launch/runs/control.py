@@ -171,6 +171,8 @@ def kill_run(directory: Path) -> str:
         command_line = process.cmdline()
         if not _is_training(command_line):
             raise UserError(f"process {pid} is not a training but {' '.join(command_line)!r}: nothing was killed")
+        if isinstance(owner, Owner):  # or its launcher would take the death for an accident, and start it again
+            write_stop_file(directory, "launch cancel", owner.stop_token)
         process.kill()
     except psutil.Error as error:
         raise UserError(f"cannot end {directory.name}: {error}; launch stop {directory.name} asks it to end") from error

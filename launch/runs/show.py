@@ -197,7 +197,8 @@ def _attempt(record: Record) -> tuple[str, str]:
             f"{record.get('host')}, SLURM job {job}" if job else f"{record.get('host')}, process {record.get('pid')}"
         )
         ranks = record.get("world_size")
-        return head, f"started at step {record.get('from_step')}, {ranks} rank{'s' * (ranks != 1)}, {place}"
+        again = f" again by itself, as {record.get('reason')}" if record.get("restart") else ""
+        return head, f"started{again} at step {record.get('from_step')}, {ranks} rank{'s' * (ranks != 1)}, {place}"
     reason = f": {record['reason']}" if record.get("reason") else ""
     return head, f"{record.get('status')} at step {record.get('step')}{reason}"
 

@@ -37,7 +37,7 @@ class Launched:
     def __init__(self, cwd: Path, *more: str, by_hand: bool = False):
         self.cwd = cwd
         self._environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-        self._words = [sys.executable, "-m", "launch", "run", *TRAINING, "--processes", "2", *more]
+        self._words = [sys.executable, "-m", "launch", "run", *TRAINING, "--processes", "2", "--restarts", "0", *more]
         with (cwd / "output.txt").open("w") as output:
             self.process = subprocess.Popen(
                 ["sh", "-c", f"exec {self._printed()}"] if by_hand else self._words,

@@ -79,7 +79,7 @@ print("stopped at a step", file=sys.stderr)
 
 @pytest.mark.parametrize("part", ["launcher.log", "logs"])
 def test_what_the_launcher_writes_and_shows_is_in_the_run_directory_alone(tmp_path: Path, part: str) -> None:
-    from launch.local import supervise
+    from launch.local import console
 
     outside, logs = tmp_path / "outside", tmp_path / "run/logs"
     (outside / "logs").mkdir(parents=True)
@@ -90,12 +90,12 @@ def test_what_the_launcher_writes_and_shows_is_in_the_run_directory_alone(tmp_pa
     else:
         logs.mkdir()
         (logs / part).symlink_to(outside / "logs" / part)
-    supervise._append(logs / "launcher.log", ["line\n"])
-    assert supervise._last_lines(logs / "launcher.log") == []
+    console.append(logs / "launcher.log", ["line\n"])
+    assert console.last_lines(logs / "launcher.log") == []
     assert (outside / "logs/launcher.log").read_text() == "secret\n"
     logs.unlink() if part == "logs" else (logs / part).unlink()
-    supervise._append(logs / "launcher.log", [f"{number}\n" for number in range(20)])
-    assert supervise._last_lines(logs / "launcher.log") == [str(number) for number in range(5, 20)]
+    console.append(logs / "launcher.log", [f"{number}\n" for number in range(20)])
+    assert console.last_lines(logs / "launcher.log") == [str(number) for number in range(5, 20)]
 
 
 def start_launcher(

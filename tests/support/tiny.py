@@ -128,9 +128,10 @@ class Moment:
 
 
 def launch(training: list[str], cwd: Path, processes: int = 2) -> subprocess.Popen[bytes]:
-    """`launch run` with so many processes, begun; what it says goes to `cwd/console.txt`."""
+    """`launch run` with so many processes, begun; what it says goes to `cwd/console.txt`. It starts nothing again."""
     repository = REPOSITORY
     environment = os.environ | {"PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": ""}
     with (cwd / "console.txt").open("wb") as console:
         command = [sys.executable, "-m", "launch", "run", *training, "--processes", str(processes)]
+        command += ["--restarts", "0"]
         return subprocess.Popen(command, cwd=cwd, env=environment, stdout=console, stderr=console)

@@ -68,6 +68,12 @@ def test_a_rank_that_nccl_aborted_only_lost_another_one(line: str, exit_code: in
     assert judge_aborted(RankFailure(1, -9, SECOND), log).exit_code == -9
 
 
+def test_a_frozen_rank_is_the_cause_of_what_the_others_see() -> None:
+    observed = failures((0, 73), (1, -9))
+    assert find_cause(observed, [SECOND], [SECOND]) == observed[1]
+    assert find_cause(observed, [SECOND]) == observed[0]
+
+
 def test_no_report_is_no_failure() -> None:
     assert find_cause([], []) is None
 

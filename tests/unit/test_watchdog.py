@@ -10,6 +10,8 @@ import pytest
 from paths import REPOSITORY
 from patience import HANG
 
+from trainlib.errors import EXIT_HANG
+
 AGENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
 
 # A rank that is deaf to being asked to stop.
@@ -71,7 +73,7 @@ def test_a_hang_ends_the_process_and_a_suspended_one_is_no_hang(tmp_path: Path) 
         worker.send_signal(signal.SIGCONT)
         rest, _ = worker.communicate(timeout=HANG)
     assert rest == "hangs\n"  # it was not ended while it was suspended, nor right after
-    assert worker.returncode == 1
+    assert worker.returncode == EXIT_HANG
     log = (tmp_path / "log").read_text()
     assert log.startswith("no step was finished for 1 s (train.hang_seconds)")
     assert "time.sleep" in log or "<string>" in log

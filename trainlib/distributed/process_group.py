@@ -24,7 +24,7 @@ from torch import nn
 
 from trainlib.config import TrainConfig
 from trainlib.distributed.devices import choose_device, choose_device_type, on_device, variable
-from trainlib.errors import ConnectionLostError, UserError
+from trainlib.errors import ConnectionLostError, DeviceLostError, TrainlaunchError, UserError
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.machine.kept_memory import keep_freed_memory
 from trainlib.runs.machine.limits import usable_cores
@@ -50,6 +50,14 @@ _SHARED_GPU = re.compile(r"Duplicate GPU detected[^\n]*")  # NCCL's words
 # torch's words for an operation of a GPU whose kernel adds in an order that changes from run to run.
 _NOT_DETERMINISTIC = re.compile(
     r"(?P<operation>.*?) does not have a deterministic implementation|Deterministic behavior was enabled.*?CuBLAS"
+)
+
+# What CUDA says when a device is gone or broken, and no program is to blame for it.
+_LOST_DEVICE = re.compile(
+    r"uncorrectable (ECC|NVLink) error|device\(s\) is/are busy or unavailable|no CUDA-capable device is detected"
+    r"|unspecified launch failure|hardware stack error|the launch timed out and was terminated|driver shutting down"
+    r"|GPU is lost|fallen off the bus|CUDA error: unknown error",
+    re.IGNORECASE,
 )
 
 
@@ -107,16 +115,18 @@ def joined(config: TrainConfig) -> Iterator[Accelerator]:
     """Join the other ranks inside the context; on exit leave the group, so that another run can start in this process.
 
     After an error with other ranks alive the group is not left: that could wait for ranks that wait for this one.
-    Raises ConnectionLostError where a collective failed because another rank went away.
+    Raises ConnectionLostError where a collective failed because another rank went away, DeviceLostError where this
+    rank's device did.
     """
     accelerator = start(config)
+    world_size = accelerator.num_processes
     try:
         yield accelerator
     except BaseException as error:
-        if accelerator.num_processes == 1:
+        if world_size == 1:
             AcceleratorState._reset_state(reset_partial_state=True)
-        elif isinstance(error, RuntimeError) and (found := _LOST_CONNECTION.search(str(error))):
-            raise ConnectionLostError(f"lost the connection to another rank ({found[0]}): see its log") from error
+        if (fault := fault_of_machine(error, world_size)) is not None:
+            raise fault from error
         if isinstance(error, RuntimeError):
             _refuse(error)
         raise
@@ -125,6 +135,20 @@ def joined(config: TrainConfig) -> Iterator[Accelerator]:
     if dist.is_initialized():
         dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def fault_of_machine(error: BaseException, world_size: int) -> TrainlaunchError | None:
+    """Return the error to raise in place of torch's, where that tells that a device or another rank is gone.
+
+    torch raises a RuntimeError for nearly everything: only its text tells.
+    """
+    if not isinstance(error, RuntimeError):
+        return None
+    if found := _LOST_DEVICE.search(str(error)):
+        return DeviceLostError(f"lost the device of this rank ({found[0]}): look at `dmesg` and `nvidia-smi -q`")
+    if world_size > 1 and (found := _LOST_CONNECTION.search(str(error))):
+        return ConnectionLostError(f"lost the connection to another rank ({found[0]}): see its log")
+    return None
 
 
 def _refuse(error: RuntimeError) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TextIO
 
-from trainlib.errors import EXIT_FAILURE
+from trainlib.errors import EXIT_FAILURE, EXIT_HANG
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.records.reasons import LAUNCHER_DIED
 
@@ -22,7 +22,7 @@ ORPHAN_SECONDS = 7.0  # to write a checkpoint and end, once the launcher is gone
 class Watchdog:
     """A thread that ends this process when no heartbeat comes for `hang_seconds`.
 
-    The stacks of all threads go to `log` then, and the process ends with exit code 1. A rank that torch's elastic agent
+    The stacks of all threads go to `log` then, and the process ends with EXIT_HANG. A rank that torch's elastic agent
     started is also asked to stop when that agent is gone, and ended where it does not.
 
     hang_seconds   None: a hang is not looked for
@@ -61,20 +61,20 @@ class Watchdog:
             self._idle_seconds += min(now - before, 2 * POLL_SECONDS)
             before = now
             if self._hang_seconds is not None and self._idle_seconds > self._hang_seconds:
-                self._end(f"no step was finished for {self._hang_seconds:g} s (train.hang_seconds)", stacks=True)
+                self._end(f"no step was finished for {self._hang_seconds:g} s (train.hang_seconds)", EXIT_HANG)
             if self._agent is not None and os.getppid() != self._agent:
                 if orphan_since is None:
                     orphan_since = now
                     self._flag.ask(LAUNCHER_DIED)
                 elif now - orphan_since > ORPHAN_SECONDS:
-                    self._end("the launcher died, and the ranks did not come to stop together", stacks=False)
+                    self._end("the launcher died, and the ranks did not come to stop together", EXIT_FAILURE)
 
-    def _end(self, reason: str, *, stacks: bool) -> None:
+    def _end(self, reason: str, code: int) -> None:
         in_file = getattr(self._log, "has_begun", True)  # before an attempt begins, its log is lost with the process
         stream = self._log if in_file else sys.stderr
         with suppress(OSError):  # a log that cannot be written, on a full disk, must not keep this rank alive
             stream.write(f"{reason}; this rank ends here, its last checkpoint is good\n")
             stream.flush()
-            if stacks:
+            if code == EXIT_HANG:
                 faulthandler.dump_traceback(stream, all_threads=True)
-        os._exit(EXIT_FAILURE)
+        os._exit(code)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from trainlib.config import Config, differences, dump_config, harmful, is_free, read_resolved
 from trainlib.errors import RunDirectoryError
 from trainlib.runs import RUNS
-from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_taken, read_owner
+from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_handed_over, is_taken, read_owner
 from trainlib.runs.attempt.pulse import remove_pulse, write_pulse
 from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt
 from trainlib.runs.files import locks
@@ -184,7 +184,7 @@ class RunDirectory:
             if read_owner(self.path) is None and has_open_attempt(self.path):  # a version before owner.json trains
                 raise self._in_use() from None
         while self._ownership is None:
-            if is_taken(self.path):
+            if not is_handed_over(self.path) and is_taken(self.path):
                 raise self._in_use()
             (self.path / OWNER_FILE).unlink(missing_ok=True)  # of a process that was killed
             with suppress(FileExistsError):  # another start was faster

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trainlib.runs.attempt.step_file import STEP_FILES, StepFile
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.records import reasons
@@ -152,6 +156,37 @@ class HeartbeatHook(Hook):
     def on_progress(self) -> None:
         """Send the heartbeat."""
         self._heartbeat()
+
+
+class StepFileHook(Hook):
+    """Tells the launcher how far this rank has come, for the case that it dies."""
+
+    def __init__(self, folder: Path, rank: int):
+        self._folder, self._rank = folder, rank
+        self._file: StepFile | None = None
+
+    @classmethod
+    def from_environment(cls, rank: int) -> list[StepFileHook]:
+        """Return the hook in a list, or an empty list without a launcher that wants to know."""
+        folder = os.environ.get(STEP_FILES)
+        return [cls(Path(folder), rank)] if folder else []
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Make the file; without it, as on a full disk, the launcher believes that the run has not come further."""
+        self._progress = trainer.progress
+        with suppress(OSError):
+            self._file = StepFile(self._folder, self._rank, trainer.progress.step)
+
+    def on_progress(self) -> None:
+        """Write the number of steps that are done."""
+        if self._file is not None:
+            self._file.write(self._progress.step)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class OwnershipHook(Hook):

@@ -37,7 +37,7 @@ from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.space import checkpoint_size, space_problem
 from trainlib.training.content_record import ContentHook, forget_content, learn_content
 from trainlib.training.final_test import TestResult, evaluate_test_split, write_test_evaluation
-from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook, OwnershipHook
+from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook, OwnershipHook, StepFileHook
 from trainlib.training.outputs import open_trainer, summary_of
 from trainlib.training.provenance import record_data, require_alike, require_same_config, require_same_data
 from trainlib.training.trainer import Trainer, Training
@@ -93,6 +93,7 @@ def run_session(
         _begin(config, run, attempt, start, dataset, accelerator)
         with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
             hooks: list[Hook] = [HeartbeatHook(watchdog.heartbeat), *custom.hooks]
+            hooks += StepFileHook.from_environment(accelerator.process_index)
             hooks.append(ContentHook(run, dataset, accelerator.process_index))
             hooks += [OwnershipHook(run)] if is_main else []
             hooks += EndOfJobHook.from_environment(flag) if is_main else []

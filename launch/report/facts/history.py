@@ -87,6 +87,8 @@ def jobs_of(lines: Sequence[Record]) -> list[Job]:
 def attempts_of(lines: Sequence[Record], jobs: Sequence[Job], *, running: bool) -> list[Attempt]:
     """Return the attempts of attempts.jsonl. A job's cause explains the last attempt that was made in it.
 
+    Where a launcher started the run again by itself, the next start line tells of a fault of the machine.
+
     running   the last attempt is still going
     """
     starts = [line for line in lines if line.get("event") == "start"]
@@ -97,7 +99,10 @@ def attempts_of(lines: Sequence[Record], jobs: Sequence[Job], *, running: bool) 
         is_last = index == len(starts) - 1
         job = within[index]
         decided = job.end if job and (is_last or within[index + 1] is not job) else {}
-        attempts.append(_attempt(start, ends.get(start.get("attempt"), {}), decided, job, running and is_last))
+        end = ends.get(start.get("attempt"), {})
+        if not is_last and starts[index + 1].get("restart"):  # by the launcher, which saw how this one ended
+            end = {**end, "reason": starts[index + 1].get("reason")}
+        attempts.append(_attempt(start, end, decided, job, running and is_last))
     return attempts
 
 

@@ -142,7 +142,7 @@ def error_of(evidence: Evidence) -> str | None:
     """Return the error that ended a start: the failed rank's last line, or what kept the ranks from being started."""
     if evidence.failure is not None:
         return evidence.failure.error
-    if evidence.code is EndCode.ERROR:
+    if evidence.code is not None and evidence.code.status == "failed":
         return evidence.reason
     return evidence.refusal.error if evidence.refusal else None
 

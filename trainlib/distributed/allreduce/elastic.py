@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from trainlib.data.batches.rank_slice import shards_of_rank
 from trainlib.distributed import hardware
 from trainlib.distributed.process_group import gather_objects
-from trainlib.errors import TrainlaunchError, UserError
+from trainlib.errors import RanksDifferError, UserError
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.machine.launch_variables import NUM_THREADS
 
@@ -204,7 +204,7 @@ class ElasticReducer:
         return False
 
     def require_same_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise TrainlaunchError, on every rank, where ranks hold different bits in these tensors. A collective.
+        """Raise RanksDifferError, on every rank, where ranks hold different bits in these tensors. A collective.
 
         Only a fault brings that about: of a device or its memory, or of a kernel that is not what elastic mode needs.
         """
@@ -212,7 +212,7 @@ class ElasticReducer:
         for rank, theirs in enumerate(every):
             differing = next((tensor for tensor, digest in theirs.items() if digest != every[0][tensor]), None)
             if differing is not None:
-                raise TrainlaunchError(
+                raise RanksDifferError(
                     f"{differing} on rank {rank} is not what it is on rank 0, though all ranks computed "
                     "the same: a fault of one of their devices; the run ends here, and goes on from its last "
                     "checkpoint when it is started again"

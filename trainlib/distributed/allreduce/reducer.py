@@ -60,7 +60,7 @@ class Reducer(Protocol):
         """Return True if one backward pass must be made before the first step, for later ones to add in one order."""
 
     def require_same_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise TrainlaunchError, on every rank, where ranks that must hold the same bits do not. A collective."""
+        """Raise RanksDifferError, on every rank, where ranks that must hold the same bits do not. A collective."""
 
 
 class DataParallelReducer:

@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +22,7 @@ from trainlib.runs.files.json_records import read_json
 from trainlib.runs.records.jobs import slurm_job
 
 OWNER_FILE = "owner.json"
+LAUNCHER = "TRAINLAUNCH_LAUNCHER"  # `ID PROCESS` of a launcher that starts the run again by itself, for its ranks
 RENEW_SECONDS = 3.0  # between two renewals
 DEAD_SECONDS = 2 * RENEW_SECONDS + 1.0  # without one, the owner is dead
 RECENT_SECONDS = 60.0  # for readers, who do not wait: clocks of two machines may differ by so much
@@ -32,7 +33,7 @@ _POLL_SECONDS = 0.25
 class Owner:
     """A process that trains, or is about to.
 
-    id        no other start of any run has it
+    id        no other start of any run has it; all starts by one launcher that starts the run again share it
     machine   names the host, its boot and the container: process ids of equal machines may be compared
     started   when the process began, as the system tells it: another process that gets its id later has another one
     job       the SLURM job, which all its restarts share; None outside of one
@@ -98,18 +99,33 @@ def is_taken(directory: Path) -> bool:
     return False
 
 
+def is_handed_over(directory: Path, environ: Mapping[str, str] = os.environ) -> bool:
+    """Return True if the owner is the launcher that has started this process, and keeps the directory for it."""
+    identity, _, pid = environ.get(LAUNCHER, "").partition(" ")
+    owner = read_owner(directory)
+    return owner is not None and (owner.id, str(owner.pid)) == (identity, pid) and owner.is_on_this_machine
+
+
 class Ownership:
     """This process's entry in owner.json, which a thread renews until `release`.
 
-    owner       the identity to take, by default a new one
+    owner       the identity to take, by default this process's
     on_renewal  called by the thread each time, as long as the file is this process's
+    renewed     False: no thread; the caller calls `renew` every few seconds
     Raises FileExistsError where another process is the owner, dead or alive, and OSError where nothing can be written.
     """
 
-    def __init__(self, directory: Path, owner: Owner | None = None, on_renewal: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        directory: Path,
+        owner: Owner | None = None,
+        on_renewal: Callable[[], None] = lambda: None,
+        *,
+        renewed: bool = True,
+    ):
         self._on_renewal = on_renewal
         self._file = directory / OWNER_FILE
-        self.owner = owner or _this_process()
+        self.owner = owner or this_process()
         self._since = time.monotonic()
         self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
@@ -120,13 +136,14 @@ class Ownership:
             raise
         self.is_lost = False
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="owner of the run", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._keep, name="owner of the run", daemon=True)
+        if renewed:
+            self._thread.start()
 
     def holds(self) -> bool:
         """Return True if the file at the path of the run directory is still this process's."""
         found = read_owner(self._file.parent)
-        return found is not None and found.id == self.owner.id
+        return found == self.owner
 
     def holds_for_good(self) -> bool:
         """Return the same, after a moment in which another process that began at the same time would have written."""
@@ -143,25 +160,36 @@ class Ownership:
     def abandon(self) -> None:
         """Stop renewing, and empty the file, wherever it is."""
         self._over.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Show that this process lives."""
+        with suppress(OSError):
+            os.utime(self._descriptor)  # also on a full disk; of the file itself, wherever it has been moved to
+
+    def _keep(self) -> None:
         missed = 0
         while not self._over.wait(RENEW_SECONDS):
-            with suppress(OSError):
-                os.utime(self._descriptor)  # also on a full disk; of the file itself, wherever it has been moved to
+            self.renew()
             missed = 0 if self.holds() else missed + 1  # a file system may answer wrongly once
             if not missed:
                 self._on_renewal()
             self.is_lost = missed > 1 or (missed == 1 and read_owner(self._file.parent) is not None)
 
 
-def _this_process() -> Owner:
+def new_identity() -> str:
+    """Return an `id` that no other start of any run has."""
+    return secrets.token_hex(8)
+
+
+def this_process(environ: Mapping[str, str] = os.environ) -> Owner:
+    """Return this process as an owner, under the identity of its launcher where that starts the run again by itself."""
     pid = os.getpid()
-    identity = secrets.token_hex(8)
+    identity = environ.get(LAUNCHER, "").partition(" ")[0] or new_identity()
     return Owner(identity, socket.gethostname(), pid, _machine(), _started(pid) or "", slurm_job(os.environ))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from trainlib.errors import StoppedError, TrainlaunchError, UserError, not_permi
 from trainlib.runs.attempt.logs import LogFile, attempt_header
 from trainlib.runs.files.json_records import Record, append_line, read_lines, timestamp
 from trainlib.runs.records.jobs import slurm_job
-from trainlib.runs.records.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason
+from trainlib.runs.records.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason, machine_fault
 from trainlib.runs.records.shapes import ATTEMPT
 
 logger = logging.getLogger("trainlib.runs")
 
 ATTEMPTS_FILE = "attempts.jsonl"
+RESTART = "TRAINLAUNCH_RESTART"  # set by a launcher that starts a run again by itself; see `restart_of`
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Attempt:
             "from_step": self.step,
             "slurm_job_id": slurm_job(os.environ),
             "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
+            **restart_of(os.environ),
         }
         self.has_begun = True
         append_line(self.directory / ATTEMPTS_FILE, start)
@@ -83,9 +86,7 @@ def recorded_attempt(attempt: Attempt, is_lost: Callable[[], bool] = lambda: Fal
         yield
     except BaseException as error:
         if attempt.reason in (None, COMPLETED):
-            # Rank 0 raises StoppedError without having been asked itself where another rank was.
-            code = OTHER_RANK.code if isinstance(error, StoppedError) else EndCode.ERROR
-            attempt.reason = EndReason(code, f"{type(error).__name__}: {error}")
+            attempt.reason = EndReason(_code_of(error), f"{type(error).__name__}: {error}")
         if isinstance(error, PermissionError):
             raise UserError(not_permitted(error)) from error
         if isinstance(error, OSError) and attempt.has_begun:
@@ -96,6 +97,27 @@ def recorded_attempt(attempt: Attempt, is_lost: Callable[[], bool] = lambda: Fal
     finally:
         if attempt.has_begun and not is_lost():
             attempt.end()
+
+
+def restart_of(environ: Mapping[str, str]) -> Record:
+    """Return what the start line says of a restart that the launcher made by itself; empty for any other start.
+
+    restart   how often it has done so since the run last came further
+    cause     the code of the fault of the machine that ended the start before
+    reason    the same in words
+    """
+    with suppress(ValueError):
+        found = json.loads(environ.get(RESTART, ""))
+        return found if isinstance(found, dict) and ATTEMPT({"event": "start", **found}) is None else {}
+    return {}
+
+
+def _code_of(error: BaseException) -> EndCode:
+    """Return why an attempt ended that this exception ended."""
+    if isinstance(error, StoppedError):  # rank 0 raises it without having been asked itself where another rank was
+        return OTHER_RANK.code
+    fault = machine_fault(error.exit_code) if isinstance(error, TrainlaunchError) else None
+    return fault or EndCode.ERROR
 
 
 def read_attempts(directory: Path) -> list[Record]:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from signal import Signals
 from typing import Any, Literal
+
+from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_DEVICE_LOST, EXIT_HANG, EXIT_RANKS_DIFFER
 
 Status = Literal["completed", "stopped", "failed"]
 
@@ -21,13 +24,42 @@ class EndCode(StrEnum):
     END_TIME = "end_time"  # the time of its SLURM job was nearly over
     LAUNCHER_DIED = "launcher_died"  # the process that had started the ranks was gone
     ERROR = "error"  # an exception ended it
+    KILLED = "killed"  # a signal that nobody handles ended a rank: a crash, a kill, memory that ran out
+    HANG = "hang"  # a rank finished no step for train.hang_seconds, or was frozen
+    DEVICE_LOST = "device_lost"  # a device did not answer, or told of a fault of its own
+    CONNECTION_LOST = "connection_lost"  # another rank was gone, or the network between two
+    RANKS_DIFFER = "ranks_differ"  # ranks held other bits, though all computed the same
 
     @property
     def status(self) -> Status:
         """Return what people are told of an attempt that ended so: `completed`, `stopped` or `failed`."""
         if self is EndCode.COMPLETED:
             return "completed"
-        return "failed" if self is EndCode.ERROR else "stopped"
+        return "failed" if self is EndCode.ERROR or self in _FAULTS_OF_THE_MACHINE else "stopped"
+
+
+_EXIT_CODES = {
+    EXIT_HANG: EndCode.HANG,
+    EXIT_DEVICE_LOST: EndCode.DEVICE_LOST,
+    EXIT_CONNECTION_LOST: EndCode.CONNECTION_LOST,
+    EXIT_RANKS_DIFFER: EndCode.RANKS_DIFFER,
+}
+_FAULTS_OF_THE_MACHINE = {EndCode.KILLED, *_EXIT_CODES.values()}
+_CRASHES = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")
+
+
+def machine_fault(exit_code: int) -> EndCode | None:
+    """Return the fault of the machine that ended a process; None where the program or a person ended it.
+
+    exit_code   as subprocess gives it: negative for a signal
+
+    A fault of the machine may be gone at the next start. An exception of Python would come again, and signals such as
+    SIGTERM are somebody's wish.
+    """
+    if exit_code < 0:
+        is_crash = -exit_code in [Signals[name] for name in _CRASHES if name in Signals.__members__]
+        return EndCode.KILLED if is_crash else None
+    return _EXIT_CODES.get(exit_code)
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,8 @@ ATTEMPT = fitting(
         "from_step": whole_number,
         "slurm_job_id": text,
         "slurm_restart_count": text_or_number,
+        "restart": whole_number,
+        "cause": text,
         "status": status,
         "step": whole_number,
         "code": text,

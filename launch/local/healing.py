@@ -1,0 +1,183 @@
+"""Start a run again by itself, for as long as only the machine is at fault."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch.local.console import append, say
+from launch.local.ending import Ending
+from launch.local.restarts import Decision, decide
+from launch.local.stop_request import StopRequest
+from trainlib.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from trainlib.runs.attempt.owner import (
+    LAUNCHER,
+    OWNER_FILE,
+    RENEW_SECONDS,
+    Ownership,
+    new_identity,
+    read_owner,
+    this_process,
+)
+from trainlib.runs.attempt.record import RESTART, last_event, read_attempts
+from trainlib.runs.attempt.step_file import Steps
+from trainlib.runs.attempt.stop_request import is_meant_for
+from trainlib.runs.files.json_records import read_json
+from trainlib.runs.records.checkpoints import steps_in
+from trainlib.runs.records.reasons import EndCode, code_of_end
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the launcher knows when it starts a run.
+
+    variables    of the environment, for the ranks
+    has_begun    whether an attempt of this launcher has begun before, and done what the options say
+    is_restart   whether this is not its first start
+    on_poll      to be called often until the ranks have ended
+    """
+
+    variables: Mapping[str, str]
+    has_begun: bool
+    is_restart: bool
+    on_poll: Callable[[], None]
+
+
+class Place:
+    """The run directory, kept by the launcher between two starts, so that no other start comes in between.
+
+    All starts of a launcher own the directory under one identity. A STOP file that names it is meant for all of them.
+    """
+
+    def __init__(self, directory: Path, stop: StopRequest):
+        self._directory, self._stop = directory, stop
+        self._owner = replace(this_process(), id=new_identity())
+        self._held: Ownership | None = None
+        self._renewed = 0.0
+
+    def variables(self) -> dict[str, str]:
+        """Return what tells the ranks of a start who has started them."""
+        return {LAUNCHER: f"{self._owner.id} {self._owner.pid}"}
+
+    def keep(self) -> None:
+        """Become the owner in place of the dead rank 0, until the next one takes over."""
+        if self._held is not None and self._held.holds():  # the start before did not come to take it
+            return
+        self.give_up()
+        owner = read_owner(self._directory)
+        if owner is not None and owner.id != self._owner.id:  # somebody else was faster
+            return
+        with suppress(OSError):  # there is no directory yet, or it cannot be written
+            (self._directory / OWNER_FILE).unlink(missing_ok=True)
+            # Without a thread, which would be in the way of a fork.
+            self._held = Ownership(self._directory, self._owner, renewed=False)
+
+    def renew(self) -> None:
+        """Show others that the directory is kept; to be called often."""
+        if self._held is not None and time.monotonic() - self._renewed > RENEW_SECONDS:
+            self._renewed = time.monotonic()
+            self._held.renew()
+
+    def give_up(self) -> None:
+        """Own the directory no more."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    def is_asked_to_stop(self) -> bool:
+        """Return True if a person asked this launcher's run to stop, or has ended it, through the STOP file."""
+        return is_meant_for(self._directory / "STOP", self._owner.stop_token, self._stop.earlier)
+
+    def remove_stop_file(self) -> None:
+        """Remove a STOP file that is meant for the run that ends now: the next one must not obey it."""
+        if self.is_asked_to_stop():
+            with suppress(OSError):
+                (self._directory / "STOP").unlink()
+
+
+def run_healing(start_once: Callable[[Start], Ending], directory: Path, stop: StopRequest, most: int) -> int:
+    """Start a run, and again after each fault of the machine, and return the exit code of the whole.
+
+    start_once   starts it, and returns when it has ended
+    stop         catches signals all the while
+    most         number of restarts, counted since the last step that was never finished before
+    """
+    place = Place(directory, stop)
+    starts: list[Steps | None] = []
+    restart: dict[str, str] = {}
+    begun = False
+    try:
+        while True:
+            variables = {**place.variables(), **restart}
+            ending = start_once(Start(variables, begun, is_restart=bool(starts), on_poll=place.renew))
+            begun = begun or ending.begun
+            code = _code_where_over(ending, directory, place, stop) if ending.fault else ending.code
+            if code is not None:
+                is_complete = ending.fault is not None and code == 0
+                say(f"{ending.what} ({ending.place}) when the run was complete" if is_complete else ending.words)
+                return code
+            starts.append(ending.steps)
+            decision = decide(starts, most)
+            if decision.number is None:
+                _tell_why_not(ending, decision, directory)
+                return ending.code
+            place.keep()
+            _tell_restart(ending, decision, most, directory)
+            restart = {RESTART: _in_record(ending, decision)}
+            if not _pause(decision.pause, place, stop):
+                say("stopped between two starts: the run continues from its last checkpoint when it is started again")
+                return EXIT_INTERRUPTED if stop.now else EXIT_STOPPED
+    finally:
+        place.give_up()
+        place.remove_stop_file()
+
+
+def _code_where_over(ending: Ending, directory: Path, place: Place, stop: StopRequest) -> int | None:
+    """Return the exit code where nothing is left to do, or a person wants no more; None where the run is to go on."""
+    attempts = read_attempts(directory) if ending.begun else []
+    start, end = last_event(attempts, "start"), last_event(attempts, "end")
+    code = code_of_end(end) if start and end and start.get("attempt") == end.get("attempt") else None
+    if code is EndCode.COMPLETED and read_json(directory / "summary.json").get("status") == "completed":
+        return 0
+    # Ranks whose agent was killed notice that, or are asked to stop by this launcher.
+    is_ours = ending.rank is None and code in (EndCode.LAUNCHER_DIED, EndCode.SIGNAL, EndCode.OTHER_RANK)
+    if code is not None and code.status == "stopped" and not is_ours:
+        return EXIT_STOPPED
+    return ending.code if stop.asked or place.is_asked_to_stop() else None
+
+
+def _tell_why_not(ending: Ending, decision: Decision, directory: Path) -> None:
+    why_not = f"error: {ending.what} ({ending.place}); {decision.why_not}" if decision.why_not else ""
+    say("\n".join(filter(None, [ending.words, why_not])))
+    if ending.begun:
+        append(directory / "logs/launcher.log", [f"{why_not}\n"] if why_not else [])
+
+
+def _tell_restart(ending: Ending, decision: Decision, most: int, directory: Path) -> None:
+    step = max(steps_in(directory / "checkpoints"), default=None) if ending.begun else None
+    whence = "from its beginning" if step is None else f"from step {step}"
+    line = f"{ending.what} ({ending.place}); starting again {whence}, restart {decision.number} of {most}"
+    say(line)
+    if ending.begun:
+        append(directory / "logs/launcher.log", [f"{line}\n"])
+
+
+def _in_record(ending: Ending, decision: Decision) -> str:
+    """Return what the next attempt's start line is to say of this one's end."""
+    reason = f"{ending.what} ({ending.place})"
+    return json.dumps({"restart": decision.number, "cause": ending.fault, "reason": reason})
+
+
+def _pause(seconds: float, place: Place, stop: StopRequest) -> bool:
+    """Wait; return False if the run is asked to stop meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not (stop.asked or place.is_asked_to_stop()):
+        if time.monotonic() >= deadline:
+            return True
+        place.renew()
+        time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
+    return False
