@@ -10,6 +10,7 @@ TrainlaunchError                exit 1
 ├── NonFiniteError              exit 1   a loss or gradient is infinite or not a number: its update was not applied
 ├── DeviceLostError             exit 71  the device does not answer, or says itself that it is broken
 ├── RanksDifferError            exit 72  ranks hold other bits, though all computed the same: a device computes wrongly
+├── WrongDeviceError            exit 74  a device computed other bits than two others did (train.audit)
 ├── ConnectionLostError         exit 76  another rank ended: the cause is in that rank's log
 └── StoppedError                exit 75  a stop was asked for before training could start: run again to continue
 """
@@ -22,9 +23,10 @@ from dataclasses import dataclass
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
-EXIT_DEVICE_LOST = 71  # EX_OSERR of sysexits.h, as the next two: the machine is at fault, and not the program
+EXIT_DEVICE_LOST = 71  # EX_OSERR of sysexits.h; here and in the next three, the machine is at fault
 EXIT_RANKS_DIFFER = 72
 EXIT_HANG = 73  # no step was finished for `train.hang_seconds`
+EXIT_WRONG_DEVICE = 74
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: checkpointed and stopped; run again to continue
 EXIT_CONNECTION_LOST = 76  # EX_PROTOCOL: another rank failed, and this one only noticed
 EXIT_PORT_TAKEN = 98  # EADDRINUSE: rank 0 could not listen at the port that it was given
@@ -111,6 +113,20 @@ class RanksDifferError(TrainlaunchError):
     """Ranks that hold different bits though they computed the same: a fault of one of their devices."""
 
     exit_code = EXIT_RANKS_DIFFER
+
+
+class WrongDeviceError(TrainlaunchError):
+    """A device whose computation is not what others get from the same input: nothing of that step was applied.
+
+    rank    of the process on that device; None where it is not known which of two devices is wrong
+    uuid    of a GPU
+    """
+
+    exit_code = EXIT_WRONG_DEVICE
+
+    def __init__(self, message: str, rank: int | None = None, uuid: str | None = None):
+        super().__init__(message)
+        self.rank, self.uuid = rank, uuid
 
 
 class ConnectionLostError(TrainlaunchError):

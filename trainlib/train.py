@@ -26,12 +26,14 @@ from trainlib.errors import (
     StoppedError,
     TrainlaunchError,
     UserError,
+    WrongDeviceError,
     not_permitted,
 )
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.logs import logging_to_console, logging_to_file, redirect_output
 from trainlib.runs.attempt.owner import LAUNCHER
 from trainlib.runs.attempt.record import Attempt, recorded_attempt
+from trainlib.runs.attempt.step_file import report_wrong_device
 from trainlib.runs.attempt.stop_request import StopFlag, ignore_stop_signals
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
@@ -74,6 +76,8 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
             print_error(error)
         return error.exit_code
     except TrainlaunchError as error:
+        if isinstance(error, WrongDeviceError) and rank == 0:
+            report_wrong_device(error.rank, error.uuid)
         if not (isinstance(error, ConnectionLostError) and rank == 0 and LAUNCHER in os.environ):  # which tells of it
             print(lines(error if isinstance(error, StoppedError) else f"error: {error}"), file=sys.stderr)
         return error.exit_code

@@ -148,23 +148,27 @@ def _run_healing(
     from launch.local.stop_request import StopRequest
     from launch.local.supervise import supervise
     from trainlib.runs import RUNS
-    from trainlib.runs.machine.gpus import count_gpus
+    from trainlib.runs.machine.gpus import count_gpus, gpus_without
 
     directory, hang_seconds = RUNS / config.name, config.train.hang_seconds
     stop = StopRequest(directory)
+    is_elastic = config.train.reproducibility == "elastic"
 
     def start_once(start: Start) -> Ending:
         training = training_arguments(words, fresh=fresh, resume=resume)
         if start.has_begun:  # as the options said, and only to be continued, whatever was done to the files meanwhile
             training = training_arguments([str(directory / "config.yaml")], fresh=False, resume=None)
-        is_elastic = config.train.reproducibility == "elastic"
-        count = processes_left(number, count_gpus(), is_elastic=is_elastic) if gpus and start.is_restart else number
+        count, variables = number - len(start.left_out), dict(start.variables)
+        if gpus and start.is_restart:
+            visible = gpus_without(start.left_out) if start.left_out else []
+            count = processes_left(number, len(visible) or count_gpus(), is_elastic=is_elastic)
+            variables |= {"CUDA_VISIBLE_DEVICES": ",".join(visible)} if visible else {}
         command = command_here(training, count, gpus)
         if count > 1:
             return supervise(
-                command, directory, stop, hang_seconds=hang_seconds, variables=start.variables, on_poll=start.on_poll
+                command, directory, stop, hang_seconds=hang_seconds, variables=variables, on_poll=start.on_poll
             )
-        variables = {**command.variables(os.environ), **start.variables}
+        variables = {**command.variables(os.environ), **variables}
         # Forked: a new interpreter would spend seconds on importing torch again.
         return supervise_one(
             lambda more: call(TRAINING_MODULE, training, {**variables, **more}, config), directory, stop, hang_seconds
@@ -173,7 +177,9 @@ def _run_healing(
     if number > 1:
         click.echo(f"starting {number} processes ...", err=True)
     with stop.catching_signals():
-        return run_healing(start_once, directory, stop, most)
+        return run_healing(
+            start_once, directory, stop, most, may_leave_out=lambda devices: is_elastic and devices < number
+        )
 
 
 @click.command()

@@ -14,7 +14,7 @@ from launch.local.console import TAIL_LINES, last_lines
 from launch.local.failure import AgentReport, RankFailure, describe, find_cause, judge_aborted, killed_by, port_is_taken
 from trainlib.errors import EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.attempt.record import was_stopped
-from trainlib.runs.attempt.step_file import Steps
+from trainlib.runs.attempt.step_file import Steps, read_step_files, read_wrong_device
 from trainlib.runs.records import failure_record
 from trainlib.runs.records.failure_record import FailureRecord
 from trainlib.runs.records.reasons import EndCode, machine_fault
@@ -24,6 +24,7 @@ _FAULTS = {
     EndCode.DEVICE_LOST: "lost its device",
     EndCode.CONNECTION_LOST: "lost the connection to another rank",
     EndCode.RANKS_DIFFER: "found that ranks hold other bits, though all computed the same",
+    EndCode.WRONG_DEVICE: "found that a device computes wrongly (train.audit)",
 }
 
 
@@ -39,6 +40,7 @@ class Ending:
     rank    that failed; None where it was none of them
     steps   how far that rank had come, or the one that came furthest; None where none had begun to train
     begun   whether the attempt had begun
+    wrong   the device that computed wrongly: the UUID of a GPU, empty for another device; None where none is known
     """
 
     code: int
@@ -49,12 +51,14 @@ class Ending:
     rank: int | None = None
     steps: Steps | None = None
     begun: bool = False
+    wrong: str | None = None
 
-    def after(self, steps: dict[int, Steps], *, begun: bool) -> Ending:
-        """Return the same, with how far the ranks had come."""
+    def after(self, folder: Path | None, *, begun: bool) -> Ending:
+        """Return the same, with what the ranks have written into the launcher's temporary folder."""
+        steps = read_step_files(folder)
         of_rank = None if self.rank is None else steps.get(self.rank)
         furthest = max(steps.values(), key=lambda found: found.finished, default=None)
-        return replace(self, steps=of_rank or furthest, begun=begun)
+        return replace(self, steps=of_rank or furthest, begun=begun, wrong=read_wrong_device(folder))
 
 
 def ending_of_ranks(

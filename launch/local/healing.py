@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,12 +39,14 @@ class Start:
     has_begun    whether an attempt of this launcher has begun before, and done what the options say
     is_restart   whether this is not its first start
     on_poll      to be called often until the ranks have ended
+    left_out     devices that have computed wrongly: the UUIDs of GPUs, empty for others
     """
 
     variables: Mapping[str, str]
     has_begun: bool
     is_restart: bool
     on_poll: Callable[[], None]
+    left_out: Sequence[str] = ()
 
 
 class Place:
@@ -99,21 +101,34 @@ class Place:
                 (self._directory / "STOP").unlink()
 
 
-def run_healing(start_once: Callable[[Start], Ending], directory: Path, stop: StopRequest, most: int) -> int:
+def run_healing(
+    start_once: Callable[[Start], Ending],
+    directory: Path,
+    stop: StopRequest,
+    most: int,
+    *,
+    may_leave_out: Callable[[int], bool] = lambda devices: False,
+) -> int:
     """Start a run, and again after each fault of the machine, and return the exit code of the whole.
 
-    start_once   starts it, and returns when it has ended
-    stop         catches signals all the while
-    most         number of restarts, counted since the last step that was never finished before
+    start_once      starts it, and returns when it has ended
+    stop            catches signals all the while
+    most            number of restarts, counted since the last step that was never finished before
+    may_leave_out   whether the run can go on without so many devices that computed wrongly
     """
     place = Place(directory, stop)
     starts: list[Steps | None] = []
+    left_out: list[str] = []
     restart: dict[str, str] = {}
     begun = False
     try:
         while True:
             variables = {**place.variables(), **restart}
-            ending = start_once(Start(variables, begun, is_restart=bool(starts), on_poll=place.renew))
+            ending = start_once(Start(variables, begun, bool(starts), place.renew, tuple(left_out)))
+            if ending.fault is EndCode.WRONG_DEVICE:
+                left_out += [] if ending.wrong is None else [ending.wrong]
+                if ending.wrong is None or not may_leave_out(len(left_out)):
+                    ending = replace(ending, fault=None)
             begun = begun or ending.begun
             code = _code_where_over(ending, directory, place, stop) if ending.fault else ending.code
             if code is not None:

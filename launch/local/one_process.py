@@ -16,7 +16,7 @@ from launch.local.failure import RankFailure
 from launch.local.processes import FrozenProcesses, end_with_parent
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED
-from trainlib.runs.attempt.step_file import STEP_FILES, read_step_files
+from trainlib.runs.attempt.step_file import STEP_FILES
 from trainlib.runs.attempt.stop_request import STOP_SIGNALS, ignore_stop_signals
 from trainlib.runs.files.scratch import make_scratch
 from trainlib.runs.records import failure_record
@@ -51,7 +51,7 @@ def supervise_one(
             ignore_stop_signals()  # while the interpreter ends, they would change the exit code
             leave(code, at_once=code == EXIT_INTERRUPTED)
         ending = _wait(pid, directory, stop, hang_seconds)
-        return ending.after(read_step_files(folder), begun=stop.run_has_begun())
+        return ending.after(folder, begun=stop.run_has_begun())
     finally:
         stop.child = None
         if scratch is not None:

@@ -22,7 +22,7 @@ from launch.local.processes import (
 )
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_STOPPED
-from trainlib.runs.attempt.step_file import STEP_FILES, read_step_files
+from trainlib.runs.attempt.step_file import STEP_FILES
 from trainlib.runs.files.scratch import make_scratch
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.records import failure_record
@@ -66,7 +66,7 @@ def supervise(
     try:
         agent = _start(command, directory, stop, folder, variables)
         ending = _wait(agent, directory, stop, node_rank, hang_seconds, folder, on_poll)
-        return ending.after(read_step_files(folder), begun=stop.run_has_begun())
+        return ending.after(folder, begun=stop.run_has_begun())
     finally:
         if scratch is not None:
             scratch.remove()

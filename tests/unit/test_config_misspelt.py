@@ -93,6 +93,7 @@ FULL: dict[str, Any] = {
         "on_nonfinite": "skip",
         "max_nonfinite_steps": 3,
         "hang_seconds": 60.0,
+        "audit": 100,
     },
     "evaluation": {"test_time": "flip"},
     "checkpoint": {

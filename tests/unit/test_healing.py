@@ -195,3 +195,17 @@ def test_a_death_after_the_end_of_an_attempt_changes_nothing(
     starts = Starts(replace(KILLED, rank=rank), Ending(7))
     assert heal(starts, directory) == (7 if expected is None else expected)
     assert len(starts.seen) == (2 if expected is None else 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "can_do_without", "codes"), [("GPU-1", 1, 0), ("", 1, 0), ("GPU-1", 0, 74), (None, 1, 74)]
+)
+def test_a_device_that_computes_wrongly_is_left_out_where_that_is_possible(
+    wrong: str | None, can_do_without: int, codes: int, tmp_path: Path
+) -> None:
+    ending = Ending(74, "error", EndCode.WRONG_DEVICE, "rank 0 found", "host h", 0, begun=True, wrong=wrong)
+    starts = Starts(ending, DONE)
+    stop = StopRequest(tmp_path / "run")
+    code = run_healing(starts, tmp_path / "run", stop, 3, may_leave_out=lambda devices: devices <= can_do_without)
+    assert code == codes
+    assert [start.left_out for start in starts.seen] == [(), (wrong,)][: 2 if codes == 0 else 1]

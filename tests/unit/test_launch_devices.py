@@ -1,10 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from launch.local.devices import choose_processes, gpus_for, require_given_gpus
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.runs.machine.gpus import VISIBLE, count_gpus, visible_gpus
+from trainlib.runs.machine.gpus import VISIBLE, count_gpus, gpus_without, visible_gpus
 
 LISTING = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d1ba0bc-d33b-2c1b-524a-9e3fd4a3e8c8)
@@ -46,6 +47,30 @@ def test_choose_processes(requested: int | None, gpus: int, expected: int) -> No
 def test_more_processes_than_gpus_are_refused() -> None:
     with pytest.raises(UserError, match=r"--processes: got 3, must be at most 2"):
         choose_processes(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("visible", "left_out", "expected"),
+    [
+        (None, [], ["5d1ba0bc-d33b-2c1b-524a-9e3fd4a3e8c8", "0b2e4d3f-1f1c-4a6e-9a53-2b6b3a1c7d11"]),
+        (None, ["0b2e4d3f-1f1c-4a6e-9a53-2b6b3a1c7d11"], ["5d1ba0bc-d33b-2c1b-524a-9e3fd4a3e8c8"]),
+        ("1,0", ["GPU-5d1ba0bc-d33b-2c1b-524a-9e3fd4a3e8c8"], ["0b2e4d3f-1f1c-4a6e-9a53-2b6b3a1c7d11"]),
+        ("1", ["GPU-5d1ba0bc-d33b-2c1b-524a-9e3fd4a3e8c8"], ["0b2e4d3f-1f1c-4a6e-9a53-2b6b3a1c7d11"]),
+        ("GPU-5d1ba0bc,GPU-0b2e4d3f", ["0b2e4d3f-1f1c-4a6e-9a53-2b6b3a1c7d11"], ["5d1ba0bc"]),
+        ("", [], []),
+    ],
+)
+def test_a_gpu_that_computes_wrongly_is_left_out(
+    visible: str | None, left_out: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<'E'\n{LISTING}E\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus_without(left_out) == [f"GPU-{uuid}" for uuid in expected]
 
 
 def without_variables(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:

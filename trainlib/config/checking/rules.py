@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from trainlib.config.checking import label_rules, picture_rules
+from trainlib.config.checking import label_rules, picture_rules, step_rules
 from trainlib.config.checking.suggest import format_value, one_of
 from trainlib.config.libraries import catalog
 from trainlib.config.schema.augment import Augment
@@ -270,6 +270,7 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, _micro_batch_fits),
     ({"train", "data"}, _repeats_fit),
     ({"train"}, _virtual_shards_fit),
+    ({"train"}, step_rules.audit_needs_reproducible_kernels),
     ({"train", "slurm"}, _nodes_vary_in_elastic_mode_only),
     ({"train", "slurm"}, _shards_for_every_process),
     ({"train"}, _early_stopping_mode),

@@ -27,6 +27,7 @@ MISTAKES: tuple[str, ...] = (
     "data.test_fraction=0.1",
     "data.name=table",
     "train='{reproducibility: elastic, batch_size: 4, virtual_shards: 8}'",
+    "train='{reproducibility: fast, audit: 100}'",
     "data.resize='{fit: pad, size: 256}'",
     "data='{name: synthetic, image_size: 224, resize: {size: 200}}'",
     "data.channels=1 data.normalize='{mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}'",

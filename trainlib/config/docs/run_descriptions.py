@@ -104,6 +104,12 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "training is being built, for five minutes at least. `null`: no limit.",
         "train.hang_seconds=600",
     ),
+    "train.audit": D(
+        "Every so many steps one micro-batch is computed a second time by another process (with a single one: by "
+        "itself), and compared in every bit before the update. A device that computes wrongly is named, and in elastic "
+        "mode left out. Not with `train.reproducibility: fast`. `null`: never.",
+        "train.audit=100",
+    ),
     "evaluation": D(
         "How the network is used in validation and test, by `launch eval` and `launch predict`, and by "
         "`trainlib.load_model`.",

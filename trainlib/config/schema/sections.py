@@ -160,6 +160,7 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_nonfinite_steps: Annotated[int, Field(ge=0)] = 10
     hang_seconds: Annotated[float, Field(gt=0)] | None = 1800.0
+    audit: Annotated[int, Field(ge=1)] | None = None
 
 
 class EvaluationConfig(Section):
@@ -257,6 +258,7 @@ class Config(Section):
         "train.max_nonfinite_steps",
         "train.hang_seconds",
         "train.device",
+        "train.audit",
         "tracking",
         "slurm",
         "checkpoint.every",

@@ -102,15 +102,7 @@ def require_alike(virtual_shards: int, accelerator: Accelerator, manifest: Mappi
             f"train.virtual_shards: got {virtual_shards}, must be >= the {world_size} processes that there are; "
             "it is part of the result, so set it to the most processes that the run may ever have"
         )
-    facts = hardware.ingredients(accelerator.device, world_size) | {NUM_THREADS: os.environ.get(NUM_THREADS)}
-    every = gather_objects(facts)
-    for rank, theirs in enumerate(every):
-        for name in facts:
-            if theirs[name] != every[0][name]:
-                raise UserError(
-                    f"train.reproducibility: elastic needs ranks that are alike; {name} is {theirs[name]} on rank "
-                    f"{rank} and {every[0][name]} on rank 0: give all of them the same, or use exact"
-                )
+    facts = require_equal_devices(accelerator, "train.reproducibility: elastic needs ranks that are alike")
     if manifest is not None and manifest["num_threads"] != facts["num_threads"]:
         if facts[NUM_THREADS]:
             raise UserError(
@@ -118,6 +110,25 @@ def require_alike(virtual_shards: int, accelerator: Accelerator, manifest: Mappi
                 "began: kernels add in another order with another number of threads; unset it"
             )
         torch.set_num_threads(manifest["num_threads"])
+
+
+def require_equal_devices(accelerator: Accelerator, why: str) -> dict[str, Any]:
+    """Raise UserError, on every rank, where ranks differ in what decides the bits of a step; return what does.
+
+    why   they must not, which begins the message
+    A collective.
+    """
+    facts = hardware.ingredients(accelerator.device, accelerator.num_processes)
+    facts |= {NUM_THREADS: os.environ.get(NUM_THREADS)}
+    every = gather_objects(facts)
+    for rank, theirs in enumerate(every):
+        for name in facts:
+            if theirs[name] != every[0][name]:
+                raise UserError(
+                    f"{why}; {name} is {theirs[name]} on rank {rank} and {every[0][name]} on rank 0: give all of them "
+                    "the same, or do without"
+                )
+    return facts
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -6,16 +6,19 @@ tell: they come every some steps. The file is mapped into memory, so that a step
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import re
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 STEP_FILES = "TRAINLAUNCH_STEP_FILES"  # the folder, set by the launcher
 
+_WRONG_DEVICE = "wrong-device.json"
 _NUMBERS = struct.Struct("<qq")
 _NAME = re.compile(r"step-(\d+)")
 
@@ -48,6 +51,21 @@ class StepFile:
     def close(self) -> None:
         """Write no more; the file stays."""
         self._memory.close()
+
+
+def report_wrong_device(rank: int | None, uuid: str | None, environ: Mapping[str, str] = os.environ) -> None:
+    """Tell the launcher which device computed wrongly: that of this rank, and its UUID if it is a GPU."""
+    if (folder := environ.get(STEP_FILES)) and rank is not None:
+        with suppress(OSError):
+            (Path(folder) / _WRONG_DEVICE).write_text(json.dumps({"rank": rank, "uuid": uuid}))
+
+
+def read_wrong_device(folder: Path | None) -> str | None:
+    """Return which device computed wrongly: the UUID of a GPU, empty for another device; None where none is known."""
+    with suppress(OSError, ValueError):
+        if folder is not None:
+            return str(json.loads((folder / _WRONG_DEVICE).read_text())["uuid"] or "")
+    return None
 
 
 def read_step_files(folder: Path | None) -> dict[int, Steps]:

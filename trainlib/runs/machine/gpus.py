@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +28,23 @@ def visible_gpus(installed: int, environment: Mapping[str, str]) -> int:
     if uses_cpu(environment):
         return 0
     return min(installed, *(_named(environment[name]) for name in VISIBLE if name in environment), installed)
+
+
+def gpus_without(left_out: Collection[str]) -> list[str]:
+    """Return how CUDA_VISIBLE_DEVICES names the GPUs of NVIDIA that answer and may be used, without some.
+
+    left_out   UUIDs, with or without `GPU-` before them
+    """
+    lines = _listing() or []
+    found = [re.search(r"\(UUID: (\S+)\)", line) for line in lines]
+    uuids = [match[1] if match else str(index) for index, match in enumerate(found)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    num_usable = visible_gpus(len(uuids), os.environ)
+    if visible is not None:
+        names = [entry.strip() for entry in visible.split(",")]
+        uuids = [uuids[int(name)] if name.isdecimal() and int(name) < len(uuids) else name for name in names]
+    bad = [uuid.removeprefix("GPU-") for uuid in left_out]  # CUDA takes the beginning of one as well
+    return [uuid for uuid in uuids[:num_usable] if not any(w.startswith(uuid.removeprefix("GPU-")) for w in bad)]
 
 
 def installed_gpus(root: Path = Path("/")) -> int:
@@ -53,6 +70,12 @@ def _named(visible: str) -> int:
 
 def _listed_by_driver() -> int | None:
     """Return the number of GPUs that nvidia-smi lists; None where there is no such program, or it does not work."""
+    listed = _listing()
+    return None if listed is None else len(listed)
+
+
+def _listing() -> list[str] | None:
+    """Return a line of nvidia-smi for each GPU; None where there is no such program, or it does not work."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -61,7 +84,7 @@ def _listed_by_driver() -> int | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     # Below each GPU come the parts that it may be divided into, indented.
-    found = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    found = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
     return found if found or listing.returncode == 0 or "No devices" in listing.stdout else None
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from signal import Signals
 from typing import Any, Literal
 
-from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_DEVICE_LOST, EXIT_HANG, EXIT_RANKS_DIFFER
+from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_DEVICE_LOST, EXIT_HANG, EXIT_RANKS_DIFFER, EXIT_WRONG_DEVICE
 
 Status = Literal["completed", "stopped", "failed"]
 
@@ -29,6 +29,7 @@ class EndCode(StrEnum):
     DEVICE_LOST = "device_lost"  # a device did not answer, or told of a fault of its own
     CONNECTION_LOST = "connection_lost"  # another rank was gone, or the network between two
     RANKS_DIFFER = "ranks_differ"  # ranks held other bits, though all computed the same
+    WRONG_DEVICE = "wrong_device"  # a device computed other bits than two others did (train.audit)
 
     @property
     def status(self) -> Status:
@@ -43,6 +44,7 @@ _EXIT_CODES = {
     EXIT_DEVICE_LOST: EndCode.DEVICE_LOST,
     EXIT_CONNECTION_LOST: EndCode.CONNECTION_LOST,
     EXIT_RANKS_DIFFER: EndCode.RANKS_DIFFER,
+    EXIT_WRONG_DEVICE: EndCode.WRONG_DEVICE,
 }
 _FAULTS_OF_THE_MACHINE = {EndCode.KILLED, *_EXIT_CODES.values()}
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")

@@ -18,7 +18,7 @@ from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.distributed.allreduce.reducer import DataParallelReducer
 from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
 from trainlib.distributed.process_group import first_of_machine_first, wrap_model
-from trainlib.errors import CheckpointError, RunDirectoryError
+from trainlib.errors import CheckpointError, RunDirectoryError, UserError
 from trainlib.models.architectures.whitening import init_whitening
 from trainlib.models.custom_parts import (
     NO_CUSTOM_PARTS,
@@ -42,6 +42,7 @@ from trainlib.training.build.model import build_classifier, check_images
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.label_sets import DEFAULT_THRESHOLD
 from trainlib.training.metrics.progress import Progress
+from trainlib.training.step.audit import Audit
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import warm_up
 from trainlib.training.step.update import choose_update
@@ -187,7 +188,28 @@ def build_train_state(
         clip_grad_norm=config.train.clip_grad_norm,
         step_key=key("step", config.seed),
         test_time=config.evaluation.test_time,
+        audit=_build_audit(config, accelerator, module),
     )
+
+
+def _build_audit(config: Config, accelerator: Accelerator, module: nn.Module) -> Audit | None:
+    """Return the second computation of some micro-batches, where one is configured. A collective.
+
+    Raises UserError where devices are no equals, or a layer would wait for other ranks.
+    """
+    if config.train.audit is None:
+        return None
+    if accelerator.device.type not in ("cpu", "cuda"):
+        kind = accelerator.device.type
+        raise UserError(f"train.audit: got {config.train.audit}, must be null on {kind}: only CPU and CUDA are known")
+    if any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
+        raise UserError(
+            f"train.audit: got {config.train.audit}, must be null with a SyncBatchNorm, which one rank cannot compute"
+        )
+    elastic.require_equal_devices(accelerator, "train.audit: compares what ranks compute")
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return Audit(config.train.audit, rank, world_size, accelerator.device, parameters)
 
 
 def build_loop_config(config: Config, epoch_steps: int) -> LoopConfig:

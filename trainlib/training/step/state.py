@@ -16,6 +16,7 @@ from trainlib.models import Classifier
 from trainlib.models.ema import ExponentialMovingAverage, NoAverage
 from trainlib.models.losses import Objective
 from trainlib.models.optimizers.build import KERNEL_OPTIONS
+from trainlib.training.step.audit import Audit
 from trainlib.training.step.update import CheckedUpdate
 
 
@@ -33,6 +34,7 @@ class TrainState:
     buffers         the model's; `buffers_before` has room for what they were before a step
     step_key        what the random numbers of every step have in common (see `randomness.key`)
     test_time       the test-time augmentation of evaluations: none, flip or flip_translate
+    audit           the second computation of some micro-batches (train.audit); None without it
     """
 
     accelerator: Accelerator
@@ -49,6 +51,7 @@ class TrainState:
     clip_grad_norm: float | None
     step_key: int
     test_time: str = "none"
+    audit: Audit | None = None
 
     @property
     def local_model(self) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
@@ -51,10 +52,15 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
     out within the optimizer's step, which cannot be taken back.
     """
     results: list[MicroBatchResult] = []
+    if state.audit is not None:
+        state.audit.choose(step, micro_batches)
     if state.buffers:
         torch._foreach_copy_(state.buffers_before, state.buffers)
     try:
         _backward(state, step, micro_batches, denominator, results)
+        if state.audit is not None:  # before anything is applied
+            with explained("the second computation of train.audit"):
+                state.audit.compare(step, state.local_model, partial(weighted_loss, state, denominator=denominator))
         state.update.unscale_gradients()
         grad_norm = _clip_gradients(state)
     except torch.OutOfMemoryError:
@@ -101,6 +107,9 @@ def _backward_one(
     state: TrainState, micro_batch: MicroBatch, denominator: float, results: list[MicroBatchResult]
 ) -> None:
     """Run a micro-batch forward and backward, its loss weighted by its share of the global denominator."""
+    audit = state.audit
+    if audit is not None:
+        audit.before_forward(micro_batch, state.buffers)
     with frozen_batchnorm(state.classifier.module) if micro_batch.is_empty else _NOTHING:
         logits_NC = state.model(micro_batch.images_NCHW)
     loss, own = (None, 0.0) if micro_batch.is_empty else state.objective.of(logits_NC, micro_batch.targets)
@@ -108,11 +117,28 @@ def _backward_one(
         loss = logits_NC.sum()
     if not micro_batch.is_empty:
         results.append(measure(micro_batch, logits_NC, loss, own))
+    loss = _weighted(state, loss, own, denominator)
+    if audit is None:
+        state.update.backward(loss)
+    else:
+        with audit.during_backward(micro_batch, state.update.scaled(loss)):
+            state.update.backward(loss)
+
+
+def _weighted(state: TrainState, loss: Tensor, own: float, denominator: float) -> Tensor:
+    """Return the loss times its share of the global denominator; `own` is the micro-batch's part of that."""
     weight = own / denominator * state.reducer.gradient_scale if own else 0.0
     if weight != 1.0 or state.accelerator.num_processes > 1:
         # 0 * loss is 0, and NaN where the loss is not finite: the reduced gradient then tells every rank.
         loss = loss * (weight + 0.0 * loss.detach())
-    state.update.backward(loss)
+    return loss
+
+
+def weighted_loss(state: TrainState, model: nn.Module, micro_batch: MicroBatch, *, denominator: float) -> Tensor:
+    """Return the loss from which a micro-batch's gradients are computed, by a model that waits for no other rank."""
+    logits_NC = model(micro_batch.images_NCHW)
+    loss, own = state.objective.of(logits_NC, micro_batch.targets)
+    return state.update.scaled(_weighted(state, logits_NC.sum() if loss is None else loss, own, denominator))
 
 
 def warm_up(state: TrainState, dummy_input: Tensor) -> None:

@@ -41,6 +41,10 @@ class CheckedUpdate:
     def __init__(self, optimizer: Optimizer):
         self.stepped = optimizer
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return the loss from which `backward` computes the gradients: the same, without a loss scale."""
+        return loss
+
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass of a loss. Accelerate's own `backward` would add a division by 1 to the graph."""
         loss.backward()
@@ -106,6 +110,11 @@ class ScaledUpdate(CheckedUpdate):
         self._optimizer = optimizer
         self._accelerator = accelerator
         self._scaler = accelerator.scaler
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return the loss times the loss scale."""
+        scaled: Tensor = self._scaler.scale(loss)
+        return scaled
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass of the scaled loss."""
