@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launch.cli import main
 from launch.runs.control import log_chunks
 from launch.runs.show import run_details, runs_table
 from trainlib.runs.files.json_records import parse_lines
@@ -84,3 +85,18 @@ def test_a_list_reads_ends_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.step == 999
     assert run.last["val", None]["accuracy"] == 0.7
     assert sum(parsed) < 120
+
+
+def test_lists_and_states_as_json(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        make_run(workdir / "runs" / name, rows=[metrics(7, "val", 0.7)])
+    assert main(["list", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["name"], line["status"], line["step"], line["val"]["accuracy"]) for line in lines] == [
+        ("a", "new", 7, 0.7),
+        ("b", "new", 7, 0.7),
+    ]
+    assert main(["status", "b", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole.items() >= lines[1].items()
+    assert whole["attempts"] == whole["jobs"] == whole["checkpoints"] == []

@@ -110,6 +110,7 @@ def look(folder: str) -> Seen:
     samples = found_samples(DataConfig.model_validate(data))
     tell(samples)
     chosen = np.linspace(0, len(samples) - 1, min(len(samples), LOOKED_AT)).round().astype(int).tolist()
+    print(f"looking at {len(chosen)} of {len(samples)} pictures ...", file=sys.stderr, flush=True)
     source = FilePictures(samples.files)
     looks = look_at_all(_Chosen(source, chosen), len(chosen), None, lambda done: None)
     if looks.damaged:
