@@ -39,7 +39,7 @@ def whole_run_facts(run: Run, now: datetime, jobs: Jobs = None) -> dict[str, Any
         "planned": run.planned,
         "train": run.last.get(("train", "epoch")) or run.last.get(("train", "step")),
         "summary": run.summary or None,
-        "last_error": None if job_of(run, jobs) or (run.status == "new" and jobs is None) else last_error(run) or None,
+        "last_error": last_error(run, left_queue=jobs is not None and job_of(run, jobs) is None) or None,
         "checkpoints": [str(path) for path in run.checkpoints.values()],
         "attempts": run.attempts,
         "jobs": run.jobs,

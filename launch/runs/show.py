@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from launch.slurm.follow import state_text
 from launch.slurm.queue import JobState
@@ -59,7 +60,7 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
         "val": _metrics(run.last.get(("val", None))),
         "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),
-        "last error": "" if job or (run.status == "new" and jobs is None) else last_error(run),
+        "last error": last_error(run, left_queue=job is None and jobs is not None),
         "problem": "; ".join(run.problems),
         "checkpoints": ", ".join(path.name for path in run.checkpoints.values()),
         "seconds": _seconds(run, now),
@@ -94,7 +95,7 @@ def status_word(run: Run, jobs: Jobs) -> str:
     """Return the state of a run in one word, from the queue where it has a job there, and what a job waits for."""
     job = job_of(run, jobs)
     if job is None and run.status == "new" and open_jobs(run.jobs):
-        return "submitted" if jobs is None else "failed"  # before Python began, or it would have said so
+        return "submitted" if jobs is None else "failed" if _log_before_python(run) else "new"
     if job is None:
         return run.status
     if not job.waiting:
@@ -142,11 +143,16 @@ def _metrics(record: Record | None) -> str:
     return ", ".join(texts)
 
 
-def last_error(run: Run) -> str:
-    """Return how the newest failure of a run came about; empty where nothing failed."""
+def last_error(run: Run, *, left_queue: bool = False) -> str:
+    """Return how the newest failure of a run came about; empty where nothing failed.
+
+    left_queue   its jobs are known not to wait or run any more
+    """
     left = root_cause(read_all(run.directory))
-    if run.status == "new" and left is None and (jobs := open_jobs(run.jobs)):
-        return _before_python(run, jobs[-1])
+    if left_queue and run.status == "new" and left is None and (log := _log_before_python(run)):
+        lines = RunFiles(log.parent).end_of_text(log.name).splitlines()[-_LAST_LINES:]
+        said = f"; the last lines of {log}: {' | '.join(lines)}" if lines else f" ({log} is empty)"
+        return f"job {open_jobs(run.jobs)[-1]} ended before the training began{said}"
     if left is not None:
         return _failure(asdict(left))
     failures = [record for record in run.jobs if record.get("cause") == "failure"]
@@ -154,12 +160,17 @@ def last_error(run: Run) -> str:
     return _failure(failures[-1]) if failures else str(reasons[-1]) if reasons else ""
 
 
-def _before_python(run: Run, job_id: str) -> str:
-    """Return what a job printed that has left the queue before the training program began."""
-    name = f"logs/slurm-{job_id}.out"
-    lines = RunFiles(run.directory).end_of_text(name).splitlines()[-_LAST_LINES:]
-    said = f"; the last lines of {run.directory / name}: {' | '.join(lines)}" if lines else ""
-    return f"job {job_id} ended before the training began{said}"
+def _log_before_python(run: Run) -> Path | None:
+    """Return the log of the newest job of a run that has not begun; None for a job that was cancelled in the queue.
+
+    It is in the run's folder, or in that of the sweep of which the job is an element.
+    """
+    jobs = open_jobs(run.jobs)
+    if not jobs:
+        return None
+    name = f"logs/slurm-{jobs[-1]}.out"
+    places = [run.directory / name, *run.directory.parent.glob(f"*/submission-*/{name}")]
+    return next((path for path in places if path.is_file()), None)
 
 
 def _failure(record: Record) -> str:

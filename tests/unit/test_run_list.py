@@ -32,27 +32,28 @@ def make_run(directory: Path, *, rows: Sequence[dict[str, Any]] = (), log: str =
 
 
 @pytest.mark.parametrize(
-    ("jobs", "status", "error"),
+    ("jobs", "log", "status"),
     [
-        ({}, "failed", "job 7 ended before the training began; the last lines of "),
-        (None, "submitted", ""),
+        ({}, "x/logs/slurm-7_2.out", "failed"),
+        ({}, "sweep/submission-1/logs/slurm-7_2.out", "failed"),
+        ({}, "x/logs/slurm-8.out", "new"),  # of another job: this one was cancelled in the queue
+        (None, "x/logs/slurm-7_2.out", "submitted"),  # nobody knows if it is over
     ],
 )
 def test_a_job_that_ends_before_python_begins_has_failed(
-    tmp_path: Path, jobs: dict[str, Any] | None, status: str, error: str
+    jobs: dict[str, Any] | None, log: str, status: str, tmp_path: Path
 ) -> None:
     """A module that is missing, an environment that is not on the node: nothing of ours could say so."""
-    run = tmp_path / "x"
-    (run / "logs").mkdir(parents=True)
-    (run / "config.yaml").write_text("seed: 0\n")
-    (run / "jobs.jsonl").write_text(json.dumps({"event": "submitted", "job_id": "7"}) + "\n")
-    (run / "logs/slurm-7.out").write_text("one\ntwo\nmodule: command not found\n")
+    run = make_run(tmp_path / "x")
+    (run / "jobs.jsonl").write_text(json.dumps({"event": "submitted", "job_id": "7", "array_task": 2}) + "\n")
+    (tmp_path / log).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / log).write_text("one\ntwo\nmodule: command not found\n")
     found = read_run(run)
     text = run_details(found, NOW, jobs)
     assert f"status:      {status}\n" in text
-    assert error in text
-    assert ("two | module: command not found" in text) == bool(error)
     assert f"     {status}" in str(runs_table([found], NOW, jobs))
+    said = f"job 7_2 ended before the training began; the last lines of {tmp_path / log}: one | two | module: command"
+    assert (said in text) == (status == "failed")
 
 
 def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
