@@ -17,7 +17,7 @@ from launch.cli.arguments import (
     parse_processes,
     refuse_fresh_resume,
 )
-from launch.cli.start_page import tell_next
+from launch.cli.start_page import tell_loading, tell_next
 from launch.local.command import (
     TRAINING_MODULE,
     Node,
@@ -95,6 +95,7 @@ def run(
     config = load_config(config_words)  # before torch is imported: mistakes are told at once
     gpus = gpus_for(config.train.device)
     if not dry_run:
+        tell_loading()
         require_given_gpus(gpus, config.train.device, os.environ)
     number = choose_processes(processes, gpus)
     node = _node(nodes, node_rank, head, may_be_unknown=dry_run)
@@ -120,7 +121,6 @@ def run(
     directory = RUNS / config.name
     if node is not None and node.rank == 0:
         make_secret(directory)
-    click.echo(f"starting {number} process{'es' * (number > 1)} ...", err=True)
     code = run_ranks(command, directory, node_rank or 0, config.train.hang_seconds)
     forget_unused(directory)
     return _tell_next(code, config.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import click
 
@@ -23,7 +24,8 @@ def tell_next(*commands: str) -> None:
     click.echo(f"next: {'    or: '.join(commands)}", err=True)
 
 
+@cache
 def tell_loading() -> None:
-    """Say on standard error that torch is being loaded, which takes seconds, unless it is there already."""
+    """Say on standard error, once, that torch is being loaded, which takes seconds, unless it is there already."""
     if "torch" not in sys.modules:
         click.echo("loading torch ...", err=True)
