@@ -196,9 +196,12 @@ def yaml_text(seen: Seen, place: str, file: str) -> str:
     values = read_file(shipped_configs()[recipe], recipe).values
     data = dict(seen.data) | seen.held_out | {"image_size": seen.image_size}
     data |= {key: values["data"][key] for key in ("augment",) if key in values["data"]}
-    train = values.get("train", {}) | {"epochs": seen.epochs, "batch_size": seen.batch_size}
+    train = {key: value for key, value in values.get("train", {}).items() if key != "steps"} | {
+        "epochs": seen.epochs,
+        "batch_size": seen.batch_size,
+    }
     steps = -(-seen.num_training // seen.batch_size)
-    run = shlex.quote(file if file.endswith(".yaml") and "=" not in file else f"./{file}")
+    run = shlex.quote(f"./{file}" if "=" in file or file.startswith("-") else file)
     comments = {
         "data": [
             "What is there, and what is held out for validation and the test: a share of each class, where the data",
