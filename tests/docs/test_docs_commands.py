@@ -124,9 +124,13 @@ def few_steps(words: list[str], cwd: Path) -> list[str]:
     """The same training over two small batches of few small pictures, with random weights."""
     kept = [word for word in words if not word.startswith(("train.epochs=", "train.steps="))]
     data = load_config(parsed("run", kept)["arguments"]).data
-    root = data.root if data.name == "image_folder" else "pictures"
+    root = data.root if data.name in ("image_folder", "table") else "pictures"
     make_pictures(cwd / root)
-    changes = ["data.name=image_folder", f"data.root={root}", "data.image_size=32", "data.limit=16"]
+    changes = [f"data.root={root}", "data.image_size=32", "data.limit=16"]
+    if data.name == "table":
+        write_table(cwd / str(data.table), cwd / root)
+    else:
+        changes.append("data.name=image_folder")
     return [*kept, *changes, "train.steps=2", "train.batch_size=8", "model.weights=null", "tracking.tensorboard=false"]
 
 
@@ -143,6 +147,13 @@ def make_pictures(root: Path) -> None:
         folder = root / split / name
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+
+
+def write_table(table: Path, root: Path) -> None:
+    """The pictures with their folders for labels, of which the first of each folder has none."""
+    pictures = [path.relative_to(root) for path in root.glob("train/*/*.png")]
+    rows = [f"{path},{'' if path.stem == '0' else path.parent.name}" for path in pictures]
+    table.write_text("\n".join(["path,label", *rows]))
 
 
 def with_option(option: str) -> Callable[[Command, list[str], Path], None]:
