@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from trainlib.distributed.channel import open_channel
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import NonFiniteError, UserError
 from trainlib.models.custom_parts import CustomParts
+from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.step import out_of_memory, train_step
@@ -46,33 +48,33 @@ TRAIN = resolved({**BASE, **PLAIN}).train
 
 
 class Losses:
-    """Cross entropy; once `in_training`, that of the third batch of rank 1 is not a number."""
+    """Cross entropy; once `in_training`, that of a rank's third batch is not a number."""
 
-    def __init__(self) -> None:
-        self.calls, self.in_training = 0, False
+    def __init__(self, rank: int) -> None:
+        self.rank, self.calls, self.in_training = rank, 0, False
 
     def __call__(self, logits_NC: Tensor, labels_N: Tensor) -> Tensor:
         losses_N = torch.nn.functional.cross_entropy(logits_NC, labels_N, reduction="none")
         self.calls += self.in_training
-        return losses_N * float("nan") if self.calls == 3 and os.environ["RANK"] == "1" else losses_N
+        is_bad = self.calls == 3 and int(os.environ.get("RANK", "0")) == self.rank
+        return losses_N * float("nan") if is_bad else losses_N
 
 
-def nan_on_one_gpu(name: str) -> None:
-    weights = []
-    for steps in (6, 2):
-        losses = Losses()
-        changes = {"train": {"steps": steps, "batch_size": 4}, "optimizer": {"name": name, "lr": 0.01}}
-        with made(changes | {"tracking": {"log_every": 5}}, custom=CustomParts(loss=losses)) as trainer:
-            assert isinstance(trainer.state.update, DeviceCheckedUpdate)  # the host has not looked by then
-            losses.in_training = steps == 6
-            if losses.in_training:
-                with pytest.raises(NonFiniteError, match=r"^step 3 was not applied: the loss is nan on rank 1"):
-                    run(trainer)
-                assert trainer.progress.step == 2
-            else:
-                assert run(trainer)
-            weights.append([parameter.detach().cpu().clone() for parameter in trainer.state.parameters])
-    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+def nan_on_one_gpu(name: str, is_bad: bool, output: str) -> None:
+    """Write the digest of the weights after two steps; where `is_bad`, the third one is not a number on rank 1."""
+    losses = Losses(rank=1)
+    changes = {"train": {"steps": 6 if is_bad else 2, "batch_size": 4}, "optimizer": {"name": name, "lr": 0.01}}
+    with made(changes | {"tracking": {"log_every": 5}}, custom=CustomParts(loss=losses)) as trainer:
+        assert isinstance(trainer.state.update, DeviceCheckedUpdate)  # the host has not looked by then
+        losses.in_training = is_bad
+        if is_bad:
+            with pytest.raises(NonFiniteError, match=r"^step 3 was not applied: the loss is nan on rank 1"):
+                run(trainer)
+            assert trainer.progress.step == 2
+        else:
+            assert run(trainer)
+        digest = weights_sha256({str(i): parameter for i, parameter in enumerate(trainer.state.parameters)})
+        Path(f"{output}-{os.environ['RANK']}").write_text(digest)
 
 
 def fp16_overflow(fused: bool) -> None:
@@ -92,6 +94,18 @@ def fp16_overflow(fused: bool) -> None:
         result = train_step.train_step(trainer.state, 3, next(prepared), 4.0)
         assert result.status is UpdateStatus.APPLIED
         assert any(not torch.equal(a, b) for a, b in zip(trainer.state.parameters, before, strict=True))
+
+
+def fp16_nan(fused: bool) -> None:
+    """A loss that is not a number is no matter of its scale, and ends the run."""
+    optimizer = {"name": "SGD", "lr": 0.1} | ({"fused": True} if fused else {})
+    losses = Losses(rank=0)
+    changes = {"train": {"steps": 6, "batch_size": 4, "precision": "fp16"}, "optimizer": optimizer}
+    with made(changes, custom=CustomParts(loss=losses)) as trainer:
+        trainer.state.accelerator.scaler._init_scale = 128.0
+        losses.in_training = True
+        with pytest.raises(NonFiniteError, match=r"^step 3 was not applied: the loss is nan"):
+            run(trainer)
 
 
 class Full:

@@ -25,12 +25,19 @@ def holds(gpus: Gpus, cwd: Path, name: str, *args: object, world_size: int = 1, 
 def test_a_nan_on_one_of_two_gpus_ends_both_with_the_weights_before_it(
     gpus: Gpus, tmp_path: Path, optimizer: str
 ) -> None:
-    holds(gpus, tmp_path, "nan_on_one_gpu", optimizer, world_size=2)
+    for is_bad in (True, False):
+        holds(gpus, tmp_path, "nan_on_one_gpu", optimizer, is_bad, str(tmp_path / f"weights-{is_bad}"), world_size=2)
+    assert len({path.read_text() for path in tmp_path.glob("weights-*")}) == 1
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_steps_that_the_loss_scaler_skips_are_told_as_skipped(gpus: Gpus, tmp_path: Path, fused: bool) -> None:
     holds(gpus, tmp_path, "fp16_overflow", fused)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_nan_in_fp16_ends_the_run(gpus: Gpus, tmp_path: Path, fused: bool) -> None:
+    holds(gpus, tmp_path, "fp16_nan", fused)
 
 
 @pytest.mark.parametrize("phase", ["forward", "backward", "update", "evaluation"])
@@ -65,7 +72,7 @@ TRAINING = [
 
 
 def test_a_rank_that_dies_in_nccl_is_named(gpus: Gpus, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch", "run", *TRAINING, "--processes", "2"]
+    command = [sys.executable, "-m", "launch", "run", *TRAINING, "--processes", "2", "--restarts", "0"]
     environment = gpus.environment(FAKE_CUDA_DEVICES="2")
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as launched:
         metrics = tmp_path / "runs/run/metrics.jsonl"

@@ -46,7 +46,7 @@ def test_chooses_what_is_asked_for(machine: Any, asked: str, usable: str | None,
 @pytest.mark.parametrize(
     ("asked", "gpus", "message"),
     [
-        ("auto", 1, r"this machine has 1 GPU, which torch .* cannot use: \S.*\. install .*train\.device=cpu"),
+        ("auto", 1, r"this machine has 1 GPU, which torch .* cannot use: \S.*\. Install .*train\.device=cpu"),
         ("auto", 4, r"this machine has 4 GPUs"),
         ("cuda", 0, r"train\.device: got cuda, which torch .* cannot use here: \S"),
         ("mps", 0, r"train\.device: got mps, which torch"),

@@ -165,3 +165,24 @@ def test_a_decision_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         trainer.progress.compiled = False
         autotune.autotune(config.train, trainer.state, trainer.samples, trainer.progress, 1)
     assert asked == ["auto", False]
+
+
+@pytest.mark.parametrize(
+    ("reproducibility", "device", "expected"),
+    [
+        ("exact", "cuda", {"deterministic": True}),
+        ("elastic", "cuda", {"deterministic": True}),
+        ("fast", "cuda", None),
+        ("exact", "cpu", None),
+    ],
+)
+def test_kernels_are_not_chosen_by_timing_where_bits_are_to_be_the_same(
+    reproducibility: str, device: str, expected: dict[str, bool] | None
+) -> None:
+    train = {"steps": 1, "batch_size": 8, "reproducibility": reproducibility}
+    config = resolved({"data": {"name": "synthetic", "val_fraction": 0}, "train": train})
+    with process_group.joined(config.train):
+        assert autotune._compiler_options(torch.device(device)) == expected
+    from torch._inductor import config as options
+
+    assert hasattr(options, "deterministic")

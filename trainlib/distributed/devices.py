@@ -14,9 +14,9 @@ from trainlib.runs.machine.gpus import count_gpus
 
 _ON_CPU = f"or use the CPU: train.device=cpu, or for other commands the variable {launch_variables.USE_CPU}=true"
 _REMEDY = {
-    "cuda": "install the build of torch for this machine's driver (pytorch.org/get-started), or a newer driver",
-    "xpu": "install the build of torch for Intel GPUs (pytorch.org/get-started), and their driver",
-    "mps": "install the build of torch for macOS on Apple silicon",
+    "cuda": "Install the build of torch for this machine's driver (pytorch.org/get-started), or a newer driver",
+    "xpu": "Install the build of torch for Intel GPUs (pytorch.org/get-started), and their driver",
+    "mps": "Install the build of torch for macOS on Apple silicon",
 }
 
 _AUTOMATIC = ("cuda", "xpu")  # not mps, which nobody has tried yet
