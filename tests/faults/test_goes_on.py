@@ -20,6 +20,7 @@ from paths import REPOSITORY
 from patience import HANG, wait_until
 from soak import only_in_soak
 
+from trainlib.errors import WrongDeviceError
 from trainlib.runs.status import read_run
 
 pytestmark = pytest.mark.slow
@@ -151,7 +152,10 @@ class Finder:
                 if step == 16 and os.environ.get("RANK", "0") == os.environ["FAULT_RANK"]:
                     if os.environ["FAULT"] == "raise":
                         raise ValueError("a mistake in the model")
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    if os.environ["FAULT"] == "kill":
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    if os.environ["WORLD_SIZE"] == "3":
+                        state.parameters[0].register_hook(lambda gradient: gradient * 2)
                 return train_step(state, step, *rest)
             module.train_step = faulty
         spec.loader.exec_module = exec_module
@@ -177,6 +181,27 @@ def test_a_fault_that_repeats_ends_the_run(
     assert ("it repeats, and is not chance" in launched.console) == (starts == 2)
     assert ("give more with --restarts" in launched.console) == (starts == 4)
     assert ("a mistake in the model" in launched.console) == (fault == "raise")
+
+
+@pytest.mark.parametrize("more", [ELASTIC, ()], ids=["elastic", "exact"])
+def test_a_device_that_computes_wrongly_is_left_out_in_elastic_mode(
+    tmp_path: Path, images: Path, more: tuple[str, ...]
+) -> None:
+    """One of three ranks has a wrong gradient in step 17, which is audited then; without it, two go on."""
+    whole, broken = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "broken")
+    training = tiny.arguments(images, 6, EVERY, *more, "train.audit=1")
+    (broken / "sitecustomize.py").write_text(FAULTY)
+    launched = Launched(broken, training, 3, environment={"FAULT": "flip", "FAULT_RANK": "1"})
+    code = launched.wait()
+    assert "step 17 was not applied" in launched.console
+    assert "a third computation says that the wrong one is rank 1 on" in launched.console
+    sizes = [start["world_size"] for start in tiny.attempts(broken, "start")]
+    if not more:
+        assert (code, sizes) == (WrongDeviceError.exit_code, [3])
+        return
+    assert (code, sizes) == (0, [3, 2]), launched.console
+    whole_run(training, whole, 1)
+    tiny.assert_same_result(broken, whole)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -62,6 +62,12 @@ EVERY_CODE = {
     EndCode.END_TIME: (0, "time_limit", True, 75),
     EndCode.LAUNCHER_DIED: (137, "failure", True, 75),
     EndCode.ERROR: (1, "failure", True, 1),
+    EndCode.KILLED: (137, "failure", True, 137),
+    EndCode.HANG: (73, "failure", True, 73),
+    EndCode.DEVICE_LOST: (71, "failure", True, 71),
+    EndCode.CONNECTION_LOST: (76, "failure", True, 76),
+    EndCode.RANKS_DIFFER: (72, "failure", True, 72),
+    EndCode.WRONG_DEVICE: (74, "failure", True, 74),
 }
 
 
