@@ -19,7 +19,7 @@ from trainlib.data.dataset import Dataset
 from trainlib.distributed import hardware
 from trainlib.models.losses import is_balanced
 from trainlib.models.weights.files import weights_sha256
-from trainlib.runs.attempt.record import Attempt
+from trainlib.runs.attempt.record import Attempt, count_failures, read_attempts
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.machine import environment
@@ -67,7 +67,11 @@ def open_trainer(
     manifest = _manifest(config, training, dataset, facts)
     recording, trackers = _recording_hooks(config, run, training, manifest["config"] | {"environment": facts})
     checkpoints = CheckpointManager(
-        run.checkpoints, config.checkpoint.keep, manifest, background=config.checkpoint.background
+        run.checkpoints,
+        config.checkpoint.keep,
+        manifest,
+        background=config.checkpoint.background,
+        failures=count_failures(read_attempts(run.path)),
     )
     trainer = Trainer(training, [*recording, *hooks], checkpoints)
     with ExitStack() as at_exit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from torch import Tensor
 from trainlib.config import Best, EarlyStopping
 from trainlib.data.batches.loader import BatchLoader, DataModule, MicroBatch
 from trainlib.data.batches.plan import Plan
-from trainlib.distributed.process_group import broadcast_object
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import TrainlaunchError
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.files.json_records import timestamp
+from trainlib.training.checkpoints.interval import CheckpointInterval
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.hooks import Hook, HookList
 from trainlib.training.metrics.clock import Clock
@@ -42,7 +43,7 @@ class LoopConfig:
 
     log_every: int
     log_grad_norm: bool
-    checkpoint_every: int
+    checkpoint_every: int | None  # None: as its cost and the failures so far make best
     best: Best | None
     early_stopping: EarlyStopping | None
     on_nonfinite: str
@@ -88,6 +89,8 @@ class Trainer:
         self.accumulator = MetricAccumulator(
             self.state, self.progress, self.loop_config.on_nonfinite, self.loop_config.max_nonfinite_steps
         )
+        failures = checkpoints.failures if checkpoints is not None else 0
+        self._interval = CheckpointInterval(self.loop_config.checkpoint_every, self.progress.step, failures)
         self._saved_step = self.progress.step or None  # that of the checkpoint resumed from; None for a new run
 
     @property
@@ -178,7 +181,7 @@ class Trainer:
         is_best = False
         if plan.ends_epoch(progress.step - 1) or progress.step == plan.total_steps:
             is_best = self._end_epoch(epoch, lr)
-        if is_best or self.finished or progress.step % self.loop_config.checkpoint_every == 0:
+        if is_best or self.finished or self._interval.is_due(progress.step):
             self._save(must=self.finished)
         self.hooks.on_step_end(self, result)
         return self.finished
@@ -262,14 +265,14 @@ class Trainer:
         must    wait until this step's checkpoint is on disk, also where checkpoints are written in the background
         Raises TrainlaunchError, on every rank, if it is not, or if too many in a row could not be written.
         """
-        problem = None
+        problem, began = None, time.perf_counter()
         with self.clock.paused() as pause:
             if self._saved_step != self.progress.step:
                 self._write_checkpoint()
                 self._saved_step = self.progress.step
             if self.checkpoints is not None:
                 problem = self.checkpoints.problem(must_have=self.progress.step if must else None)
-            problem = broadcast_object(problem)
+            problem = self._interval.agree(problem, self.progress.step, self.clock, began)
         self.clock.saved(pause)
         if problem is not None:
             raise TrainlaunchError(problem)

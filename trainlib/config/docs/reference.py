@@ -73,6 +73,7 @@ _TYPES = {
     "boolean": "`true` or `false`",
     "null": "`null`",
     "duration": "duration",
+    "interval": "duration or `auto`",
     "node range": "range like `1-4`",
 }
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}

@@ -127,7 +127,8 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "checkpoint='{every: 500st, keep: 2}'",
     ),
     "checkpoint.every": D(
-        "Interval between checkpoints: the most work that a killed run loses.",
+        "Interval between checkpoints: the most work that a killed run loses. `auto`: chosen from what a checkpoint "
+        "costs and from the failures so far (Young's rule), at most 1 % of the time.",
         "checkpoint.every=500st",
     ),
     "checkpoint.keep": D(

@@ -21,6 +21,7 @@ from trainlib.config.schema.values import (
     Duration,
     Freeze,
     ImageSize,
+    Interval,
     Metric,
     Mode,
     NodeCount,
@@ -186,7 +187,7 @@ class AfterConfig(Section):
 class CheckpointConfig(Section):
     """`checkpoint`: when checkpoints are written, and which are kept."""
 
-    every: Duration = "1ep"
+    every: Interval = "1ep"
     keep: Annotated[int, Field(ge=2)] = 3
     best: Best | None = Best(metric="val/accuracy", mode="max")
     background: bool = False

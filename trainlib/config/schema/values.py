@@ -41,6 +41,13 @@ def _duration(text: object) -> object:
     return text
 
 
+def _interval(text: object) -> object:
+    try:
+        return text if text == "auto" else _duration(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or auto") from None
+
+
 def check_run_name(text: str) -> str:
     """Return the name if it is a valid name for a run; raise ValueError with the rule if not."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
@@ -90,6 +97,7 @@ def _freeze(value: object) -> object:
 Freeze = Annotated[Literal["features", "backbone"] | list[str] | None, BeforeValidator(_freeze)]
 Channels = Annotated[int, BeforeValidator(_channels)]
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
+Interval = Annotated[str, BeforeValidator(_interval), Field(json_schema_extra={"format": "interval"})]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(canonical_precision)]
 NodeCount = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],

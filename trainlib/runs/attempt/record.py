@@ -15,7 +15,7 @@ from trainlib.errors import StoppedError, TrainlaunchError, UserError, not_permi
 from trainlib.runs.attempt.logs import LogFile, attempt_header
 from trainlib.runs.files.json_records import Record, append_line, read_lines, timestamp
 from trainlib.runs.records.jobs import slurm_job
-from trainlib.runs.records.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason, machine_fault
+from trainlib.runs.records.reasons import COMPLETED, OTHER_RANK, EndCode, EndReason, code_of_end, machine_fault
 from trainlib.runs.records.shapes import ATTEMPT
 
 logger = logging.getLogger("trainlib.runs")
@@ -133,6 +133,14 @@ def last_event(attempts: Sequence[Record], event: str) -> Record | None:
 def last_start(directory: Path) -> Record | None:
     """Return the line with which the newest attempt at a run began."""
     return last_event(read_attempts(directory), "start")
+
+
+def count_failures(attempts: Sequence[Record]) -> int:
+    """Return how many attempts before the newest one were killed, or ended by a fault of the machine."""
+    starts = [line.get("attempt") for line in attempts if line.get("event") == "start"]
+    ends = {line.get("attempt"): code_of_end(line) for line in attempts if line.get("event") == "end"}
+    codes = [ends.get(start, EndCode.KILLED) for start in starts[:-1]]
+    return sum(code is not None and code.is_fault_of_machine for code in codes)
 
 
 def was_stopped(directory: Path) -> bool:

@@ -36,7 +36,12 @@ class EndCode(StrEnum):
         """Return what people are told of an attempt that ended so: `completed`, `stopped` or `failed`."""
         if self is EndCode.COMPLETED:
             return "completed"
-        return "failed" if self is EndCode.ERROR or self in _FAULTS_OF_THE_MACHINE else "stopped"
+        return "failed" if self is EndCode.ERROR or self.is_fault_of_machine else "stopped"
+
+    @property
+    def is_fault_of_machine(self) -> bool:
+        """Return True if another start may go well: see `machine_fault`."""
+        return self in _FAULTS_OF_THE_MACHINE
 
 
 _EXIT_CODES = {

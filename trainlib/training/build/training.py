@@ -217,7 +217,7 @@ def build_loop_config(config: Config, epoch_steps: int) -> LoopConfig:
     return LoopConfig(
         log_every=config.tracking.log_every,
         log_grad_norm=config.tracking.health is not None,
-        checkpoint_every=to_steps(config.checkpoint.every, epoch_steps),
+        checkpoint_every=None if config.checkpoint.every == "auto" else to_steps(config.checkpoint.every, epoch_steps),
         best=config.checkpoint.best,
         early_stopping=config.train.early_stopping,
         on_nonfinite=config.train.on_nonfinite,

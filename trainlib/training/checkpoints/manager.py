@@ -23,9 +23,14 @@ class CheckpointManager:
     """Writes a run's checkpoints and keeps the newest `keep` of them beside the best. Used by rank 0 alone.
 
     In the background, `save` returns once the state is copied to host memory, and a second one waits for the first.
+
+    failures   of the machine, which have ended earlier attempts of the run
     """
 
-    def __init__(self, directory: Path, keep: int, facts: Mapping[str, Any], *, background: bool = False):
+    def __init__(
+        self, directory: Path, keep: int, facts: Mapping[str, Any], *, background: bool = False, failures: int = 0
+    ):
+        self.failures = failures
         self._directory = directory
         self._keep = keep
         self._facts = facts

@@ -28,6 +28,7 @@ class Clock:
         """Begin to measure, before the first step."""
         self._started = time.perf_counter()
         self._images = 0
+        self._steps = 0
         self._paused = 0.0
         self._last_step = self._started
         self.longest_step = 0.0  # seconds from one step to the next, with all that came between them
@@ -42,6 +43,7 @@ class Clock:
     def count(self, images: int) -> None:
         """Count the images of a finished step."""
         self._images += images
+        self._steps += 1
         self._window_images += images
         now = time.perf_counter()
         self.longest_step = max(self.longest_step, now - self._last_step)
@@ -56,6 +58,10 @@ class Clock:
     def mean_images_per_second(self) -> float:
         """Training images a second over this attempt."""
         return self._images / max(time.perf_counter() - self._started - self._paused, 1e-9)
+
+    def mean_step_seconds(self, until: float) -> float:
+        """Return how long a step of this attempt has taken, up to a moment of `time.perf_counter`."""
+        return (until - self._started - self._paused) / max(self._steps, 1)
 
     @property
     def seconds(self) -> float:
