@@ -169,10 +169,13 @@ def _run_healing(
                 command, directory, stop, hang_seconds=hang_seconds, variables=variables, on_poll=start.on_poll
             )
         variables = {**command.variables(os.environ), **variables}
-        # Forked: a new interpreter would spend seconds on importing torch again.
-        return supervise_one(
-            lambda more: call(TRAINING_MODULE, training, {**variables, **more}, config), directory, stop, hang_seconds
-        )
+
+        def train(more: dict[str, str]) -> int:
+            if start.is_restart:  # by a new interpreter: the code may have changed since this one imported parts of it
+                os.execvpe(command.words[0], command.words, {**variables, **more})
+            return call(TRAINING_MODULE, training, {**variables, **more}, config)
+
+        return supervise_one(train, directory, stop, hang_seconds)
 
     if number > 1:
         click.echo(f"starting {number} processes ...", err=True)

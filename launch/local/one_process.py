@@ -35,7 +35,8 @@ def supervise_one(
 ) -> Ending:
     """Call `train` in a new process, which does not return from here, and wait for that process to end.
 
-    train          trains into `directory` and returns an exit code; gets variables of the environment
+    train          trains into `directory` and returns an exit code, or replaces the process by one that does; gets
+                   variables of the environment
     hang_seconds   for which it may be frozen; None: for ever
 
     The process has a session of its own, so that a Ctrl-C in the terminal does not reach it twice: it gets the signals
