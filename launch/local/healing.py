@@ -166,10 +166,10 @@ def _code_where_over(ending: Ending, directory: Path, place: Place, stop: StopRe
 
 
 def _tell_why_not(ending: Ending, decision: Decision, directory: Path) -> None:
-    why_not = f"error: {ending.what} ({ending.place}); {decision.why_not}" if decision.why_not else ""
+    why_not = f"not started again: {decision.why_not}" if decision.why_not else ""
     say("\n".join(filter(None, [ending.words, why_not])))
-    if ending.begun:
-        append(directory / "logs/launcher.log", [f"{why_not}\n"] if why_not else [])
+    if ending.begun and why_not:
+        append(directory / "logs/launcher.log", [f"{ending.what} ({ending.place}); {why_not}\n"])
 
 
 def _tell_restart(ending: Ending, decision: Decision, most: int, directory: Path) -> None:

@@ -37,7 +37,7 @@ def decide(starts: Sequence[Steps | None], most: int) -> Decision:
     if (step := _repeated_step(starts)) is not None:
         return Decision(
             why_not=f"it ended like this twice after step {step}, before the next one was finished: it repeats, and is "
-            "not chance, so it is not started again"
+            "not chance"
         )
     number = _starts_without_progress(starts)
     if number > most:

@@ -85,11 +85,14 @@ def test_before_an_attempt_has_begun_the_options_hold_again(tmp_path: Path) -> N
 
 
 def test_a_failure_that_repeats_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
     starts = Starts(replace(KILLED, steps=Steps(0, 16)), replace(KILLED, steps=Steps(15, 16)))
     assert heal(starts, tmp_path / "run") == 137
     printed = capsys.readouterr().err
     assert "error: rank 1 died\n" in printed
-    assert "rank 1 was killed by SIGKILL (host h); it ended like this twice after step 16" in printed
+    assert "\nnot started again: it ended like this twice after step 16" in printed
+    log = (tmp_path / "run/logs/launcher.log").read_text()
+    assert "rank 1 was killed by SIGKILL (host h); not started again: it ended like this twice" in log
 
 
 def test_no_restarts_leave_the_words_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
