@@ -194,7 +194,8 @@ def _tell_results(
         logger.info("stopped at step %d (%s); run it again to continue", attempt.step, attempt.reason)
     else:
         metrics = result.metrics
-        logger.info("test accuracy %.4f on %d images (%s)", metrics.accuracy, metrics.count, result.remark)
+        precision = "" if metrics.map is None else f", mean average precision {metrics.map:.4f},"
+        logger.info("test accuracy %.4f%s on %d images (%s)", metrics.accuracy, precision, metrics.count, result.remark)
         write_test_evaluation(run, trainer, dataset, result)
     logger.info("results in %s", run.path)
 
