@@ -26,6 +26,7 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRAINLAUNCH_NUM_THREADS"] = "1"  # the same bits at every world size that the tests compare
+os.environ["TRAINLAUNCH_TRUSTED_CODE"] = "trusted-code"  # of each test's own folder, not of who runs the tests
 os.environ["WANDB_MODE"] = "disabled"  # the tests of W&B take it out again
 
 

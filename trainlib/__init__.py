@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainlib.errors import ConfigError, TrainlaunchError, UserError
 from trainlib.isolation import leave_current_folder
-from trainlib.parts import transform
+from trainlib.parts import dataset, loss, metric, model, optimizer, transform
 
 if TYPE_CHECKING:
     from trainlib.api import fit
@@ -20,7 +20,21 @@ if TYPE_CHECKING:
 
 leave_current_folder()
 
-__all__ = ["ConfigError", "Hook", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model", "transform"]
+__all__ = [
+    "ConfigError",
+    "Hook",
+    "TrainlaunchError",
+    "UserError",
+    "dataset",
+    "fit",
+    "image_dataset",
+    "load_model",
+    "loss",
+    "metric",
+    "model",
+    "optimizer",
+    "transform",
+]
 
 _MODULES = {
     "Hook": "trainlib.training.hooks",

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from trainlib.config import Config, differences, is_free, keep_older_values, load_config, read_resolved
 from trainlib.data import Dataset
 from trainlib.data.augment.custom import Transform
 from trainlib.data.images import InMemoryImages
 from trainlib.distributed.torch_settings import fresh_torch_settings
-from trainlib.errors import EXIT_STOPPED
+from trainlib.errors import EXIT_STOPPED, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint
-from trainlib.models.custom_parts import CustomParts, ModelSource
+from trainlib.models.custom_parts import CustomParts, ModelSource, OwnMetric
 from trainlib.models.losses import CustomLoss
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.logs import logging_to_console
@@ -36,6 +37,9 @@ def fit(
     loss: CustomLoss | None = None,
     hooks: Sequence[Hook] = (),
     transform: Transform | None = None,
+    optimizer: Callable[[Any], Optimizer] | None = None,
+    metrics: Sequence[OwnMetric] = (),
+    data: Dataset | None = None,
     fresh: bool = False,
     resume: str | None = None,
 ) -> RunDirectory:
@@ -50,12 +54,16 @@ def fit(
               their mean
     hooks     objects of `trainlib.Hook`'s subclasses, which follow the training on every rank
     transform a random change of training images (see `trainlib.transform`), after those that `data.augment` names
+    optimizer a function or class of parameter groups that returns a torch.optim.Optimizer
+    metrics   functions of logits float32 [N, C] and labels int64 [N] of a whole split that return a number; they are
+              called by their names in rows, and `val/NAME` may decide (`checkpoint.best`, with its `mode`)
+    data      another name of `dataset`
     fresh     move an earlier run of this name aside and begin again
     resume    "" to accept harmless changes of the configuration, or the name of one of the run's checkpoints
 
-    Each of model, dataset and loss takes the place of the one that the configuration names. Under `torchrun` or
-    `accelerate launch`, call it on every rank with the same arguments. An interrupted run is continued; a finished one
-    is returned as it is. A module given as `model` holds the tested weights afterwards.
+    Each of model, dataset, loss and optimizer takes the place of the one that the configuration names. Under
+    `torchrun` or `accelerate launch`, call it on every rank with the same arguments. An interrupted run is continued; a
+    finished one is returned as it is. A module given as `model` holds the tested weights afterwards.
 
     Torch's global settings (default dtype and device, autocast, grad mode, determinism, threads, random generators ...)
     are those of a fresh process while it trains, and the caller's again afterwards.
@@ -66,7 +74,19 @@ def fit(
         SystemExit: with code 75 if the run was asked to stop and has a checkpoint. So the lines of a script that
             follow the call only run when the run is finished.
     """
-    custom = CustomParts(model, dataset, loss, hooks, transform)
+    if data is not None and dataset is not None:
+        raise UserError("data and dataset: are two names for one argument; give one of them")
+    custom = CustomParts(model, data or dataset, loss, hooks, transform, optimizer, _by_name(metrics))
+    return _fit(config, custom, data or dataset, fresh, resume)
+
+
+def _fit(
+    config: Sequence[str | Mapping[str, Any]],
+    custom: CustomParts,
+    dataset: Dataset | None,
+    fresh: bool,
+    resume: str | None,
+) -> RunDirectory:
     flag = StopFlag()
     flag.install()
     try:
@@ -77,7 +97,7 @@ def fit(
                 resolved = keep_older_values(resolved, run.config_file)
             resolved = pin_weights(resolved, fresh=fresh)
             if not fresh and resume is None and _is_finished(run, resolved):
-                _load_tested_weights(run, model)
+                _load_tested_weights(run, custom.model)
                 return run
             rank = launch_variables.rank()
             done = train(resolved, flag, rank=rank, fresh=fresh, resume=resume, custom=custom)
@@ -86,6 +106,14 @@ def fit(
     if not done:
         raise SystemExit(EXIT_STOPPED)
     return run
+
+
+def _by_name(metrics: Sequence[OwnMetric]) -> dict[str, OwnMetric]:
+    """Return metrics by their names. Raises UserError for two of one name, which rows could not tell apart."""
+    named = {str(getattr(metric, "__name__", type(metric).__name__)): metric for metric in metrics}
+    if len(named) < len(metrics):
+        raise UserError(f"metrics: got {len(metrics)} of the names {', '.join(named)}, must each have its own")
+    return named
 
 
 def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The training program: `python -m trainlib.train CONFIG... [key=value ...] [--fresh] [--resume [CHECKPOINT]]`.
+"""The training program: `python -m trainlib.train CONFIG... [key=value ...] [--code FILE.py] [--fresh] [--resume ...]`.
 
 It is the same program for a single process and for each rank under `accelerate launch` or `torchrun`. Mistakes of the
 user are reported before torch is imported, where that is possible.
@@ -10,10 +10,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from trainlib.config import AfterConfig, Config, keep_older_values, load_config
+from trainlib.config import AfterConfig, Config, keep_older_values
 from trainlib.errors import (
     EXIT_DEVICE_LOST,
     EXIT_FAILURE,
@@ -37,6 +37,8 @@ from trainlib.runs.attempt.step_file import report_wrong_device
 from trainlib.runs.attempt.stop_request import StopFlag, ignore_stop_signals
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
+from trainlib.runs.own_code.loading import Loaded, load_with_code
+from trainlib.runs.own_code.sources import NO_CODE, OwnCode
 from trainlib.runs.terminal.printable import lines, print_error
 from trainlib.runs.terminal.streams import keep_running_without_readers, leave, secure_streams
 from trainlib.training.programs.arguments import parse_arguments
@@ -67,9 +69,9 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     flag.install()
     try:
         with logging_to_console(logging.INFO if rank == 0 else logging.WARNING):
-            if config is None:
-                config = load_config(options.config)
-            done = train(config, flag, rank=rank, fresh=options.fresh, resume=options.resume)
+            loaded = load_with_code(options.config, options.code, ["launch", "run", *options.config], config)
+            start = {"rank": rank, "fresh": options.fresh, "resume": options.resume}
+            done = train_with_code(loaded, flag, start) if loaded.code.sources else train(loaded.config, flag, **start)
             return EXIT_OK if done else EXIT_STOPPED
     except ConfigError as error:
         if rank == 0:  # every rank finds the same mistakes
@@ -91,6 +93,16 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         flag.uninstall()
 
 
+def train_with_code(loaded: Loaded, flag: StopFlag, start: Mapping[str, Any]) -> bool:
+    """Train as `train` does, with parts of one's own, whatever torch's settings are after their import."""
+    from trainlib.distributed.torch_settings import fresh_torch_settings
+    from trainlib.models.code_parts import parts_of
+
+    with fresh_torch_settings():
+        custom = parts_of(loaded.config, loaded.parts)
+        return train(loaded.config, flag, **start, custom=custom, code=loaded.code)
+
+
 def train(
     config: Config,
     flag: StopFlag,
@@ -99,11 +111,13 @@ def train(
     fresh: bool = False,
     resume: str | None = None,
     custom: CustomParts | None = None,
+    code: OwnCode = NO_CODE,
 ) -> bool:
     """Train one configuration in this process, as one of its ranks.
 
     resume  None, "" for the newest checkpoint with harmless changes allowed, or a checkpoint's name or path
-    custom  a model, data set or loss given in Python, which the configuration only names
+    custom  a model, data set, loss or the like of one's own, which the configuration only names
+    code    of which they are, to be kept in the run directory; none where they are given in Python
 
     Returns:
         True if training is complete, False if it was asked to stop and wrote a checkpoint.
@@ -116,16 +130,18 @@ def train(
 
         config = pin_weights(config, fresh=fresh)
     if rank == 0:
-        return _train_rank_0(config, flag, fresh, resume, *given)
+        return _train_rank_0(config, flag, fresh, resume, code, *given)
     from trainlib.training.session import run_session
 
     return run_session(config, RunDirectory(RUNS / config.name), flag, None, None, sys.stderr, *given)
 
 
-def _train_rank_0(config: Config, flag: StopFlag, fresh: bool, resume: str | None, *given: CustomParts) -> bool:
+def _train_rank_0(
+    config: Config, flag: StopFlag, fresh: bool, resume: str | None, code: OwnCode, *given: CustomParts
+) -> bool:
     """Train as rank 0, which owns the run directory. What is refused before training begins leaves it as it was."""
     earlier_stop = launch_variables.earlier_stop_file(RUNS / config.name)
-    run = RunDirectory.open(config, fresh=fresh, resume=resume)
+    run = RunDirectory.open(config, fresh=fresh, resume=resume, code=code)
     run.pulse = lambda: {"phase": "loading torch and the data"}
     flag.watch(run.stop_file, run.owner.stop_token if run.owner else None, earlier_stop, run.may_be_written)
     try:

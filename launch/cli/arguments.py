@@ -44,6 +44,25 @@ def configs(command: Callable[..., int]) -> Callable[..., int]:
     )
 
 
+def own_code(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the option --code, which may be repeated."""
+    help_text = "Code of your own, whose models, losses and other parts the config names; repeatable."
+    return click.option("--code", multiple=True, metavar="FILE.py|MODULE", help=help_text)(command)
+
+
+def code_words(code: Sequence[str]) -> list[str]:
+    """Return the values of --code as arguments for a program."""
+    return [word for one in code for word in ("--code", one)]
+
+
+def checked_config(words: Sequence[str], code: Sequence[str]) -> Config:
+    """Return the configuration that the words give; code is read, and not imported, which is left to who uses it."""
+    from trainlib.config import load_config
+    from trainlib.runs.own_code.sources import read_named
+
+    return load_config(words, code=read_named(code).digests or None)
+
+
 def parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:
     """Return the value of --processes, None for `auto`."""
     if value == "auto":

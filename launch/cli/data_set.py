@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from launch.cli.arguments import call, configs
+from launch.cli.arguments import call, checked_config, code_words, configs, own_code
 from launch.cli.start_page import tell_next
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -14,6 +14,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command("data")
 @configs
+@own_code
 @click.option("--html", type=FILE, metavar="FILE", help="Write a page, with pictures.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with all groups of duplicates.")
 @click.option(
@@ -22,7 +23,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="FILE.png",
     help="Write a picture of the first training batch, exactly as the model gets it, instead.",
 )
-def data(arguments: tuple[str, ...], html: Path | None, as_json: bool, batch: Path | None) -> int:
+def data(
+    arguments: tuple[str, ...], code: tuple[str, ...], html: Path | None, as_json: bool, batch: Path | None
+) -> int:
     """Tell about a data set before anyone trains on it.
 
     Pictures by class and split, sizes, formats, damaged files, exact and near duplicates within and between splits and
@@ -33,23 +36,22 @@ def data(arguments: tuple[str, ...], html: Path | None, as_json: bool, batch: Pa
     import tempfile
 
     from launch.local.command import config_arguments
-    from trainlib.config import load_config
     from trainlib.errors import EXIT_OK, UserError
 
     words = config_arguments(arguments, None)
-    config = load_config(words)  # before torch is imported: mistakes are told at once
+    config = checked_config(words, code)  # before torch is imported: mistakes are told at once
     if batch is not None and batch.suffix.lower() != ".png":
         raise UserError(f"--batch: got {batch}, must end in .png")
     for option, file in (("--html", html), ("--batch", batch)):
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{option}: {file.parent} is no folder; make it, or choose another place")
-    words += [*(["--batch", str(batch)] if batch else []), *(["--json"] if as_json else [])]
+    words += [*code_words(code), *(["--batch", str(batch)] if batch else []), *(["--json"] if as_json else [])]
     program = "trainlib.training.programs.survey_data"
     if html is None:
-        code = call(program, words, config=config)
-        if code == EXIT_OK and not as_json:
-            tell_next(shlex.join(["launch", "run", *arguments]))
-        return code
+        exit_code = call(program, words, config=config)
+        if exit_code == EXIT_OK and not as_json:
+            tell_next(shlex.join(["launch", "run", *arguments, *code_words(code)]))
+        return exit_code
     from datetime import UTC, datetime
 
     from launch.report.data_page import data_page
@@ -57,8 +59,8 @@ def data(arguments: tuple[str, ...], html: Path | None, as_json: bool, batch: Pa
 
     with tempfile.TemporaryDirectory() as folder:
         facts = Path(folder) / "facts.json"
-        code = call(program, [*words, "--facts", str(facts)], config=config)
-        if code == EXIT_OK:
+        exit_code = call(program, [*words, "--facts", str(facts)], config=config)
+        if exit_code == EXIT_OK:
             write_page(html, data_page(config.name, json.loads(facts.read_text()), datetime.now(UTC)))
             click.echo(f"\nthe page is {html}", err=as_json)
-    return code
+    return exit_code

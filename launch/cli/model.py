@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from launch.cli.arguments import call, parse_processes
+from launch.cli.arguments import call, code_words, own_code, parse_processes
 from launch.cli.completion import complete_run
 from launch.cli.start_page import tell_next
 from trainlib.errors import EXIT_OK, UserError
@@ -18,6 +18,7 @@ MODEL = "RUN|CHECKPOINT"
 
 @click.command("eval")
 @click.argument("model", metavar=MODEL, shell_complete=complete_run)
+@own_code
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of the run's data.  [default: test]")
 @click.option("--data", metavar="DIR", help="Evaluate on DIR/<class>/* instead; some of the classes may be missing.")
 @click.option(
@@ -28,6 +29,7 @@ MODEL = "RUN|CHECKPOINT"
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the whole confusion matrix.")
 def evaluate(
     model: str,
+    code: tuple[str, ...],
     split: str | None,
     data: str | None,
     processes: int | None,
@@ -44,20 +46,27 @@ def evaluate(
     """
     if split is not None and data is not None:
         raise click.UsageError("--split and --data: a split of the run's data, or other folders; give one of them")
-    words = [_resolved(model), "--split", split or "test", *(["--data", data] if data is not None else [])]
+    words = [
+        _resolved(model),
+        *code_words(code),
+        "--split",
+        split or "test",
+        *(["--data", data] if data is not None else []),
+    ]
     words += ["--predictions", predictions] if predictions is not None else []
     words += [*(["--batch-size", str(batch_size)] if batch_size else []), *(["--json"] if as_json else [])]
-    code = _evaluate(words, processes)
-    if code == EXIT_OK and not as_json:
+    exit_code = _evaluate(words, processes)
+    if exit_code == EXIT_OK and not as_json:
         tell_next(
             shlex.join(["launch", "report", Path(words[0]).name]) if data is None else "launch predict RUN PICTURE"
         )
-    return code
+    return exit_code
 
 
 @click.command()
 @click.argument("model", metavar=MODEL, shell_complete=complete_run)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@own_code
 @click.option(
     "--top",
     type=click.IntRange(min=1),
@@ -67,18 +76,21 @@ def evaluate(
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def predict(model: str, images: tuple[str, ...], top: int, batch_size: int, as_json: bool) -> int:
+def predict(
+    model: str, images: tuple[str, ...], code: tuple[str, ...], top: int, batch_size: int, as_json: bool
+) -> int:
     """Name the class of each image, and how probable it is; of a model of several labels, all above their thresholds.
 
     IMAGE is a file, a folder (all images in it, at any depth), or - for one image on standard input. Exit code 1: some
     files could not be read, which are named on standard error; 2: none could.
     """
-    words = ["--top", str(top), "--batch-size", str(batch_size), *(["--json"] if as_json else [])]
+    words = [*code_words(code), "--top", str(top), "--batch-size", str(batch_size), *(["--json"] if as_json else [])]
     return call("trainlib.inference.predict", [*words, "--", _resolved(model), *images])
 
 
 @click.command()
 @click.argument("model", metavar=MODEL, shell_complete=complete_run)
+@own_code
 @click.option(
     "--format",
     "export_format",
@@ -88,16 +100,16 @@ def predict(model: str, images: tuple[str, ...], top: int, batch_size: int, as_j
 )
 @click.option("--output", metavar="FILE", help="Where to.  [default: NAME.pt, .safetensors, .pt2 or .onnx, here]")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-def export(model: str, export_format: str, output: str | None, force: bool) -> int:
+def export(model: str, code: tuple[str, ...], export_format: str, output: str | None, force: bool) -> int:
     """Write a trained model for other programs.
 
     Beside FILE comes FILE.json, which says how to use it.
     """
-    words = ["--format", export_format, *(["--output", output] if output is not None else [])]
-    code = call("trainlib.inference.export", [*words, *(["--force"] if force else []), "--", _resolved(model)])
-    if code == EXIT_OK:
+    words = [*code_words(code), "--format", export_format, *(["--output", output] if output is not None else [])]
+    exit_code = call("trainlib.inference.export", [*words, *(["--force"] if force else []), "--", _resolved(model)])
+    if exit_code == EXIT_OK:
         tell_next(shlex.join(["launch", "predict", model, "PICTURE"]))
-    return code
+    return exit_code
 
 
 def _resolved(model: str) -> str:

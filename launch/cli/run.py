@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launch.cli.arguments import (
     ResumableCommand,
     call,
+    checked_config,
+    code_words,
     configs,
+    own_code,
     parse_processes,
     refuse_fresh_resume,
 )
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=ResumableCommand)
 @configs
+@own_code
 @click.option(
     "--processes",
     default="auto",
@@ -66,6 +70,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Only print the command that would run.")
 def run(
     arguments: tuple[str, ...],
+    code: tuple[str, ...],
     processes: int | None,
     nodes: int,
     node_rank: int | None,
@@ -85,14 +90,13 @@ def run(
     """
     from launch.local.devices import choose_processes, gpus_for, require_given_gpus
     from launch.local.one_process import can_fork
-    from trainlib.config import load_config
 
     keep_running_without_readers()
     _check_environment()
     refuse_fresh_resume(fresh, resume)
     config_words = config_arguments(arguments, name)
-    training = training_arguments(config_words, fresh=fresh, resume=resume)
-    config = load_config(config_words)  # before torch is imported: mistakes are told at once
+    training = training_arguments(config_words, fresh=fresh, resume=resume, code=code)
+    config = checked_config(config_words, code)  # before torch is imported: mistakes are told at once
     gpus = gpus_for(config.train.device)
     if not dry_run:
         tell_loading()
@@ -109,8 +113,8 @@ def run(
     most = MOST_RESTARTS if restarts is None else restarts
     may_fork = click.get_current_context().obj and can_fork()
     if node is None and most and (number > 1 or may_fork):
-        code = _run_healing(config, config_words, number, gpus, fresh=fresh, resume=resume, most=most)
-        return _tell_next(code, config.name)
+        asked = {"fresh": fresh, "resume": resume, "code": code}
+        return _tell_next(_run_healing(config, config_words, number, gpus, asked, most), config.name)
     if nodes * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         return _tell_next(call(TRAINING_MODULE, training, command.variables(os.environ), config), config.name)
@@ -121,9 +125,9 @@ def run(
     directory = RUNS / config.name
     if node is not None and node.rank == 0:
         make_secret(directory)
-    code = run_ranks(command, directory, node_rank or 0, config.train.hang_seconds)
+    exit_code = run_ranks(command, directory, node_rank or 0, config.train.hang_seconds)
     forget_unused(directory)
-    return _tell_next(code, config.name)
+    return _tell_next(exit_code, config.name)
 
 
 def _tell_next(code: int, name: str) -> int:
@@ -134,12 +138,13 @@ def _tell_next(code: int, name: str) -> int:
 
 
 def _run_healing(
-    config: Config, words: Sequence[str], number: int, gpus: int, *, fresh: bool, resume: str | None, most: int
+    config: Config, words: Sequence[str], number: int, gpus: int, asked: Mapping[str, Any], most: int
 ) -> int:
     """Train on this machine, again and again where the machine fails; return the exit code.
 
     words    the configs and overrides
     number   of processes
+    asked    the options of the first start, for `training_arguments`
     most     of restarts without a new step
     """
     from launch.local.devices import processes_left
@@ -155,7 +160,7 @@ def _run_healing(
     is_elastic = config.train.reproducibility == "elastic"
 
     def start_once(start: Start) -> Ending:
-        training = training_arguments(words, fresh=fresh, resume=resume)
+        training = training_arguments(words, **asked)
         if start.has_begun:  # as the options said, and only to be continued, whatever was done to the files meanwhile
             training = training_arguments([str(directory / "config.yaml")], fresh=False, resume=None)
         count, variables = number - len(start.left_out), dict(start.variables)
@@ -187,17 +192,17 @@ def _run_healing(
 
 @click.command()
 @configs
-def check(arguments: tuple[str, ...]) -> int:
+@own_code
+def check(arguments: tuple[str, ...], code: tuple[str, ...]) -> int:
     """Validate a config, and print it with all its defaults.
 
     Everything is built once, without memory and without data, so that what does not fit together is told now.
     """
-    from trainlib.config import load_config
-
-    code = call("trainlib.training.programs.check", arguments, config=load_config(arguments))
-    if code == EXIT_OK:
-        tell_next(shlex.join(["launch", "run", *arguments]))
-    return code
+    words = [*arguments, *code_words(code)]
+    exit_code = call("trainlib.training.programs.check", words, config=checked_config(arguments, code))
+    if exit_code == EXIT_OK:
+        tell_next(shlex.join(["launch", "run", *words]))
+    return exit_code
 
 
 def _check_environment() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.arguments import ResumableCommand, call, configs, refuse_fresh_resume
+from launch.cli.arguments import ResumableCommand, call, checked_config, configs, own_code, refuse_fresh_resume
 from launch.local.command import Command, config_arguments, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=ResumableCommand)
 @configs
+@own_code
 @click.option("--nodes", metavar="N|MIN-MAX", help="How many nodes; the same as slurm.nodes=N.")
 @click.option("--gpus-per-node", type=click.IntRange(min=0), help="GPUs of each node; 0 trains on the CPUs.")
 @click.option("--time", metavar="TIME", help="Time limit of the job, like 4:00:00; the run goes on in the next one.")
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Only print the call of sbatch and the batch script.")
 def submit(
     arguments: tuple[str, ...],
+    code: tuple[str, ...],
     nodes: str | None,
     gpus_per_node: int | None,
     time: str | None,
@@ -58,7 +60,6 @@ def submit(
     from launch.slurm import queue
     from launch.slurm.submission import sbatch, sites
     from launch.slurm.submission import submit as submission
-    from trainlib.config import load_config
     from trainlib.runs import RUNS
 
     refuse_fresh_resume(fresh, resume)
@@ -67,10 +68,10 @@ def submit(
     words = config_arguments([*arguments, *_overrides(flags)], name)
     known = submission.known_options()
     extra, preset = sbatch_options.parse_options(options, known), sites.load_site(site, known)
-    config = load_config(words)
+    config = checked_config(words, code)
     if of_site := sites.overrides(preset, config.slurm):
         words += of_site
-        config = load_config(words)
+        config = checked_config(words, code)
     directory = RUNS / config.name
     job = sbatch.Job(config.name, directory, (str(directory / "config.yaml"),))
     command = sbatch.sbatch_command(
@@ -86,7 +87,7 @@ def submit(
         submission.refuse_queued(directory)
     except queue.QueueError as error:
         raise queue.QueueError(f"{error}; nothing was queued: try again when SLURM answers") from error
-    job_id = _queue(directory, training_arguments(words, fresh=fresh, resume=resume), config, command)
+    job_id = _queue(directory, training_arguments(words, fresh=fresh, resume=resume, code=code), config, command)
     click.echo(
         f"{config.name} is job {job_id}; launch status {config.name} tells how far it is, launch logs -f {config.name} "
         "what it prints",
@@ -125,9 +126,9 @@ def _queue(directory: Path, training: Sequence[str], config: Config, command: Co
 def prepare(arguments: Sequence[str], config: Config) -> None:
     """Make the run directory, or prepare to continue the run in it; end the command where that is refused."""
     with redirect_stdout(sys.stderr):
-        code = call("trainlib.training.programs.prepare", arguments, config=config)
-    if code:
-        raise click.exceptions.Exit(code)
+        exit_code = call("trainlib.training.programs.prepare", arguments, config=config)
+    if exit_code:
+        raise click.exceptions.Exit(exit_code)
 
 
 def _wait(job_id: str, directory: Path) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.arguments import refuse_fresh_resume
+from launch.cli.arguments import own_code, refuse_fresh_resume
 from launch.cli.slurm import prepare
 from launch.cli.start_page import tell_next
 from launch.local.command import RESUME_LATEST, training_arguments
@@ -40,6 +40,7 @@ class _Submission:
 @click.command()
 @click.argument("file", metavar="SWEEP.yaml")
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@own_code
 @click.option("--local", is_flag=True, help="Run them here, one after another.")
 @click.option("--processes", type=click.IntRange(min=1), metavar="N", help="With --local: as for launch run.")
 @click.option("--throttle", type=click.IntRange(min=1), metavar="N", help="At most so many at the same time on SLURM.")
@@ -55,6 +56,7 @@ class _Submission:
 def sweep(
     file: str,
     overrides: tuple[str, ...],
+    code: tuple[str, ...],
     local: bool,
     processes: int | None,
     throttle: int | None,
@@ -77,13 +79,15 @@ def sweep(
     from launch.sweep.grid import read_sweep
     from launch.sweep.results import is_finished, results_facts, results_table
     from trainlib.runs.files.json_records import to_json
+    from trainlib.runs.own_code.sources import read_named
     from trainlib.runs.terminal.tables import show
 
+    digests = read_named(code).digests or None
     latest = RESUME_LATEST if resume else None
     refuse_fresh_resume(fresh, latest)
-    plan = read_sweep(Path(file), overrides)
+    plan = read_sweep(Path(file), overrides, digests)
     if site and not local and (of_site := _of_site(site, plan)):
-        plan = read_sweep(Path(file), [*overrides, *of_site])
+        plan = read_sweep(Path(file), [*overrides, *of_site], digests)
     if as_json and not results:
         raise UserError("--json: shows results as JSON, and needs --results")
     if results:
@@ -97,16 +101,16 @@ def sweep(
         click.echo(f"nothing to start: all {len(plan.elements)} runs are finished or in the queue", err=True)
         show(results_table(plan))
         return EXIT_OK
-    flags = training_arguments([], fresh=fresh, resume=latest)
+    flags = training_arguments([], fresh=fresh, resume=latest, code=code)
     if local:
-        code = _run_here(elements, flags, processes, dry_run=dry_run)
+        exit_code = _run_here(elements, flags, processes, dry_run=dry_run)
     else:
         plan = replace(plan, throttle=throttle or plan.throttle)
-        code = _submit(plan, elements, flags, _Submission(options, site, debug, wait), dry_run=dry_run)
-    if (local or wait) and not dry_run and code != EXIT_INTERRUPTED:
+        exit_code = _submit(plan, elements, flags, _Submission(options, site, debug, wait), dry_run=dry_run)
+    if (local or wait) and not dry_run and exit_code != EXIT_INTERRUPTED:
         show(results_table(plan))
         tell_next(shlex.join(["launch", "report", *(element.name for element in plan.elements[:MOST_IN_A_LINE])]))
-    return code
+    return exit_code
 
 
 def _of_site(site: str, plan: Sweep) -> list[str]:

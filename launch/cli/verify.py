@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from launch.cli.arguments import code_words, own_code
 from launch.cli.completion import complete_run
 from trainlib.errors import EXIT_USER_ERROR, UserError
 
@@ -22,12 +23,13 @@ def _parse_sizes(context: click.Context, option: click.Parameter, value: str) ->
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
+@own_code
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="How many steps to repeat.")
 @click.option(
     "--processes", default="1,2", show_default=True, callback=_parse_sizes, help="Numbers of ranks to compare."
 )
 @click.option("--checkpoint", metavar="NAME", help="Where to begin.  [default: the newest with so many steps to go]")
-def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -> int:
+def verify(run: str, code: tuple[str, ...], steps: int, processes: list[int], checkpoint: str | None) -> int:
     """Repeat steps with other numbers of processes; compare bits.
 
     RUN is a run's name or directory; it is only read. Compared are the gradient of every parameter, every weight and
@@ -47,7 +49,12 @@ def verify(run: str, steps: int, processes: list[int], checkpoint: str | None) -
     for number in processes:
         choose_processes(number, gpus)
     with tempfile.TemporaryDirectory(prefix="launch-verify-") as folder:
-        options = ["--steps", str(steps), *(["--checkpoint", checkpoint] if checkpoint is not None else [])]
+        options = [
+            *code_words(code),
+            "--steps",
+            str(steps),
+            *(["--checkpoint", checkpoint] if checkpoint is not None else []),
+        ]
         records = {}
         for number in processes:
             run_program(

@@ -99,14 +99,17 @@ def config_arguments(arguments: Sequence[str], name: str | None) -> list[str]:
     return [*arguments, *([f"name={json.dumps(name, ensure_ascii=False)}"] if name is not None else [])]
 
 
-def training_arguments(configs: Sequence[str], *, fresh: bool, resume: str | None) -> list[str]:
+def training_arguments(
+    configs: Sequence[str], *, fresh: bool, resume: str | None, code: Sequence[str] = ()
+) -> list[str]:
     """Return the arguments of the training program: the configs and overrides, then the options.
 
+    code     the values of --code
     resume   None without --resume, RESUME_LATEST for --resume without a checkpoint, else the checkpoint
 
     `--resume` comes last, so that its optional value cannot be taken for anything else.
     """
-    result = list(configs)
+    result = [*configs, *(word for one in code for word in ("--code", one))]
     if fresh:
         result.append("--fresh")
     if resume is not None:

@@ -82,11 +82,12 @@ def find_sweep(path: Path) -> Path:
     raise ConfigError([Mistake("", f"{rule} (shipped sweeps: {', '.join(shipped)})")])
 
 
-def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+def read_sweep(path: Path, overrides: Sequence[str] = (), code: Mapping[str, str] | None = None) -> Sweep:
     """Return the sweep in a file, with every element's configuration checked.
 
     path        a file, or the name of a shipped sweep
     overrides   `key=value`, which go over the file's own
+    code        the SHA-256 of the code of one's own, by its name; None without any
     Raises ConfigError with every mistake and its place, those of the elements' configurations among them.
     """
     path = find_sweep(path)
@@ -113,6 +114,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             (element_name, values, (*common, *_words(values), *group, *_words({"name": element_name})))
             for element_name, values in zip(element_names(name, combinations), combinations, strict=True)
         ],
+        code,
     )
     return Sweep(name, elements, content.get("throttle"))
 
@@ -201,14 +203,16 @@ def _combinations(grid: Mapping[str, Sequence[Any]], runs: Sequence[Values]) -> 
             yield {**run, **dict(zip(grid, choice, strict=True))}
 
 
-def _elements(source: Source, planned: Sequence[tuple[str, Values, tuple[str, ...]]]) -> tuple[Element, ...]:
+def _elements(
+    source: Source, planned: Sequence[tuple[str, Values, tuple[str, ...]]], code: Mapping[str, str] | None
+) -> tuple[Element, ...]:
     """Return the elements from (name, values, arguments) each; raise ConfigError with the mistakes of all of them."""
     elements: list[Element] = []
     mistakes: dict[Mistake, None] = {}  # in order; what is wrong in every element is told once
     seen: dict[str, str] = {}
     for name, values, arguments in planned:
         try:
-            config = load_config(arguments)
+            config = load_config(arguments, code=code)
         except ConfigError as error:
             mistakes |= dict.fromkeys(_relocated(mistake, source) for mistake in error.mistakes)
             continue

@@ -18,6 +18,7 @@ from trainlib.errors import ConfigError
 FULL: dict[str, Any] = {
     "name": "x",
     "seed": 0,
+    "code": {},
     "data": {
         "name": "cifar10",
         "root": "data",
@@ -95,7 +96,7 @@ FULL: dict[str, Any] = {
         "hang_seconds": 60.0,
         "audit": 100,
     },
-    "evaluation": {"test_time": "flip"},
+    "evaluation": {"test_time": "flip", "metrics": []},
     "checkpoint": {
         "every": "1ep",
         "keep": 3,

@@ -12,7 +12,21 @@ from paths import REPOSITORY
 
 import trainlib
 
-PUBLIC = ["ConfigError", "Hook", "TrainlaunchError", "UserError", "fit", "image_dataset", "load_model", "transform"]
+PUBLIC = [
+    "ConfigError",
+    "Hook",
+    "TrainlaunchError",
+    "UserError",
+    "dataset",
+    "fit",
+    "image_dataset",
+    "load_model",
+    "loss",
+    "metric",
+    "model",
+    "optimizer",
+    "transform",
+]
 
 
 def test_dir_shows_exactly_the_public_names() -> None:

@@ -1,9 +1,9 @@
 """The configuration of a run: YAML files and overrides, all checked before anything starts. Imports no torch."""
 
-from trainlib.config.checking.given_parts import TRANSFORM
+from trainlib.config.checking.given_parts import METRICS, TRANSFORM
 from trainlib.config.compare import Difference, differences, dump_config, harmful, is_free, is_harmless
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
-from trainlib.config.custom import custom_part_missing, is_custom
+from trainlib.config.custom import custom_part_missing, is_code, is_custom, own_name
 from trainlib.config.libraries.catalog import BALANCED, weights_run
 from trainlib.config.load import load_config, read_resolved, shipped_configs, with_older_values
 from trainlib.config.older import keep_older_values
@@ -34,6 +34,7 @@ from trainlib.config.schema.values import Size, canonical_precision, sides
 __all__ = [
     "BALANCED",
     "CUSTOM_PREFIX",
+    "METRICS",
     "TRANSFORM",
     "AfterConfig",
     "Augment",
@@ -63,12 +64,14 @@ __all__ = [
     "differences",
     "dump_config",
     "harmful",
+    "is_code",
     "is_custom",
     "is_free",
     "is_harmless",
     "keep_older_values",
     "load_config",
     "mark_bare_resume",
+    "own_name",
     "read_resolved",
     "shipped_configs",
     "sides",

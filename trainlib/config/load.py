@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 import trainlib
 from trainlib.config.checking.arguments import argument_keys, argument_mistakes
-from trainlib.config.checking.given_parts import TRANSFORM, refuse_lost_values, refuse_missing_parts
+from trainlib.config.checking.given_parts import METRICS, TRANSFORM, refuse_lost_values, refuse_missing_parts
 from trainlib.config.checking.messages import schema_mistakes
 from trainlib.config.checking.other_words import separate_words, with_words
+from trainlib.config.checking.own_parts import own_part_mistakes
 from trainlib.config.checking.rules import broken_rules
 from trainlib.config.checking.suggest import nearest
 from trainlib.config.reading.merge import is_override, merge, parse_overrides
@@ -28,18 +29,26 @@ from trainlib.config.schema.base import Named
 from trainlib.config.schema.defaults import resolve
 from trainlib.config.schema.sections import Config
 from trainlib.errors import ConfigError, Mistake
+from trainlib.parts import Parts
 
 OLDER_DATA = {"split": "index", "decode": "pillow"}  # values that no new run has
 
 
-def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    arguments: Sequence[str | Mapping[str, Any]],
+    custom: Mapping[str, Any] | None = None,
+    code: Mapping[str, str] | None = None,
+    parts: Parts | None = None,
+) -> Config:
     """Load the configuration that the arguments `CONFIG... [key=value ...]`, in any order, describe, and resolve it.
 
     A CONFIG is a path, the name of a shipped configuration or, in Python, a mapping of the same form. They merge from
     left to right; overrides come last.
 
     custom  names of parts that are passed as Python objects, by section (model, loss, data), where they replace the
-            configured names, or by the key `data.augment.custom`
+            configured names, or by the key `data.augment.custom` or `evaluation.metrics`
+    code    the SHA-256 of code that `--code` names, by its name; it replaces what the files say. None without `--code`
+    parts   what that code registers; None where it is not imported: names in it, and their arguments, are not checked
 
     Raises ConfigError, which lists every mistake with its place. Files that the values name need not exist here: they
     are looked for where they are read, as a resumed run needs no weights file.
@@ -63,17 +72,25 @@ def load_config(arguments: Sequence[str | Mapping[str, Any]], custom: Mapping[st
         mistakes.extend(error.mistakes)
     if mistakes:
         raise ConfigError(mistakes)
-    custom_layer: dict[str, Any] = {section: {"name": name} for section, name in (custom or {}).items()}
-    if (transform := custom_layer.pop(TRANSFORM, None)) is not None:
-        custom_layer["data"] = custom_layer.get("data", {}) | {"augment": {"custom": transform["name"]}}
+    custom_layer = _custom_layer(custom or {})
     given = merge([_with_default_sections(merge(layers)), command_line])
     refuse_lost_values(given, custom or {})
     merged = _with_default_sections(merge([given, Source(custom_layer)]))
     paths = [file for file in files if isinstance(file, str)]
     if paths:
         merged.values.setdefault("name", _name_from(paths[0]))
+    if code is not None:
+        merged.values["code"] = dict(code)
     refuse_missing_parts(merged, custom or {})
-    return _validated(merged)
+    return _validated(merged, parts)
+
+
+def _custom_layer(custom: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the layer of a configuration that names parts given as Python objects."""
+    layer: dict[str, Any] = {key: {"name": name} for key, name in custom.items() if key not in (TRANSFORM, METRICS)}
+    if TRANSFORM in custom:
+        layer["data"] = layer.get("data", {}) | {"augment": {"custom": custom[TRANSFORM]}}
+    return layer | ({"evaluation": {"metrics": list(custom[METRICS])}} if METRICS in custom else {})
 
 
 def read_resolved(path: Path) -> Config:
@@ -169,11 +186,11 @@ def _name_from(file: str) -> str:
     return f"{name.rstrip('-')[:91] or 'run'}-{digest}"
 
 
-def _validated(source: Source) -> Config:
+def _validated(source: Source, parts: Parts | None = None) -> Config:
     """Check values section by section, so that a mistake in one does not hide a broken rule between two others."""
     values = source.values
     class_arguments = argument_keys(values)
-    mistakes = argument_mistakes(values, class_arguments)
+    mistakes = argument_mistakes(values, class_arguments) + own_part_mistakes(values, parts, class_arguments)
     config, wrong = _parse(values, class_arguments)
     mistakes = wrong + [m for m in mistakes if m.key not in {w.key for w in wrong}]
     passed = set(Config.model_fields) - {m.key.partition(".")[0] for m in mistakes}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainlib.config import DataConfig
+from trainlib.config import DataConfig, is_custom
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.dataset import Dataset, ImageSet
@@ -47,6 +47,7 @@ def load_data(
     stop_requested: Callable[[], bool] = lambda: False,
     is_main: bool = True,
     start_folder: Path | None = None,
+    own: Dataset | None = None,
 ) -> Dataset:
     """Load the whole data set that the configuration names, in its own order.
 
@@ -54,10 +55,13 @@ def load_data(
     stop_requested  called again and again while images are decoded or another process decodes them; True ends that
     is_main         True on the one rank that shows progress and warnings
     start_folder    a folder that the ranks of this start on this machine share: one of them lists the files for all
+    own             a data set of the user's own, which takes the place of the configured one
     Images have the configured size, whatever the size of their pictures.
 
     Raises DataError for data that is missing, damaged or of the wrong form, StoppedError when asked to stop.
     """
+    if own is not None:
+        return frame_dataset(own, config, seed)
     match config.name:
         case "cifar10":
             return frame_dataset(load_cifar10(Path(config.root), stop_requested=stop_requested), config, seed)
@@ -79,7 +83,7 @@ def list_files(config: DataConfig, seed: int = 0, *, warn: bool = True) -> Sampl
 
     Raises DataError for files that are missing or of the wrong form.
     """
-    if config.name in ("cifar10", "synthetic"):
+    if config.name in ("cifar10", "synthetic") or is_custom(config.name):
         return None
     samples = listed_files(config, seed).samples
     if warn:
@@ -100,11 +104,16 @@ class DatasetInfo(NamedTuple):
     val_ids: Tensor | None = None
 
 
-def dataset_info(config: DataConfig, seed: int = 0) -> DatasetInfo:
+def dataset_info(config: DataConfig, seed: int = 0, own: Dataset | None = None) -> DatasetInfo:
     """Return what the configured data set holds; nothing is decoded or downloaded.
+
+    own   a data set of the user's own, which takes the place of the configured one
 
     Raises DataError for files that are missing or of the wrong form.
     """
+    if own is not None:
+        train = own.train
+        return DatasetInfo(train.labels_N, len(own.class_names), train.identities_N, train.groups_N, own.val_ids)
     match config.name:
         case "cifar10":
             return DatasetInfo(torch.arange(50_000) % 10, 10)  # as many of each class, in another order

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainlib.config import Config, LossConfig, is_custom, load_config, with_older_values
+from trainlib.config import METRICS, TRANSFORM, Config, LossConfig, is_code, is_custom, load_config, with_older_values
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.errors import CheckpointError
 from trainlib.models.losses import is_balanced, with_weights
+from trainlib.parts import Parts
 from trainlib.runs import RUNS
 from trainlib.runs.records.shapes import number, numbers, texts, whole_number
 from trainlib.training.checkpoints import checkpoint
@@ -37,12 +38,18 @@ class ChosenCheckpoint:
     @functools.cached_property
     def config(self) -> Config:
         """The configuration that the model was trained with. Raises CheckpointError if the manifest holds none."""
+        return self.config_with(None)
+
+    def config_with(self, parts: Parts | None) -> Config:
+        """Return the configuration, checked with the parts that the run's own code registers, where it is imported."""
         values = self._fact("config", _is_mapping)
-        sections = {section: values.get(section) for section in ("model", "loss", "data")}
-        names = {section: found.get("name") for section, found in sections.items() if isinstance(found, dict)}
         # As in the run itself, these stand for parts that were given in Python.
-        custom = {section: name for section, name in names.items() if isinstance(name, str) and is_custom(name)}
-        return load_config([with_older_values(values)], custom)
+        return load_config([with_older_values(values)], _given_in_python(values), parts=parts)
+
+    @property
+    def run_directory(self) -> Path:
+        """The directory of the run that the checkpoint is of."""
+        return self.run or self.checkpoint.path.parents[1]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -85,6 +92,17 @@ class ChosenCheckpoint:
                 f"{self.checkpoint.path}: the {name} in its manifest cannot be used: {str(found)[:100]}"
             )
         return found
+
+
+def _given_in_python(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names in a configuration that stand for parts given to `trainlib.fit`, by section or key."""
+    sections = {name: values.get(name) for name in ("model", "loss", "optimizer", "data")}
+    names = {name: found.get("name") for name, found in sections.items() if isinstance(found, dict)}
+    augment = (values.get("data") or {}).get("augment")
+    names[TRANSFORM] = augment.get("custom") if isinstance(augment, dict) else None
+    given: dict[str, Any] = {name: found for name, found in names.items() if is_custom(found) and not is_code(found)}
+    metrics = (values.get("evaluation") or {}).get("metrics") or []
+    return given | ({METRICS: metrics} if any(is_custom(name) and not is_code(name) for name in metrics) else {})
 
 
 def _is_mapping(value: Any) -> bool:

@@ -32,8 +32,10 @@ from trainlib.distributed.devices import choose_device_type
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.evaluation_text import evaluation_text
+from trainlib.inference.own_parts import own_parts
 from trainlib.inference.prediction_file import Answers, check_target, open_prediction_file
 from trainlib.inference.trained_model import build_module
+from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.models.losses import Objective
 from trainlib.models.tta import with_tta
 from trainlib.runs.directory import RunDirectory
@@ -45,6 +47,7 @@ from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import show
 from trainlib.training.build.data import plan_of
 from trainlib.training.metrics.predictions import collector, describe, write_evaluation
+from trainlib.training.programs.arguments import add_code
 from trainlib.training.provenance import data_changes, read_listing
 from trainlib.training.step.evaluate import OnBatch, metrics_over
 from trainlib.training.step.out_of_memory import explained, smaller_batch
@@ -65,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = find_checkpoint(options.model)
         if options.predictions is not None:
             check_target(options.predictions)
-        evaluation = evaluate(chosen, options.split, options.data, options.batch_size, options.predictions)
+        words = sys.argv[1:] if arguments is None else arguments
+        custom = own_parts(chosen, options.code, ["launch", "eval", *words], evaluated=True, data=options.data is None)
+        evaluation = evaluate(chosen, options.split, options.data, options.batch_size, options.predictions, custom)
     except TrainlaunchError as error:
         if is_main or not isinstance(error, UserError):  # every rank finds the same mistakes
             print_error(error)
@@ -88,29 +93,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(
-    chosen: ChosenCheckpoint, split: str, folder: str | None, batch_size: int | None, predictions: Path | None = None
+    chosen: ChosenCheckpoint,
+    split: str,
+    folder: str | None,
+    batch_size: int | None,
+    predictions: Path | None = None,
+    custom: CustomParts = NO_CUSTOM_PARTS,
 ) -> dict[str, Any]:
     """Return the evaluation of a split, or of the class folders in `folder`, as `evaluation-<split>.json` holds it.
 
     batch_size   images that one rank evaluates at once; None for the size that the training used, at most 256
     predictions  the CSV file to write (see `prediction_file`)
+    custom       parts of the user's own
 
     Every rank calls this and gets the whole evaluation. Raises UserError if the data is missing or does not fit the
     model.
     """
     config = chosen.config
-    if is_custom(config.loss.name):
+    if is_custom(config.loss.name) and custom.loss is None:
         raise UserError(f"loss.name: {custom_part_missing(config.loss.name)}")
-    samples = _samples(chosen, split, folder)
+    samples = _samples(chosen, split, folder, custom)
     size = batch_size or min(config.train.micro_batch_size or config.train.batch_size, BATCH_SIZE)
     with process_group.joined(_possible_here(config).train) as accelerator, torch.no_grad():
         # All ranks take rank 0's: a run that goes on may have a new best checkpoint by the time rank 1 looks.
         chosen = process_group.broadcast_object(chosen)
         if predictions is None:
-            return _evaluate(chosen, accelerator, samples, size, folder or split)
+            return _evaluate(chosen, accelerator, samples, size, folder or split, custom)
         rank = accelerator.process_index
         with open_prediction_file(predictions, rank, Answers.of(chosen), samples.names) as file:
-            return _evaluate(chosen, accelerator, samples, size, folder or split, file.add)
+            return _evaluate(chosen, accelerator, samples, size, folder or split, custom, file.add)
 
 
 def _evaluate(
@@ -119,15 +130,16 @@ def _evaluate(
     samples: _Samples,
     size: int,
     name: str,
+    custom: CustomParts,
     on_batch: OnBatch = lambda micro_batch, logits_NC: None,
 ) -> dict[str, Any]:
     config, device, ids_N = chosen.config, accelerator.device, samples.ids_N
-    model = accelerator.prepare_model(build_module(chosen, device), evaluation_mode=True)
+    model = accelerator.prepare_model(build_module(chosen, device, custom.model), evaluation_mode=True)
     num_pieces = -(-len(ids_N) // size)
     rank_slice = RankSlice(accelerator.process_index, accelerator.num_processes, None, virtual_shards=num_pieces)
     images = replace(samples.images, images=samples.images.images.to(device))
     batches = BatchLoader(images, chosen.preprocess, rank_slice, device)
-    objective = Objective(chosen.loss, len(chosen.classes), device)
+    objective = Objective(chosen.loss, len(chosen.classes), device, custom.loss)
     collected = collector(config, len(chosen.classes), device)
     network = with_tta(model, config.evaluation.test_time)
 
@@ -136,7 +148,7 @@ def _evaluate(
         on_batch(micro_batch, logits_NC)
 
     with explained(f"an evaluation of {size} images at a time", smaller_batch(size)):
-        metrics = metrics_over(network, objective, batches, ids_N, size, see, chosen.thresholds)
+        metrics = metrics_over(network, objective, batches, ids_N, size, see, chosen.thresholds, custom.metrics)
     source = {"split": name, "step": chosen.checkpoint.step, "weights": chosen.weights}
     return describe(collected.gathered(), batches, ids_N, chosen.classes, metrics, source)
 
@@ -153,7 +165,7 @@ class _Samples(NamedTuple):
     names: Sequence[str] | None
 
 
-def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> _Samples:
+def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None, custom: CustomParts) -> _Samples:
     """Return the samples to evaluate: of a split of the run's data, or of class folders."""
     config, is_main = chosen.config, launch_variables.rank() == 0
     if folder is not None and config.data.has_sets:
@@ -170,7 +182,7 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None) -> _Sampl
         return _Samples(image_set, torch.arange(len(image_set.labels_N)), listed.names(chosen.classes))
     if is_main and config.data.name == "image_folder":
         print(f"the images are those in {printable(os.path.abspath(config.data.root))} (data.root)", file=sys.stderr)
-    dataset = load_data(config.data, config.seed, is_main=is_main)
+    dataset = load_data(config.data, config.seed, is_main=is_main, own=custom.load_dataset())
     _tell_changes(chosen, dataset.listing)
     if dataset.class_names != chosen.classes:
         raise DataError(
@@ -235,6 +247,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--predictions", type=Path, metavar="FILE.csv", help="the answer to each sample")
     parser.add_argument("--json", action="store_true")
+    add_code(parser)
     return parser.parse_args(arguments)
 
 

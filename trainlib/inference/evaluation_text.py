@@ -37,7 +37,7 @@ def evaluation_text(evaluation: Evaluation, width: int) -> list[str | Table]:
     """
     numbers = [
         "   ".join(f"{label} {evaluation[key]:.4f}" for label, key in line if evaluation.get(key) is not None)
-        for line in _NUMBERS
+        for line in (*_NUMBERS, [(name, name) for name in evaluation.get("own_metrics", [])])
     ]
     weights = "" if evaluation["weights"] == "checkpoint" else f"{evaluation['weights']} "
     title = f"{evaluation['split']}: {evaluation['count']:,} images, {weights}weights of step {evaluation['step']:,}"

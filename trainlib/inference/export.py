@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import io
 import json
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,11 +29,12 @@ from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.pictures.framing import Framing
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
-from trainlib.inference.trained_model import TrainedModel, model_of
+from trainlib.inference.trained_model import TrainedModel, trained_model
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.terminal.printable import encode_anything, lines, print_error
 from trainlib.runs.terminal.streams import end_program
+from trainlib.training.programs.arguments import add_code
 
 SUFFIXES = {"state_dict": ".pt", "safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -48,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen = find_checkpoint(options.model)
         output = Path(options.output or chosen.config.name + SUFFIXES[options.format])
-        message = export(chosen, options.format, output, force=options.force)
+        command = ["launch", "export", *(sys.argv[1:] if arguments is None else arguments)]
+        message = export(chosen, options.format, output, force=options.force, code=options.code, command=command)
     except TrainlaunchError as error:
         print_error(error)
         return error.exit_code
@@ -56,10 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def export(chosen: ChosenCheckpoint, export_format: str, output: Path, *, force: bool = False) -> str:
+def export(
+    chosen: ChosenCheckpoint,
+    export_format: str,
+    output: Path,
+    *,
+    force: bool = False,
+    code: Sequence[str] = (),
+    command: Sequence[str] = (),
+) -> str:
     """Write the model to `output` and its description beside it; return one line that says what was written.
 
-    force   replace existing files
+    force           replace existing files
+    code, command   as for `trained_model`
 
     Raises UserError if a file exists already, or if a folder or a package is missing; TrainlaunchError if the exported
     network gives other numbers than the model.
@@ -70,7 +82,7 @@ def export(chosen: ChosenCheckpoint, export_format: str, output: Path, *, force:
             raise UserError(f"{path} exists; --force replaces it, --output names another file")
     if not output.parent.is_dir():
         raise UserError(f"--output: {output.parent} is not a folder; make it first")
-    model = model_of(chosen, torch.device("cpu"))
+    model = trained_model(chosen, "cpu", code=code, command=command)
     model.module.to(memory_format=torch.contiguous_format)  # which every reader of the file expects
     description = describe(chosen, model, export_format)
     content, checked = _WRITERS[export_format](model, description)
@@ -261,6 +273,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=list(SUFFIXES), required=True)
     parser.add_argument("--output", metavar="FILE")
     parser.add_argument("--force", action="store_true")
+    add_code(parser)
     return parser.parse_args(arguments)
 
 

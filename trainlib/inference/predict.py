@@ -13,9 +13,11 @@ from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.files import PlainFiles, read_limited
 from trainlib.data.sources.class_folders import left_out_notices
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError, UserError
-from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, load_model
+from trainlib.inference.chosen_checkpoint import find_checkpoint
+from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, trained_model
 from trainlib.runs.terminal.printable import encode_anything, print_error, printable
 from trainlib.runs.terminal.streams import OutputLostError, end_program
+from trainlib.training.programs.arguments import add_code
 from trainlib.training.step.out_of_memory import explained, smaller_batch
 
 STANDARD_INPUT = "-"
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     num_read = 0
     encode_anything()
     try:
-        model = load_model(options.model)
+        words = sys.argv[1:] if arguments is None else arguments
+        command = ["launch", "predict", *words]
+        model = trained_model(find_checkpoint(options.model), code=options.code, command=command)
         of_sets = model.thresholds is not None
         if of_sets and options.top != 1:
             raise UserError("--top: this model names every class above its threshold, or none: leave --top out")
@@ -125,6 +129,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=1, metavar="K")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N")
     parser.add_argument("--json", action="store_true")
+    add_code(parser)
     return parser.parse_args(arguments)
 
 

@@ -23,6 +23,7 @@ from trainlib.data.pictures.framing import Framing
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import CheckpointError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
+from trainlib.inference.own_parts import own_parts
 from trainlib.models import build_model
 from trainlib.models.custom_parts import ModelSource, build_custom
 from trainlib.models.tta import with_tta
@@ -191,11 +192,28 @@ def load_model(
     device      by default a GPU if there is one, else the CPU
     model       for a run of `trainlib.fit(model=...)`: the same argument
 
-    Raises CheckpointError if there is no such checkpoint, or if it is damaged. No code from the checkpoint is run.
+    Raises CheckpointError if there is no such checkpoint, or if it is damaged. No code from the checkpoint is run; that
+    of `--code`, which the run holds a copy of, only if it was named on a command line of this user's before.
     """
-    return model_of(
-        find_checkpoint(reference), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), model
-    )
+    return trained_model(find_checkpoint(reference), device, model)
+
+
+def trained_model(
+    chosen: ChosenCheckpoint,
+    device: str | torch.device | None = None,
+    model: ModelSource | None = None,
+    code: Sequence[str] = (),
+    command: Sequence[str] = (),
+) -> TrainedModel:
+    """Return the trained model of a checkpoint, by default on a GPU if there is one.
+
+    code, command   the values of `--code`, and the command, for `own_parts`
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if model is None:
+        words = [*command] or ["launch", "predict", str(chosen.run_directory), "IMAGE"]
+        model = own_parts(chosen, code, words).model
+    return model_of(chosen, place, model)
 
 
 def model_of(chosen: ChosenCheckpoint, device: torch.device, model: ModelSource | None = None) -> TrainedModel:

@@ -1,19 +1,20 @@
-"""Parts of a run that are passed to `trainlib.fit` as Python objects: a model, a data set, a loss."""
+"""A user's own parts of a run, passed to `trainlib.fit` or made by `--code`: a model, a data set, a loss and others."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from trainlib.config import CUSTOM_PREFIX, TRANSFORM, Size, sides
+from trainlib.config import CUSTOM_PREFIX, METRICS, TRANSFORM, Size, sides
 from trainlib.data import Dataset, fingerprint
 from trainlib.data.augment.custom import Transform
 from trainlib.data.targets import is_of_class
@@ -25,40 +26,62 @@ if TYPE_CHECKING:
     from trainlib.training.hooks import Hook
 
 ModelSource = nn.Module | Callable[[int], nn.Module]
+OwnMetric = Callable[[Tensor, Tensor], Any]
 
 TOLERANCE = 1e-4  # relative, between the loss of several samples and the mean of their losses one by one
 
 
 @dataclass(frozen=True)
 class CustomParts:
-    """The model, data set and loss that were passed to `trainlib.fit`; None for a part that the configuration names.
+    """The parts of a user's own; None for one that the configuration names otherwise.
 
     model     a module, which is trained in place, or a function or class that makes one for a number of classes; from
               images float32 [N, 3, S, S] (or [N, 1, S, S], see `data.channels`) to logits [N, C]. Parameters that
               require no gradient are not trained.
-    dataset   made by `image_dataset`
+    dataset   made by `image_dataset`, or a function that makes it
     loss      logits float32 [N, C] and labels int64 [N], in 0..C-1, or with `data.labels: several` bool [N, C], to the
               loss of each sample [N], or to their mean
     hooks     objects that follow the training (see `trainlib.Hook`)
     transform   a random change of training images, uint8 [N, C, H, W] (see `trainlib.transform`)
+    optimizer   parameter groups, and the arguments of the section `optimizer`, to a torch.optim.Optimizer
+    metrics     logits float32 [N, C] and labels int64 [N] of a whole split, on the CPU, to a number; by name
+    is_code     True for parts of `--code`, whose loss must be that of each sample
     """
 
     model: ModelSource | None = None
-    dataset: Dataset | None = None
+    dataset: Dataset | Callable[[], Dataset] | None = None
     loss: CustomLoss | None = None
     hooks: Sequence[Hook] = ()
     transform: Transform | None = None
+    optimizer: Callable[..., Optimizer] | None = None
+    metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
+    is_code: bool = False
 
-    def names(self) -> dict[str, str]:
+    def load_dataset(self) -> Dataset | None:
+        """Return the data set; None where the configuration names one."""
+        return self.dataset() if callable(self.dataset) else self.dataset
+
+    def names(self) -> dict[str, Any]:
         """Return the `name` of each section that a part replaces: `custom:` with its class, or with the data's hash."""
-        parts = (("model", self.model), ("loss", self.loss), (TRANSFORM, self.transform))
+        parts = (
+            ("model", self.model),
+            ("loss", self.loss),
+            ("optimizer", self.optimizer),
+            (TRANSFORM, self.transform),
+        )
         # A module may have a length, and be false.
-        names = {section: _name(part) for section, part in parts if part is not None}
-        return names | ({"data": CUSTOM_PREFIX + fingerprint(self.dataset)} if self.dataset else {})
+        names: dict[str, Any] = {section: _name(part) for section, part in parts if part is not None}
+        if self.metrics:
+            names[METRICS] = [CUSTOM_PREFIX + name for name in self.metrics]
+        dataset = self.load_dataset()
+        return names | ({"data": CUSTOM_PREFIX + fingerprint(dataset)} if dataset else {})
 
     def code(self) -> str:
         """Return the source text of the classes and functions that the parts are of; empty where none can be read."""
-        return "".join(_source(part) for part in (self.model, self.loss, self.transform) if part is not None)
+        if self.is_code:  # of which config.yaml has the digest
+            return ""
+        parts = (self.model, self.loss, self.transform, self.optimizer, *self.metrics.values())
+        return "".join(_source(part) for part in parts if part is not None)
 
 
 NO_CUSTOM_PARTS = CustomParts()
@@ -135,10 +158,14 @@ def check_custom_model(
         )
 
 
-def check_custom_loss(objective: Objective, num_classes: int, device: torch.device, *, of_sets: bool = False) -> None:
+def check_custom_loss(
+    objective: Objective, num_classes: int, device: torch.device, *, of_sets: bool = False, of_each: bool = False
+) -> None:
     """Raise UserError unless the custom loss of several samples is the mean of their losses one by one.
 
     Otherwise a batch that several ranks or micro-batches compute would have no exact loss.
+
+    of_each   the loss must be that of each sample, and no mean
     """
     labels_N = torch.arange(6) % num_classes
     logits_NC = torch.linspace(-2, 3, 6 * num_classes).view(6, num_classes).sin()  # of no sum that is 0 by symmetry
@@ -148,9 +175,16 @@ def check_custom_loss(objective: Objective, num_classes: int, device: torch.devi
         whole = objective(logits_NC, labels_N)
         parts = [objective(logits_NC[i : i + 1], labels_N[i : i + 1]) for i in range(6)]
         values = [float(loss) for loss in (whole, *parts)]
+        shape = tuple(objective.module(logits_NC, labels_N).shape)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"loss: {error} (logits {list(logits_NC.shape)}, labels {list(labels_N.shape)})") from error
-    together, alone = values[0], sum(values[1:]) / 6
+    if of_each and shape != (6,):
+        got = "one number" if not shape else f"values {list(shape)}"
+        raise UserError(
+            f"loss: {objective.config.name} gives {got} for six samples, must give one value for each of them: take no "
+            "mean or sum over the samples (reduction='none' in torch's losses)"
+        )
+    together, alone = values[0], sum(values[1:]) / (1 if objective.config.reduction == "sum" else 6)
     if not abs(together - alone) <= TOLERANCE * max(1.0, abs(alone)):
         raise UserError(
             f"loss: gives {together:g} for six samples and {alone:g} on average for each of them alone, must be the "

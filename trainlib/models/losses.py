@@ -66,6 +66,8 @@ class Objective:
             logits_NC = torch.log_softmax(logits_NC, dim=1)
         targets = is_of_class(labels_N, self.num_classes).to(logits_NC.dtype) if self._is_dense else labels_N
         loss: Tensor = self.module(logits_NC, targets)
+        if loss.ndim and self._reduction == "sum":  # of a loss of one's own; torch's are summed already
+            return loss.sum()
         return loss.mean() if loss.ndim else loss
 
     def of(self, logits_NC: Tensor, targets: Targets) -> tuple[Tensor | None, float]:

@@ -17,6 +17,7 @@ from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt
 from trainlib.runs.files import locks
 from trainlib.runs.files.durable import remove_temporary, sync_directory, write_atomically
 from trainlib.runs.files.json_records import read_json, read_lines, to_json
+from trainlib.runs.own_code.sources import NO_CODE, OwnCode, difference, write_copy
 
 LOCK_PATIENCE = 1.0  # seconds: another start may be about to be refused
 
@@ -43,17 +44,28 @@ class RunDirectory:
         self._made: list[Path] = []  # by `open`, innermost first
         self._is_claimed = False
         self.pulse: Callable[[], Mapping[str, Any]] | None = None  # gives what progress.json is to say
+        self._code = NO_CODE
 
     @classmethod
-    def open(cls, config: Config, *, fresh: bool = False, resume: str | None = None, runs: Path = RUNS) -> RunDirectory:
+    def open(
+        cls,
+        config: Config,
+        *,
+        fresh: bool = False,
+        resume: str | None = None,
+        code: OwnCode = NO_CODE,
+        runs: Path = RUNS,
+    ) -> RunDirectory:
         """Become the owner of runs/<name>, and check that this configuration may be trained in it.
 
         fresh   an earlier run of this name does not matter: `begin` moves it aside
         resume  not None: accept changes that leave the finished part of the run as it was (more epochs, tracking,
                 slurm); not empty: a checkpoint is named, so that a finished run may be continued from it
+        code    of one's own, of which `begin` writes a copy
         Raises RunDirectoryError: in use, finished, of a different configuration, not writable, or with links in it.
         """
         run = cls(runs / config.name)
+        run._code = code
         try:
             run._refuse_links()
             run._take()
@@ -130,10 +142,11 @@ class RunDirectory:
         self._is_claimed = True
 
     def begin(self, config: Config) -> None:
-        """Remove the results of an earlier end and write config.yaml: training is about to begin."""
+        """Remove the results of an earlier end, write the code and config.yaml: training is about to begin."""
         self.claim()
         for file in (self.summary_file, *self.path.glob("evaluation-*.json")):
             file.unlink(missing_ok=True)  # first: a longer configuration beside them would look complete
+        write_copy(self._code, self.path)  # before the file that says what it must be
         write_atomically(self.config_file, dump_config(config))
 
     def next_attempt(self) -> int:
@@ -231,6 +244,8 @@ class RunDirectory:
             way_on = "`--fresh` to begin again (the old run is kept aside) or `--name` for another run"
             if not refused:
                 way_on = f"`--resume` to continue with this change, {way_on}"
+            if any(change.key.startswith("code") for change in changes):
+                listed += "".join(f"\n  {line}" for line in difference(self.path, self._code).splitlines())
             raise RunDirectoryError(f"{self.path} holds a run of a different configuration:\n{listed}\nUse {way_on}.")
         is_longer = any(change.key in ("train.epochs", "train.steps") for change in changes)
         if self.is_finished and not (is_longer or resume):

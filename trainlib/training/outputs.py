@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainlib.config import Config, dump_config
+from trainlib.config import Config, dump_config, own_name
 from trainlib.config.libraries.timm_models import packages_of
 from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
@@ -124,6 +124,7 @@ def _recording_hooks(
     trackers = open_trackers(config.tracking, run.path, step, training.progress.num_rows, values)
     hooks: list[Hook] = [TrackerHook(tracker) for tracker in trackers.metrics]
     named = [name for name in EVALUATION_NUMBERS if f"val/{name}" in config.metrics()]
+    named += map(own_name, config.evaluation.metrics)
     quiet = not config.tracking.progress
     pulse = Pulse(plan.total_steps, plan.steps_per_epoch, step)
     run.pulse = pulse.now

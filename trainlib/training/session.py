@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from trainlib.config import Config
 from trainlib.data import load_data
 from trainlib.data.dataset import Dataset
-from trainlib.data.framed import frame_dataset
 from trainlib.distributed import process_group
 from trainlib.distributed.channel import open_channel
 from trainlib.distributed.process_group import broadcast_object
@@ -63,23 +62,21 @@ def run_session(
     start    rank 0: the checkpoint to resume from, if any; the other ranks get it from rank 0
     attempt  rank 0's record of how this attempt goes; None on the other ranks, which write nothing but their logs
     log      an open file, to which the watchdog writes the stacks of all threads if this rank hangs
-    custom   model, data set, loss and hooks given in Python
+    custom   model, data set, loss, hooks and the like of the user's own
     """
     is_main = attempt is not None
     process_group.check_device(config.train)
     if start is not None:
         require_same_config(config, start)
     agent_folder = make_agent_folder() if launch_variables.start_folder() is None else None
-    if custom.dataset is not None:
-        dataset = frame_dataset(custom.dataset, config.data, config.seed)
-    else:
-        dataset = load_data(
-            config.data,
-            config.seed,
-            stop_requested=flag.requested,
-            is_main=is_main,
-            start_folder=launch_variables.start_folder() or agent_folder,
-        )
+    dataset = load_data(
+        config.data,
+        config.seed,
+        stop_requested=flag.requested,
+        is_main=is_main,
+        start_folder=launch_variables.start_folder() or agent_folder,
+        own=custom.load_dataset(),
+    )
     if start is not None:
         require_same_data(run, start, dataset.listing)
     with process_group.joined(config.train) as accelerator:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from trainlib.config.checking.messages import unknown_key
 from trainlib.config.checking.suggest import format_value, nearest, one_of
-from trainlib.config.custom import is_custom
+from trainlib.config.custom import is_code, is_custom
 from trainlib.config.libraries import catalog, timm_models
 from trainlib.config.libraries.catalog import Family
 from trainlib.config.libraries.kinds import is_number
@@ -15,6 +15,8 @@ from trainlib.config.libraries.signatures import Argument
 from trainlib.config.schema.keys import names_at
 from trainlib.config.schema.sections import Config
 from trainlib.errors import Mistake
+
+OWN_FAMILIES = ("model", "loss", "optimizer")  # that a part of one's own may be of
 
 Bound = tuple[str, Callable[[Any], bool]]
 
@@ -93,7 +95,8 @@ def _named_sections(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, di
 def _class_and_arguments(family: Family, section: Mapping[str, Any]) -> tuple[Any, Mapping[str, Argument] | None]:
     """Return the class that a section names, or the default, and the arguments it takes; None for an unknown class."""
     name = section.get("name", getattr(Config.model_fields[family].default, "name", None))
-    if (is_custom(name) and family in ("model", "loss")) or (family == "model" and timm_models.is_from_timm(name)):
+    is_own = is_custom(name) and family in OWN_FAMILIES
+    if is_own or (family == "model" and timm_models.is_from_timm(name)):
         return name, {}
     known = isinstance(name, str) and name in catalog.names(family)
     return name, catalog.arguments(family, name) if known else None
@@ -102,6 +105,8 @@ def _class_and_arguments(family: Family, section: Mapping[str, Any]) -> tuple[An
 def _check(family: Family, key: str, section: Mapping[str, Any], class_arguments: Iterable[str]) -> Iterator[Mistake]:
     if family == "model" and timm_models.is_from_timm(section.get("name")):
         yield from _of_timm(section["name"])
+        return
+    if family in OWN_FAMILIES and is_code(section.get("name")):  # see `own_parts`
         return
     own = names_at(key)
     arguments = {argument: value for argument, value in section.items() if argument not in own}

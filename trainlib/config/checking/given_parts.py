@@ -7,17 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainlib.config.checking.suggest import format_value
-from trainlib.config.custom import custom_part_missing, is_custom
+from trainlib.config.custom import custom_part_missing, is_code, is_custom
 from trainlib.config.reading.yaml_source import Source
 from trainlib.config.schema.base import Named
-from trainlib.config.schema.sections import LossConfig, ModelConfig
+from trainlib.config.schema.sections import Config, LossConfig, ModelConfig, OptimizerConfig
 from trainlib.errors import ConfigError, Mistake
 
 logger = logging.getLogger("trainlib")
 
 TRANSFORM = "data.augment.custom"
+METRICS = "evaluation.metrics"
 _NO_TRANSFORM = (
-    "got {}, but a transform of your own is given in Python: trainlib.fit(transform=...), see docs/python.md"
+    "got {}, must be code:NAME, with `--code FILE.py`, or given in Python: trainlib.fit(transform=...), see "
+    "docs/own_code.md"
 )
 
 # Values that decide what is learned, and the way to have the same with a part of one's own.
@@ -31,13 +33,18 @@ _IN_THE_PART: Mapping[str, Mapping[str, str]] = {
         "pos_weight": "let it multiply the loss of each sample by the weight of its class",
         "ignore_index": "let it return 0 for samples of this class",
     },
+    "optimizer": {
+        "no_decay": "give that parameter group weight_decay 0 in your function",
+        "layer_decay": "give each parameter group its learning rate in your function",
+        "param_groups": "make the parameter groups in your function",
+    },
     "data": {
         "table": "make the data set of the rows that it is to hold",
         "group": "keep the samples of a group on one side when you make the two splits",
         "test_fraction": "hold that share out when you make the two splits",
     },
 }
-_SECTIONS: Mapping[str, type[Named]] = {"model": ModelConfig, "loss": LossConfig}
+_SECTIONS: Mapping[str, type[Named]] = {"model": ModelConfig, "loss": LossConfig, "optimizer": OptimizerConfig}
 _NOT_LOST = ("name", "cache_features")  # what every model has
 
 
@@ -74,6 +81,7 @@ def _unused(part: str, section: Mapping[str, Any], name: str) -> list[str]:
     if section.get("name") == name:
         return []
     defaults = {key: field.default for key, field in _SECTIONS[part].model_fields.items()}
+    defaults |= Config.model_fields[part].default.model_dump(exclude_unset=True)
     chosen = {key: value for key, value in section.items() if key not in _NOT_LOST and value != defaults.get(key)}
     return [f"{part}.{key} {format_value(value)}" for key, value in chosen.items()]
 
@@ -81,15 +89,15 @@ def _unused(part: str, section: Mapping[str, Any], name: str) -> list[str]:
 def refuse_missing_parts(source: Source, given: Mapping[str, str]) -> None:
     """Raise ConfigError for a name like `custom:TinyNet`, from an earlier run's config.yaml, without its object."""
     mistakes = []
-    for section in ("data", "model", "loss"):
+    for section in ("data", "model", "loss", "optimizer"):
         values = source.values.get(section)
         name = values.get("name") if isinstance(values, dict) else None
-        if isinstance(name, str) and is_custom(name) and section not in given:
+        if isinstance(name, str) and is_custom(name) and not is_code(name) and section not in given:
             mistakes.append(Mistake(f"{section}.name", custom_part_missing(name), source.locate(f"{section}.name")))
     data = source.values.get("data")
     augment = data.get("augment") if isinstance(data, dict) else None
     transform = augment.get("custom") if isinstance(augment, dict) else None
-    if transform is not None and TRANSFORM not in given:
+    if transform is not None and not is_code(transform) and TRANSFORM not in given:
         rule = custom_part_missing(str(transform)) if is_custom(transform) else _NO_TRANSFORM.format(transform)
         mistakes.append(Mistake(TRANSFORM, rule, source.locate(TRANSFORM)))
     if mistakes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from trainlib.config.checking import label_rules, picture_rules, step_rules
+from trainlib.config.checking import label_rules, metric_rules, picture_rules, step_rules
 from trainlib.config.checking.suggest import format_value, one_of
+from trainlib.config.custom import is_custom
 from trainlib.config.libraries import catalog
 from trainlib.config.schema.augment import Augment
-from trainlib.config.schema.sections import Best, Config, EarlyStopping, SchedulerConfig
-from trainlib.config.schema.values import POLICY_ARGUMENTS, better_mode, check_run_name
+from trainlib.config.schema.sections import Config, SchedulerConfig
+from trainlib.config.schema.values import POLICY_ARGUMENTS, check_run_name
 from trainlib.errors import Mistake
 
 Rule = Callable[[Config], Iterator[Mistake]]
@@ -76,38 +77,6 @@ def _shards_for_every_process(config: Config) -> Iterator[Mistake]:
         )
 
 
-def _early_stopping_has_metric(config: Config) -> Iterator[Mistake]:
-    stopping = config.train.early_stopping
-    if stopping is not None:
-        yield from _needs_validation("train.early_stopping.metric", stopping.metric, config)
-
-
-def _plateau_has_metric(config: Config) -> Iterator[Mistake]:
-    for key, scheduler in config.schedulers():
-        if scheduler.name == "ReduceLROnPlateau" and scheduler.metric is not None:
-            yield from _needs_validation(f"{key}.metric", scheduler.metric, config)
-
-
-def _needs_validation(key: str, metric: str, config: Config) -> Iterator[Mistake]:
-    if metric.startswith("val/") and config.data.val_fraction == 0:
-        of_training = "train/loss" if metric == "val/loss" else "train/accuracy"
-        yield Mistake(key, f"got {metric}, but data.val_fraction is 0: set data.val_fraction, or use {of_training}")
-
-
-def _best_mode(config: Config) -> Iterator[Mistake]:
-    yield from _mode_fits("checkpoint.best", config.checkpoint.best)
-
-
-def _early_stopping_mode(config: Config) -> Iterator[Mistake]:
-    yield from _mode_fits("train.early_stopping", config.train.early_stopping)
-
-
-def _mode_fits(key: str, section: Best | EarlyStopping | None) -> Iterator[Mistake]:
-    if section is not None and section.mode not in (None, better_mode(section.metric)):
-        rule = f"got {section.mode}, must be {better_mode(section.metric)} for {section.metric}: leave it out"
-        yield Mistake(f"{key}.mode", rule)
-
-
 def _scheduler_durations(config: Config) -> Iterator[Mistake]:
     if isinstance(config.scheduler, SchedulerConfig):
         if config.scheduler.duration is not None:
@@ -141,13 +110,13 @@ def _plateau_rules(config: Config) -> Iterator[Mistake]:
             )
         if i < len(listed) - 1:
             yield Mistake(f"{key}.name", "ReduceLROnPlateau must be the last of a list: nothing says when it ends")
-        mode = scheduler.args.get("mode")
-        if scheduler.metric is not None and mode not in (None, better_mode(scheduler.metric)):
-            rule = f"got {mode}, must be {better_mode(scheduler.metric)} for {scheduler.metric}: leave it out"
-            yield Mistake(f"{key}.mode", rule)
+        if scheduler.metric is not None:
+            yield from metric_rules.mode_fits(key, scheduler.metric, scheduler.args.get("mode"))
 
 
 def _cycled_momentum(config: Config) -> Iterator[Mistake]:
+    if is_custom(config.optimizer.name):
+        return
     taken = catalog.arguments("optimizer", config.optimizer.name)
     for key, scheduler in config.schedulers():
         cycles = "cycle_momentum" in catalog.arguments("scheduler", scheduler.name)
@@ -158,6 +127,8 @@ def _cycled_momentum(config: Config) -> Iterator[Mistake]:
 
 def _decay_is_taken(config: Config) -> Iterator[Mistake]:
     optimizer = config.optimizer
+    if is_custom(optimizer.name):
+        return
     if optimizer.no_decay != "none" and "weight_decay" not in catalog.arguments("optimizer", optimizer.name):
         rule = f"got {optimizer.no_decay}, but {optimizer.name} takes no weight_decay: leave it out"
         yield Mistake("optimizer.no_decay", rule)
@@ -273,13 +244,14 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, step_rules.audit_needs_reproducible_kernels),
     ({"train", "slurm"}, _nodes_vary_in_elastic_mode_only),
     ({"train", "slurm"}, _shards_for_every_process),
-    ({"train"}, _early_stopping_mode),
-    ({"train", "data"}, _early_stopping_has_metric),
-    ({"checkpoint"}, _best_mode),
+    ({"train"}, metric_rules.early_stopping_mode),
+    ({"train", "data"}, metric_rules.early_stopping_has_metric),
+    ({"checkpoint"}, metric_rules.best_mode),
+    ({"checkpoint", "train", "scheduler", "evaluation"}, metric_rules.own_metrics_are_named),
     ({"scheduler"}, _scheduler_list_not_empty),
     ({"scheduler"}, _scheduler_durations),
     ({"scheduler"}, _plateau_rules),
-    ({"scheduler", "data"}, _plateau_has_metric),
+    ({"scheduler", "data"}, metric_rules.plateau_has_metric),
     ({"scheduler", "optimizer"}, _cycled_momentum),
     ({"optimizer"}, _decay_is_taken),
     ({"loss"}, _probabilities),

@@ -102,9 +102,9 @@ AUGMENT_DESCRIPTIONS: Mapping[str, Description] = {
         "data.augment.color_jitter='{hue: 0.1}'",
     ),
     "data.augment.custom": D(
-        "Not written by hand: in a run's own config.yaml, `custom:NAME` stands for the transform that was given in "
-        "Python ([python.md](python.md)).",
-        "data.augment.custom=custom:darken",
+        "`code:NAME`: a random change of your own ([own_code.md](own_code.md)). `custom:NAME` in a run's own "
+        "config.yaml stands for one that was given in Python ([python.md](python.md)).",
+        "data.augment.custom=code:darken",
     ),
     "data.augment.erase": D(
         "Random erasing: the probability that a rectangle of an image, 2 to 33 % of it, is set to zero after "

@@ -20,6 +20,11 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "Seed of all random choices: initial weights, order of the samples, augmentation, dropout, validation split.",
         "seed=1",
     ),
+    "code": D(
+        "Not written by hand: `--code FILE.py` writes the name and SHA-256 of code of your own, of which the run keeps "
+        "a copy ([own_code.md](own_code.md)).",
+        "code='{}'",
+    ),
     "data": D(
         "The data set, its validation split, and how images become the model's input.",
         "data='{name: synthetic}'",
@@ -29,7 +34,8 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "`<root>/train`, `<root>/val` and `<root>/test`, or directly in `<root>`), `table` (a CSV or Parquet file that "
         "names pictures and labels), `archive` (a .tar or .zip of class folders, or a folder of shards), `hf` (a data "
         "set saved by Hugging Face's `datasets`) or `synthetic` (built-in drawings of shapes, no files needed). "
-        "`custom:...` in a run's own config.yaml stands for a data set given in Python ([python.md](python.md)).",
+        "`code:NAME`: your own, which takes further keys ([own_code.md](own_code.md)). `custom:...` in a run's own "
+        "config.yaml stands for a data set given in Python ([python.md](python.md)).",
         "data.name=image_folder",
     ),
     "data.root": D(
@@ -182,7 +188,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
     "model.name": D(
         "`cifar10_cnn`, `cifar10_fast` (takes `width`, `whitening`, `dirac`), `vgg16` (takes `width`, `dropout`), "
         "the function name of any classifier in torchvision, `timm/NAME` or `hf-hub:ORGANISATION/NAME` (both through "
-        "timm, an optional extra).",
+        "timm, an optional extra), or `code:NAME`, your own ([own_code.md](own_code.md)).",
         "model.name=resnet18",
     ),
     "model.weights": D(
@@ -220,7 +226,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "loss.name": D(
         "`CrossEntropyLoss`, `NLLLoss`, `BCELoss`, `BCEWithLogitsLoss`, `L1Loss`, `SmoothL1Loss`, `HuberLoss`, "
-        "`MSELoss` or `MultiMarginLoss`.",
+        "`MSELoss`, `MultiMarginLoss`, or `code:NAME`, your own ([own_code.md](own_code.md)).",
         "loss.name=BCEWithLogitsLoss",
     ),
     "loss.activation": D(
@@ -238,8 +244,8 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "optimizer='{name: AdamW, lr: 1e-3}'",
     ),
     "optimizer.name": D(
-        "Any class of torch.optim but `LBFGS` and `SparseAdam`, or `MuonSGD`, our own. Default of `lr`: the "
-        "class's own.",
+        "Any class of torch.optim but `LBFGS` and `SparseAdam`, `MuonSGD`, our own, or `code:NAME`, yours "
+        "([own_code.md](own_code.md)). Default of `lr`: the class's own.",
         "optimizer='{name: RMSprop, lr: 1e-3}'",
     ),
     "optimizer.no_decay": D(

@@ -40,6 +40,7 @@ MISTAKES: tuple[str, ...] = (
     "data.val_fraction=0 scheduler='{name: ReduceLROnPlateau, metric: val/loss}'",
     "train.early_stopping='{metric: val/loss, mode: max}'",
     "checkpoint.best='{metric: val/accuracy, mode: min}'",
+    "checkpoint.best='{metric: val/recall, mode: max}'",
     "loss.weight='[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]'",
     "loss.label_smoothing=1",
     "model.weights=run:quickstart",
@@ -72,6 +73,7 @@ _TYPES = {
     "string": "text",
     "boolean": "`true` or `false`",
     "null": "`null`",
+    "object": "mapping",
     "duration": "duration",
     "interval": "duration or `auto`",
     "node range": "range like `1-4`",
@@ -125,7 +127,7 @@ def _default(field: Mapping[str, Any]) -> str:
     if "default" not in field:
         return "no default"
     value = field["default"]
-    if isinstance(value, dict):
+    if isinstance(value, dict) and field.get("type") != "object":
         return "those below"
     return _code(value if isinstance(value, str) else format_value(value))
 

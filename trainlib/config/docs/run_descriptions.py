@@ -122,6 +122,11 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "Files of `launch export` hold the network without it.",
         "evaluation.test_time=flip",
     ),
+    "evaluation.metrics": D(
+        "Metrics of your own, as `code:NAME` ([own_code.md](own_code.md)): computed of every validation and test, "
+        "beside those that are always there. `val/NAME` may decide, with its `mode`.",
+        "evaluation.metrics='[code:worst_recall]'",
+    ),
     "checkpoint": D(
         "When checkpoints are written, and which are kept.",
         "checkpoint='{every: 500st, keep: 2}'",
@@ -146,7 +151,8 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "checkpoint.best.metric=val/macro_f1",
     ),
     "checkpoint.best.mode": D(
-        "Direction of improvement: `min` for a loss, `max` for an accuracy. It follows from the metric: leave it out.",
+        "Direction of improvement: `min` for a loss, `max` for an accuracy. It follows from the metric: leave it out; "
+        "only a metric of your own needs it.",
         "checkpoint.best='{metric: val/loss, mode: min}'",
     ),
     "checkpoint.background": D(

@@ -83,11 +83,11 @@ def add_core_schema(cls: Any) -> None:
 add_core_schema(_Loader)
 
 
-def read_file(path: Path, display_name: str, dotted_in: Collection[str] = (), *, links: bool = True) -> Source:
+def read_file(path: Path, display_name: str, dotted_in: Collection[str] = ("code",), *, links: bool = True) -> Source:
     """Read a YAML file whose top level is a mapping. Raises ConfigError, with lines, for anything else.
 
     display_name   the file's name in messages
-    dotted_in      the top-level keys inside which `optimizer.lr: 0.1` may be written, as on the command line
+    dotted_in      the top-level keys inside which a key may have a dot: `own.py`, or `optimizer.lr` in a sweep
     links          a link may stand for the file, as one that a user names; inside a run directory none may
     """
     try:

@@ -13,14 +13,18 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Named(Section):
-    """A section that names a class and, beside its own keys, holds arguments for that class."""
+class OpenSection(Section):
+    """A section that may also hold keys that are not its own: the arguments of what it names or is about."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
 
-    name: str
-
     @property
     def args(self) -> dict[str, Any]:
-        """The arguments for the named class: every key that is not one of the section's own."""
+        """The arguments: every key that is not one of the section's own."""
         return dict(self.__pydantic_extra__ or {})
+
+
+class Named(OpenSection):
+    """A section that names a class and, beside its own keys, holds arguments for that class."""
+
+    name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from trainlib.config.custom import is_custom
 from trainlib.config.libraries import catalog
 from trainlib.config.schema.augment import PolicyConfig
 from trainlib.config.schema.sections import (
@@ -68,6 +69,8 @@ def _loss(loss: LossConfig) -> LossConfig:
 
 
 def _optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
+    if is_custom(optimizer.name):
+        return optimizer
     lr = catalog.arguments("optimizer", optimizer.name)["lr"].default
     return optimizer if "lr" in optimizer.args else optimizer.model_copy(update={"lr": lr})
 
@@ -76,7 +79,7 @@ def _scheduler(scheduler: SchedulerConfig, val_fraction: float) -> SchedulerConf
     if scheduler.name != "ReduceLROnPlateau":
         return scheduler
     metric = scheduler.metric or ("val/loss" if val_fraction > 0 else "train/loss")
-    return scheduler.model_copy(update={"metric": metric, "mode": better_mode(metric)})
+    return scheduler.model_copy(update={"metric": metric, "mode": better_mode(metric) or scheduler.args.get("mode")})
 
 
 def _train(train: TrainConfig) -> TrainConfig:
@@ -94,4 +97,4 @@ def _checkpoint(checkpoint: CheckpointConfig, data: DataConfig) -> CheckpointCon
 
 
 def _with_mode(section: _WithMetric | None) -> _WithMetric | None:
-    return section and section.model_copy(update={"mode": better_mode(section.metric)})
+    return section and section.model_copy(update={"mode": better_mode(section.metric) or section.mode})

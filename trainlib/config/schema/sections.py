@@ -7,22 +7,24 @@ torch's classes, are in `checking`. What each key means is in `docs.descriptions
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
+from pydantic import AfterValidator, Field, WrapValidator
 
 from trainlib.config.custom import allow_custom
 from trainlib.config.schema.augment import Augment
-from trainlib.config.schema.base import Named, Section
+from trainlib.config.schema.base import Named, OpenSection, Section
 from trainlib.config.schema.framing import Resize
 from trainlib.config.schema.values import (
     Channels,
+    Code,
     Decode,
     Duration,
     Freeze,
     ImageSize,
     Interval,
     Metric,
+    MetricName,
     Mode,
     NodeCount,
     Precision,
@@ -38,8 +40,11 @@ class Normalize(Section):
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
-class DataConfig(Section):
-    """`data`: the data set, its validation split, and how its images become the model's input."""
+class DataConfig(OpenSection):
+    """`data`: the data set, its validation split, and how its images become the model's input.
+
+    Only a data set of one's own, `code:NAME`, takes arguments.
+    """
 
     name: Annotated[
         Literal["cifar10", "image_folder", "table", "archive", "hf", "synthetic"], WrapValidator(allow_custom)
@@ -97,17 +102,10 @@ class LossConfig(Named):
     reduction: Literal["mean", "sum", "none"] = "mean"
 
 
-class ParamGroup(Section):
+class ParamGroup(OpenSection):
     """An element of `optimizer.param_groups`: options for the parameters whose names match a pattern."""
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
-
     match: Annotated[str, Field(min_length=1)]
-
-    @property
-    def args(self) -> dict[str, Any]:
-        """The optimizer's arguments for this group: every key but `match`."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 class OptimizerConfig(Named):
@@ -132,7 +130,7 @@ class EarlyStopping(Section):
 
     metric: Metric = "val/loss"
     patience: Annotated[int, Field(ge=1)] = 10
-    mode: Mode | None = None  # null = min for a loss, max for an accuracy
+    mode: Mode | None = None  # null = min for a loss, max for an accuracy; a metric of one's own needs it
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -165,16 +163,17 @@ class TrainConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """`evaluation`: test-time augmentation (TTA) in validation, test, evaluation and prediction."""
+    """`evaluation`: test-time augmentation (TTA) in validation, test, evaluation and prediction; own metrics."""
 
     test_time: Literal["none", "flip", "flip_translate"] = "none"
+    metrics: list[MetricName] = Field([])
 
 
 class Best(Section):
     """`checkpoint.best`: the metric that decides which checkpoint is the best."""
 
     metric: Metric = "val/accuracy"
-    mode: Mode | None = None  # null = min for a loss, max for an accuracy
+    mode: Mode | None = None  # null = min for a loss, max for an accuracy; a metric of one's own needs it
 
 
 class AfterConfig(Section):
@@ -273,6 +272,7 @@ class Config(Section):
 
     name: Annotated[str, AfterValidator(check_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    code: Code = Field({})
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

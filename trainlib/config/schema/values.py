@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
-Metric = Literal[
+from trainlib.config.custom import is_custom, own_name
+from trainlib.parts import ROW_KEYS
+
+NamedMetric = Literal[
     "train/loss",
     "train/accuracy",
     "val/loss",
@@ -22,6 +25,7 @@ Metric = Literal[
 ]
 OF_ONE_LABEL = ("val/top5", "val/balanced_accuracy")  # the others are of every kind of labels
 OF_SEVERAL_LABELS = ("val/map", "val/micro_f1", "val/subset_accuracy")
+METRICS: tuple[str, ...] = get_args(NamedMetric)
 Mode = Literal["min", "max"]
 Decode = Literal["fast", "exact", "pillow"]  # pillow: only of runs that began before the others existed
 Split = Literal["stratified", "random", "index"]  # index: only of runs that began before the others existed
@@ -87,6 +91,40 @@ def _channels(value: object) -> object:
     return value
 
 
+def _own_metric(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    """Accept `val/NAME` and `val/code:NAME` for a metric of one's own; a rule asks for its place in the evaluation."""
+    own = re.fullmatch(r"val/(?:code:|custom:)?([A-Za-z_]\w*)", value) if isinstance(value, str) else None
+    return f"val/{own[1]}" if own else handler(value)
+
+
+def _metric_name(value: object) -> object:
+    if not (isinstance(value, str) and is_custom(value) and re.fullmatch(r"[A-Za-z_]\w*", own_name(value))):
+        raise ValueError("must be code:NAME, a metric that code given by `--code` registers (others are always there)")
+    if own_name(value) in ROW_KEYS:
+        raise ValueError(f"must have another name: {own_name(value)} is in every row already")
+    return value
+
+
+def _code(value: object) -> object:
+    if not isinstance(value, dict):
+        raise ValueError("must be written by `--code FILE.py`, as names of code with their SHA-256")
+    for name, digest in value.items():
+        if not is_code_name(name):
+            raise ValueError(f"{name!r} must be FILE.py, without a folder, or package.module")
+        if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
+            raise ValueError(f"{name}: {digest!r} must be a SHA-256 of 64 hexadecimal digits: `--code` writes it")
+    return value
+
+
+def is_code_name(name: object) -> bool:
+    """Return True for the name of a Python file without a folder, `parts.py`, or of a module, `package.module`."""
+    if not isinstance(name, str) or not name.isprintable() or "/" in name or "\\" in name:
+        return False
+    if name.endswith(".py"):
+        return len(name) > 3 and not name.startswith(".")
+    return bool(name) and all(part.isidentifier() for part in name.split("."))
+
+
 def _freeze(value: object) -> object:
     is_list = isinstance(value, list) and bool(value) and all(isinstance(one, str) and one for one in value)
     if value not in (None, "features", "backbone") and not is_list:
@@ -94,6 +132,9 @@ def _freeze(value: object) -> object:
     return value
 
 
+Metric = Annotated[NamedMetric, WrapValidator(_own_metric)]
+MetricName = Annotated[str, BeforeValidator(_metric_name)]
+Code = Annotated[dict[str, str], BeforeValidator(_code)]
 Freeze = Annotated[Literal["features", "backbone"] | list[str] | None, BeforeValidator(_freeze)]
 Channels = Annotated[int, BeforeValidator(_channels)]
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
@@ -137,6 +178,11 @@ ResizeSize = Annotated[Literal["auto"] | int, BeforeValidator(_resize_size)]
 Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]
 
 
-def better_mode(metric: str) -> Mode:
-    """Return "min" for a metric that is better when lower (a loss), "max" for one that is better when higher."""
+def better_mode(metric: str) -> Mode | None:
+    """Return "min" for a metric that is better when lower (a loss), "max" for one that is better when higher.
+
+    None for a metric of one's own: the configuration says it.
+    """
+    if metric not in METRICS:
+        return None
     return "min" if metric.endswith("loss") else "max"

@@ -23,23 +23,48 @@ DECORATED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_d
 
 
 def build_optimizer(
-    config: OptimizerConfig, module: nn.Module, head: str = "", device: torch.device | None = None
+    config: OptimizerConfig,
+    module: nn.Module,
+    head: str = "",
+    device: torch.device | None = None,
+    own: Callable[..., Optimizer] | None = None,
 ) -> Optimizer:
     """Build the configured optimizer over the parameters of a model that require gradients.
 
     module   the model itself, whose names have no `module.` or `_orig_mod.` before them
     head     name of its last layer, which `match: head` means; "" where it is not known
     device   the device that it will step on, for the choice of kernels; None: torch's own choice
+    own      makes an optimizer of the user's own, in place of the class that the configuration names
 
     Its parameter groups are those of `parameter_groups`. Raises UserError if no parameter is trained, a group is empty,
     or torch refuses an argument.
     """
+    if own is not None:
+        return _own_optimizer(config, module, head, own)
     for index, group in enumerate(config.param_groups):
         _check_options(f"optimizer.param_groups.{index}", config, config.args | group.args)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     options = _kernels(config, trainable, device) | config.args
     groups = parameter_groups(config, module, head, options.get("lr", _default_lr(config.name)))
     return _construct("optimizer", config.name, groups, options)
+
+
+def _own_optimizer(config: OptimizerConfig, module: nn.Module, head: str, own: Callable[..., Optimizer]) -> Optimizer:
+    """Return an optimizer of the user's own. Raises UserError unless it is one that a schedule can move."""
+    groups = parameter_groups(config, module, head, config.args.get("lr"))
+    try:
+        optimizer = own(groups, **config.args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"optimizer {config.name}: {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        got = type(optimizer).__name__
+        raise UserError(f"optimizer {config.name}: returned a {got}, must return a torch.optim.Optimizer")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if held != {id(parameter) for group in groups for parameter in group["params"]}:
+        raise UserError(f"optimizer {config.name}: must hold the parameters that it is given, each of them")
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise UserError(f"optimizer {config.name}: each of its param_groups must have an lr, which a schedule moves")
+    return optimizer
 
 
 def _default_lr(name: str) -> float | None:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from trainlib.parts import ROW_KEYS
 from trainlib.regular_files import open_regular
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import scan_lines, to_json
@@ -92,9 +93,15 @@ def scalars(row: Row) -> dict[str, float]:
         *EVALUATION_NUMBERS,
         "images_per_second",
         *(name for name in ("lr", "grad_norm") if row["split"] == "train"),
+        *own_numbers(row),
     ]
     named = {f"{row['split']}/{name}{suffix}": row.get(name) for name in names}
     return {name: value for name, value in named.items() if value is not None and math.isfinite(value)}
+
+
+def own_numbers(row: Row) -> list[str]:
+    """Return the names of the metrics of the user's own in a row: numbers that no other row has."""
+    return [name for name, value in row.items() if name not in ROW_KEYS and isinstance(value, int | float)]
 
 
 def health_scalars(row: Row) -> dict[str, float]:

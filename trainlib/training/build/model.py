@@ -13,16 +13,21 @@ from trainlib.errors import UserError
 from trainlib.models import Classifier, build_model, check_forward
 from trainlib.models.architectures.average_pool import replace_average_pools
 from trainlib.models.custom_parts import (
+    NO_CUSTOM_PARTS,
+    CustomParts,
     ModelSource,
     build_custom,
+    check_custom_loss,
     check_custom_model,
 )
 from trainlib.models.losses import Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.randomness import key, seed_generators
+from trainlib.training.build.augmentation import build_augmentation
 from trainlib.training.build.data import build_plan, build_rank_slice
 from trainlib.training.build.run_weights import local_weights, pin_weights
+from trainlib.training.metrics.own import check_own_metrics
 
 
 def build_classifier(
@@ -56,22 +61,30 @@ def build_classifier(
     return classifier
 
 
-def check_build(config: Config, data: DatasetInfo) -> None:
+def check_build(config: Config, data: DatasetInfo, custom: CustomParts = NO_CUSTOM_PARTS) -> None:
     """Build all that the configuration names, on the meta device: shapes without memory, weights without a download.
 
-    data   what the data set holds
+    data     what the data set holds
+    custom   parts of the user's own; their model is built on the CPU, as it may do what has no meaning without values
 
     Raises UserError for what cannot be built as configured.
     """
     plan, _ = build_plan(config, data.labels_N, data.identities_N, data.groups_N, data.val_ids)
-    num_classes = data.num_classes
-    with torch.device("meta"):
-        model, channels = local_weights(pin_weights(config, fresh=True).model), config.data.channels
-        classifier = build_model(model, num_classes, config.data.image_size, channels=channels)
+    num_classes, cpu = data.num_classes, torch.device("cpu")
+    if custom.model is not None:
+        classifier = build_classifier(config, num_classes, cpu, custom=custom.model)
+    else:
+        with torch.device("meta"):
+            model, channels = local_weights(pin_weights(config, fresh=True).model), config.data.channels
+            classifier = build_model(model, num_classes, config.data.image_size, channels=channels)
     check_images(classifier, config, plan, num_classes, world_size=1)
+    build_augmentation(config, custom.transform)
     loss = with_class_weights(config.loss, data.labels_N[plan.ids_N], num_classes)
-    Objective(loss, num_classes, torch.device("cpu"))
-    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head)
+    objective = Objective(loss, num_classes, cpu, custom.loss)
+    if custom.loss is not None:
+        check_custom_loss(objective, num_classes, cpu, of_sets=config.data.has_sets, of_each=custom.is_code)
+    check_own_metrics(custom.metrics, num_classes, of_sets=config.data.has_sets)
+    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, own=custom.optimizer)
     Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
 
 

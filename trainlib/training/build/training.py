@@ -26,7 +26,7 @@ from trainlib.models.custom_parts import (
     check_custom_loss,
 )
 from trainlib.models.ema import ExponentialMovingAverage, NoAverage
-from trainlib.models.losses import CustomLoss, Objective, with_class_weights
+from trainlib.models.losses import Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
@@ -41,6 +41,7 @@ from trainlib.training.build.data import (
 from trainlib.training.build.model import build_classifier, check_images
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.label_sets import DEFAULT_THRESHOLD
+from trainlib.training.metrics.own import check_own_metrics
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.audit import Audit
 from trainlib.training.step.state import TrainState
@@ -108,7 +109,7 @@ def build_training(
     if features is not None:
         samples = replace(samples, train=features.batches)
     trained = features.trained if features is not None else None
-    state = build_train_state(inputs, custom.loss, trained)
+    state = build_train_state(inputs, custom, trained)
     heartbeat()
     warm_up(state, samples.train.dummy_input())
     heartbeat()
@@ -148,7 +149,7 @@ def _lengthen(schedule: Schedule, start: Checkpoint, config: Config, steps_per_e
 
 
 def build_train_state(
-    inputs: TrainingInputs, custom_loss: CustomLoss | None = None, trained: nn.Module | None = None
+    inputs: TrainingInputs, custom: CustomParts = NO_CUSTOM_PARTS, trained: nn.Module | None = None
 ) -> TrainState:
     """Return the state that the steps work on, at its beginning. A collective.
 
@@ -161,13 +162,15 @@ def build_train_state(
     enable_local_allreduce(model, accelerator.device)
     # With a loss scaler the host waits for the gradient's overflow anyway, and a fused kernel would scale once more.
     kernels = accelerator.device if accelerator.scaler is None else None
-    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, kernels)
+    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, kernels, custom.optimizer)
     prepared = accelerator.prepare_optimizer(optimizer)
     labels_N = inputs.samples.train.labels_N[inputs.plan.ids_N]
     loss = with_class_weights(config.loss, labels_N, inputs.num_classes)
-    objective = Objective(loss, inputs.num_classes, accelerator.device, custom_loss)
-    if custom_loss is not None:
-        check_custom_loss(objective, inputs.num_classes, accelerator.device, of_sets=config.data.has_sets)
+    objective = Objective(loss, inputs.num_classes, accelerator.device, custom.loss)
+    of_sets = config.data.has_sets
+    if custom.loss is not None:
+        check_custom_loss(objective, inputs.num_classes, accelerator.device, of_sets=of_sets, of_each=custom.is_code)
+    check_own_metrics(custom.metrics, inputs.num_classes, of_sets=of_sets)
     average = config.train.average
     return TrainState(
         accelerator=accelerator,
@@ -189,6 +192,7 @@ def build_train_state(
         step_key=key("step", config.seed),
         test_time=config.evaluation.test_time,
         audit=_build_audit(config, accelerator, module),
+        own_metrics=custom.metrics,
     )
 
 

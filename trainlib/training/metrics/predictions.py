@@ -142,7 +142,8 @@ def describe(
     if mistakes:
         pictures = batches.raw_images(ids_N[[mistake["index"] for mistake in mistakes]])
         mistakes = [mistake | {"png": _png(image)} for mistake, image in zip(mistakes, pictures, strict=True)]
-    return {**source, **metrics.asdict(), **facts, "mistakes": mistakes}
+    own = {"own_metrics": list(metrics.own)} if metrics.own else {}
+    return {**source, **metrics.asdict(), **own, **facts, "mistakes": mistakes}
 
 
 def write_evaluation(run: Path, evaluation: Mapping[str, Any]) -> None:

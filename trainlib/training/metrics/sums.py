@@ -8,7 +8,7 @@ own, and gathers the others' where they are reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -22,7 +22,7 @@ class Metrics:
     """Over `count` samples: the configured loss, and the fraction that is right (see `losses.count_correct`).
 
     An evaluation also has the metrics of `ClassCounts`, or those of `SetMetrics` with the thresholds that the answers
-    were made with; training has None for them.
+    were made with, and the user's own by name; training has None for them.
     """
 
     loss: float
@@ -35,11 +35,14 @@ class Metrics:
     micro_f1: float | None = None
     subset_accuracy: float | None = None
     thresholds: tuple[float, ...] | None = None
+    own: Mapping[str, float] | None = None
 
     def asdict(self) -> dict[str, float | int]:
         """Return all numbers that there are, by name: loss, accuracy, count and, of an evaluation, the others."""
         found = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: value for name, value in found.items() if name != "thresholds"}
+        return {name: value for name, value in found.items() if name not in ("thresholds", "own")} | dict(
+            self.own or {}
+        )
 
     def named(self, split: str) -> dict[str, float]:
         """Return the metrics by the names that a configuration has for them, such as `val/loss`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
-from trainlib.config import Config, dump_config, load_config
+from trainlib.config import Config, dump_config
 from trainlib.errors import EXIT_OK, UserError
+from trainlib.runs.own_code.loading import load_with_code
 from trainlib.runs.terminal.printable import lines
+from trainlib.training.programs.arguments import add_code
 
 
 def main(arguments: Sequence[str] | None = None, config: Config | None = None) -> int:
@@ -15,14 +18,20 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
 
     config   the configuration that the arguments name, where the caller has read it already
     """
+    parser = argparse.ArgumentParser(prog="python -m trainlib.training.programs.check", allow_abbrev=False)
+    parser.add_argument("config", nargs="+", metavar="CONFIG | key=value")
+    add_code(parser)
+    options = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     try:
-        if config is None:
-            config = load_config(sys.argv[1:] if arguments is None else arguments)
+        command = ["launch", "check", *options.config]
+        config, _, parts = load_with_code(options.config, options.code, command, config)
         from trainlib.data import dataset_info, list_files
         from trainlib.data.survey.leaks import leak_notice
+        from trainlib.models.code_parts import parts_of
         from trainlib.training.build.model import check_build
 
-        check_build(config, dataset_info(config.data, config.seed))
+        custom = parts_of(config, parts)
+        check_build(config, dataset_info(config.data, config.seed, custom.load_dataset()), custom)
         samples = list_files(config.data, config.seed, warn=False)
         if samples is not None and (notice := leak_notice(samples)):
             print(f"warning: {lines(notice)}", file=sys.stderr)

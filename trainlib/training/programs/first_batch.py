@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trainlib.config import Config
-from trainlib.data import load_data
+from trainlib.data import Dataset, load_data
+from trainlib.data.augment.custom import Transform
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.survey.looking import as_image
@@ -28,13 +29,18 @@ GAP, TEXT = 12, 15  # pixels between cells, and of the letters
 INK, PAPER = "#1b1d1f", "#fdfdfc"
 
 
-def write_first_batch(config: Config, target: Path) -> None:
-    """Write the picture of the first global batch of the first epoch, as one process gets it, and say so."""
+def write_first_batch(
+    config: Config, target: Path, own: Dataset | None = None, transform: Transform | None = None
+) -> None:
+    """Write the picture of the first global batch of the first epoch, as one process gets it, and say so.
+
+    own, transform   a data set and a random change of the user's own
+    """
     config = pin_weights(config)
-    dataset = load_data(config.data, config.seed)
+    dataset = load_data(config.data, config.seed, own=own)
     plan, val_ids = plan_of(config, dataset)
     with process_group.joined(config.train) as accelerator:
-        samples = build_data_module(config, dataset, val_ids, accelerator)
+        samples = build_data_module(config, dataset, val_ids, accelerator, transform)
         batches, draws = plan.batches_and_draws(0)
         (micro_batches,) = samples.train.train_batches(batches[:1], 0, samples.augmentation, draws[:1])
         preprocess = samples.train.preprocess

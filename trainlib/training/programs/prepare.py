@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainlib.config import Config, keep_older_values, load_config
+from trainlib.config import Config, keep_older_values
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError, not_permitted
 from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
+from trainlib.runs.own_code.loading import load_with_code
+from trainlib.runs.own_code.sources import NO_CODE, OwnCode
 from trainlib.runs.terminal.printable import print_error
 from trainlib.training.programs.arguments import parse_arguments
 
@@ -24,13 +26,15 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     """
     options = parse_arguments(arguments, "trainlib.training.programs.prepare")
     try:
-        if config is None:
-            config = load_config(options.config)
+        command = ["launch", "submit", *options.config]
+        config, code, parts = load_with_code(options.config, options.code, command, config)
         from trainlib.data import dataset_info
+        from trainlib.models.code_parts import parts_of
         from trainlib.training.build.model import check_build
 
-        check_build(config, dataset_info(config.data, config.seed))
-        prepare(config, fresh=options.fresh, resume=options.resume)
+        custom = parts_of(config, parts)
+        check_build(config, dataset_info(config.data, config.seed, custom.load_dataset()), custom)
+        prepare(config, fresh=options.fresh, resume=options.resume, code=code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     return EXIT_OK
 
 
-def prepare(config: Config, *, fresh: bool, resume: str | None) -> None:
+def prepare(config: Config, *, fresh: bool, resume: str | None, code: OwnCode = NO_CODE) -> None:
     """Leave runs/<name> so that `CONFIG = runs/<name>/config.yaml` alone starts or continues the run as asked.
 
     fresh, resume   as for `RunDirectory.open`; from a named checkpoint on, newer ones are set aside
@@ -54,7 +58,7 @@ def prepare(config: Config, *, fresh: bool, resume: str | None) -> None:
         from trainlib.training.build.run_weights import pin_weights
 
         config = pin_weights(config, fresh=fresh)
-    run = RunDirectory.open(config, fresh=fresh, resume=resume)
+    run = RunDirectory.open(config, fresh=fresh, resume=resume, code=code)
     try:
         if resume:
             from trainlib.training.checkpoints import checkpoint

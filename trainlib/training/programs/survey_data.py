@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from trainlib.config import Config, load_config
-from trainlib.data import DatasetInfo, dataset_info, list_files, load_data
+from trainlib.config import Config
+from trainlib.data import Dataset, DatasetInfo, dataset_info, list_files, load_data
 from trainlib.data.survey.facts import SPLITS, Surveyed, facts_of
 from trainlib.data.survey.looking import ArrayPictures, FilePictures, PictureSource, look_at_all, perceptual_hash
 from trainlib.data.survey.text import survey_text
 from trainlib.errors import EXIT_OK, TrainlaunchError
+from trainlib.models.code_parts import parts_of
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import to_json
+from trainlib.runs.own_code.loading import load_with_code
 from trainlib.runs.terminal.printable import print_error
 from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import show
 from trainlib.training.build.data import build_plan
+from trainlib.training.programs.arguments import add_code
 
 PROGRESS_SECONDS = 2.0
 
@@ -34,13 +37,15 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     """
     options = _parse(arguments)
     try:
-        config = config or load_config(options.config)
+        config, _, parts = load_with_code(options.config, options.code, ["launch", "data", *options.config], config)
+        custom = parts_of(config, parts)
+        own = custom.load_dataset()
         if options.batch is not None:
             from trainlib.training.programs.first_batch import write_first_batch
 
-            write_first_batch(config, options.batch)
+            write_first_batch(config, options.batch, own, custom.transform)
         if options.batch is None or options.facts is not None or options.json:
-            facts = survey(config, pictures=options.facts is not None)
+            facts = survey(config, pictures=options.facts is not None, own=own)
             if options.facts is not None:
                 write_atomically(options.facts, to_json(facts))
             if options.json:
@@ -53,12 +58,13 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     return EXIT_OK
 
 
-def survey(config: Config, *, pictures: bool) -> dict[str, Any]:
+def survey(config: Config, *, pictures: bool, own: Dataset | None = None) -> dict[str, Any]:
     """Return the facts about the configured data; every picture is read and decoded once.
 
     pictures   give the facts small pictures, for a page
+    own        a data set of the user's own, in place of the configured one
     """
-    surveyed, source = samples_of(config)
+    surveyed, source = samples_of(config, own)
     looks = look_at_all(source, len(surveyed.names), perceptual_hash(), _progress(len(surveyed.names)))
     facts = facts_of(surveyed, looks)
     if pictures:
@@ -68,7 +74,7 @@ def survey(config: Config, *, pictures: bool) -> dict[str, Any]:
     return facts
 
 
-def samples_of(config: Config) -> tuple[Surveyed, PictureSource]:
+def samples_of(config: Config, own: Dataset | None = None) -> tuple[Surveyed, PictureSource]:
     """Return the samples of the configured data set, in the splits that a run would have, and their pictures."""
     samples = list_files(config.data, config.seed, warn=False)  # `dataset_info` tells of files that are left out
     if samples is not None:
@@ -77,7 +83,7 @@ def samples_of(config: Config) -> tuple[Surveyed, PictureSource]:
         source: PictureSource = FilePictures(samples.files, config.data.channels)
         info = dataset_info(config.data, config.seed)
     else:
-        dataset = load_data(config.data, config.seed)
+        dataset = load_data(config.data, config.seed, own=own)
         classes = dataset.class_names
         labels_N = np.concatenate([dataset.train.labels_N.numpy(), dataset.test.labels_N.numpy()])
         names = [str(i) for images in (dataset.train, dataset.test) for i in range(len(images.labels_N))]
@@ -127,6 +133,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("config", nargs="+", metavar="CONFIG | key=value")
+    add_code(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="write the facts, with pictures, as JSON")
     parser.add_argument("--batch", type=Path, metavar="FILE.png", help="write a picture of the first training batch")

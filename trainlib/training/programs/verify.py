@@ -23,11 +23,13 @@ from trainlib.distributed import hardware, process_group
 from trainlib.distributed.allreduce.elastic import digests
 from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
+from trainlib.models.code_parts import parts_of
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import append_line
 from trainlib.runs.machine import environment, launch_variables
+from trainlib.runs.own_code.loading import code_of_run
 from trainlib.runs.records.checkpoints import find_named, steps_in
 from trainlib.runs.records.rows import Row
 from trainlib.training.build.data import plan_of
@@ -35,6 +37,7 @@ from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.hooks import Hook
+from trainlib.training.programs.arguments import add_code
 from trainlib.training.provenance import require_same_config, require_same_data
 from trainlib.training.step.train_step import StepResult
 from trainlib.training.trainer import Trainer
@@ -82,21 +85,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     recorder = Recorder(Path(options.output) / f"{launch_variables.world_size()}-{launch_variables.rank()}.jsonl")
     try:
-        rerun(RunDirectory(Path(options.run)), recorder, options.steps, options.checkpoint)
+        rerun(RunDirectory(Path(options.run)), recorder, options.steps, options.checkpoint, options.code)
     except TrainlaunchError as error:
         recorder.write({"error": str(error), "exit_code": error.exit_code})
         return error.exit_code
     return EXIT_OK
 
 
-def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | None) -> None:
+def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | None, code: Sequence[str] = ()) -> None:
     """Train `num_steps` steps of a run, from a checkpoint, as one of the ranks. Nothing is written into the run.
 
     named   the checkpoint, as a name; None = the newest that so many steps follow, or the beginning
+    code    the values of `--code`; none where the run's copy is to be used
     """
     config = read_resolved(run.config_file)
     process_group.check_device(config.train)
-    dataset = load_data(config.data, config.seed)
+    custom = parts_of(config, code_of_run(config.code, code, run.path, ["launch", "verify", str(run.path)]))
+    dataset = load_data(config.data, config.seed, own=custom.load_dataset())
     with process_group.joined(config.train) as accelerator:
         plan, _ = plan_of(config, dataset)
         if named is None:
@@ -106,7 +111,7 @@ def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | No
         if start is not None:
             require_same_config(config, start)
             require_same_data(run, start, dataset.listing)
-        training = build_training(build_inputs(config, dataset, accelerator, start), start)
+        training = build_training(build_inputs(config, dataset, accelerator, start, custom), start, custom)
         first, last = training.progress.step, training.progress.step + num_steps
         if last > training.plan.total_steps:
             left = training.plan.total_steps - first
@@ -132,6 +137,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("output")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--checkpoint")
+    add_code(parser)
     return parser.parse_args(sys.argv[1:] if arguments is None else arguments)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.targets import are_sets
 from trainlib.distributed.process_group import broadcast_buffers
 from trainlib.models import set_train_mode
+from trainlib.models.custom_parts import OwnMetric
 from trainlib.models.losses import Objective
 from trainlib.models.tta import Network, with_tta
 from trainlib.training.metrics.class_counts import ClassCounter
 from trainlib.training.metrics.label_sets import SetPredictionCollector
+from trainlib.training.metrics.own import OwnMetricCollector
 from trainlib.training.metrics.sums import Metrics, MicroBatchResult, gather_sums, metrics_of, sums_of
 from trainlib.training.step.out_of_memory import ADVICE, InPieces, explained
 from trainlib.training.step.state import TrainState
@@ -43,7 +46,9 @@ def evaluate(
     network = with_tta(model, state.test_time)
     advice = f"set train.micro_batch_size to {max(1, batch_size // 4)}, or {ADVICE}"
     with explained(f"an evaluation of {batch_size} images at a time", advice):
-        metrics = metrics_over(network, state.objective, batches, ids_N, batch_size, on_batch, thresholds)
+        metrics = metrics_over(
+            network, state.objective, batches, ids_N, batch_size, on_batch, thresholds, state.own_metrics
+        )
     set_train_mode(state.classifier)
     return metrics
 
@@ -56,9 +61,11 @@ def metrics_over(
     batch_size: int,
     on_batch: OnBatch,
     thresholds: Sequence[float] | None,
+    own_metrics: Mapping[str, OwnMetric] = MappingProxyType({}),
 ) -> Metrics:
     """Return the metrics over these samples, by a network in eval mode; `on_batch` sees the logits. A collective."""
     network = InPieces(network)
+    own = OwnMetricCollector(own_metrics, objective.num_classes, batches.device)
     measured: list[MicroBatchResult] = []
     counter: ClassCounter | SetPredictionCollector = ClassCounter(objective.num_classes, batches.device)
     if are_sets(batches.labels_N):
@@ -68,9 +75,11 @@ def metrics_over(
         loss, part = objective.of(logits_NC, micro_batch.targets)
         measured.append(measure(micro_batch, logits_NC, logits_NC.sum() if loss is None else loss, part))
         counter.add(micro_batch, logits_NC)
+        own.add(micro_batch, logits_NC)
         on_batch(micro_batch, logits_NC)
     sums = gather_sums(sums_of(measured, batches.rank_slice.num_shards), batches.device)
     metrics = metrics_of(sums, objective.denominator(batches.labels_N[ids_N]), len(ids_N))
+    metrics = replace(metrics, own=own.values(batches.labels_N))
     if isinstance(counter, ClassCounter):
         return replace(metrics, **counter.counts().metrics()._asdict())
     predictions = counter.gathered()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainlib.distributed.allreduce.reducer import Reducer
 from trainlib.models import Classifier
+from trainlib.models.custom_parts import OwnMetric
 from trainlib.models.ema import ExponentialMovingAverage, NoAverage
 from trainlib.models.losses import Objective
 from trainlib.models.optimizers.build import KERNEL_OPTIONS
@@ -35,6 +36,7 @@ class TrainState:
     step_key        what the random numbers of every step have in common (see `randomness.key`)
     test_time       the test-time augmentation of evaluations: none, flip or flip_translate
     audit           the second computation of some micro-batches (train.audit); None without it
+    own_metrics     functions of the user's own, of a whole split's logits and labels, by name
     """
 
     accelerator: Accelerator
@@ -52,6 +54,7 @@ class TrainState:
     step_key: int
     test_time: str = "none"
     audit: Audit | None = None
+    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
 
     @property
     def local_model(self) -> nn.Module:
