@@ -162,8 +162,8 @@ VALUES: Mapping[str, Mapping[str, str]] = {
 }
 # What is said of a class that nobody knows.
 OWN: Mapping[str, str] = {
-    "loss.name": "a loss of your own is given in Python: trainlib.fit(loss=...), see docs/python.md",
-    "model.name": "a model of your own is given in Python: trainlib.fit(model=...), see docs/python.md",
+    "loss.name": "a loss of your own: --code FILE.py loss.name=code:NAME or, in Python, trainlib.fit(loss=...)",
+    "model.name": "a model of your own: --code FILE.py model.name=code:NAME or, in Python, trainlib.fit(model=...)",
 }
 _WHOLE = ("scheduler", "slurm", "checkpoint", "evaluation")  # sections whose keys mean nothing elsewhere
 
@@ -188,7 +188,13 @@ def instead(key: str, value: str) -> str | None:
         value = last
     if (known := ours(target, value)) is not None:
         return template.format(known)
-    if value and _names(target) and target.endswith(".name") and "/" not in value and value not in _names(target):
+    if (
+        value
+        and _names(target)
+        and target.endswith(".name")
+        and not set("/:") & set(value)
+        and value not in _names(target)
+    ):
         return OWN.get(target) or (None if target == key else template.format("NAME"))
     return template.format(shlex.quote(value) if value else "...") or None
 
