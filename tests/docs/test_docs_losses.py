@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch.optim import Optimizer, lr_scheduler
 from trainlib.config import LossConfig, load_config
 from trainlib.config.libraries import catalog
 from trainlib.config.schema.defaults import ACTIVATIONS
-from trainlib.models.ema import ExponentialMovingAverage
+from trainlib.models.ema import ExponentialMovingAverage, update_decay
 from trainlib.models.losses import DENSE_TARGETS, Objective
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.muon import orthogonalize
@@ -172,7 +173,8 @@ def test_averages(cells: list[str]) -> None:
     config = load_config(["quickstart", f"train.average={cells[0]}"]).train.average
     assert config is not None
     module = nn.ParameterDict({"weight": torch.zeros(1)})
-    ours, plain, updates = ExponentialMovingAverage(module, config.decay, config.every), 0.0, 0
+    decay_of = partial(update_decay, decay=config.decay, every=config.every, warmup=config.warmup)
+    ours, plain, updates = ExponentialMovingAverage(module, decay_of, config.every), 0.0, 0
     for step, expected in enumerate(cells[1:], 1):
         weight = 1.0 if step % 2 else 3.0
         with torch.no_grad():

@@ -182,7 +182,7 @@ def test_frozen_parameters_are_not_kept_twice(accelerator: Accelerator) -> None:
 
 def test_the_weights_come_back_after_an_error_and_stay_where_they_are() -> None:
     module = nn.Linear(2, 2)
-    average = ExponentialMovingAverage(module, 0.9, 1)
+    average = ExponentialMovingAverage(module, lambda update: 0.9, 1)
     before, place = copy_of(module), module.weight.data_ptr()
     with torch.no_grad():
         module.weight.add_(1.0)

@@ -38,7 +38,12 @@ def test_the_defaults_are_those_of_the_contract(workdir: Path) -> None:
         "lr": 0.01,
         "momentum": 0.9,
     }
-    assert config.loss.model_dump() == {"name": "CrossEntropyLoss", "activation": "none", "reduction": "mean"}
+    assert config.loss.model_dump() == {
+        "name": "CrossEntropyLoss",
+        "activation": "none",
+        "reduction": "mean",
+        "target_threshold": None,
+    }
     assert config.checkpoint.model_dump() == {
         "every": "1ep",
         "keep": 3,

@@ -55,6 +55,27 @@ def identify(section: dict[str, Any]) -> str:
     return "-".join([section["name"], section["activation"], *sorted(section.keys() - {"name", "activation"})])
 
 
+def test_a_threshold_makes_the_classes_of_a_mixture_present_or_absent() -> None:
+    """As timm's loss does of the targets of its MixUp: a class that an image is mixed of with itself stays present."""
+    timm = pytest.importorskip("timm.loss")
+    generator = torch.Generator().manual_seed(4)
+    logits_NC = torch.randn(12, NUM_CLASSES, generator=generator)
+    labels_N, others_N = (torch.randint(0, NUM_CLASSES, (12,), generator=generator) for _ in range(2))
+    assert (labels_N == others_N).any()
+    config = LossConfig.model_validate({"name": "BCEWithLogitsLoss", "activation": "none", "target_threshold": 0.2})
+    ours, peer = Objective(config, NUM_CLASSES, CPU), timm.BinaryCrossEntropy(smoothing=0.0, target_threshold=0.2)
+    for weight in (1.0, 0.85, 0.5, 0.25, 0.15, 0.0):
+        shares_NC = weight * F.one_hot(labels_N, NUM_CLASSES) + (1 - weight) * F.one_hot(others_N, NUM_CLASSES)
+        targets = Targets(labels_N, labels_N).mixed_with(Targets(others_N, others_N), weight)
+        loss, denominator = ours.of(logits_NC, targets)
+        assert loss is not None
+        assert float(loss) == pytest.approx(float(peer(logits_NC, shares_NC)), rel=1e-6)
+        parts = [ours.of(part_NC, part) for part_NC, part in zip(logits_NC.split(5), targets.split(5), strict=True)]
+        total = sum(float(of_part) * share for of_part, share in parts if of_part is not None)
+        assert total / denominator == pytest.approx(float(loss), rel=1e-5)
+    assert float(ours(logits_NC, labels_N)) == pytest.approx(float(peer(logits_NC, F.one_hot(labels_N, 5).float())))
+
+
 all_losses = pytest.mark.parametrize("section", LOSSES, ids=identify)
 all_reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 

@@ -12,6 +12,7 @@ from trainlib.config.schema.augment import Augment, PolicyConfig
 from trainlib.config.schema.framing import Crop, Resize
 from trainlib.config.schema.sections import (
     AfterConfig,
+    AverageConfig,
     Best,
     CheckpointConfig,
     Config,
@@ -38,6 +39,7 @@ __all__ = [
     "TRANSFORM",
     "AfterConfig",
     "Augment",
+    "AverageConfig",
     "Best",
     "CheckpointConfig",
     "Config",

@@ -110,7 +110,8 @@ def with_older_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def shipped_configs() -> dict[str, Path]:
     """Return the paths of the configurations that come with this software, by name."""
-    return {path.stem: path for path in sorted(configs_folder().glob("*.yaml"))}
+    found = [path for folder in ("", "recipes/") for path in sorted(configs_folder().glob(f"{folder}*.yaml"))]
+    return {path.stem: path for path in found}
 
 
 def configs_folder() -> Path:
@@ -163,7 +164,7 @@ def _find(file: str) -> tuple[Path, str]:
     if path.is_file():
         return path, file
     if file in shipped:
-        return shipped[file], f"configs/{shipped[file].name}"
+        return shipped[file], shipped[file].relative_to(configs_folder().parent).as_posix()
     if path.is_dir():
         rule = f"{file}: is a folder, must be a YAML file; launch init {shlex.quote(file)} writes one for its pictures"
         raise ConfigError([Mistake("", rule)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from trainlib.config import ModelConfig, Size, custom_part_missing, is_custom, s
 from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures.channels import fit_channels, is_of_one_channel
 from trainlib.models.architectures.empty import empty_init
-from trainlib.models.optimizers.groups import matches
+from trainlib.models.freezing import freeze
 from trainlib.models.sources.registry import (
     BUILT_FOR_CLASSES,
     build_architecture,
@@ -24,7 +24,7 @@ from trainlib.models.sources.registry import (
 )
 from trainlib.models.sources.torchvision_models import INCEPTIONS
 from trainlib.models.weights.backbone import find_backbone, require_finite, without_common_prefix
-from trainlib.models.weights.files import State, assign_state, compare_state, first_names
+from trainlib.models.weights.files import State, assign_state, compare_state
 from trainlib.models.weights.foreign_keys import match_by_shapes
 
 logger = logging.getLogger("trainlib.models")
@@ -68,7 +68,7 @@ def build_model(
             module = _build_unchanged(config, num_classes, image_size, channels)
             head = _attach_head(module, config, num_classes)
     module.to(device)
-    classifier = Classifier(module, head, _freeze(module, head, config.freeze))
+    classifier = Classifier(module, head, freeze(module, head, config.freeze))
     set_train_mode(classifier)
     return classifier
 
@@ -226,46 +226,3 @@ def _fresh(layer: nn.Module, num_classes: int, *, behind: bool) -> nn.Module:
     assert isinstance(layer, nn.Linear)
     inputs = layer.out_features if behind else layer.in_features
     return nn.Linear(inputs, num_classes, bias=layer.bias is not None)
-
-
-def _freeze(module: nn.Module, head: str, freeze: str | Sequence[str] | None) -> frozenset[str]:
-    """Turn off the gradients of the frozen part, and return the names of its modules."""
-    if freeze is None:
-        return frozenset()
-    if not isinstance(freeze, str):
-        return _freeze_matching(module, head, freeze)
-    if freeze == "features":
-        children = [name for name, _ in module.named_children()]
-        if "features" not in children:
-            raise UserError(
-                f"model.freeze: features needs a submodule of that name, and {type(module).__name__} has "
-                f"{', '.join(children)}: use freeze: backbone (everything but {head})"
-            )
-        module.get_submodule("features").requires_grad_(False)
-        return frozenset(n for n, _ in module.named_modules() if n == "features" or n.startswith("features."))
-    module.requires_grad_(False)
-    module.get_submodule(head).requires_grad_(True)
-    # The modules that contain the head stay in train mode; they do nothing but call their children.
-    return frozenset(n for n, _ in module.named_modules() if n and n != head and not head.startswith(f"{n}."))
-
-
-def _freeze_matching(module: nn.Module, head: str, patterns: Sequence[str]) -> frozenset[str]:
-    """Freeze the parameters that any pattern matches, and return the modules all of whose parameters are frozen."""
-    names = [name for name, _ in module.named_parameters()]
-    for pattern in patterns:
-        if not any(matches(pattern, name, head) for name in names):
-            shown = first_names(names)
-            raise UserError(f"model.freeze: {pattern!r} matches no parameter; there are {len(names)}: {shown}")
-    frozen = {name for name in names if any(matches(pattern, name, head) for pattern in patterns)}
-    if len(frozen) == len(names):
-        raise UserError(f"model.freeze: {', '.join(patterns)} match all {len(names)} parameters: nothing is trained")
-    for name, parameter in module.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
-    whole: list[str] = []
-    for name, part in module.named_modules():
-        own = [f"{name}.{inner}" for inner, _ in part.named_parameters()]
-        inside = any(name.startswith(f"{outer}.") for outer in whole)
-        if name and (inside or (own and frozen.issuperset(own))):
-            whole.append(name)
-    return frozenset(whole)

@@ -7,7 +7,8 @@ weights instead of equal ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,19 +16,40 @@ import torch
 from torch import Tensor, nn
 
 
+def update_decay(update: int, decay: float, every: int, warmup: str | int) -> float:
+    """Return the weight of the old average in one update: `decay`, and less in the first ones.
+
+    update   its number, from 1
+    every    steps from one update to the next
+    warmup   `tensorflow` or `timm`: by the formula of TensorFlow's ExponentialMovingAverage or timm's ModelEmaV3. A
+             number of steps: 0 until then and in the update behind it, so that the average is a copy of the weights,
+             as in torchvision's training script; `none` is 0 steps
+    """
+    if warmup == "tensorflow":
+        return min(decay, update / (9 + update))
+    if warmup == "timm":
+        return min(decay, 1.0 - math.pow(update, -2 / 3))
+    steps = warmup if isinstance(warmup, int) else 0
+    return 0.0 if (update - 1) * every <= steps else decay
+
+
+def scaled_decay(decay: float, every: int, batch_size: int, epochs: float) -> float:
+    """Return the decay of torchvision's training script, which scales 1 - decay by the size and number of updates."""
+    return 1 - min(1.0, (1 - decay) * batch_size * every / epochs)
+
+
 class ExponentialMovingAverage:
     """The exponential moving average of a module's trained parameters and floating-point buffers.
 
     It begins as a copy of the module. At every `every`-th applied step it becomes d * average + (1 - d) * module, where
-    d is (1 + n) / (10 + n) after n such updates, until that is `decay`: so the first weights, which are far from where
-    training leads, are forgotten soon (the rule of TensorFlow's ExponentialMovingAverage).
+    d is `decay_of(n)` at update n, counted from 1 (see `update_decay`).
 
     Every rank keeps its own: equal weights have equal averages. BatchNorm's statistics may differ between ranks; as
     without an average, rank 0's are those that count. No method waits for the device.
     """
 
-    def __init__(self, module: nn.Module, decay: float, every: int):
-        self._decay = decay
+    def __init__(self, module: nn.Module, decay_of: Callable[[int], float], every: int):
+        self._decay_of = decay_of
         self._every = every
         self._num_steps = 0
         self._in_module: dict[str, Tensor] = {
@@ -44,8 +66,7 @@ class ExponentialMovingAverage:
         """Take in the module's weights; to be called after every optimizer step that was applied."""
         self._num_steps += 1
         if self._num_steps % self._every == 0:
-            num_updates = self._num_steps // self._every - 1
-            decay = min(self._decay, (1 + num_updates) / (10 + num_updates))
+            decay = self._decay_of(self._num_steps // self._every)
             torch._foreach_lerp_(self._outside, list(self._in_module.values()), 1 - decay)
 
     @contextmanager

@@ -43,6 +43,7 @@ class Objective:
         self._reduction = config.reduction
         self.num_classes = num_classes
         self._is_dense = config.name in DENSE_TARGETS
+        self._threshold = config.target_threshold
         self._weights_C = _denominator_weights(config, num_classes)
         try:
             self.module = custom if custom is not None else _torch_loss(config, num_classes)
@@ -73,8 +74,12 @@ class Objective:
     def of(self, logits_NC: Tensor, targets: Targets) -> tuple[Tensor | None, float]:
         """Return the loss of samples, which may be mixtures, and its denominator; with denominator 0, None and 0.
 
-        A mixture counts as a part of a sample with each of its labels: losses and denominators are those sums.
+        A mixture counts as a part of a sample with each of its labels: losses and denominators are those sums. With
+        `loss.target_threshold` it has the set of the classes whose weight is above that.
         """
+        if targets.other is not None and self._threshold is not None:
+            present_NC = targets.dense(self.num_classes) > self._threshold
+            return self(logits_NC, present_NC), self.denominator(targets.cpu_labels_N)
         if targets.other is None:
             denominator = self.denominator(targets.cpu_labels_N)
             return (self(logits_NC, targets.labels_N) if denominator else None), denominator

@@ -27,6 +27,7 @@ from trainlib.training.metrics.progress import Progress
 from trainlib.training.metrics.sums import Metrics, empty_sums, gather_sums, metrics_of
 from trainlib.training.step.accumulator import MetricAccumulator
 from trainlib.training.step.evaluate import OnBatch, evaluate
+from trainlib.training.step.stages import enter_stage
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import StepResult, train_step
 from trainlib.training.step.update import UpdateStatus
@@ -141,6 +142,7 @@ class Trainer:
             batches, epoch, self.samples.augmentation, draws, first_step=progress.step
         )
         for ids_N, denominator, micro_batches in zip(batches, denominators, prepared, strict=True):
+            enter_stage(self.state, progress.step, self.samples.train)
             lr = self.schedule.lr
             result = self._train_step(micro_batches, denominator)
             self.accumulator.add(progress.step, result)

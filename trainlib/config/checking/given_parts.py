@@ -27,6 +27,7 @@ _IN_THE_PART: Mapping[str, Mapping[str, str]] = {
     "model": {
         "weights": "load them into it first (load_state_dict)",
         "freeze": "freeze its layers first (requires_grad_(False))",
+        "unfreeze": "freeze its layers first (requires_grad_(False)), and train them in a run of their own",
     },
     "loss": {
         "weight": "let it multiply the loss of each sample by the weight of its class",

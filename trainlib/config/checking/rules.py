@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from trainlib.config.checking import label_rules, metric_rules, picture_rules, step_rules
-from trainlib.config.checking.suggest import format_value, one_of
+from trainlib.config.checking import label_rules, metric_rules, model_rules, picture_rules, step_rules
+from trainlib.config.checking.suggest import format_value
 from trainlib.config.custom import is_custom
 from trainlib.config.libraries import catalog
-from trainlib.config.schema.augment import Augment
 from trainlib.config.schema.sections import Config, SchedulerConfig
-from trainlib.config.schema.values import POLICY_ARGUMENTS, check_run_name
+from trainlib.config.schema.values import POLICY_ARGUMENTS
 from trainlib.errors import Mistake
 
 Rule = Callable[[Config], Iterator[Mistake]]
@@ -153,46 +152,19 @@ def _class_weights_count(config: Config) -> Iterator[Mistake]:
             yield Mistake(f"loss.{key}", f"got {shown}, must be at most {LARGEST_WEIGHT:g}: larger ones overflow")
 
 
+def _threshold_of_binary_targets(config: Config) -> Iterator[Mistake]:
+    loss = config.loss
+    if loss.target_threshold is not None and loss.name not in ("BCELoss", "BCEWithLogitsLoss"):
+        rule = (
+            f"got {loss.target_threshold}, but the targets of {loss.name} are shares of one whole: leave it out, or use"
+        )
+        yield Mistake("loss.target_threshold", f"{rule} BCEWithLogitsLoss")
+
+
 def _targets_differ(config: Config) -> Iterator[Mistake]:
     if config.loss.args.get("label_smoothing") == 1:
         rule = "got 1, must be < 1: else all classes have the same target"
         yield Mistake("loss.label_smoothing", rule)
-
-
-def _weights_known(config: Config) -> Iterator[Mistake]:
-    weights, names = config.model.weights, catalog.weights(config.model.name)
-    if (run := catalog.weights_run(weights)) is not None:
-        yield from _run_known(config, run.name)
-        return
-    if weights is None or catalog.weights_file(weights) or weights in names:
-        return
-    path = f"the path of a file ({', '.join(catalog.WEIGHTS_SUFFIXES)})"
-    if names:
-        yield Mistake("model.weights", f"got {format_value(weights)}, {one_of([*names, path], weights)}")
-    else:
-        yield Mistake(
-            "model.weights", f"got {format_value(weights)}, must be {path}: {config.model.name} has no named weights"
-        )
-
-
-def _run_known(config: Config, name: str) -> Iterator[Mistake]:
-    try:
-        check_run_name(name)
-    except ValueError as error:
-        yield Mistake("model.weights", f"got run:{name}, what follows run: {error}")
-    if name == config.name:
-        yield Mistake("model.weights", f"got run:{name}, must be another run than this one: choose another `--name`")
-
-
-def _constant_features(config: Config) -> Iterator[Mistake]:
-    if config.model.cache_features is not True:
-        return
-    if config.model.freeze is None:
-        rule = "got true, but model.freeze is null, and then every layer changes: set model.freeze, or leave it out"
-        yield Mistake("model.cache_features", rule)
-    if config.data.augment != Augment():
-        rule = "got true, but data.augment makes other images in every epoch: set data.augment={}, or leave it out"
-        yield Mistake("model.cache_features", rule)
 
 
 def _table_is_named(config: Config) -> Iterator[Mistake]:
@@ -257,7 +229,9 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"loss"}, _probabilities),
     ({"loss"}, _class_weights_count),
     ({"loss"}, _targets_differ),
-    ({"model"}, _weights_known),
+    ({"loss"}, _threshold_of_binary_targets),
+    ({"model"}, model_rules.weights_known),
+    ({"model"}, model_rules.unfreezes_what_is_frozen),
     ({"data"}, _files_can_be_split),
     ({"data"}, _table_is_named),
     *label_rules.RULES,
@@ -266,7 +240,7 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"data"}, picture_rules.normalize_scale),
     ({"data"}, picture_rules.numbers_of_each_channel),
     ({"model", "data"}, picture_rules.inputs_of_three_channels),
-    ({"model", "data"}, _constant_features),
+    ({"model", "data"}, model_rules.constant_features),
     ({"data"}, _policy_arguments_fit),
     ({"train", "data"}, _mixing_has_neighbours),
 )

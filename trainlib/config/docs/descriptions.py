@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from trainlib.config.docs.augment_descriptions import AUGMENT_DESCRIPTIONS
 from trainlib.config.docs.description import Description
+from trainlib.config.docs.model_descriptions import MODEL_DESCRIPTIONS
 from trainlib.config.docs.run_descriptions import RUN_DESCRIPTIONS
 
 D = Description
@@ -181,44 +182,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "Train on this many samples only, chosen by `seed`; validation and test stay whole. For quick trials.",
         "data.limit=1000",
     ),
-    "model": D(
-        "The network. Further keys are arguments of the named model.",
-        "model='{name: vgg16, width: 0.25}'",
-    ),
-    "model.name": D(
-        "`cifar10_cnn`, `cifar10_fast` (takes `width`, `whitening`, `dirac`), `vgg16` (takes `width`, `dropout`), "
-        "the function name of any classifier in torchvision, `timm/NAME` or `hf-hub:ORGANISATION/NAME` (both through "
-        "timm, an optional extra), or `code:NAME`, your own ([own_code.md](own_code.md)).",
-        "model.name=resnet18",
-    ),
-    "model.weights": D(
-        "Initial weights: `pretrained`, those that the model's source publishes, or a name of torchvision's; the path "
-        "of a state_dict (`.pt`, `.pth`, `.safetensors`), or `run:NAME`, the best weights of another run. Of a model "
-        "with another head, the rest is loaded. `null`: random weights.",
-        "model='{name: resnet18, weights: IMAGENET1K_V1}'",
-    ),
-    "model.weights_keys": D(
-        "How the tensors of a weights file find their places: `strict`, by their names; `shapes`, the i-th tensor of "
-        "the file is the i-th of the model, for the same network with other names (see "
-        "[models.md](models.md)).",
-        "model='{name: timm/tf_efficientnet_lite0, weights: lite0.pth, weights_keys: shapes}'",
-    ),
-    "model.head": D(
-        "How a published model is fitted to your number of classes: `replace` its last layer, or `append` a new layer.",
-        "model='{name: vgg16, head: append}'",
-    ),
-    "model.freeze": D(
-        "The part that is not trained: `features` (the submodule of that name), `backbone` (all but the head), or a "
-        "list of patterns of parameter names. BatchNorm and dropout of modules that are frozen as a whole are in eval "
-        "mode.",
-        "model='{name: vgg16, freeze: features}'",
-    ),
-    "model.cache_features": D(
-        "Compute the output of the frozen layers for each image once instead of in every epoch, and train on it: "
-        "the same bits, in less time ([using-models.md](using-models.md)). `auto`: where it is possible and saves "
-        "time; `true`: fail where it is not possible.",
-        "model.cache_features=false",
-    ),
+    **MODEL_DESCRIPTIONS,
     "loss": D(
         "The loss. Further keys are arguments of the torch.nn class: see "
         "[losses-and-optimizers.md](losses-and-optimizers.md).",
@@ -238,14 +202,19 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "unreduced elements.",
         "loss.reduction=sum",
     ),
+    "loss.target_threshold": D(
+        "BCEWithLogitsLoss and BCELoss: of an image that is mixed of two, a class whose share is above this is wholly "
+        "present, and the others are not. `null`: the targets are the shares.",
+        "loss='{name: BCEWithLogitsLoss, target_threshold: 0.2}'",
+    ),
     "optimizer": D(
         "The optimizer. Further keys are arguments of the class: see "
         "[losses-and-optimizers.md](losses-and-optimizers.md). Default: SGD with lr 0.01 and momentum 0.9.",
         "optimizer='{name: AdamW, lr: 1e-3}'",
     ),
     "optimizer.name": D(
-        "Any class of torch.optim but `LBFGS` and `SparseAdam`, `MuonSGD`, our own, or `code:NAME`, yours "
-        "([own_code.md](own_code.md)). Default of `lr`: the class's own.",
+        "Any class of torch.optim but `LBFGS` and `SparseAdam`, `MuonSGD` or `LAMB`, which are here, or `code:NAME`, "
+        "yours ([own_code.md](own_code.md)). Default of `lr`: the class's own.",
         "optimizer='{name: RMSprop, lr: 1e-3}'",
     ),
     "optimizer.no_decay": D(

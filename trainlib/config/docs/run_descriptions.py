@@ -45,12 +45,23 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "train.average='{decay: 0.999}'",
     ),
     "train.average.decay": D(
-        "Decay of the EMA: the weight of the old average in each update, smaller in the first updates.",
+        "Decay of the EMA: the weight of the old average in each update; smaller at first, as `warmup` says.",
         "train.average='{decay: 0.999}'",
     ),
     "train.average.every": D(
         "Update the EMA after every so many optimizer steps.",
         "train.average='{every: 5}'",
+    ),
+    "train.average.warmup": D(
+        "Decay of the first updates. In update n, from 1, it is at most n / (9 + n) with `tensorflow`, 1 - n^(-2/3) "
+        "with `timm`. With a duration, the average is a copy of the weights for so long, as in torchvision's recipes; "
+        "with `none`, at the first update.",
+        "train.average='{decay: 0.9998, warmup: timm}'",
+    ),
+    "train.average.scale_decay": D(
+        "Multiply 1 - decay by the batch size, by `every`, and by 1 / epochs, as torchvision's recipes do: one value "
+        "then suits runs of any length and batch size. At most 1.",
+        "train.average='{decay: 0.99998, every: 32, scale_decay: true}'",
     ),
     "train.early_stopping": D(
         "End the run early when a metric no longer improves.",

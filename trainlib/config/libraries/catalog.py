@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from trainlib.config.libraries import signatures, timm_models
-from trainlib.config.libraries.kinds import BOOLEAN, NUMBER, WHOLE, choice, either, list_of
+from trainlib.config.libraries.kinds import BOOLEAN, NUMBER, WHOLE, choice, either, fixed_list, list_of
 from trainlib.config.libraries.signatures import Argument
 
 Family = Literal["loss", "optimizer", "scheduler", "model"]
@@ -52,6 +52,14 @@ OWN_OPTIMIZERS: Mapping[str, Mapping[str, Argument]] = {
         "muon": Argument(BOOLEAN, default=True),
         "normalize_weights": Argument(BOOLEAN, default=False),
         "ns_steps": Argument(WHOLE, default=5),
+    },
+    "LAMB": {
+        "lr": Argument(NUMBER, default=1e-3),
+        "betas": Argument(fixed_list([NUMBER, NUMBER]), default=(0.9, 0.999)),
+        "eps": Argument(NUMBER, default=1e-6),
+        "weight_decay": Argument(NUMBER, default=0.01),
+        "trust_clip": Argument(BOOLEAN, default=False),
+        "always_adapt": Argument(BOOLEAN, default=False),
     },
 }
 # Classes that exist but cannot be used, each with the reason and the way out.

@@ -15,12 +15,12 @@ from trainlib.config.custom import allow_custom
 from trainlib.config.schema.augment import Augment
 from trainlib.config.schema.base import Named, OpenSection, Section
 from trainlib.config.schema.framing import Resize
+from trainlib.config.schema.model import ModelConfig as ModelConfig
 from trainlib.config.schema.values import (
     Channels,
     Code,
     Decode,
     Duration,
-    Freeze,
     ImageSize,
     Interval,
     Metric,
@@ -29,6 +29,7 @@ from trainlib.config.schema.values import (
     NodeCount,
     Precision,
     Split,
+    Warmup,
     check_run_name,
 )
 
@@ -83,23 +84,13 @@ class DataConfig(OpenSection):
         return self.decode == "pillow"
 
 
-class ModelConfig(Named):
-    """`model`: the network, its initial weights, and the layers that stay frozen."""
-
-    name: str = "cifar10_cnn"
-    weights: str | None = None
-    weights_keys: Literal["strict", "shapes"] = "strict"
-    head: Literal["replace", "append"] = "replace"
-    freeze: Freeze = None
-    cache_features: Literal["auto"] | bool = "auto"
-
-
 class LossConfig(Named):
     """`loss`: a loss of torch.nn by its class name."""
 
     name: str = "CrossEntropyLoss"
     activation: Literal["auto", "none", "sigmoid", "softmax", "log_softmax"] = "auto"
     reduction: Literal["mean", "sum", "none"] = "mean"
+    target_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class ParamGroup(OpenSection):
@@ -139,6 +130,8 @@ class AverageConfig(Section):
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     every: Annotated[int, Field(ge=1)] = 1
+    warmup: Warmup = "tensorflow"
+    scale_decay: bool = False
 
 
 class TrainConfig(Section):

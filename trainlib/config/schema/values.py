@@ -52,6 +52,12 @@ def _interval(text: object) -> object:
         raise ValueError(f"{error}; or auto") from None
 
 
+def _warmup(value: object) -> object:
+    if value not in ("tensorflow", "timm", "none") and not re.fullmatch(r"[1-9][0-9]*(ep|st)", str(value)):
+        raise ValueError("must be tensorflow, timm, none, or a duration, like 5ep or 500st")
+    return value
+
+
 def check_run_name(text: str) -> str:
     """Return the name if it is a valid name for a run; raise ValueError with the rule if not."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
@@ -139,6 +145,10 @@ Freeze = Annotated[Literal["features", "backbone"] | list[str] | None, BeforeVal
 Channels = Annotated[int, BeforeValidator(_channels)]
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
 Interval = Annotated[str, BeforeValidator(_interval), Field(json_schema_extra={"format": "interval"})]
+Warmup = Annotated[
+    Literal["tensorflow", "timm", "none"] | Annotated[str, Field(json_schema_extra={"format": "duration"})],
+    BeforeValidator(_warmup),
+]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(canonical_precision)]
 NodeCount = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[str, Field(json_schema_extra={"format": "node range"})],

@@ -149,6 +149,7 @@ class ElasticReducer:
 
     def __init__(self, module: nn.Module, virtual_shards: int, world_size: int):
         """Raise UserError for a module whose parameters do not fit into one vector."""
+        self._module = module
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         types = sorted({str(parameter.dtype) for parameter in self._parameters})
         if len(types) > 1:
@@ -228,6 +229,10 @@ class ElasticReducer:
                     "the same: a fault of one of their devices; the run ends here, and goes on from its last "
                     "checkpoint when it is started again"
                 )
+
+    def rebuilt(self, model: nn.Module) -> ElasticReducer:
+        """Return a reducer of the same shards for the parameters that require gradients now."""
+        return ElasticReducer(self._module, self.num_shards, len(self._covers))
 
     def _exchange(self) -> Tensor:
         """Send each rank its chunk of every node held here, add up this rank's chunks, and gather the sums."""

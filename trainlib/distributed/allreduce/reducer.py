@@ -62,6 +62,12 @@ class Reducer(Protocol):
     def require_same_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise RanksDifferError, on every rank, where ranks that must hold the same bits do not. A collective."""
 
+    def rebuilt(self, model: nn.Module) -> Reducer:
+        """Return a reducer like this one for the parameters that require gradients now.
+
+        model   the model, wrapped anew where it is wrapped for the other ranks
+        """
+
 
 class DataParallelReducer:
     """The reducer of plain data parallelism: DistributedDataParallel averages over ranks in the last backward pass.
@@ -109,3 +115,7 @@ class DataParallelReducer:
 
     def require_same_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Do nothing: BatchNorm statistics differ between ranks here, and rank 0's are the model's."""
+
+    def rebuilt(self, model: nn.Module) -> DataParallelReducer:
+        """Return a reducer for the model in its new wrapper."""
+        return DataParallelReducer(self._accelerator, model)

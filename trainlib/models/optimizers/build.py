@@ -1,4 +1,4 @@
-"""The optimizer: a class of torch.optim, or our own, by name, with its parameter groups."""
+"""The optimizer: a class of torch.optim, or one of our own, by name, with its parameter groups."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from trainlib.config import OptimizerConfig
 from trainlib.errors import UserError
 from trainlib.models.optimizers.groups import parameter_groups
+from trainlib.models.optimizers.lamb import LAMB
 from trainlib.models.optimizers.muon import MuonSGD
 
-OWN: Mapping[str, type[Optimizer]] = {"MuonSGD": MuonSGD}
+OWN: Mapping[str, type[Optimizer]] = {"LAMB": LAMB, "MuonSGD": MuonSGD}
 # Options that choose an optimizer's kernels. They suit the device, which may be another one after a resume, so that a
 # checkpoint's values of them are not restored.
 KERNEL_OPTIONS = ("fused", "foreach", "capturable", "differentiable")

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from trainlib.config import OptimizerConfig
+from trainlib.config.checking.suggest import nearest
 from trainlib.errors import UserError
 
 HEAD = "head"  # as a pattern: the parameters of the classifier's last layer, whatever their names
@@ -81,13 +82,21 @@ def matches(pattern: str, name: str, head: str) -> bool:
     return name.startswith(f"{head}.") if pattern == HEAD else fnmatchcase(name, pattern)
 
 
+def unmatched(pattern: str, names: Sequence[str], which: str = "parameter") -> str:
+    """Return the message about a pattern that matches none of these names, with a similar pattern that does."""
+    shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    layers = {f"{name[:end]}.*" for name in names for end, letter in enumerate(name) if letter == "."}
+    guess = nearest(pattern, sorted({*names, *layers}))
+    meant = f"; did you mean {guess!r}?" if guess else ""
+    return f"{pattern!r} matches no {which}; there are {len(names)}: {shown}{meant}"
+
+
 def _no_match(pattern: str, names: Sequence[str], head: str) -> str:
     taken = [name for name in names if matches(pattern, name, head)]
     if taken:
         shown = ", ".join(taken[:NAMES_SHOWN])
         return f"{pattern!r} all that it matches ({shown}) is taken by earlier groups: put it before them"
-    shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-    return f"{pattern!r} matches no parameter that is trained; there are {len(names)}: {shown}"
+    return unmatched(pattern, names, "parameter that is trained")
 
 
 def _undecayed(no_decay: str, module: nn.Module) -> set[str]:

@@ -10,7 +10,7 @@ from trainlib.config import Config, is_custom
 from trainlib.data import DatasetInfo
 from trainlib.data.batches.plan import Plan
 from trainlib.errors import UserError
-from trainlib.models import Classifier, build_model, check_forward
+from trainlib.models import Classifier, build_model, check_forward, set_train_mode
 from trainlib.models.architectures.average_pool import replace_average_pools
 from trainlib.models.custom_parts import (
     NO_CUSTOM_PARTS,
@@ -20,6 +20,7 @@ from trainlib.models.custom_parts import (
     check_custom_loss,
     check_custom_model,
 )
+from trainlib.models.freezing import unfreeze_stages
 from trainlib.models.losses import Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
@@ -84,12 +85,26 @@ def check_build(config: Config, data: DatasetInfo, custom: CustomParts = NO_CUST
     if custom.loss is not None:
         check_custom_loss(objective, num_classes, cpu, of_sets=config.data.has_sets, of_each=custom.is_code)
     check_own_metrics(custom.metrics, num_classes, of_sets=config.data.has_sets)
+    stages = unfreeze_stages(config.model, classifier, plan.steps_per_epoch)
+    stages.train_all(classifier.module)
     optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, own=custom.optimizer)
     Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
 
 
 def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:
-    """Raise UserError when the model cannot take the images, or learn from as few as a process may get at a time."""
+    """Raise UserError when the model cannot take the images, or learn from as few as a process may get at a time.
+
+    Asked of the last stage of `model.unfreeze`, as BatchNorm that is frozen takes a single image.
+    """
+    stages = unfreeze_stages(config.model, classifier, plan.steps_per_epoch)
+    if stages.released:
+        set_train_mode(stages.enter(classifier, len(stages.released)))
+    _check_images(classifier, config, plan, num_classes, world_size)
+    if stages.released:
+        set_train_mode(stages.enter(classifier, 0))
+
+
+def _check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:
     size = config.data.train_image_size or config.data.image_size
     check = partial(
         check_custom_model if is_custom(config.model.name) else check_forward, channels=config.data.channels

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 from accelerate import Accelerator
 from torch import nn
 
-from trainlib.config import Config, with_older_values
-from trainlib.data.batches.plan import to_steps
+from trainlib.config import AverageConfig, Config, with_older_values
+from trainlib.data.batches.plan import Plan, to_steps
 from trainlib.data.dataset import Dataset
 from trainlib.distributed.allreduce import elastic
 from trainlib.distributed.allreduce.elastic import ElasticReducer
@@ -19,13 +20,15 @@ from trainlib.distributed.allreduce.reducer import DataParallelReducer
 from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
 from trainlib.distributed.process_group import first_of_machine_first, wrap_model
 from trainlib.errors import CheckpointError, RunDirectoryError, UserError
+from trainlib.models import set_train_mode
 from trainlib.models.architectures.whitening import init_whitening
 from trainlib.models.custom_parts import (
     NO_CUSTOM_PARTS,
     CustomParts,
     check_custom_loss,
 )
-from trainlib.models.ema import ExponentialMovingAverage, NoAverage
+from trainlib.models.ema import ExponentialMovingAverage, NoAverage, scaled_decay, update_decay
+from trainlib.models.freezing import unfreeze_stages
 from trainlib.models.losses import Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
@@ -109,7 +112,7 @@ def build_training(
     if features is not None:
         samples = replace(samples, train=features.batches)
     trained = features.trained if features is not None else None
-    state = build_train_state(inputs, custom, trained)
+    state = build_train_state(inputs, custom, trained, start.step if start is not None else 0)
     heartbeat()
     warm_up(state, samples.train.dummy_input())
     heartbeat()
@@ -129,8 +132,13 @@ def build_training(
         schedule.load_state_dict(saved["schedule"])
         _lengthen(schedule, start, config, plan.steps_per_epoch)
         progress = Progress.from_state(saved["progress"], rank_slice.shards, rank_slice.num_shards)
-    elif (wasted := describe_early_end(schedule, plan.total_steps)) and inputs.accelerator.is_main_process:
-        logger.warning("%s", wasted)
+    elif inputs.accelerator.is_main_process:
+        for wasted in (
+            describe_early_end(schedule, plan.total_steps),
+            state.stages.describe_unreached(plan.total_steps),
+        ):
+            if wasted:
+                logger.warning("%s", wasted)
     heartbeat()
     autotune(config.train, state, samples, progress, plan.total_steps)
     return Training(state, plan, schedule, samples, progress, build_loop_config(config, plan.steps_per_epoch))
@@ -149,21 +157,31 @@ def _lengthen(schedule: Schedule, start: Checkpoint, config: Config, steps_per_e
 
 
 def build_train_state(
-    inputs: TrainingInputs, custom: CustomParts = NO_CUSTOM_PARTS, trained: nn.Module | None = None
+    inputs: TrainingInputs,
+    custom: CustomParts = NO_CUSTOM_PARTS,
+    trained: nn.Module | None = None,
+    step: int = 0,
 ) -> TrainState:
-    """Return the state that the steps work on, at its beginning. A collective.
+    """Return the state that the steps work on, with initial values. A collective.
 
     trained   the part of the model that is trained on features (see `feature_cache`); None for the whole model
+    step      the step that comes next, from 0: which parameters are frozen depends on it
     """
-    config, accelerator, classifier = inputs.config, inputs.accelerator, inputs.classifier
+    config, accelerator, plan = inputs.config, inputs.accelerator, inputs.plan
+    stages = unfreeze_stages(config.model, inputs.classifier, plan.steps_per_epoch)
+    stages.train_all(inputs.classifier.module)  # the optimizer and the EMA hold all that is trained at some time
+    # With a loss scaler the host waits for the gradient's overflow anyway, and a fused kernel would scale once more.
+    kernels = accelerator.device if accelerator.scaler is None else None
+    whole = inputs.classifier
+    optimizer = build_optimizer(config.optimizer, whole.module, whole.head, kernels, custom.optimizer)
+    prepared = accelerator.prepare_optimizer(optimizer)
+    ema = build_average(config.train.average, inputs)
+    classifier = stages.enter(inputs.classifier, stages.of(step))
+    set_train_mode(classifier)
     is_elastic = config.train.reproducibility == "elastic"
     module = classifier.module if trained is None else trained
     model = wrap_model(accelerator, module, add_up_gradients=not is_elastic)
     enable_local_allreduce(model, accelerator.device)
-    # With a loss scaler the host waits for the gradient's overflow anyway, and a fused kernel would scale once more.
-    kernels = accelerator.device if accelerator.scaler is None else None
-    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, kernels, custom.optimizer)
-    prepared = accelerator.prepare_optimizer(optimizer)
     labels_N = inputs.samples.train.labels_N[inputs.plan.ids_N]
     loss = with_class_weights(config.loss, labels_N, inputs.num_classes)
     objective = Objective(loss, inputs.num_classes, accelerator.device, custom.loss)
@@ -171,7 +189,6 @@ def build_train_state(
     if custom.loss is not None:
         check_custom_loss(objective, inputs.num_classes, accelerator.device, of_sets=of_sets, of_each=custom.is_code)
     check_own_metrics(custom.metrics, inputs.num_classes, of_sets=of_sets)
-    average = config.train.average
     return TrainState(
         accelerator=accelerator,
         classifier=classifier,
@@ -184,12 +201,14 @@ def build_train_state(
             else DataParallelReducer(accelerator, model)
         ),
         update=choose_update(config.train, accelerator, prepared),
-        ema=ExponentialMovingAverage(classifier.module, average.decay, average.every) if average else NoAverage(),
+        ema=ema,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         buffers=list(model.buffers()),
         buffers_before=[buffer.clone() for buffer in model.buffers()],
         clip_grad_norm=config.train.clip_grad_norm,
         step_key=key("step", config.seed),
+        stages=stages,
+        stage=stages.of(step),
         test_time=config.evaluation.test_time,
         audit=_build_audit(config, accelerator, module),
         own_metrics=custom.metrics,
@@ -211,9 +230,26 @@ def _build_audit(config: Config, accelerator: Accelerator, module: nn.Module) ->
             f"train.audit: got {config.train.audit}, must be null with a SyncBatchNorm, which one rank cannot compute"
         )
     elastic.require_equal_devices(accelerator, "train.audit: compares what ranks compute")
-    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    return Audit(config.train.audit, rank, world_size, accelerator.device, parameters)
+    return Audit(config.train.audit, rank, world_size, accelerator.device, dict(module.named_parameters()))
+
+
+def build_average(config: AverageConfig | None, inputs: TrainingInputs) -> ExponentialMovingAverage | NoAverage:
+    """Return the EMA of the weights that `train.average` asks for, with durations turned into steps."""
+    if config is None:
+        return NoAverage()
+    decay = decay_of(config, inputs.config.train.batch_size, inputs.plan)
+    return ExponentialMovingAverage(inputs.classifier.module, decay, config.every)
+
+
+def decay_of(config: AverageConfig, batch_size: int, plan: Plan) -> Callable[[int], float]:
+    """Return the decay of each update of the EMA, as a function of its number, from 1."""
+    decay = config.decay
+    if config.scale_decay:
+        decay = scaled_decay(decay, config.every, batch_size, plan.total_steps / plan.steps_per_epoch)
+    is_duration = config.warmup not in ("tensorflow", "timm", "none")
+    warmup = to_steps(config.warmup, plan.steps_per_epoch) if is_duration else config.warmup
+    return partial(update_decay, decay=decay, every=config.every, warmup=warmup)
 
 
 def build_loop_config(config: Config, epoch_steps: int) -> LoopConfig:

@@ -44,7 +44,8 @@ class Health:
         position: Callable[[], tuple[int, int]],
         log: Callable[[Mapping[str, Any]], None],
     ):
-        self._parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self._module = module
+        self._parameters: dict[str, nn.Parameter] = {}
         self._every = every
         self._position = position
         self._log = log
@@ -63,6 +64,7 @@ class Health:
         step, epoch = self._position()
         if step % self._every:
             return
+        self._parameters = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         self._row = {"time": timestamp(), "step": step, "epoch": epoch, "gradient_norm": norms(gradients)}
         self._row["histograms"] = {f"gradients/{name}": histogram(value) for name, value in gradients.items()}

@@ -93,18 +93,22 @@ class Recorded(NamedTuple):
 class Audit:
     """Records the micro-batch that is audited while it is trained on, and compares it with a second computation.
 
-    parameters   those that are trained, by name
+    parameters   of the model, by name; those are compared that require gradients at the time (see `model.unfreeze`)
     """
 
     def __init__(
         self, every: int, rank: int, world_size: int, device: torch.device, parameters: dict[str, nn.Parameter]
     ):
         self._every, self._rank, self._world_size, self._device = every, rank, world_size, device
-        self._parameters = parameters
+        self._of_model = parameters
         self._chosen: MicroBatch | None = None
         self._before: tuple[list[Tensor], list[Tensor]] = [], []
         self._digests: Digests = {}
         self._is_tried = False
+
+    @property
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self._of_model.items() if parameter.requires_grad}
 
     def choose(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         """Choose the micro-batch of this rank that is audited in this step, if any."""

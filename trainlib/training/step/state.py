@@ -15,15 +15,18 @@ from trainlib.distributed.allreduce.reducer import Reducer
 from trainlib.models import Classifier
 from trainlib.models.custom_parts import OwnMetric
 from trainlib.models.ema import ExponentialMovingAverage, NoAverage
+from trainlib.models.freezing import Stages
 from trainlib.models.losses import Objective
 from trainlib.models.optimizers.build import KERNEL_OPTIONS
 from trainlib.training.step.audit import Audit
 from trainlib.training.step.update import CheckedUpdate
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainState:
     """The model, loss, optimizer and precision settings that a training step uses.
+
+    `classifier`, `model` and `reducer` are replaced when a stage of `model.unfreeze` begins (see `stages`).
 
     classifier      the bare module, whose parameters have their canonical names
     model           the classifier's module, or the part of it that is trained on cached features; wrapped for precision
@@ -31,9 +34,11 @@ class TrainState:
     reducer         how gradients are added up over ranks
     update          how the optimizer steps, unless the gradient is not finite
     ema             the exponential moving average of the weights, or a stand-in that does nothing
-    parameters      those that the optimizer steps
+    parameters      those that the optimizer steps, at some time of the run: without a gradient it leaves them alone
     buffers         the model's; `buffers_before` has room for what they were before a step
     step_key        what the random numbers of every step have in common (see `randomness.key`)
+    stages          which parameters are frozen at which step
+    stage           the number of the stage that the run is in
     test_time       the test-time augmentation of evaluations: none, flip or flip_translate
     audit           the second computation of some micro-batches (train.audit); None without it
     own_metrics     functions of the user's own, of a whole split's logits and labels, by name
@@ -52,6 +57,8 @@ class TrainState:
     buffers_before: list[Tensor]
     clip_grad_norm: float | None
     step_key: int
+    stages: Stages
+    stage: int
     test_time: str = "none"
     audit: Audit | None = None
     own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)

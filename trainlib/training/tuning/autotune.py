@@ -19,6 +19,7 @@ from trainlib.data.batches.loader import DataModule
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import UserError
 from trainlib.training.metrics.progress import Progress
+from trainlib.training.step.stages import last_stage
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import trial
 from trainlib.training.tuning import memory
@@ -33,10 +34,11 @@ def autotune(config: TrainConfig, state: TrainState, samples: DataModule, progre
     dummy_input, size = samples.train.dummy_input(), samples.micro_batch_size
     if state.accelerator.device.type != "cpu":  # whose memory is not known to end, and whose kernels are deterministic
         most = min(size, progress.fitting or size)
-        if state.reducer.fixes_micro_batches:
-            memory.require_fit(state, dummy_input, most)
-        else:
-            progress.fitting = memory.find_limit(state, dummy_input, most) or progress.fitting
+        with last_stage(state):  # which takes the most memory: one limit for the whole run
+            if state.reducer.fixes_micro_batches:
+                memory.require_fit(state, dummy_input, most)
+            else:
+                progress.fitting = memory.find_limit(state, dummy_input, most) or progress.fitting
     size = min(size, progress.fitting or size)
     images_NCHW = dummy_input.expand(size, *dummy_input.shape[1:]).contiguous()
     choice = config.compile if progress.compiled is None else progress.compiled

@@ -123,7 +123,7 @@ class _Cache:
     def fill(self, steps_done: int, stop_requested: Callable[[], bool], heartbeat: Callable[[], None]) -> Features:
         """Compute all features. Raises _Without, on every rank, where that is no use."""
         started = time.perf_counter()
-        self._require_same_images()
+        self._require_same_features()
         epochs = (self.parts.plan.total_steps - steps_done) / self.parts.plan.steps_per_epoch
         self._require_epochs(epochs)
         path, sizes, covered = self._choose(heartbeat)
@@ -142,8 +142,10 @@ class _Cache:
         images = CachedFeatures(compute, self.images, self.ids_N, rows, sizes)
         return Features(self.parts.classifier.module.get_submodule(path), FeatureLoader(self.images, images))
 
-    def _require_same_images(self) -> None:
-        """Raise _Without where the images of a sample are not the same in every epoch."""
+    def _require_same_features(self) -> None:
+        """Raise _Without where the images of a sample, or the frozen layers, are not the same in every epoch."""
+        if self.parts.config.model.unfreeze is not None:
+            raise _Without("model.unfreeze trains the frozen layers from some step on")
         if self.parts.config.data.augment != Augment():
             raise _Without("data.augment makes other images in every epoch")
         if self.parts.config.data.train_image_size not in (None, self.parts.config.data.image_size):
