@@ -133,16 +133,14 @@ class Trainer:
 
     def _run_epoch(self, epoch: int, stop: StopConsensus, until: int | None) -> bool:
         """Train the rest of this epoch; return True if the run must stop before its end (asked, or `until`)."""
-        plan, progress = self.plan, self.progress
+        plan, progress, train = self.plan, self.progress, self.samples.train
         first = progress.step % plan.steps_per_epoch
         steps = slice(first, first + plan.total_steps - progress.step)
         batches, draws = (of_epoch[steps] for of_epoch in plan.batches_and_draws(epoch))
-        denominators = map(self.state.objective.denominator, self.samples.train.labels_of(batches))
-        prepared = self.samples.train.train_batches(
-            batches, epoch, self.samples.augmentation, draws, first_step=progress.step
-        )
+        denominators = map(self.state.objective.denominator, train.labels_of(batches))
+        prepared = train.train_batches(batches, epoch, self.samples.augmentation, draws, first_step=progress.step)
         for ids_N, denominator, micro_batches in zip(batches, denominators, prepared, strict=True):
-            enter_stage(self.state, progress.step, self.samples.train)
+            enter_stage(self.state, progress.step, train)
             lr = self.schedule.lr
             result = self._train_step(micro_batches, denominator)
             self.accumulator.add(progress.step, result)
