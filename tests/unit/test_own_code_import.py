@@ -119,6 +119,15 @@ def test_what_python_finds_beside_the_file_is_refused(place: Path, monkeypatch: 
         imported("own.py")
 
 
+def test_a_module_of_no_file_is_not_taken_for_one_beside_it(place: Path) -> None:
+    """As torch makes them, in a process that imports it for the first time."""
+    text = (
+        "import sys, types\nsys.modules['of_no_file'] = module = types.ModuleType('x')\nmodule.__file__ = '_ops.py'\n"
+    )
+    (place / "own.py").write_text(text)
+    assert imported("own.py").registered == ()
+
+
 def test_a_package_must_not_be_called_like_one_of_pythons(place: Path) -> None:
     for name in ("json", "trainlib"):
         (place / name).mkdir()
