@@ -243,7 +243,7 @@ def test_every_command_of_the_page(place: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_give_the_same_weights_under_each_launcher_and_through_fit(place: Path) -> None:
     more = ["train.epochs=1"]
-    accelerate = ["accelerate", "launch", "--cpu", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    accelerate = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     torchrun = ["torchrun", "--standalone", "--nproc-per-node", "2"]
     commands = {
         "launched": ["launch", "run", "own.yaml", "--code", "own.py", *more, "--processes", "2"],
