@@ -176,3 +176,5 @@ def test_sizes_follow_from_what_is_there(train: int, side: int, batch_size: int,
     assert (seen.batch_size, seen.epochs, seen.image_size) == (batch_size, epochs, image_size)
     values = yaml.safe_load(yaml_text(seen, "x", "x.yaml"))
     assert values["train"]["batch_size"] == batch_size
+    assert values["model"]["weights"] == "pretrained"
+    assert ("policy" in values["data"]["augment"]) == (train < 500)  # of the recipe for little data

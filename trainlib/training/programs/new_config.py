@@ -30,7 +30,7 @@ from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.runs.terminal.printable import print_error, printable
 from trainlib.runs.terminal.streams import end_program
 
-RECIPES = ("finetune", "my_images")  # the first that is shipped
+FEW_PICTURES = 500  # to train on, below which the recipe is that for little data
 LOOKED_AT = 500  # pictures at most, evenly spaced: of more, training finds what is damaged
 TABLES = (".csv", ".tsv", ".parquet")
 LINE = 118  # characters
@@ -192,7 +192,7 @@ def _rows(file: Path) -> csv.DictReader[str]:
 
 def yaml_text(seen: Seen, place: str, file: str) -> str:
     """Return the text of the configuration, with comments."""
-    recipe = next(name for name in RECIPES if name in shipped_configs())
+    recipe = "finetune_small_data" if seen.num_training < FEW_PICTURES else "finetune"
     values = read_file(shipped_configs()[recipe], recipe).values
     data = dict(seen.data) | seen.held_out | {"image_size": seen.image_size}
     data |= {key: values["data"][key] for key in ("augment",) if key in values["data"]}
