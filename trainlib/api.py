@@ -18,6 +18,8 @@ from trainlib.errors import EXIT_STOPPED, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.models.custom_parts import CustomParts, ModelSource, OwnMetric
 from trainlib.models.losses import CustomLoss
+from trainlib.models.recomputation import keep_activations
+from trainlib.models.synchronized_batchnorm import make_plain
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.logs import logging_to_console
 from trainlib.runs.attempt.stop_request import StopFlag
@@ -103,6 +105,9 @@ def _fit(
             done = train(resolved, flag, rank=rank, fresh=fresh, resume=resume, custom=custom)
     finally:
         flag.uninstall()
+        if isinstance(custom.model, nn.Module):
+            make_plain(custom.model)
+            keep_activations(custom.model)
     if not done:
         raise SystemExit(EXIT_STOPPED)
     return run

@@ -98,6 +98,15 @@ def test_another_number_of_classes_takes_the_backbone(base: RunDirectory, caplog
     assert "the last layer, classifier.1, begins with random weights" in caplog.text
 
 
+def test_a_run_of_another_model_is_refused_with_both(base: RunDirectory) -> None:
+    """Unless its tensors are to be taken in their order, which tells of the first that does not fit."""
+    message = "got run:base, a run of cifar10_cnn, and model.name is vgg16: name the same model, or "
+    with pytest.raises(WeightsError, match=message):
+        fit("new", "model={name: vgg16, width: 0.1, weights: run:base}")
+    with pytest.raises(WeightsError, match=r"tensor 1 of the file is not that of the model"):
+        fit("new", "model={name: vgg16, width: 0.1, weights: run:base, weights_keys: shapes}")
+
+
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [

@@ -63,6 +63,8 @@ FULL: dict[str, Any] = {
         "freeze": "backbone",
         "unfreeze": [{"match": "features.*", "at": "2ep"}],
         "cache_features": "auto",
+        "sync_batchnorm": False,
+        "checkpoint_activations": False,
         "width": 0.5,
         "dropout": 0.1,
     },

@@ -52,6 +52,8 @@ def test_pad_is_torchvisions_resize_of_the_longer_side_and_center_crop(height: i
 def test_squash_is_torchvisions_resize_of_both_sides(height: int, width: int) -> None:
     image = picture(height, width)
     assert torch.equal(Framing(24, 40, "squash")(image), v2.Resize((24, 40))(image))
+    cut = v2.Compose([v2.Resize((30, 50)), v2.CenterCrop((24, 40))])(image)
+    assert torch.equal(Framing(24, 40, "squash", 30)(image), cut)
 
 
 @pytest.mark.parametrize(("height", "width"), SIDES)

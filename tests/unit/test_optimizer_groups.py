@@ -22,11 +22,13 @@ from trainlib.models.sources.registry import last_layer
 TIMM = (
     "resnet50", "convnext_tiny", "vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224",
     "tf_efficientnetv2_s", "mobilenetv3_large_100", "regnety_008", "densenet121", "mixer_s32_224", "resmlp_12_224",
-    "beit_base_patch16_224", "edgenext_small", "efficientnet_lite0",
+    "beit_base_patch16_224", "edgenext_small", "efficientnet_lite0", "mobilevit_s", "levit_128s", "maxvit_tiny_tf_224",
+    "xcit_nano_12_p16_224", "eva02_tiny_patch14_224", "pvt_v2_b0",
 )  # fmt: skip
 TORCHVISION = (
     "resnet50", "mobilenet_v3_large", "efficientnet_v2_s", "vit_b_16", "swin_t", "convnext_tiny", "regnet_y_400mf",
-    "densenet121", "vgg16_bn", "shufflenet_v2_x1_0",
+    "densenet121", "vgg16_bn", "shufflenet_v2_x1_0", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5",
+    "mobilenet_v2", "resnext50_32x4d", "swin_v2_t", "wide_resnet50_2", "efficientnet_b0", "vit_h_14",
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ MODELS = (
     "deit3_small_patch16_224", "convnext_tiny.fb_in22k_ft_in1k_384", "swin_tiny_patch4_window7_224",
     "tf_efficientnet_lite0", "tf_efficientnetv2_s", "efficientnet_b0", "mobilenetv3_large_100", "regnety_008",
     "densenet121", "mixer_b16_224", "beit_base_patch16_224", "inception_v3", "edgenext_small", "test_resnet",
-    "coat_lite_medium_384",
+    "coat_lite_medium_384", "tf_efficientnetv2_b3.in21k_ft_in1k",
 )  # fmt: skip
 
 
@@ -140,7 +140,10 @@ def test_a_file_of_a_timm_model_is_normalised_as_timm_says(tmp_path: Path) -> No
         ("{name: timm/resnet18.nobody}", r"Invalid pretrained tag \(nobody\) for resnet18"),
         ("{name: timm/resnet18, dropout: 1}", "unexpected keyword argument 'dropout'"),
         ("{name: timm/deit_tiny_distilled_patch16_224}", r"has 2 heads \(head, head_dist\)"),
-        ("{name: timm/resnet18, weights: pretrained}", "those of timm/resnet18 could not be loaded .*HF_HOME"),
+        (
+            "{name: timm/resnet18, weights: pretrained}",
+            "those of timm/resnet18, at timm/resnet18.a1_in1k, could not .*HF_HOME",
+        ),
         ("{name: 'hf-hub:nobody/nothing'}", "hf-hub:nobody/nothing: .*HF_HOME"),
         ("{name: timm/resnet18, weights: IMAGENET1K_V1}", 'got "IMAGENET1K_V1", must be one of pretrained'),
         ("{name: timm/test_vit.nobody_there, weights: pretrained}", "Invalid pretrained tag"),

@@ -146,8 +146,11 @@ def resize_text(framing: Framing) -> str:
     size = f"{framing.height} x {framing.width}"
     how = f"({framing.interpolation}{'' if framing.interpolation == 'nearest' else ', antialiased'})"
     match framing.fit:
-        case "squash":
+        case "squash" if framing.covered == (framing.height, framing.width):
             return f"to height x width {size} {how}"
+        case "squash":
+            height, width = framing.covered
+            return f"to height x width {height} x {width} {how}, then the centre {size}"
         case "pad":
             return f"until it fits into height x width {size} {how}, then black around it"
     if framing.height == framing.width:

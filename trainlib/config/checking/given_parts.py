@@ -46,7 +46,7 @@ _IN_THE_PART: Mapping[str, Mapping[str, str]] = {
     },
 }
 _SECTIONS: Mapping[str, type[Named]] = {"model": ModelConfig, "loss": LossConfig, "optimizer": OptimizerConfig}
-_NOT_LOST = ("name", "cache_features")  # what every model has
+_NOT_LOST = ("name", "cache_features", "sync_batchnorm", "checkpoint_activations")  # what every model has
 
 
 def refuse_lost_values(source: Source, given: Mapping[str, str]) -> None:

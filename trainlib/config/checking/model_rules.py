@@ -58,3 +58,31 @@ def unfreezes_what_is_frozen(config: Config) -> Iterator[Mistake]:
     if config.model.unfreeze is not None and config.model.freeze is None:
         rule = "is given, but model.freeze is null, and then all layers are trained from the start: set model.freeze"
         yield Mistake("model.unfreeze", f"{rule}, or leave it out")
+
+
+def whole_batches(config: Config) -> Iterator[Mistake]:
+    """Refuse micro-batches beside BatchNorm statistics of the global batch, which need all of it at once."""
+    micro = config.train.micro_batch_size
+    if config.model.sync_batchnorm and micro is not None:
+        rule = (
+            f"got {micro}, but model.sync_batchnorm takes statistics of the global batch, which is then computed as "
+            "a whole: leave it out; model.checkpoint_activations=true or more processes save memory"
+        )
+        yield Mistake("train.micro_batch_size", rule)
+
+
+def not_audited(config: Config) -> Iterator[Mistake]:
+    """Refuse to have one rank repeat what it can only compute with all others."""
+    if config.model.sync_batchnorm and config.train.audit is not None:
+        rule = f"got {config.train.audit}, must be null with model.sync_batchnorm, whose layers take all ranks"
+        yield Mistake("train.audit", rule)
+
+
+def not_compiled(config: Config) -> Iterator[Mistake]:
+    """Refuse to compile what torch's compiler does not see through."""
+    if config.train.compile is False:
+        return
+    for key in ("sync_batchnorm", "checkpoint_activations"):
+        if getattr(config.model, key):
+            compiled = "true" if config.train.compile is True else config.train.compile
+            yield Mistake("train.compile", f"got {compiled}, but model.{key} is true: leave one of the two out")

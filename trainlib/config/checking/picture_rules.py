@@ -18,8 +18,8 @@ def resize_size(config: Config) -> Iterator[Mistake]:
     if resize.size == "auto":
         return
     shorter = min(sides(config.data.image_size))
-    if resize.fit != "crop":
-        rule = f"got {resize.size}, but fit: {resize.fit} scales to data.image_size itself: leave it out"
+    if resize.fit == "pad":
+        rule = f"got {resize.size}, but fit: pad scales to data.image_size itself: leave it out"
         yield Mistake("data.resize.size", rule)
     elif resize.size < shorter:
         rule = f"got {resize.size}, must be >= {shorter}, the side of the image that is cut out (data.image_size)"

@@ -241,6 +241,9 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"data"}, picture_rules.numbers_of_each_channel),
     ({"model", "data"}, picture_rules.inputs_of_three_channels),
     ({"model", "data"}, model_rules.constant_features),
+    ({"model", "train"}, model_rules.whole_batches),
+    ({"model", "train"}, model_rules.not_compiled),
+    ({"model", "train"}, model_rules.not_audited),
     ({"data"}, _policy_arguments_fit),
     ({"train", "data"}, _mixing_has_neighbours),
 )

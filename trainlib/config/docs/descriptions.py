@@ -144,9 +144,9 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "data.resize.fit=squash",
     ),
     "data.resize.size": D(
-        "With `fit: crop`, what the shorter side is scaled to, in pixels; of a `[height, width]`, what the shorter of "
-        "the two is cut from. `auto`: as `model.weights` were trained with: `image_size` by the share of it that they "
-        "cut out (232 for 224 with ResNet-50's `IMAGENET1K_V2`); `image_size` for other models.",
+        "With `fit: crop` and `squash`, what the shorter side is scaled to, in pixels; of a `[height, width]`, what "
+        "the shorter of the two is cut from. `auto`: as `model.weights` were trained with: `image_size` by the "
+        "share of it that they cut out (232 for 224 with ResNet-50's `IMAGENET1K_V2`); `image_size` for other models.",
         "data='{image_size: 64, resize: {size: 72}}'",
     ),
     "data.resize.interpolation": D(

@@ -61,4 +61,14 @@ MODEL_DESCRIPTIONS: Mapping[str, Description] = {
         "time; `true`: fail where it is not possible.",
         "model.cache_features=false",
     ),
+    "model.sync_batchnorm": D(
+        "`true`: BatchNorm takes mean and variance over the global batch, on all processes; `false`: over the images "
+        "that one process computes at a time ([models.md](models.md#batchnorm-on-several-processes)).",
+        "model='{name: resnet18, sync_batchnorm: true}'",
+    ),
+    "model.checkpoint_activations": D(
+        "`true`: compute what is inside of the model's blocks again in the backward pass, in place of keeping it: less "
+        "memory, about a third more time, the same bits. The key may be changed at any time.",
+        "model='{name: resnet18, checkpoint_activations: true}'",
+    ),
 }

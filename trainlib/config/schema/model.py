@@ -27,3 +27,5 @@ class ModelConfig(Named):
     freeze: Freeze = None
     unfreeze: Annotated[list[Unfreeze], Field(min_length=1)] | None = None
     cache_features: Literal["auto"] | bool = "auto"
+    sync_batchnorm: bool = False
+    checkpoint_activations: bool = False

@@ -259,9 +259,10 @@ class Config(Section):
         "checkpoint.background",
     )
 
-    # Where and how the data lie: whether they are the same data is asked of the data themselves. And what is done once
-    # a run is complete.
-    FREE: ClassVar[tuple[str, ...]] = ("data.root", "data.table", "data.cache", "data.verify", "checkpoint.after")
+    # Where and how the data lie (they are asked if they are the same), what is done in the end, what changes no bit.
+    FREE: ClassVar[tuple[str, ...]] = (
+        "data.root", "data.table", "data.cache", "data.verify", "checkpoint.after", "model.checkpoint_activations",
+    )  # fmt: skip
 
     name: Annotated[str, AfterValidator(check_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

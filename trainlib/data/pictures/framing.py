@@ -31,7 +31,7 @@ class Framing:
     height, width   of the result, in pixels
     fit             crop: scale the picture until it covers the `size`, and cut out the centre; pad: scale it until it
                     fits inside, and surround it with black; squash: scale height and width separately
-    size            crop only: what the shorter side of the result is scaled from, as torchvision's Resize(size) before
+    size            not of pad: what the shorter side of the result is cut out of, as torchvision's Resize(size) before
                     CenterCrop; at least the shorter of height and width, and that where it is None
     interpolation   nearest, bilinear, bicubic or lanczos; all but the first with antialiasing
     pillow          True to resample with Pillow, as `data.decode: exact` does, whose values differ by one at most
@@ -46,9 +46,9 @@ class Framing:
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width that a picture of these sides is scaled to before it is cut or padded."""
-        if self.fit == "squash":
-            return self.height, self.width
         box_height, box_width = self.covered
+        if self.fit == "squash":
+            return box_height, box_width
         if (box_height * width >= box_width * height) == (self.fit == "crop"):
             return box_height, max(1, box_height * width // height)
         return max(1, box_width * height // width), box_width
@@ -56,7 +56,7 @@ class Framing:
     @property
     def covered(self) -> tuple[int, int]:
         """Height and width that the scaled picture covers (crop), fits into (pad) or gets (squash)."""
-        if self.fit != "crop" or self.size is None:
+        if self.fit == "pad" or self.size is None:
             return self.height, self.width
         shorter = min(self.height, self.width)
         return round(self.height * self.size / shorter), round(self.width * self.size / shorter)

@@ -77,9 +77,9 @@ class DataParallelReducer:
 
     shard_name = "on rank"
     runs_empty_shards = True  # all ranks must come to the all-reduce
-    fixes_micro_batches = False
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module):
+    def __init__(self, accelerator: Accelerator, model: nn.Module, *, fixes_micro_batches: bool = False):
+        self.fixes_micro_batches = fixes_micro_batches
         self.num_shards = self.gradient_scale = accelerator.num_processes
         self._accelerator = accelerator
         self._model = model

@@ -69,9 +69,11 @@ def published(config: ModelConfig) -> Published | None:
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 return dict(build(config, image_size, channels, pretrained=True).state_dict())
         except (OSError, RuntimeError) as error:
+            place = kept.get("hf_hub_id") or kept.get("url") or str(facts.get("file"))
             raise WeightsError(
-                f"model.weights: those of {config.name} could not be loaded ({_reason(error)}). Load them once where "
-                "there is internet, by timm.create_model(..., pretrained=True) with the same HF_HOME, or give a path"
+                f"model.weights: those of {config.name}, at {place}, could not be loaded ({_reason(error)}). Load them "
+                "once where there is internet, by timm.create_model(..., pretrained=True) with the same HF_HOME, or "
+                "give a path"
             ) from error
 
     kept = {key: str(facts[key]) for key in ("hf_hub_id", "url", "tag", "license") if facts.get(key)}

@@ -24,6 +24,8 @@ from trainlib.models.freezing import unfreeze_stages
 from trainlib.models.losses import Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
+from trainlib.models.recomputation import recompute_blocks
+from trainlib.models.synchronized_batchnorm import synchronize
 from trainlib.randomness import key, seed_generators
 from trainlib.training.build.augmentation import build_augmentation
 from trainlib.training.build.data import build_plan, build_rank_slice
@@ -89,6 +91,10 @@ def check_build(config: Config, data: DatasetInfo, custom: CustomParts = NO_CUST
     stages.train_all(classifier.module)
     optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, own=custom.optimizer)
     Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
+    if config.model.sync_batchnorm:
+        synchronize(classifier.module, None)
+    if config.model.checkpoint_activations:
+        recompute_blocks(classifier.module)
 
 
 def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:
@@ -120,6 +126,8 @@ def _check_images(classifier: Classifier, config: Config, plan: Plan, num_classe
         for rank_slice in rank_slices
         for micro_batch in rank_slice.micro_batches(torch.arange(n))
     ]
+    if config.model.sync_batchnorm:  # which learns from a whole batch, however it is cut
+        micro_batches = list(batch_sizes)
     if 1 in micro_batches:
         getters = (
             f"{rank_slices[0].num_shards} virtual shards"

@@ -20,6 +20,7 @@ from trainlib.config import (
 )
 from trainlib.config.libraries import catalog
 from trainlib.config.libraries.catalog import PRETRAINED
+from trainlib.config.libraries.timm_models import PREFIX
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import CheckpointError, WeightsError
 from trainlib.models.preprocessing import preprocessing_of
@@ -73,12 +74,22 @@ def pin_weights(config: Config, *, fresh: bool = False) -> Config:
     logger.info("model.weights: the %s ones of run %s, %s: %s", which, found.name, chosen.path.name, pinned)
     model = (chosen.manifest.get("config") or {}).get("model") or {}
     same = model.get("name") == config.model.name
+    if config.model.weights_keys == "strict" and _architecture(model.get("name")) != _architecture(config.model.name):
+        raise WeightsError(
+            f"model.weights: got run:{found.name}, a run of {model.get('name')}, and model.name is {config.model.name}"
+            ": name the same model, or take the tensors in their order with model.weights_keys=shapes"
+        )
     trained, arguments = _preprocessing_in(chosen), transform_input_of(model) if same else {}
     if config.data.channels == 1:
         if arguments.get("transform_input"):  # which made values from -1 to 1 of three channels
             trained = replace(trained, mean=HALF, std=HALF)
         trained, arguments = trained.of_channels(1), {}
     return _with_trained(config, pinned, trained, arguments)
+
+
+def _architecture(name: object) -> object:
+    """Return a model's name without the tag that tells which of timm's weights it begins with."""
+    return str(name).partition(".")[0] if str(name).startswith(PREFIX) else name
 
 
 def _preprocessing_in(chosen: Checkpoint) -> Preprocessing:
@@ -91,7 +102,8 @@ def _preprocessing_in(chosen: Checkpoint) -> Preprocessing:
         raise WeightsError(f"model.weights: {chosen.path} does not say how its images are normalised") from error
     framing = evaluation_of(trained)
     fraction = min(framing.height, framing.width) / framing.shorter_side
-    return Preprocessing(tuple(normalize.mean), tuple(normalize.std), fraction, framing.interpolation)
+    fit: Any = framing.fit
+    return Preprocessing(tuple(normalize.mean), tuple(normalize.std), fraction, framing.interpolation, fit)
 
 
 def local_weights(model: ModelConfig) -> ModelConfig:
@@ -178,7 +190,8 @@ def _with(config: Config, weights: str, known: DataConfig, arguments: Mapping[st
         update["normalize"] = known.normalize
     if not config.data.is_older:
         fit = own.fit if "fit" in own.model_fields_set else known.resize.fit
-        size = known.resize.size if own.size == "auto" and fit == "crop" else own.size
+        has_size = fit == "crop" or fit == known.resize.fit == "squash"
+        size = known.resize.size if own.size == "auto" and has_size else own.size
         interpolation = known.resize.interpolation if own.interpolation == "auto" else own.interpolation
         update["resize"] = own.model_copy(update={"fit": fit, "size": size, "interpolation": interpolation})
     missing = {key: value for key, value in arguments.items() if key not in config.model.args}

@@ -18,6 +18,7 @@ from trainlib.distributed.allreduce import elastic
 from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.distributed.allreduce.reducer import DataParallelReducer
 from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
+from trainlib.distributed.pieces import PieceGather
 from trainlib.distributed.process_group import first_of_machine_first, wrap_model
 from trainlib.errors import CheckpointError, RunDirectoryError, UserError
 from trainlib.models import set_train_mode
@@ -33,6 +34,8 @@ from trainlib.models.losses import Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
+from trainlib.models.recomputation import recompute_blocks
+from trainlib.models.synchronized_batchnorm import join_moments, synchronize, synchronized_layers
 from trainlib.randomness import key
 from trainlib.training.build.data import (
     build_data_module,
@@ -48,6 +51,7 @@ from trainlib.training.metrics.own import check_own_metrics
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.audit import Audit
 from trainlib.training.step.state import TrainState
+from trainlib.training.step.together import ShardsTogether
 from trainlib.training.step.train_step import warm_up
 from trainlib.training.step.update import choose_update
 from trainlib.training.trainer import LoopConfig, Training
@@ -180,6 +184,11 @@ def build_train_state(
     set_train_mode(classifier)
     is_elastic = config.train.reproducibility == "elastic"
     module = classifier.module if trained is None else trained
+    if config.model.checkpoint_activations:
+        num_blocks = recompute_blocks(classifier.module)
+        if accelerator.is_main_process:
+            logger.info("activations of %d blocks are computed again in the backward pass", num_blocks)
+    together = _synchronized(config, classifier.module, module, accelerator) if config.model.sync_batchnorm else None
     model = wrap_model(accelerator, module, add_up_gradients=not is_elastic)
     enable_local_allreduce(model, accelerator.device)
     labels_N = inputs.samples.train.labels_N[inputs.plan.ids_N]
@@ -198,7 +207,7 @@ def build_train_state(
         reducer=(
             ElasticReducer(classifier.module, config.train.virtual_shards, accelerator.num_processes)
             if is_elastic
-            else DataParallelReducer(accelerator, model)
+            else DataParallelReducer(accelerator, model, fixes_micro_batches=config.model.sync_batchnorm)
         ),
         update=choose_update(config.train, accelerator, prepared),
         ema=ema,
@@ -212,6 +221,7 @@ def build_train_state(
         test_time=config.evaluation.test_time,
         audit=_build_audit(config, accelerator, module),
         own_metrics=custom.metrics,
+        together=together,
     )
 
 
@@ -250,6 +260,21 @@ def decay_of(config: AverageConfig, batch_size: int, plan: Plan) -> Callable[[in
     is_duration = config.warmup not in ("tensorflow", "timm", "none")
     warmup = to_steps(config.warmup, plan.steps_per_epoch) if is_duration else config.warmup
     return partial(update_decay, decay=decay, every=config.every, warmup=warmup)
+
+
+def _synchronized(
+    config: Config, whole: nn.Module, trained: nn.Module, accelerator: Accelerator
+) -> ShardsTogether | None:
+    """Synchronise BatchNorm layers over the pieces of a global batch; return what computes those of elastic mode."""
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    if config.train.reproducibility != "elastic":
+        gather = partial(PieceGather(world_size, world_size, rank), pieces=[rank])
+        synchronize(whole, lambda piece: join_moments(gather, [piece])[0])
+        return None
+    synchronize(whole, None)
+    pieces = PieceGather(config.train.virtual_shards, world_size, rank)
+    wrap = partial(wrap_model, accelerator, add_up_gradients=False)
+    return ShardsTogether(trained, pieces, accelerator.device, wrap) if synchronized_layers(trained) else None
 
 
 def build_loop_config(config: Config, epoch_steps: int) -> LoopConfig:

@@ -1,7 +1,8 @@
 """Prepare a run for a later job: `python -m trainlib.training.programs.prepare CONFIG... [--fresh] [--resume [NAME]]`.
 
-Whatever can be settled before a job waits in a queue is settled now: that all can be built, and that this configuration
-may go on in the run directory, whose config.yaml then is all that the job needs.
+Whatever can be settled before a job waits in a queue is settled now: that all can be built, that nothing is left to be
+downloaded, and that this configuration may go on in the run directory, whose config.yaml then is all that the job
+needs.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ def prepare(config: Config, *, fresh: bool, resume: str | None, code: OwnCode = 
         from trainlib.training.build.run_weights import pin_weights
 
         config = pin_weights(config, fresh=fresh)
+    from trainlib.training.build.fetch import fetch_downloads
+
+    begins = fresh or not any((RUNS / config.name / "checkpoints").glob("step-*"))
+    fetch_downloads(config, with_weights=begins)
     run = RunDirectory.open(config, fresh=fresh, resume=resume, code=code)
     try:
         if resume:

@@ -19,6 +19,7 @@ from trainlib.models.freezing import Stages
 from trainlib.models.losses import Objective
 from trainlib.models.optimizers.build import KERNEL_OPTIONS
 from trainlib.training.step.audit import Audit
+from trainlib.training.step.together import ShardsTogether
 from trainlib.training.step.update import CheckedUpdate
 
 
@@ -42,6 +43,7 @@ class TrainState:
     test_time       the test-time augmentation of evaluations: none, flip or flip_translate
     audit           the second computation of some micro-batches (train.audit); None without it
     own_metrics     functions of the user's own, of a whole split's logits and labels, by name
+    together        computes a rank's virtual shards together; None where each is computed alone
     """
 
     accelerator: Accelerator
@@ -62,6 +64,7 @@ class TrainState:
     test_time: str = "none"
     audit: Audit | None = None
     own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
+    together: ShardsTogether | None = None
 
     @property
     def local_model(self) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.models import preserve_buffers
 from trainlib.models.losses import count_correct
+from trainlib.models.synchronized_batchnorm import standing_in, synchronized_layers
 from trainlib.randomness import key, seed_generators
 from trainlib.training.metrics.sums import MicroBatchResult
 from trainlib.training.step.out_of_memory import ADVICE, explained
@@ -92,6 +93,15 @@ def _backward(
     """Leave the gradient of the global batch on every rank, and append each micro-batch's loss and correct count."""
     reducer, last = state.reducer, micro_batches[-1]
     reducer.start_step()
+    if state.together is not None:
+
+        def loss_of(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
+            seed_generators(key(step, micro_batch.shard, folded=state.step_key), state.accelerator.device)
+            return _loss_of(state, model, micro_batch, denominator, results)
+
+        state.together.backward(micro_batches, loss_of, state.update.backward, reducer)
+        reducer.finish_step()
+        return
     for shard, in_shard in groupby(micro_batches, key=attrgetter("shard")):
         seed_generators(key(step, shard, folded=state.step_key), state.accelerator.device)
         with reducer.shard(shard):
@@ -110,19 +120,30 @@ def _backward_one(
     audit = state.audit
     if audit is not None:
         audit.before_forward(micro_batch, state.buffers)
-    with frozen_batchnorm(state.classifier.module) if micro_batch.is_empty else _NOTHING:
-        logits_NC = state.model(micro_batch.images_NCHW)
-    loss, own = (None, 0.0) if micro_batch.is_empty else state.objective.of(logits_NC, micro_batch.targets)
-    if loss is None:  # with weight 0 any loss will do: it takes part in the backward pass and adds nothing
-        loss = logits_NC.sum()
-    if not micro_batch.is_empty:
-        results.append(measure(micro_batch, logits_NC, loss, own))
-    loss = _weighted(state, loss, own, denominator)
+    loss = _loss_of(state, state.model, micro_batch, denominator, results)
     if audit is None:
         state.update.backward(loss)
     else:
         with audit.during_backward(micro_batch, state.update.scaled(loss)):
             state.update.backward(loss)
+
+
+def _loss_of(
+    state: TrainState,
+    model: nn.Module,
+    micro_batch: MicroBatch,
+    denominator: float,
+    results: list[MicroBatchResult],
+) -> Tensor:
+    """Run a micro-batch forward; return its loss, weighted by its share of the global denominator."""
+    with _without_samples(model) if micro_batch.is_empty else _NOTHING:
+        logits_NC = model(micro_batch.images_NCHW)
+    loss, own = (None, 0.0) if micro_batch.is_empty else state.objective.of(logits_NC, micro_batch.targets)
+    if loss is None:  # with weight 0 any loss will do: it takes part in the backward pass and adds nothing
+        loss = logits_NC.sum()
+    if not micro_batch.is_empty:
+        results.append(measure(micro_batch, logits_NC, loss, own))
+    return _weighted(state, loss, own, denominator)
 
 
 def _weighted(state: TrainState, loss: Tensor, own: float, denominator: float) -> Tensor:
@@ -175,6 +196,14 @@ def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.train()
+
+
+@contextmanager
+def _without_samples(module: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm from learning of a dummy image; synchronised layers exchange what they must all the same."""
+    is_synchronized = bool(synchronized_layers(module))
+    with standing_in(module) if is_synchronized else frozen_batchnorm(module):
+        yield
 
 
 def _clip_gradients(state: TrainState) -> Tensor:

@@ -16,6 +16,7 @@ from trainlib.accelerators import release_cached_memory
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError
+from trainlib.models.synchronized_batchnorm import synchronized_layers
 from trainlib.training.step.out_of_memory import ADVICE
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import trial
@@ -85,10 +86,11 @@ def _fits(state: TrainState, dummy_input: Tensor, size: int) -> bool:
 
 
 def _too_large(size: int, state: TrainState) -> UserError:
-    return UserError(
-        f"train.micro_batch_size: {size} images at a time do not fit into the memory of {state.accelerator.device}"
-        f": set it to {max(1, size // 2)}, or {ADVICE}"
-    )
+    key, way = "train.micro_batch_size", f"set it to {max(1, size // 2)}"
+    if synchronized_layers(state.classifier.module):  # which need the whole batch at once
+        key, way = "model.sync_batchnorm", "set model.checkpoint_activations to true"
+    where = state.accelerator.device
+    return UserError(f"{key}: {size} images at a time do not fit into the memory of {where}: {way}, or {ADVICE}")
 
 
 def _halved(size: int, state: TrainState) -> int:
