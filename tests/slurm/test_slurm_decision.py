@@ -11,7 +11,7 @@ from launch.slurm.ending.evidence import attempt_since, exit_code_of, lost_by, q
 from launch.slurm.queue import JobState
 from trainlib.runs.records.failure_record import FailureRecord
 from trainlib.runs.records.jobs import JobStart, append, job_lines, unfinished
-from trainlib.runs.records.reasons import EndCode, code_of_end
+from trainlib.runs.records.reasons import EndCode
 
 FAILED = FailureRecord("2026-01-01T00:00:00Z", 1, "n1", 7, None, "runs/x/logs/rank-1.log", "RuntimeError: no memory")
 STOPPED = Evidence(0, EndCode.SIGNAL, step=9)
@@ -76,36 +76,6 @@ def test_every_code_is_decided(code: EndCode) -> None:
     exit_code, *expected = EVERY_CODE[code]
     decision = decide(Evidence(exit_code, code, step=9, seconds_left=3600.0), [], max_failures=3)
     assert [decision.cause, decision.requeue, decision.exit_code] == expected
-
-
-@pytest.mark.parametrize(
-    ("status", "sentence", "code"),
-    [
-        ("completed", None, EndCode.COMPLETED),
-        ("completed", "OSError: no space", EndCode.COMPLETED),
-        ("stopped", "SIGTERM", EndCode.SIGNAL),
-        ("stopped", "SIGUSR2", EndCode.SIGNAL),
-        ("stopped", "launch stop", EndCode.STOP_FILE),
-        ("stopped", "STOP file", EndCode.STOP_FILE),
-        ("stopped", "please", EndCode.STOP_FILE),
-        ("stopped", None, EndCode.STOP_FILE),
-        ("stopped", "another rank was asked to stop", EndCode.OTHER_RANK),
-        ("stopped", "StoppedError: Stopped while computing frozen features.", EndCode.OTHER_RANK),
-        ("stopped", "end time", EndCode.END_TIME),
-        ("stopped", "the launcher died", EndCode.LAUNCHER_DIED),
-        ("failed", "ConnectionLostError: lost the connection to another rank", EndCode.ERROR),
-        ("failed", "end time", EndCode.ERROR),
-        ("failed", None, EndCode.ERROR),
-        (None, "SIGTERM", None),
-        (None, None, None),
-    ],
-)
-def test_lines_of_versions_without_codes(status: str | None, sentence: str | None, code: EndCode | None) -> None:
-    line = {"event": "end", "status": status, "reason": sentence}
-    assert code_of_end(line) is code
-    assert code_of_end(line | {"code": "of a later version"}) is code
-    for written in EndCode:
-        assert code_of_end(line | {"code": written.value}) is written
 
 
 def end(cause: str, step: int | None = 5, exit_code: int = 7, error: str = FAILED.error) -> dict[str, Any]:

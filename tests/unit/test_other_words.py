@@ -72,7 +72,7 @@ WRONG = [
     ("run quickstart arch=resnet-50", "Type model.name=resnet50"),
     ("run quickstart model.pretrained=true", "Type model.weights=pretrained"),
     ("run quickstart optimizer=adam", "Type optimizer.name=Adam"),
-    ("run quickstart optimizer=lamb", "Type optimizer.name=NAME"),
+    ("run quickstart optimizer=lars", "Type optimizer.name=NAME"),
     ("run quickstart scheduler=cosine", "Type scheduler.name=CosineAnnealingLR"),
     ("run quickstart loss=ce", "Type loss.name=CrossEntropyLoss"),
     ("run quickstart tracking.wandb=false", "Type tracking.wandb.mode=disabled"),

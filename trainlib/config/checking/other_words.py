@@ -188,13 +188,8 @@ def instead(key: str, value: str) -> str | None:
         value = last
     if (known := ours(target, value)) is not None:
         return template.format(known)
-    if (
-        value
-        and _names(target)
-        and target.endswith(".name")
-        and not set("/:") & set(value)
-        and value not in _names(target)
-    ):
+    names = _names(target) if target.endswith(".name") else ()
+    if value and names and value not in names and not set("/:") & set(value):
         return OWN.get(target) or (None if target == key else template.format("NAME"))
     return template.format(shlex.quote(value) if value else "...") or None
 
