@@ -191,18 +191,11 @@ def build_train_state(
     together = _synchronized(config, classifier.module, module, accelerator) if config.model.sync_batchnorm else None
     model = wrap_model(accelerator, module, add_up_gradients=not is_elastic)
     enable_local_allreduce(model, accelerator.device)
-    labels_N = inputs.samples.train.labels_N[inputs.plan.ids_N]
-    loss = with_class_weights(config.loss, labels_N, inputs.num_classes)
-    objective = Objective(loss, inputs.num_classes, accelerator.device, custom.loss)
-    of_sets = config.data.has_sets
-    if custom.loss is not None:
-        check_custom_loss(objective, inputs.num_classes, accelerator.device, of_sets=of_sets, of_each=custom.is_code)
-    check_own_metrics(custom.metrics, inputs.num_classes, of_sets=of_sets)
     return TrainState(
         accelerator=accelerator,
         classifier=classifier,
         model=model,
-        objective=objective,
+        objective=_build_objective(inputs, custom),
         optimizer=prepared,
         reducer=(
             ElasticReducer(classifier.module, config.train.virtual_shards, accelerator.num_processes)
@@ -223,6 +216,18 @@ def build_train_state(
         own_metrics=custom.metrics,
         together=together,
     )
+
+
+def _build_objective(inputs: TrainingInputs, custom: CustomParts) -> Objective:
+    """Return the loss on its device. Raises UserError where a loss or metric of the user's own breaks its rule."""
+    config, num_classes, device = inputs.config, inputs.num_classes, inputs.accelerator.device
+    labels_N = inputs.samples.train.labels_N[inputs.plan.ids_N]
+    objective = Objective(with_class_weights(config.loss, labels_N, num_classes), num_classes, device, custom.loss)
+    of_sets = config.data.has_sets
+    if custom.loss is not None:
+        check_custom_loss(objective, num_classes, device, of_sets=of_sets, of_each=custom.is_code)
+    check_own_metrics(custom.metrics, num_classes, of_sets=of_sets)
+    return objective
 
 
 def _build_audit(config: Config, accelerator: Accelerator, module: nn.Module) -> Audit | None:
