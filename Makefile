@@ -1,14 +1,13 @@
 # `make run`, `make test` and the others do all the set-up: an environment in .venv, the package in it, then the job.
 # PYTHON=...  the interpreter, 3.11 or newer      ARGS=...  more for `launch run`      PYTEST_ARGS=...  more for pytest
-# WORKERS=...  processes that run the tests, 3 by default: some of them wait for others
+# WORKERS=...  processes that run the tests: 3 by default, 4 for slow ones, as some wait for others
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 # Files in the order of their folders, which puts those with few but long tests first.
-IN_PARALLEL := -n $(WORKERS) --no-loadscope-reorder --durations=10
+IN_PARALLEL = -n $(or $(WORKERS),$(1)) --no-loadscope-reorder --durations=10
 # Else each process that a test starts compiles all modules anew, and pytest rewrites each test module in each worker.
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
@@ -20,15 +19,15 @@ run: $(VENV)/installed
 
 # What a change needs, in at most five minutes on two cores.
 test: $(VENV)/installed-dev
-	$(PYTEST) $(IN_PARALLEL) -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) $(call IN_PARALLEL,3) -m "not slow" $(PYTEST_ARGS)
 
 # The rest, in at most twenty-five minutes: SLURM clusters, launchers that are killed, browsers, W&B, long trainings.
 test-slow: $(VENV)/installed-dev
-	$(PYTEST) $(IN_PARALLEL) -m slow $(PYTEST_ARGS)
+	$(PYTEST) $(call IN_PARALLEL,4) -m slow $(PYTEST_ARGS)
 
 # Lines and branches that `make test` runs; fails below the floor that pyproject.toml sets.
 coverage: $(VENV)/installed-dev
-	$(PYTEST) $(IN_PARALLEL) -m "not slow" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(PYTEST) $(call IN_PARALLEL,3) -m "not slow" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 # The tests of faults at their full length, for hours: kills, damage, full disks, signals; and properties with more examples.
 soak: $(VENV)/installed-dev
