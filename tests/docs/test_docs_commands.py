@@ -112,6 +112,13 @@ def sees_pictures(command: Command, words: list[str], cwd: Path) -> None:
     as_it_is(command, words, cwd)
 
 
+def checks(command: Command, words: list[str], cwd: Path) -> None:
+    for word in words:
+        if word.startswith("data.root="):
+            make_pictures(cwd / word.removeprefix("data.root="))
+    as_it_is(command, words, cwd)
+
+
 def as_it_is(command: Command, words: list[str], cwd: Path) -> None:
     succeeds([command.words[1], *words], cwd)
 
@@ -133,10 +140,11 @@ def ends_a_run(command: Command, words: list[str], cwd: Path) -> None:
     assert f"{words[0]} is not running" in ranks.console(cwd)
 
 
-AS_THEY_ARE = ("check", "list", "status", "logs", "report", "eval", "export", "rm", "prune", "slurm-script")
+AS_THEY_ARE = ("list", "status", "logs", "report", "eval", "export", "rm", "prune", "slurm-script")
 RULES: dict[str, Callable[[Command, list[str], Path], None]] = {
     **dict.fromkeys(AS_THEY_ARE, as_it_is),
     "run": trains,
+    "check": checks,
     "data": looks_at_data,
     **dict.fromkeys(("submit", "sweep"), with_option("--dry-run")),
     "init": sees_pictures,

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainlib.data.batches.rank_slice import shards_of_rank, split_range
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce.elastic import ElasticReducer, Node, TreeSum, cover
-from trainlib.errors import EXIT_USER_ERROR, TrainlaunchError, UserError
+from trainlib.errors import EXIT_USER_ERROR, RanksDifferError, UserError
 
 ELASTIC = ["train.reproducibility=elastic"]
 # 41 images: three batches of 12 and one of 5, of which three of the eight shards get nothing.
@@ -260,7 +260,7 @@ def drift() -> None:
 def test_ranks_that_drift_apart_are_noticed_before_the_next_checkpoint(tmp_path: Path, images: Path) -> None:
     training = tiny.arguments(images, 2, 4, *ELASTIC, CNN)
     codes = ranks.run(in_rank_1, drift, training, world_size=2, cwd=tmp_path)
-    assert codes == [TrainlaunchError.exit_code] * 2
+    assert codes == [RanksDifferError.exit_code] * 2
     assert "features.2.bias on rank 1 is not what it is on rank 0" in ranks.console(tmp_path)
     assert not list((tmp_path / "runs/run/checkpoints").iterdir())
 

@@ -272,7 +272,7 @@ def test_why_not(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, mon
         patch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x: x.mean((2, 3)) + torch.rand(()))
         assert why(model=RESNET) == "what comes before fc gives other bits alone than inside of the model"
     with monkeypatch.context() as patch:
-        patch.setattr("trainlib.models.classifier._freeze", _freeze_all_but_first_and_last)
+        patch.setattr("trainlib.models.classifier.freeze", _freeze_all_but_first_and_last)
         assert why(model=RESNET) == "layers all over the model are trained"
 
     with caplog.at_level(logging.INFO, "trainlib"):

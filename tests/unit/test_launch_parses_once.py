@@ -22,8 +22,8 @@ def read(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> list[Config]:
     found: list[Config] = []
     original = load._validated
 
-    def validated(source: Any) -> Config:
-        found.append(original(source))
+    def validated(*source_and_parts: Any) -> Config:
+        found.append(original(*source_and_parts))
         return found[-1]
 
     monkeypatch.setattr(load, "_validated", validated)

@@ -18,6 +18,12 @@ def full(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
 
+def use(model: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `launch predict` take this model, whatever it is asked for."""
+    monkeypatch.setattr(predict, "find_checkpoint", lambda name: Path(name))
+    monkeypatch.setattr(predict, "trained_model", lambda checkpoint, **_: model)
+
+
 @pytest.mark.parametrize(
     ("count", "way_out"), [(5, "use --batch-size 2 "), (1, "use a device with more memory, or the")]
 )
@@ -26,8 +32,8 @@ def test_memory_that_runs_out_in_a_prediction_is_told_with_a_batch_size_that_is_
 ) -> None:
     save_classes(tmp_path, {"cat": count})
     reader = PictureReader.of(DataConfig.model_validate({"image_size": 8}))
-    model = SimpleNamespace(classes=("cat", "dog"), reader=reader, probabilities_of_images=full)
-    monkeypatch.setattr(predict, "load_model", lambda name: model)
+    model = SimpleNamespace(classes=("cat", "dog"), reader=reader, probabilities_of_images=full, thresholds=None)
+    use(model, monkeypatch)
     assert predict.main(["run", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: a prediction of {count} images at a time does not fit into the memory of the dev")
@@ -47,10 +53,11 @@ def test_a_folder_for_prediction_names_what_it_leaves_out(
     model = SimpleNamespace(
         classes=("cat", "dog"),
         reader=reader,
+        thresholds=None,
         probabilities_of_images=lambda images: probabilities,
         prediction=lambda row: SimpleNamespace(top=lambda count: [("cat", 0.5)]),
     )
-    monkeypatch.setattr(predict, "load_model", lambda name: model)
+    use(model, monkeypatch)
     assert predict.main(["run", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2
