@@ -112,7 +112,8 @@ def _undecayed(no_decay: str, module: nn.Module) -> set[str]:
     if no_decay == "norm_and_bias":
         names |= {name for name, p in module.named_parameters() if p.ndim <= 1 or name.endswith(".bias")}
         listed = getattr(module, "no_weight_decay", None)  # timm's models name tables of positions and the like
-        names |= set(listed()) if callable(listed) else set()
+        patterns = list(listed()) if callable(listed) else []
+        names |= {name for name, _ in module.named_parameters() for pattern in patterns if fnmatchcase(name, pattern)}
     return names
 
 
