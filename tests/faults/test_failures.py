@@ -13,6 +13,7 @@ from bad_losses import TRAINING, train_with_faults
 from patience import HANG
 from tiers import slow_but
 
+from trainlib.errors import EXIT_HANG
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_lines
 from trainlib.training.checkpoints import checkpoint
@@ -179,7 +180,7 @@ def hang_while_building(arguments: list[str]) -> int:
 def test_a_rank_that_hangs_before_training_is_noticed(tmp_path: Path) -> None:
     hanging = [*TRAINING, "train.hang_seconds=4"]
     under_way = ranks.start(hang_while_building, hanging, world_size=2, cwd=tmp_path)
-    assert under_way.wait(closing=1.0) == [1, -9]
+    assert under_way.wait(closing=1.0) == [EXIT_HANG, -9]
     said = ranks.console(tmp_path)
     assert "no step was finished for 4 s" in said
     assert "build_train" in said
@@ -191,7 +192,7 @@ def test_a_rank_that_hangs_before_training_is_noticed(tmp_path: Path) -> None:
 def test_a_hanging_rank_is_noticed_and_stacks_are_dumped(tmp_path: Path) -> None:
     hanging = [*TRAINING, "train.hang_seconds=2"]
     under_way = ranks.start(hang, hanging, 3, world_size=2, cwd=tmp_path)
-    assert under_way.wait(closing=1.0) == [1, -9]  # a launcher kills the stopped one
+    assert under_way.wait(closing=1.0) == [EXIT_HANG, -9]  # a launcher kills the stopped one
     log = (tmp_path / "runs/run/logs/rank-0.log").read_text()
     assert "no step was finished for 2 s" in log
     assert "train_step" in log
