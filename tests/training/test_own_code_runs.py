@@ -234,7 +234,9 @@ def test_every_command_of_the_page(place: Path) -> None:
     """All of them as they stand, then: the same weights at the same number of processes."""
     for command in COMMANDS:
         done = program(*command, cwd=place)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        differs = command[1] == "verify"  # numbers of processes round differently, but in elastic mode
+        assert done.returncode == differs, (command, done.stdout, done.stderr)
+        assert not differs or "different: step" in done.stdout, done.stdout
     fit("fitted", QUIET)
     assert sha("own") == sha("own-a") == sha("fitted")
     assert RunDirectory(Path("runs/own-2")).summary()["world_size"] == 2
