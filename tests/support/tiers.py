@@ -13,9 +13,16 @@ def slow_but(quick: Collection[Any], values: Sequence[Any]) -> list[Any]:
 
     A tuple stands for several parameters.
     """
+    return _marked(quick, values, pytest.mark.slow)
+
+
+def quick_or_soak(quick: Collection[Any], values: Sequence[Any]) -> list[Any]:
+    """Return the same with all others for `make soak`: many members of one kind, each of which takes seconds."""
+    return _marked(quick, values, pytest.mark.soak)
+
+
+def _marked(quick: Collection[Any], values: Sequence[Any], mark: pytest.MarkDecorator) -> list[Any]:
     return [
-        pytest.param(
-            *(value if isinstance(value, tuple) else [value]), marks=() if value in quick else pytest.mark.slow
-        )
+        pytest.param(*(value if isinstance(value, tuple) else [value]), marks=() if value in quick else mark)
         for value in values
     ]

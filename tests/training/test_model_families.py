@@ -12,7 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 from soak import only_in_soak
-from tiers import slow_but
+from tiers import quick_or_soak
 from torchvision import models
 from torchvision.models import get_model_weights
 
@@ -49,7 +49,7 @@ FAMILIES = {
 Settings = tuple[Any, ...]
 
 
-@pytest.mark.parametrize("name", slow_but(["resnet18", "vit_b_32", "mobilenet_v3_small"], CLASSIFIERS))
+@pytest.mark.parametrize("name", quick_or_soak(["resnet18", "vit_b_32", "mobilenet_v3_small"], CLASSIFIERS))
 def test_every_classifier_of_torchvision_is_built_on_the_meta_device(name: str) -> None:
     size = 299 if name == "inception_v3" else 224
     with torch.device("meta"):
@@ -59,7 +59,7 @@ def test_every_classifier_of_torchvision_is_built_on_the_meta_device(name: str) 
     assert all(tensor.device.type == "meta" for tensor in classifier.module.state_dict().values())
 
 
-@pytest.mark.parametrize("name", slow_but(["resnet18", "vit_tiny_patch16_224"], TIMM))
+@pytest.mark.parametrize("name", quick_or_soak(["resnet18", "vit_tiny_patch16_224"], TIMM))
 def test_models_of_timm_are_built_on_the_meta_device(name: str) -> None:
     facts = timm.models.get_pretrained_cfg(name)
     assert facts is not None
@@ -91,7 +91,7 @@ def pictures() -> list[Image.Image]:
     return [*resized, Image.new("RGB", (300, 200), (255, 0, 7))]
 
 
-@pytest.mark.slow
+@only_in_soak
 @pytest.mark.parametrize(("key", "names"), settings().items(), ids=lambda value: str(value)[:60])
 def test_pictures_are_evaluated_as_torchvision_does(key: Settings, names: list[tuple[str, str]]) -> None:
     """In the same bits before they are normalised; every published weight of the settings means the same."""

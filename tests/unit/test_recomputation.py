@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from tiers import slow_but
+from tiers import quick_or_soak
 from torch import Tensor, nn
 
 from trainlib.errors import UserError
@@ -28,7 +29,10 @@ TIMM = {
     "test_resnet": 64, "test_vit": 160, "test_efficientnet": 64, "test_convnext": 64, "test_byobnet": 64,
     "regnety_002": 32, "densenet121": 32, "swin_tiny_patch4_window7_224": 224,
 }  # fmt: skip
-QUICK = [("torchvision", name) for name in ("resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small")]
+QUICK = [
+    ("torchvision", name)
+    for name in ("resnet18", "densenet121", "shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small")
+]
 QUICK += [("timm", "test_resnet"), ("timm", "test_vit"), ("timm", "test_convnext")]
 ALL = [("torchvision", name) for name in TORCHVISION] + [("timm", name) for name in TIMM]
 
@@ -66,11 +70,11 @@ def one_pass(module: nn.Module, images_NCHW: Tensor) -> tuple[dict[str, Tensor],
     return found, sum(kept.values())
 
 
-@pytest.mark.parametrize(("source", "name"), slow_but(QUICK, ALL), ids=lambda value: str(value))
+@pytest.mark.parametrize(("source", "name"), quick_or_soak(QUICK, ALL), ids=lambda value: str(value))
 def test_bits_are_the_same_and_memory_falls(source: str, name: str) -> None:
     """Of two passes, one after another, with dropout and BatchNorm; what is kept is counted by autograd's own hooks."""
     module, size = built(source, name)
-    initial = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    initial = copy.deepcopy(module.state_dict())
     images_NCHW = torch.randn(2, 3, size, size)
     expected = [one_pass(module, images_NCHW) for _ in range(2)]
     names = list(module.state_dict())
@@ -83,7 +87,7 @@ def test_bits_are_the_same_and_memory_falls(source: str, name: str) -> None:
         assert found.keys() == results.keys()
         for key, tensor in results.items():
             assert torch.equal(found[key], tensor), key
-        assert after < 0.75 * before, (after, before)
+        assert after < 0.9 * before, (after, before)
     module.eval()
     with torch.no_grad():
         logits = module(images_NCHW)

@@ -203,6 +203,7 @@ def _forward_layers(layers: Sequence[nn.Module], values: Tensor) -> Tensor:
 def _run(modules: Sequence[nn.Module], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
+    args = tuple(list(value) if isinstance(value, list) else value for value in args)  # DenseNet's grow afterwards
     inputs = (*args, *kwargs.values())
     needed = [tensor.requires_grad for tensor in _tensors(inputs)]
     needed += [parameter.requires_grad for module in modules for parameter in module.parameters()]
