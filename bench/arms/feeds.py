@@ -46,7 +46,7 @@ class Tensors:
         workload = self.workload
         samples = build_data_module(workload.config, workload.dataset, torch.empty(0), one_process(workload))
         for [piece] in samples.train.train_batches(list(workload.batches()), 0, samples.augmentation):
-            yield piece.images_NCHW, piece.labels_N
+            yield piece.images_NCHW, piece.targets.labels_N
 
 
 def batches(

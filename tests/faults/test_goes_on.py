@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 EVERY = 4
 HANG_SECONDS = 5
 ELASTIC = ("train.reproducibility=elastic", "train.virtual_shards=4")
-WORLDS = [(1, ()), (2, ()), (4, ELASTIC)]
+WORLDS = [(1, ()), pytest.param(2, (), marks=only_in_soak), (4, ELASTIC)]
 CRASHES = [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT]
 
 
@@ -165,7 +165,9 @@ sys.meta_path.insert(0, Finder())
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(("fault", "every", "starts"), [("raise", 5, 1), ("kill", 5, 2), ("kill", 4, 4)])
+@pytest.mark.parametrize(
+    ("fault", "every", "starts"), [("raise", 5, 1), ("kill", 5, 2), pytest.param("kill", 4, 4, marks=only_in_soak)]
+)
 def test_a_fault_that_repeats_ends_the_run(
     tmp_path: Path, images: Path, world_size: int, fault: str, every: int, starts: int
 ) -> None:
@@ -204,7 +206,7 @@ def test_a_device_that_computes_wrongly_is_left_out_in_elastic_mode(
     tiny.assert_same_result(broken, whole)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=only_in_soak), 2])
 @pytest.mark.parametrize("how", ["cancel", "SIGTERM", "launcher"])
 def test_who_wants_an_end_gets_it(tmp_path: Path, images: Path, world_size: int, how: str) -> None:
     launched = Launched(tmp_path, tiny.arguments(images, 400, EVERY), world_size)

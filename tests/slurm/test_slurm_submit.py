@@ -256,8 +256,9 @@ def test_ctrl_c_while_waiting_leaves_the_job_in_the_queue(slurm: Cluster, traini
         assert waiting.stdout is not None
         assert waiting.stderr is not None
         job_id = waiting.stdout.readline().strip()
-        assert waiting.stderr.readline().startswith(f"run is job {job_id}; launch status run tells")
-        assert waiting.stderr.readline() == f"job {job_id}: pending (JobHeldUser)\n"
+        told = iter(waiting.stderr.readline, "")
+        assert any(line.startswith(f"run is job {job_id}; launch status run tells") for line in told)
+        assert next(told) == f"job {job_id}: pending (JobHeldUser)\n"
         time.sleep(0.2)
         waiting.send_signal(signal.SIGINT)
         _, said = waiting.communicate(timeout=HANG)

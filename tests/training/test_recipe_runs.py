@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from accelerate import Accelerator
 from parts import build_trainer
-from tiers import slow_but
+from tiers import quick_or_soak
 
 from trainlib.config import load_config, shipped_configs
 from trainlib.data import load_data
@@ -59,7 +59,7 @@ class Norms(Hook):
         self.values.append(float(result.grad_norm))
 
 
-@pytest.mark.parametrize("name", slow_but(["resnet50_a3"], RECIPES))
+@pytest.mark.parametrize("name", quick_or_soak(["resnet50_a3"], RECIPES))
 def test_ten_steps(name: str, accelerator: Accelerator) -> None:
     if name in ("resnet50_a1", "resnet50_a2", "resnet50_a3"):
         pytest.importorskip("timm")

@@ -10,7 +10,7 @@ import ranks
 import tiny
 import torch
 from safetensors.torch import load_file
-from soak import SOAK
+from soak import SOAK, only_in_soak
 from torch import Tensor
 
 from trainlib.config import Config, harmful, load_config
@@ -84,21 +84,21 @@ def test_without_it_they_are_not(tmp_path: Path, images: Path) -> None:
     ("name", "changes", "model", "world_sizes"),
     [
         pytest.param(MODEL, [], {}, (1, 2, 4), id="four-shards"),
-        pytest.param(MODEL, ["train.virtual_shards=8"], {}, (1, 3, 8), id="eight-shards", marks=pytest.mark.slow),
+        pytest.param(MODEL, ["train.virtual_shards=8"], {}, (1, 3, 8), id="eight-shards", marks=only_in_soak),
         pytest.param(
             MODEL, ["train.precision=bf16", "train.average={decay: 0.9}"], {}, (1, 3), id="bf16-ema",
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            MODEL, [], {"freeze": "[conv1.*, bn1.*, layer1.*]"}, (1, 4), id="frozen-stem", marks=pytest.mark.slow
+            MODEL, [], {"freeze": "[conv1.*, bn1.*, layer1.*]"}, (1, 4), id="frozen-stem", marks=only_in_soak
         ),
         pytest.param("shufflenet_v2_x0_5", [], {}, (1, 2, 4), id="branches-shufflenet", marks=pytest.mark.slow),
         pytest.param(
-            "googlenet", ["data.image_size=64", "train.epochs=1"], {}, (1, 2, 4), id="googlenet", marks=pytest.mark.slow
+            "googlenet", ["data.image_size=64", "train.epochs=1"], {}, (1, 2, 4), id="googlenet", marks=only_in_soak
         ),
         pytest.param(
             "timm/test_efficientnet", ["data.image_size=64"], {"drop_rate": 0.2, "drop_path_rate": 0.2}, (1, 2, 4),
-            id="dropout-efficientnet", marks=pytest.mark.slow,
+            id="dropout-efficientnet", marks=only_in_soak,
         ),
         pytest.param(
             MODEL, [], {"checkpoint_activations": True}, (1, 2, 4), id="recomputed", marks=pytest.mark.slow

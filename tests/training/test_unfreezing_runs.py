@@ -170,14 +170,13 @@ def test_stopping_where_a_stage_begins_changes_no_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("world_size", "changes", "steps"),
     [
-        (1, (MODEL,), AROUND),
-        (1, (NORM, SGD, AVERAGE), AROUND),
-        (2, (MODEL, AVERAGE), AROUND),
-        (2, (NORM, SGD), AROUND),
-        (2, (NORM, *ELASTIC), AROUND),
-        (3, (MODEL, SGD), (1, 4)),
+        pytest.param(1, (MODEL,), AROUND, id="1-rank"),
+        pytest.param(1, (NORM, SGD, AVERAGE), AROUND, id="1-rank-norm", marks=only_in_soak),
+        pytest.param(2, (MODEL, AVERAGE), AROUND, id="2-ranks", marks=only_in_soak),
+        pytest.param(2, (NORM, SGD), AROUND, id="2-ranks-norm"),
+        pytest.param(2, (NORM, *ELASTIC), AROUND, id="elastic"),
+        pytest.param(3, (MODEL, SGD), (1, 4), id="3-ranks", marks=only_in_soak),
     ],
-    ids=["1-rank", "1-rank-norm", "2-ranks", "2-ranks-norm", "elastic", "3-ranks"],
 )
 def test_stopping_at_every_step_around_a_stage_changes_no_bit(
     tmp_path: Path, world_size: int, changes: tuple[str, ...], steps: tuple[int, ...]

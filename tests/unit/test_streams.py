@@ -83,7 +83,7 @@ SLOW = [pytest.param(words, marks=pytest.mark.slow) for words in ("--help", "che
 def test_every_command_ends_quietly_where_the_reader_has_gone(tmp_path: Path, words: str) -> None:
     done = shell(f'"$PYTHON" -m launch {words} | true; exit ${{PIPESTATUS[0]}}', tmp_path)
     assert done.returncode in (0, 141)  # 0: it had nothing more to say
-    assert done.stderr == ""
+    assert set(done.stderr.splitlines()) <= {"loading torch ...", "next: launch run quickstart"}
 
 
 def test_an_encoding_that_lacks_a_character_is_no_error(tmp_path: Path) -> None:
