@@ -68,7 +68,7 @@ MODEL_DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "model.checkpoint_activations": D(
         "`true`: compute what is inside of the model's blocks again in the backward pass, in place of keeping it: less "
-        "memory, about a third more time, the same bits. The key may be changed at any time.",
+        "memory, a second forward pass, the same bits. The key may be changed at any time.",
         "model='{name: resnet18, checkpoint_activations: true}'",
     ),
 }
