@@ -1,9 +1,10 @@
-"""Programs that a test needs and a machine may lack: skipped there with a reason, but never on CI, which has them."""
+"""What a test needs and a machine may lack: it is skipped there with a reason, but never on CI, which has it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -14,5 +15,11 @@ def need(*programs: str, root: bool = False) -> None:
     if root and os.geteuid() != 0:
         missing.append("root")
     if missing:
-        reason = f"needs {', '.join(missing)}"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        missing_here(f"needs {', '.join(missing)}")
+
+
+def missing_here(reason: str) -> NoReturn:
+    """Skip the test; fail on CI."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from needs import missing_here
 from pictures import encoded, png_16, smooth_pixels, tiff_16
 from PIL import Image, ImageOps
 
@@ -66,7 +67,7 @@ MODES = {
 @pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
 def test_every_mode_of_every_format(form: str, mode: str) -> None:
     if form not in FORMATS:
-        pytest.skip(f"this Pillow does not read {form}")
+        missing_here(f"needs a Pillow that reads {form}")
     image = Image.fromarray(smooth_pixels(24, 30))
     image = image.convert(mode)
     if mode in ("RGBA", "LA"):
@@ -105,7 +106,7 @@ def test_an_orientation_that_there_is_not_turns_nothing(orientation: int) -> Non
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
 def test_of_an_animation_the_first_picture_is_taken(form: str) -> None:
     if form not in FORMATS:
-        pytest.skip(f"this Pillow does not read {form}")
+        missing_here(f"needs a Pillow that reads {form}")
     first, second = (Image.fromarray(smooth_pixels(24, 30, seed=seed)) for seed in (1, 2))
     assert_as_pillow(encoded(first, form, save_all=True, append_images=[second]))
 
