@@ -6,41 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from own_parts import PARTS, in_place, make_package
 
 from trainlib.errors import UserError
 from trainlib.parts import Parts
 from trainlib.runs.own_code import importing
 from trainlib.runs.own_code.sources import read_named
 
-PARTS = """
-import trainlib
-
-@trainlib.model
-def net(num_classes, width=4): ...
-
-@trainlib.loss
-def focal(logits, targets, *, gamma): ...
-
-@trainlib.metric
-def recall(logits, labels): ...
-"""
-
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory, a list of trusted code of its own, and nothing imported yet."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRAINLAUNCH_TRUSTED_CODE", str(tmp_path / "home" / "trusted-code"))
-    monkeypatch.setattr(importing, "_imported", {})
-    (tmp_path / "own.py").write_text(PARTS)
-    return tmp_path
-
-
-def make_package(folder: Path, **files: str) -> None:
-    for name, text in {"__init__": "", "parts": "from package.more import net\n", "more": PARTS, **files}.items():
-        path = folder / "package" / f"{name.replace('__slash__', '/')}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    return in_place(tmp_path, monkeypatch)
 
 
 def imported(*words: str) -> Parts:

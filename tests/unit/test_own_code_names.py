@@ -5,23 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from own_parts import PARTS
 
 from trainlib.config import load_config
 from trainlib.errors import ConfigError
 from trainlib.runs.own_code.loading import load_with_code
-
-PARTS = """
-import trainlib
-
-@trainlib.model
-def net(num_classes, width=4): ...
-
-@trainlib.loss
-def focal(logits, targets, *, gamma): ...
-
-@trainlib.metric
-def recall(logits, labels): ...
-"""
 
 
 @pytest.fixture(autouse=True)
