@@ -96,14 +96,15 @@ def ending_of_rank(
     """
     fault = EndCode.HANG if is_frozen else machine_fault(failure.exit_code)
     told_by_rank_0 = failure.shell_code == EXIT_STOPPED or (failure.shell_code == EXIT_USER_ERROR and not failure.rank)
+    frozen = "was frozen for too long, as by SIGSTOP (train.hang_seconds)" if is_frozen else None
     words = ""
     if not (told_by_rank_0 or (is_alone and fault is None)):
         # What rank 0 said is on the console already.
-        words = f"error: {describe(failure, host(), log, tail if failure.rank else [])}"
+        words = f"error: {describe(failure, host(), log, tail if failure.rank else [], frozen)}"
     if fault is None:
         return Ending(failure.shell_code, words, rank=failure.rank)
-    how = "was frozen for too long, as by SIGSTOP (train.hang_seconds)" if is_frozen else _FAULTS.get(fault)
-    what = f"rank {failure.rank} {how or f'was {killed_by(-failure.exit_code)}'}"
+    how = frozen or _FAULTS.get(fault) or f"was {killed_by(-failure.exit_code)}"
+    what = f"rank {failure.rank} {how}"
     place = f"host {host()}" + (f", log {log}" if log else "")
     return Ending(failure.shell_code, words, fault, what, place, failure.rank)
 

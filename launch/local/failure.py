@@ -118,12 +118,17 @@ def port_is_taken(agent_log: str) -> bool:
     return _PORT_TAKEN.search(agent_log) is not None
 
 
-def describe(failure: RankFailure, host: str, log: Path | None, last_lines: Sequence[str]) -> str:
+def describe(
+    failure: RankFailure, host: str, log: Path | None, last_lines: Sequence[str], known: str | None = None
+) -> str:
     """Return one message: which rank failed, on which host, how it ended, and the end of its log.
 
-    log   None where the rank failed before it had one
+    log     None where the rank failed before it had one
+    known   how it ended, where that is known better than from its exit code
     """
-    if failure.exit_code < 0:
+    if known:
+        ended = known
+    elif failure.exit_code < 0:
         ended = f"was {killed_by(-failure.exit_code)}"
     else:
         ended = f"ended with exit code {failure.exit_code}"

@@ -28,6 +28,7 @@ from trainlib.runs.machine import launch_variables
 from trainlib.runs.records import failure_record
 
 _POLL_SECONDS = 0.1
+_STACKS_SECONDS = 3.0  # for ranks that wait for a frozen one: they notice it too, and write where they wait
 _CLOSING_SECONDS = 6.0  # for ranks to end, once another one failed
 _REFUSED_SECONDS = 3.0  # the same before the run has begun, when there is nothing that they could still save
 
@@ -109,7 +110,7 @@ def _wait(
     assert child.stderr is not None
     # newline="": a progress bar ends its lines in \r, which must reach the terminal at once and as they are
     stderr = StderrRelay(io.TextIOWrapper(child.stderr, encoding="utf-8", errors="replace", newline=""))
-    frozen = FrozenProcesses(child.pid, hang_seconds)
+    frozen = FrozenProcesses(child.pid, None if hang_seconds is None else hang_seconds + _STACKS_SECONDS)
     running, given_up, cleared = True, False, False
     while running and not stop.now and not given_up:
         running = agent.wait(_POLL_SECONDS) is None

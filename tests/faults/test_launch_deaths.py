@@ -189,12 +189,14 @@ def test_when_a_rank_is_killed_all_end_and_it_is_named(launch: Callable[..., Lau
 
 
 def test_when_a_rank_hangs_all_end_and_the_stacks_are_kept(launch: Callable[..., Launched]) -> None:
-    hang_seconds = 3
+    hang_seconds = 15  # longer than a step or a checkpoint takes where other programs hold the processor and the disk
     launched = launch(f"train.hang_seconds={hang_seconds}")
     launched.wait_until_it_trains()
     launched.rank(1).suspend()
     assert launched.left_after(HANG) == []
     assert launched.exit_code not in (0, 2, 75)
+    frozen = "was frozen for too long, as by SIGSTOP (train.hang_seconds)"
+    assert f"error: rank 1 on {socket.gethostname()} {frozen}; its log is runs/x/logs/rank-1.log" in launched.output
     log = (launched.cwd / "runs/x/logs/rank-0.log").read_text()
-    assert f"no step was finished for {hang_seconds} s (train.hang_seconds)" in log
+    assert f"no step was finished for {hang_seconds} s (train.hang_seconds)" in log, launched.output
     assert "in train_step" in log
