@@ -29,6 +29,8 @@ COMMANDS: Mapping[str, str] = {
     **dict.fromkeys(("lint", "dry-run", "dryrun", "config", "verify-config"), "launch check {}"),
     **dict.fromkeys(("env", "diagnose", "system", "hardware"), "launch doctor"),
     **dict.fromkeys(("dataset", "inspect", "explore", "stats"), "launch data {}"),
+    **dict.fromkeys(("lr-find", "lr_find", "lrfind", "lr-finder", "auto-lr", "range-test"), "launch find-lr {}"),
+    **dict.fromkeys(("scale-batch-size", "auto-batch-size", "autobatch", "batch-size"), "launch find-batch {}"),
     "version": "launch --version",
     "help": "launch --help",
 }

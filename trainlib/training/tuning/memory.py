@@ -61,7 +61,7 @@ def find_limit(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
     Raises UserError, on every rank, where one of them cannot hold a single image.
     """
     found = size
-    while found and not _fits(state, dummy_input, found):
+    while found and not fits(state, dummy_input, found):
         found = _halved(found, state) if found > 1 else 0
     every = gather_objects(found)
     if 0 in every:
@@ -71,11 +71,12 @@ def find_limit(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
 
 def require_fit(state: TrainState, dummy_input: Tensor, size: int) -> None:
     """Raise UserError where a step of `size` images does not fit, for a reducer that allows no smaller ones."""
-    if not _fits(state, dummy_input, size):
+    if not fits(state, dummy_input, size):
         raise _too_large(size, state)
 
 
-def _fits(state: TrainState, dummy_input: Tensor, size: int) -> bool:
+def fits(state: TrainState, dummy_input: Tensor, size: int) -> bool:
+    """Return True if this rank's device holds a step of so many images; nothing of the trial stays."""
     try:
         room = [torch.empty_like(p) for p in state.parameters for _ in range(STATES_OF_OPTIMIZER)]
         trial(state, dummy_input.expand(size, *dummy_input.shape[1:]))
