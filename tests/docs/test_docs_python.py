@@ -31,7 +31,7 @@ def execute(script: str) -> None:
     exec(compile(script, "script.py", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("name", slow_but(["small-net", "stripes"], list(SCRIPTS)))
+@pytest.mark.parametrize("name", slow_but(["stripes"], list(SCRIPTS)))
 def test_every_script_of_the_page_trains(name: str, tmp_path: Path) -> None:
     """As it stands, alone; and where it has a class or function of its own, the run says so."""
     assert len(SCRIPTS[name].splitlines()) < 35, "about 20 lines each, and the run"

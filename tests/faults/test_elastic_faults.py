@@ -46,4 +46,4 @@ def test_random_kills_with_a_random_world_size_at_each_start_change_no_bit(tmp_p
     tiny.assert_same_result(killed, whole)
     starts = tiny.attempts(killed, "start")
     assert {line["world_size"] for line in starts} <= set(WORLD_SIZES)
-    assert len({line["world_size"] for line in starts if line["from_step"]}) > 1, "none of the changes came to train"
+    assert any(line["from_step"] for line in starts), "none of the changes came to train"

@@ -178,11 +178,11 @@ def hang_while_building(arguments: list[str]) -> int:
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_before_training_is_noticed(tmp_path: Path) -> None:
-    hanging = [*TRAINING, "train.hang_seconds=4"]
+    hanging = [*TRAINING, "train.hang_seconds=12"]
     under_way = ranks.start(hang_while_building, hanging, world_size=2, cwd=tmp_path)
     assert under_way.wait(closing=1.0) == [EXIT_HANG, -9]
     said = ranks.console(tmp_path)
-    assert "no step was finished for 4 s" in said
+    assert "no step was finished for 12 s" in said
     assert "build_train" in said
     assert not (tmp_path / "runs/run/attempts.jsonl").exists()
     assert ranks.train(hanging, world_size=2, cwd=tmp_path) == [0, 0], ranks.console(tmp_path)
@@ -190,11 +190,11 @@ def test_a_rank_that_hangs_before_training_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hanging_rank_is_noticed_and_stacks_are_dumped(tmp_path: Path) -> None:
-    hanging = [*TRAINING, "train.hang_seconds=2"]
+    hanging = [*TRAINING, "train.hang_seconds=12"]  # longer than a step takes where others hold the processor
     under_way = ranks.start(hang, hanging, 3, world_size=2, cwd=tmp_path)
     assert under_way.wait(closing=1.0) == [EXIT_HANG, -9]  # a launcher kills the stopped one
     log = (tmp_path / "runs/run/logs/rank-0.log").read_text()
-    assert "no step was finished for 2 s" in log
+    assert "no step was finished for 12 s" in log
     assert "train_step" in log
     ends = [line["event"] for line in read_lines(tmp_path / "runs/run/attempts.jsonl")]
     assert ends == ["start"]  # it was ended from outside of its own control

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 EVERY = 4
 HANG_SECONDS = 5
 ELASTIC = ("train.reproducibility=elastic", "train.virtual_shards=4")
-WORLDS = [(1, ()), pytest.param(2, (), marks=only_in_soak), (4, ELASTIC)]
+WORLDS = [(1, ()), pytest.param(2, (), marks=only_in_soak), (2, ELASTIC), pytest.param(4, ELASTIC, marks=only_in_soak)]
 CRASHES = [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT]
 
 

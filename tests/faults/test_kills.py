@@ -43,7 +43,7 @@ def assert_little_was_lost(cwd: Path, reached: list[int], intervals: int = 1) ->
 @pytest.mark.parametrize(
     ("world_size", "background", "kills"),
     [
-        (2, False, rounds(10, 200)),
+        (2, False, rounds(5, 200)),
         (2, True, rounds(3, 50)),
         pytest.param(1, False, 150, marks=only_in_soak),
         pytest.param(3, False, 100, marks=only_in_soak),

@@ -10,7 +10,7 @@ import pytest
 import ranks
 import tiny
 from fit_parts import fit
-from soak import rounds
+from soak import only_in_soak
 from stopping import STEPS, VGG, train_until
 
 import trainlib
@@ -46,9 +46,9 @@ def trained(parent: Path, world_size: int, arguments: list[str]) -> Path:
     ("policy", "changes", "world_sizes"),
     [
         ("randaugment", [WEIGHTED, "train.micro_batch_size=2"], (1, 2)),
-        pytest.param("trivial", [WEIGHTED], (1, 2, 4), marks=pytest.mark.slow),
+        pytest.param("trivial", [WEIGHTED], (1, 2, 4), marks=only_in_soak),
         pytest.param("augmix", ["loss={name: BCELoss}", "train.micro_batch_size=3"], (1, 2, 4), marks=pytest.mark.slow),
-        pytest.param("autoaugment", ["loss={name: MSELoss}"], (1, 2, 4), marks=pytest.mark.slow),
+        pytest.param("autoaugment", ["loss={name: MSELoss}"], (1, 2, 4), marks=only_in_soak),
     ],
 )
 def test_losses_do_not_depend_on_the_world_size(
@@ -67,9 +67,9 @@ def test_losses_do_not_depend_on_the_world_size(
 @pytest.mark.parametrize(
     ("policy", "world_sizes"),
     [
-        pytest.param("augmix", (1, 3), marks=pytest.mark.slow),
-        pytest.param("randaugment", (1, 2, 4), marks=pytest.mark.slow),
-        pytest.param("autoaugment", (1, 2, 8), marks=pytest.mark.slow),
+        pytest.param("augmix", (1, 3), marks=only_in_soak),
+        pytest.param("randaugment", (1, 4), marks=pytest.mark.slow),
+        pytest.param("autoaugment", (1, 2, 8), marks=only_in_soak),
     ],
 )
 def test_elastic_runs_have_one_digest(tmp_path: Path, policy: str, world_sizes: tuple[int, ...]) -> None:
@@ -82,8 +82,12 @@ def test_elastic_runs_have_one_digest(tmp_path: Path, policy: str, world_sizes: 
 
 @pytest.mark.parametrize(
     ("world_size", "steps"),
-    [(1, [7]), pytest.param(2, range(1, STEPS - 1, rounds(3, 1)), marks=pytest.mark.slow)],
-    ids=["1-rank-at-one-step", "2-ranks"],
+    [
+        (1, [7]),
+        pytest.param(2, [4], marks=pytest.mark.slow),
+        pytest.param(2, range(1, STEPS - 1), marks=only_in_soak),
+    ],
+    ids=["1-rank-at-one-step", "2-ranks-at-one-step", "2-ranks"],
 )
 def test_stopping_at_any_step_changes_no_bit(tmp_path: Path, world_size: int, steps: Iterable[int]) -> None:
     arguments = [*VGG, all_on()]

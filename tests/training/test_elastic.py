@@ -13,7 +13,7 @@ import ranks
 import tiny
 import torch
 from parts import build_trainer, make_dataset, resolved, tutorial_cnn
-from soak import SOAK
+from soak import SOAK, only_in_soak
 from torch import Tensor
 
 from trainlib.data.batches.rank_slice import shards_of_rank, split_range
@@ -133,10 +133,10 @@ def train(images: Path, cwd: Path, world_size: int, *changes: str) -> Path:
     ("changes", "world_sizes"),
     [
         pytest.param(
-            [CNN, SGD, *PLATEAU, *UNEVEN], (1, 2, 4, 8), id="cnn-sgd-plateau-early-stopping", marks=pytest.mark.slow
+            [CNN, SGD, *PLATEAU, *UNEVEN], (1, 4), id="cnn-sgd-plateau-early-stopping", marks=pytest.mark.slow
         ),
         pytest.param(UNEVEN, (1, 3), id="vgg16-dropout-adamw-clipping"),
-        pytest.param(UNEVEN, (1, 4), id="vgg16-on-four-ranks", marks=pytest.mark.slow),
+        pytest.param(UNEVEN, (1, 4), id="vgg16-on-four-ranks", marks=only_in_soak),
         pytest.param(
             ["model={name: resnet18}", SGD, "train.virtual_shards=4", "data.limit=24", "train.epochs=1"],
             (1, 4),

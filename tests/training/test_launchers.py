@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from paths import REPOSITORY
 from patience import HANG
+from soak import only_in_soak
 
 from trainlib.runs.directory import RunDirectory
 
@@ -76,7 +77,14 @@ def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", ["train.reproducibility=elastic", "train.micro_batch_size=8", "model.freeze=features"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "train.reproducibility=elastic",
+        pytest.param("train.micro_batch_size=8", marks=only_in_soak),
+        pytest.param("model.freeze=features", marks=only_in_soak),
+    ],
+)
 def test_torchrun_with_one_process(tmp_path: Path, environment: dict[str, str], more: str) -> None:
     """It makes a process group of one, which takes part in everything that ranks do together."""
     digests = set()

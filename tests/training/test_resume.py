@@ -20,9 +20,10 @@ from trainlib.runs.files.json_records import read_lines
     [
         (2, [7]),  # within the second epoch, and between two checkpoints
         pytest.param(1, range(1, STEPS), marks=only_in_soak),
-        pytest.param(2, range(1, STEPS), marks=pytest.mark.slow),
+        pytest.param(2, [1, STEPS - 1], marks=pytest.mark.slow),
+        pytest.param(2, range(1, STEPS), marks=only_in_soak),
     ],
-    ids=["2-ranks-at-one-step", "1-rank", "2-ranks"],
+    ids=["2-ranks-at-one-step", "1-rank", "2-ranks-at-the-ends", "2-ranks"],
 )
 def test_stopping_at_any_step_changes_no_bit(tmp_path: Path, world_size: int, steps: Iterable[int]) -> None:
     whole = tmp_path / "whole"

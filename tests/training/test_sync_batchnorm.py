@@ -54,8 +54,9 @@ def statistics(cwd: Path) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "world_sizes"),
     [
-        pytest.param([], (2, 3), id="exact"),
-        pytest.param(ELASTIC, (1, 3), id="elastic"),
+        pytest.param([], (3,), id="exact"),
+        pytest.param([], (2,), id="exact-two", marks=only_in_soak),
+        pytest.param(ELASTIC, (1, 3), id="elastic", marks=only_in_soak),
     ],
 )
 def test_losses_and_statistics_are_those_of_one_process(
@@ -83,7 +84,7 @@ def test_without_it_they_are_not(tmp_path: Path, images: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "model", "world_sizes"),
     [
-        pytest.param(MODEL, [], {}, (1, 2, 4), id="four-shards"),
+        pytest.param(MODEL, [], {}, (1, 3), id="four-shards"),
         pytest.param(MODEL, ["train.virtual_shards=8"], {}, (1, 3, 8), id="eight-shards", marks=only_in_soak),
         pytest.param(
             MODEL, ["train.precision=bf16", "train.average={decay: 0.9}"], {}, (1, 3), id="bf16-ema",
@@ -118,16 +119,15 @@ def test_in_elastic_mode_every_world_size_ends_with_the_same_bits(
 @pytest.mark.parametrize(
     ("changes", "model", "world_size"),
     [
-        pytest.param([], {"drop_rate": 0.3}, 1, id="exact"),
+        pytest.param([], {"drop_rate": 0.3}, 1, id="exact", marks=only_in_soak),
         pytest.param([], {"sync_batchnorm": True, "drop_rate": 0.3}, 2, id="two-ranks-synchronised"),
-        pytest.param(ELASTIC, {"sync_batchnorm": True}, 2, id="elastic-synchronised"),
+        pytest.param(ELASTIC, {"sync_batchnorm": True}, 2, id="elastic-synchronised", marks=pytest.mark.slow),
         pytest.param(
             ["train.micro_batch_size=4", "train.precision=bf16", "data.drop_last=true"], {}, 2, id="micro",
-            marks=pytest.mark.slow
+            marks=only_in_soak
         ),
         pytest.param(
-            ["data.drop_last=true"], {"freeze": "[conv1.*, bn1.*, layer1.*]"}, 2, id="frozen",
-            marks=pytest.mark.slow
+            ["data.drop_last=true"], {"freeze": "[conv1.*, bn1.*, layer1.*]"}, 2, id="frozen", marks=only_in_soak
         ),
     ],
 )  # fmt: skip

@@ -133,13 +133,15 @@ FULL: dict[str, Any] = {
 
 
 def edits(word: str, offset: int) -> Iterator[str]:
-    """One insertion, deletion, replacement and swap each, at a place in the word that moves on with `offset`."""
-    i = offset % len(word)
-    yield word[:i] + "q" + word[i:]
-    yield word[:i] + word[i + 1 :]
-    yield word[:i] + "q" + word[i + 1 :]
-    j = offset % max(1, len(word) - 1)
-    yield word[:j] + word[j : j + 2][::-1] + word[j + 2 :]
+    """An insertion and a replacement, or a deletion and a swap, at a place in the word that moves on with `offset`."""
+    i = offset // 2 % len(word)
+    if offset % 2:
+        yield word[:i] + "q" + word[i:]
+        yield word[:i] + "q" + word[i + 1 :]
+    else:
+        yield word[:i] + word[i + 1 :]
+        j = offset // 2 % max(1, len(word) - 1)
+        yield word[:j] + word[j : j + 2][::-1] + word[j + 2 :]
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -193,7 +195,7 @@ def test_the_full_configuration_holds_every_key(workdir: Path) -> None:
 
 def test_every_key_of_the_schema(workdir: Path) -> None:
     tried, wrong = score(workdir, FULL, list(places(FULL)))
-    assert tried > 300
+    assert tried > 200
     assert len(wrong) <= 0.05 * tried, "\n".join(wrong)
 
 
@@ -211,7 +213,7 @@ def test_every_argument_of_the_named_classes(workdir: Path) -> None:
         count, missed = score(workdir, {family: section}, [(family, argument) for argument in taken])
         tried += count
         wrong += missed
-    assert tried > 500
+    assert tried > 250
     assert len(wrong) <= 0.05 * tried, "\n".join(wrong)
 
 
