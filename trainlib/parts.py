@@ -24,7 +24,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
 # What a row of metrics.jsonl holds beside the metrics of one's own, which have other names.
 ROW_KEYS = frozenset(
     (
-        *("time", "step", "epoch", "split", "scope", "count", "lr", "grad_norm", "images_per_second"),
+        *("time", "step", "epoch", "split", "scope", "count", "lr", "grad_norm", "images_per_second", "slow"),
         *("loss", "accuracy", "top5", "macro_f1", "balanced_accuracy", "map", "micro_f1", "subset_accuracy"),
     )
 )

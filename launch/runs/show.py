@@ -57,6 +57,7 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
         "job": f"{job.job_id}, {state_text(job)}" if job else "",
         "progress": _progress(run.newest_metrics, run.planned),
         "now": now_text(run.pulse),
+        "slow": str(run.pulse.get("slow") or (run.last.get(("train", "step")) or {}).get("slow") or ""),
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
         "val": _metrics(run.last.get(("val", None))),
         "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),

@@ -115,3 +115,12 @@ def test_a_damaged_evaluation_is_named(damage: dict[str, Any], tmp_path: Path) -
     run = write_run(tmp_path / "x", evaluations=[whole | damage])
     facts = read_facts(run)
     assert (facts.evaluations, facts.damaged_evaluations) == ([], ["evaluation-test.json"])
+
+
+def test_slow_ranks_are_told_with_the_steps_in_which_they_were(tmp_path: Path) -> None:
+    rows = training_rows(6)
+    for row in rows:
+        if row.get("scope") == "step" and row["step"] in (3, 4):
+            row["slow"] = "rank 1 on host a, CPU: 1.50 times the median's time per sample; rank 2 on host b, CPU: 1.2"
+    facts = read_facts(write_run(tmp_path / "run", rows=rows))
+    assert facts.slow_ranks() == {"rank 1 on host a, CPU": (3, 4), "rank 2 on host b, CPU": (3, 4)}

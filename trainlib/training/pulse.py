@@ -28,6 +28,7 @@ class Pulse(Hook):
         self._total, self._steps_per_epoch, self._step = total_steps, steps_per_epoch, step
         self._images_per_step = 0
         self.phase = "training"
+        self._slow: str | None = None  # which ranks are, as the newest row of a step says
         self._loss, self._weight = 0.0, 0.0  # of this part of the window
         self._parts: deque[tuple[float, int, float, float]] = deque()  # (when it began, at which step, loss, weight)
         self._begin_part()
@@ -49,7 +50,9 @@ class Pulse(Hook):
             self._end_part()
 
     def on_row(self, row: Row) -> None:
-        """Know that an evaluation begins, or is over."""
+        """Know that an evaluation begins, or is over, and which ranks are slow."""
+        if row.get("scope") == "step":
+            self._slow = row.get("slow")
         if row["split"] == "train" and row.get("scope") == "epoch":
             self.phase = "validation"
 
@@ -75,6 +78,7 @@ class Pulse(Hook):
             "loss": loss / weight if weight else None,
             "images_per_second": speed and speed * self._images_per_step,
             "seconds_left": speed and (self._total - self._step) / speed,
+            "slow": self._slow,
         }
         return {name: value for name, value in found.items() if value is not None}
 

@@ -78,14 +78,9 @@ class Trainer:
     """
 
     def __init__(self, training: Training, hooks: Sequence[Hook] = (), checkpoints: CheckpointManager | None = None):
-        self.state = training.state
-        self.plan = training.plan
-        self.schedule = training.schedule
-        self.samples = training.samples
-        self.progress = training.progress
-        self.loop_config = training.loop_config
-        self.hooks = HookList(hooks)
-        self.checkpoints = checkpoints
+        self.state, self.plan, self.schedule = training.state, training.plan, training.schedule
+        self.samples, self.progress, self.loop_config = training.samples, training.progress, training.loop_config
+        self.hooks, self.checkpoints = HookList(hooks), checkpoints
         self.clock = Clock(self.progress.seconds)
         self.accumulator = MetricAccumulator(
             self.state, self.progress, self.loop_config.on_nonfinite, self.loop_config.max_nonfinite_steps
@@ -139,7 +134,8 @@ class Trainer:
         batches, draws = (of_epoch[steps] for of_epoch in plan.batches_and_draws(epoch))
         denominators = map(self.state.objective.denominator, train.labels_of(batches))
         prepared = train.train_batches(batches, epoch, self.samples.augmentation, draws, first_step=progress.step)
-        for ids_N, denominator, micro_batches in zip(batches, denominators, prepared, strict=True):
+        fetched = self.state.pace.fetched(prepared)
+        for ids_N, denominator, micro_batches in zip(batches, denominators, fetched, strict=True):
             enter_stage(self.state, progress.step, train)
             lr = self.schedule.lr
             result = self._train_step(micro_batches, denominator)
@@ -176,6 +172,7 @@ class Trainer:
         hooks. Rows come before the checkpoint that they lead to, so that a resumed run has each of them once.
         """
         progress, plan = self.progress, self.plan
+        self.state.pace.pause()  # ranks wait for each other here, and rank 0 does what others do not
         if progress.step % self.loop_config.log_every == 0:
             self._record_step(epoch, lr, denominator, count, result.grad_norm)
         is_best = False
@@ -183,6 +180,7 @@ class Trainer:
             is_best = self._end_epoch(epoch, lr)
         if is_best or self.finished or self._interval.is_due(progress.step):
             self._save(must=self.finished)
+        self.state.pace.resume()
         self.hooks.on_step_end(self, result)
         return self.finished
 
@@ -243,21 +241,23 @@ class Trainer:
 
     def _record_step(self, epoch: int, lr: float, denominator: float, count: int, grad_norm: Tensor) -> None:
         """Record the row of one step; a synchronisation point, and a collective."""
-        sums = gather_sums(self.accumulator.read(), self.state.accelerator.device)
-        speed = self.clock.images_per_second
-        more = {"grad_norm": grad_norm.item()} if self.loop_config.log_grad_norm else {}
-        metrics = metrics_of(sums, denominator, count)
+        own, pace, num_shards = self.accumulator.read(), self.state.pace, len(self.progress.sums)
+        sums = gather_sums([*own, *pace.rows()], self.state.accelerator.device)
+        speed, slow = self.clock.images_per_second, pace.judge(sums[num_shards:])
+        more: dict[str, Any] = {"grad_norm": grad_norm.item()} if self.loop_config.log_grad_norm else {}
+        more |= {"slow": slow} if slow else {}
+        metrics = metrics_of(sums[:num_shards], denominator, count)
         self._record("train", epoch, lr, metrics, scope="step", images_per_second=speed, **more)
 
     def _record(
-        self, split: str, epoch: int, lr: float, metrics: Metrics, *, scope: str | None = None, **numbers: float
+        self, split: str, epoch: int, lr: float, metrics: Metrics, *, scope: str | None = None, **more: Any
     ) -> None:
         """Give a row of metrics.jsonl to the hooks; those of the training are counted, for every checkpoint to tell."""
         if split != "test" and self.progress.num_rows is not None:
             self.progress.num_rows += 1
         row: dict[str, Any] = {"time": timestamp(), "step": self.progress.step, "epoch": epoch + 1, "split": split}
         row |= {"scope": scope} if scope else {}
-        self.hooks.on_row(row | metrics.asdict() | {"lr": lr} | numbers)
+        self.hooks.on_row(row | metrics.asdict() | {"lr": lr} | more)
 
     def _save(self, *, must: bool = False) -> None:
         """Checkpoint the state between two steps, once for each step. Every rank takes part, rank 0 writes.

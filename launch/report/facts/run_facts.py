@@ -21,6 +21,7 @@ from trainlib.runs.terminal.printable import printable
 
 SPLITS = ("test", "val", "train")  # in the order in which their evaluations are shown
 _MOST_EVALUATIONS = 10
+_MOST_RANKS = 20
 _MOST_CHECKPOINTS = 100
 
 
@@ -70,6 +71,15 @@ class RunFacts:
     def points(self, key: str, split: str, scope: str | None = None) -> list[Point]:
         """Return (step, value) of the rows of one kind that hold a finite number under `key`."""
         return [(row["step"], row[key]) for row in self.rows.get((split, scope), []) if is_number(row.get(key))]
+
+    def slow_ranks(self) -> dict[str, tuple[int, int]]:
+        """Return the ranks that were slower than the others, in words, each with its first and last step as such."""
+        found: dict[str, tuple[int, int]] = {}
+        for row in self.rows.get(("train", "step"), []):
+            for sentence in (row.get("slow") or "").split("; ")[:_MOST_RANKS]:
+                if device := sentence.partition(": ")[0]:
+                    found[device] = found.get(device, (row["step"], 0))[0], row["step"]
+        return dict(list(found.items())[:_MOST_RANKS])
 
     def seconds(self, now: datetime) -> float | None:
         """Return the duration of all attempts, or of the newest one where the run has no summary."""

@@ -21,6 +21,9 @@ from typing import Protocol
 
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainlib.distributed.pace.pace import NoPace, Pace
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
@@ -78,14 +81,20 @@ class DataParallelReducer:
     shard_name = "on rank"
     runs_empty_shards = True  # all ranks must come to the all-reduce
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, *, fixes_micro_batches: bool = False):
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, pace: Pace | NoPace, *, fixes_micro_batches: bool = False
+    ):
         self.fixes_micro_batches = fixes_micro_batches
         self.num_shards = self.gradient_scale = accelerator.num_processes
         self._accelerator = accelerator
-        self._model = model
+        self._model, self._pace = model, pace
+        self._is_watched = False
 
     def start_step(self) -> None:
-        """Do nothing: DistributedDataParallel needs no preparation."""
+        """Have the waits for other ranks left out of this rank's own time, from the first step on."""
+        if not self._is_watched and isinstance(self._pace, Pace) and isinstance(self._model, DistributedDataParallel):
+            self._pace.watch(self._model)
+        self._is_watched = True
 
     def shard(self, shard: int) -> AbstractContextManager[None]:
         """Return an empty context: a rank has one shard."""
@@ -118,4 +127,4 @@ class DataParallelReducer:
 
     def rebuilt(self, model: nn.Module) -> DataParallelReducer:
         """Return a reducer for the model in its new wrapper."""
-        return DataParallelReducer(self._accelerator, model)
+        return DataParallelReducer(self._accelerator, model, self._pace, fixes_micro_batches=self.fixes_micro_batches)

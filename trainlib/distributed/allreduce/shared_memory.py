@@ -16,15 +16,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainlib.distributed.channel import UnixSocketChannel, are_all_local
+from trainlib.distributed.pace.pace import NoPace, Pace
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.runs.files.scratch import Scratch, make_scratch
 
 SLOT_BYTES = 1 << 20  # longer values are added up piece by piece
 
 
-def enable_local_allreduce(model: torch.nn.Module, device: torch.device) -> None:
+def enable_local_allreduce(model: torch.nn.Module, device: torch.device, pace: Pace | NoPace) -> None:
     """Let DistributedDataParallel add up gradients through shared memory, where all ranks are local CPU processes.
 
+    pace   is told of the waits for other ranks
     A collective. Does nothing for a model that is not wrapped, on GPUs, and with ranks on other machines.
     """
     if (
@@ -35,13 +37,16 @@ def enable_local_allreduce(model: torch.nn.Module, device: torch.device) -> None
         and (memory := SharedMemoryAllReduce.open()) is not None
     ):
         # Without annotations, which torch would compare with its own.
-        model.register_comm_hook(memory, lambda memory, bucket: _mean(memory, bucket.buffer()))
+        model.register_comm_hook(memory, lambda memory, bucket: _mean(memory, bucket.buffer(), pace))
 
 
-def _mean(memory: SharedMemoryAllReduce, values: Tensor) -> torch.futures.Future[Tensor]:
+def _mean(memory: SharedMemoryAllReduce, values: Tensor, pace: Pace | NoPace) -> torch.futures.Future[Tensor]:
     """Replace a bucket of gradients by its mean over ranks, which is what DistributedDataParallel expects."""
+    was_working = pace.pause()  # False for the bucket of the gradients that come last
     memory.all_reduce(values)
     values.div_(memory.world_size)
+    if was_working:
+        pace.resume()
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(values)
     return done

@@ -111,6 +111,7 @@ ROW = fitting(
         "lr": number,
         "images_per_second": number,
         "grad_norm": number,
+        "slow": text,
     },
     required=("step", "split"),
 )
@@ -195,6 +196,7 @@ PULSE = fitting(
         "loss": number,
         "images_per_second": number,
         "seconds_left": number,
+        "slow": text,
     },
     required=("time", "phase"),
 )

@@ -18,9 +18,8 @@ from trainlib.distributed.allreduce import elastic
 from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.distributed.allreduce.reducer import DataParallelReducer
 from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
-from trainlib.distributed.pieces import PieceGather
 from trainlib.distributed.process_group import first_of_machine_first, wrap_model
-from trainlib.errors import CheckpointError, RunDirectoryError, UserError
+from trainlib.errors import CheckpointError, RunDirectoryError
 from trainlib.models import set_train_mode
 from trainlib.models.architectures.whitening import init_whitening
 from trainlib.models.custom_parts import (
@@ -35,8 +34,8 @@ from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.models.recomputation import recompute_blocks
-from trainlib.models.synchronized_batchnorm import join_moments, synchronize, synchronized_layers
 from trainlib.randomness import key
+from trainlib.training.build.between_ranks import build_audit, build_pace, synchronized
 from trainlib.training.build.data import (
     build_data_module,
     build_preprocess,
@@ -49,9 +48,7 @@ from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.label_sets import DEFAULT_THRESHOLD
 from trainlib.training.metrics.own import check_own_metrics
 from trainlib.training.metrics.progress import Progress
-from trainlib.training.step.audit import Audit
 from trainlib.training.step.state import TrainState
-from trainlib.training.step.together import ShardsTogether
 from trainlib.training.step.train_step import warm_up
 from trainlib.training.step.update import choose_update
 from trainlib.training.trainer import LoopConfig, Training
@@ -188,9 +185,10 @@ def build_train_state(
         num_blocks = recompute_blocks(classifier.module)
         if accelerator.is_main_process:
             logger.info("activations of %d blocks are computed again in the backward pass", num_blocks)
-    together = _synchronized(config, classifier.module, module, accelerator) if config.model.sync_batchnorm else None
+    together = synchronized(config, classifier.module, module, accelerator) if config.model.sync_batchnorm else None
     model = wrap_model(accelerator, module, add_up_gradients=not is_elastic)
-    enable_local_allreduce(model, accelerator.device)
+    pace = build_pace(config, accelerator, inputs.samples.train.rank_slice)
+    enable_local_allreduce(model, accelerator.device, pace)
     return TrainState(
         accelerator=accelerator,
         classifier=classifier,
@@ -200,7 +198,7 @@ def build_train_state(
         reducer=(
             ElasticReducer(classifier.module, config.train.virtual_shards, accelerator.num_processes)
             if is_elastic
-            else DataParallelReducer(accelerator, model, fixes_micro_batches=config.model.sync_batchnorm)
+            else DataParallelReducer(accelerator, model, pace, fixes_micro_batches=config.model.sync_batchnorm)
         ),
         update=choose_update(config.train, accelerator, prepared),
         ema=ema,
@@ -212,9 +210,10 @@ def build_train_state(
         stages=stages,
         stage=stages.of(step),
         test_time=config.evaluation.test_time,
-        audit=_build_audit(config, accelerator, module),
+        audit=build_audit(config, accelerator, module),
         own_metrics=custom.metrics,
         together=together,
+        pace=pace,
     )
 
 
@@ -228,25 +227,6 @@ def _build_objective(inputs: TrainingInputs, custom: CustomParts) -> Objective:
         check_custom_loss(objective, num_classes, device, of_sets=of_sets, of_each=custom.is_code)
     check_own_metrics(custom.metrics, num_classes, of_sets=of_sets)
     return objective
-
-
-def _build_audit(config: Config, accelerator: Accelerator, module: nn.Module) -> Audit | None:
-    """Return the second computation of some micro-batches, where one is configured. A collective.
-
-    Raises UserError where devices are no equals, or a layer would wait for other ranks.
-    """
-    if config.train.audit is None:
-        return None
-    if accelerator.device.type not in ("cpu", "cuda"):
-        kind = accelerator.device.type
-        raise UserError(f"train.audit: got {config.train.audit}, must be null on {kind}: only CPU and CUDA are known")
-    if any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
-        raise UserError(
-            f"train.audit: got {config.train.audit}, must be null with a SyncBatchNorm, which one rank cannot compute"
-        )
-    elastic.require_equal_devices(accelerator, "train.audit: compares what ranks compute")
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    return Audit(config.train.audit, rank, world_size, accelerator.device, dict(module.named_parameters()))
 
 
 def build_average(config: AverageConfig | None, inputs: TrainingInputs) -> ExponentialMovingAverage | NoAverage:
@@ -265,21 +245,6 @@ def decay_of(config: AverageConfig, batch_size: int, plan: Plan) -> Callable[[in
     is_duration = config.warmup not in ("tensorflow", "timm", "none")
     warmup = to_steps(config.warmup, plan.steps_per_epoch) if is_duration else config.warmup
     return partial(update_decay, decay=decay, every=config.every, warmup=warmup)
-
-
-def _synchronized(
-    config: Config, whole: nn.Module, trained: nn.Module, accelerator: Accelerator
-) -> ShardsTogether | None:
-    """Synchronise BatchNorm layers over the pieces of a global batch; return what computes those of elastic mode."""
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    if config.train.reproducibility != "elastic":
-        gather = partial(PieceGather(world_size, world_size, rank), pieces=[rank])
-        synchronize(whole, lambda piece: join_moments(gather, [piece])[0])
-        return None
-    synchronize(whole, None)
-    pieces = PieceGather(config.train.virtual_shards, world_size, rank)
-    wrap = partial(wrap_model, accelerator, add_up_gradients=False)
-    return ShardsTogether(trained, pieces, accelerator.device, wrap) if synchronized_layers(trained) else None
 
 
 def build_loop_config(config: Config, epoch_steps: int) -> LoopConfig:

@@ -9,10 +9,8 @@ Which step, rank and micro-batch are audited depends on the step's number alone.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.targets import Targets
+from trainlib.distributed.named_device import NamedDevice
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError, WrongDeviceError
 from trainlib.models import preserve_buffers
@@ -52,33 +51,6 @@ def turn_of(step: int, every: int, world_size: int) -> Turn | None:
         return Turn(0, 0, 0, number)
     second = others[round_ % len(others)]
     return Turn(audited, second, next((rank for rank in others if rank != second), audited), number)
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device that a rank computes on, as people and the launcher find it."""
-
-    rank: int
-    host: str
-    name: str
-    index: int | None
-    uuid: str | None
-
-    @classmethod
-    def of_this_rank(cls, rank: int, device: torch.device) -> Device:
-        """Return the device that this process trains on."""
-        if device.type != "cuda":
-            return cls(rank, socket.gethostname(), "CPU", None, None)
-        properties = torch.cuda.get_device_properties(device)
-        uuid = getattr(properties, "uuid", None)
-        return cls(rank, socket.gethostname(), properties.name, device.index, str(uuid) if uuid is not None else None)
-
-    def __str__(self) -> str:
-        """Return `rank 1 on host n0, GPU 1 (NVIDIA H200, UUID ...)`."""
-        place = f"rank {self.rank} on {self.host}"
-        if self.index is None:
-            return f"{place}, {self.name}"
-        return f"{place}, GPU {self.index} ({self.name}, UUID {self.uuid or 'not known'})"
 
 
 class Recorded(NamedTuple):
@@ -167,7 +139,7 @@ class Audit:
         second = again(turn.second)
         if differing := _first_difference(recorded.digests, second):
             third = again(turn.third)
-            devices = gather_objects(Device.of_this_rank(self._rank, self._device))
+            devices = gather_objects(NamedDevice.of_this_rank(self._rank, self._device))
             raise _wrong_device(step, turn, differing, [recorded.digests, second, third], devices)
 
     def _broadcast(self, source: int) -> Recorded | None:
@@ -206,7 +178,7 @@ class Audit:
 
 
 def _wrong_device(
-    step: int, turn: Turn, differing: str, results: Sequence[Digests], devices: Sequence[Device]
+    step: int, turn: Turn, differing: str, results: Sequence[Digests], devices: Sequence[NamedDevice]
 ) -> WrongDeviceError:
     """Return the error that names the device that computed wrongly, as far as three results tell."""
     first, second, third = results

@@ -63,5 +63,5 @@ def _wrapped_again(state: TrainState) -> nn.Module:
     if (forward := getattr(module, "_original_forward", None)) is not None:  # Accelerate wraps it for the precision
         module.forward = forward
     model = wrap_model(state.accelerator, module, add_up_gradients=True)
-    enable_local_allreduce(model, state.accelerator.device)
+    enable_local_allreduce(model, state.accelerator.device, state.pace)
     return model

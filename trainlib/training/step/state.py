@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainlib.distributed.allreduce.reducer import Reducer
+from trainlib.distributed.pace.pace import NoPace, Pace
 from trainlib.models import Classifier
 from trainlib.models.custom_parts import OwnMetric
 from trainlib.models.ema import ExponentialMovingAverage, NoAverage
@@ -44,6 +45,7 @@ class TrainState:
     audit           the second computation of some micro-batches (train.audit); None without it
     own_metrics     functions of the user's own, of a whole split's logits and labels, by name
     together        computes a rank's virtual shards together; None where each is computed alone
+    pace            compares this rank's speed with that of others
     """
 
     accelerator: Accelerator
@@ -65,6 +67,7 @@ class TrainState:
     audit: Audit | None = None
     own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
     together: ShardsTogether | None = None
+    pace: Pace | NoPace = field(default_factory=NoPace)
 
     @property
     def local_model(self) -> nn.Module:

@@ -74,6 +74,7 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
     clear_gradients(state)
     if status is UpdateStatus.SKIPPED:
         _restore_buffers(state)
+    state.pace.resume()
     return StepResult(results, grad_norm, status, values)
 
 
@@ -91,7 +92,8 @@ def _backward(
     results: list[MicroBatchResult],
 ) -> None:
     """Leave the gradient of the global batch on every rank, and append each micro-batch's loss and correct count."""
-    reducer, last = state.reducer, micro_batches[-1]
+    reducer, pace, last = state.reducer, state.pace, micro_batches[-1]
+    first_shard = micro_batches[0].shard
     reducer.start_step()
     if state.together is not None:
 
@@ -106,10 +108,14 @@ def _backward(
         seed_generators(key(step, shard, folded=state.step_key), state.accelerator.device)
         with reducer.shard(shard):
             for micro_batch in in_shard:
+                if shard == first_shard:
+                    pace.resume()  # a wrapper for other ranks has let it stand
                 if reducer.runs_empty_shards or not micro_batch.is_empty:
                     with reducer.micro_batch(is_last=micro_batch is last):
                         _backward_one(state, micro_batch, denominator, results)
                     reducer.after_backward(len(micro_batch.targets))
+        if shard == first_shard:
+            pace.end_shard(sum(len(other.ids_N) for other in micro_batches if other.shard == shard))
     reducer.finish_step()
 
 
