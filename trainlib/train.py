@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
             print_error(error)
         return error.exit_code
     except TrainlaunchError as error:
-        if isinstance(error, WrongDeviceError) and rank == 0:
+        if isinstance(error, WrongDeviceError) and rank in (0, error.rank):  # of whom the machine's launcher knows
             report_wrong_device(error.rank, error.uuid)
         if not (isinstance(error, ConnectionLostError) and rank == 0 and LAUNCHER in os.environ):  # which tells of it
             print(lines(error if isinstance(error, StoppedError) else f"error: {error}"), file=sys.stderr)

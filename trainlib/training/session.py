@@ -15,6 +15,7 @@ from trainlib.config import Config
 from trainlib.data import load_data
 from trainlib.data.dataset import Dataset
 from trainlib.distributed import process_group
+from trainlib.distributed.before_start import CHECK_SECONDS, check_devices, is_on_several_machines
 from trainlib.distributed.channel import open_channel
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.distributed.stop_consensus import StopConsensus
@@ -81,6 +82,9 @@ def run_session(
         require_same_data(run, start, dataset.listing)
     with process_group.joined(config.train) as accelerator:
         remove_agent_folder(agent_folder)  # all ranks have their data
+        if is_on_several_machines():
+            with Watchdog(CHECK_SECONDS, flag, log):
+                check_devices(accelerator)
         start = broadcast_object(start)
         _require_shared(run.path / "lock")
         require_alike(config, dataset.listing, custom.code())
