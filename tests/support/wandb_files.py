@@ -83,7 +83,8 @@ def tensorboard_points(run: Path) -> list[tuple[int, str, float]]:
     points = []
     for path in sorted(run.glob("tensorboard/events.*")):
         for event in LegacyEventFileLoader(str(path)).Load():
-            points += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            scalars = [value for value in event.summary.value if value.HasField("simple_value")]
+            points += [(event.step, value.tag, value.simple_value) for value in scalars]
     return points
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainlib.runs.files.json_records import to_json
-from trainlib.training.tracking import MetricsFile
+from trainlib.training.tracking import MetricsFile, TensorBoard
 from trainlib.training.tracking.wandb.follower import Follower
 from trainlib.training.tracking.wandb.process import Job
 
@@ -67,3 +67,37 @@ def test_offline_a_row_waits_for_its_checkpoint(tmp_path: Path, mode: Any, befor
     (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
     follower.follow()
     assert run.steps == before + after
+
+
+def test_tensorboard_shows_training_and_validation_in_one_chart_and_compares_configurations(tmp_path: Path) -> None:
+    """Read by TensorBoard's own plugins' formats; a resumed run has each once."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    from tensorboard.plugins.custom_scalar import layout_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    (tmp_path / "config.yaml").write_text(
+        "name: x\nseed: 3\noptimizer: {name: SGD, lr: 0.1, betas: [0.9, 1], foreach: null}\n"
+    )
+    for step in (1, 2):
+        board = TensorBoard(tmp_path)
+        board.log(row(step) | {"time": "2030-01-02T03:04:05+00:00"})
+        board.close()
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    values = [value for event in LegacyEventFileLoader(str(events)).Load() for value in event.summary.value]
+    (layout,) = [value for value in values if value.metadata.plugin_data.plugin_name == "custom_scalars"]
+    charts = layout_pb2.Layout.FromString(layout.tensor.string_val[0]).category[0].chart
+    assert {chart.title: list(chart.multiline.tag) for chart in charts} == {
+        name: [f"^(train|val|test)/{name}$"] for name in ("loss", "accuracy")
+    }
+    found = [
+        plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content).session_start_info.hparams
+        for value in values
+        if value.metadata.plugin_data.plugin_name == "hparams"
+    ]
+    (told,) = [hparams for hparams in found if hparams]
+    assert {name: told[name].number_value or told[name].string_value for name in told} == {
+        "seed": 3,
+        "optimizer.name": "SGD",
+        "optimizer.lr": 0.1,
+        "optimizer.betas": "[0.9, 1]",
+    }
