@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     try:
         launch_variables.check()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     rank = launch_variables.rank()
     if (log := launch_variables.log_before_start()) is not None:
@@ -81,7 +81,10 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         if isinstance(error, WrongDeviceError) and rank in (0, error.rank):  # of whom the machine's launcher knows
             report_wrong_device(error.rank, error.uuid)
         if not (isinstance(error, ConnectionLostError) and rank == 0 and LAUNCHER in os.environ):  # which tells of it
-            print(lines(error if isinstance(error, StoppedError) else f"error: {error}"), file=sys.stderr)
+            if isinstance(error, StoppedError):
+                print(lines(error), file=sys.stderr)
+            else:
+                print_error(error)
         return error.exit_code
     except PermissionError as error:
         print_error(not_permitted(error))

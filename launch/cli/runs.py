@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launch.cli.completion import complete_run
+from trainlib.runs.terminal.colour import coloured
 
 if TYPE_CHECKING:
     from launch.slurm.queue import JobState
@@ -54,8 +57,18 @@ def status(run: str, as_json: bool) -> int:
         return 0
     console = terminal()
     width = console.width if console else None
-    click.echo(run_details(found, datetime.now(UTC), _active_jobs([found]), width=width))
+    click.echo(_with_colours(run_details(found, datetime.now(UTC), _active_jobs([found]), width=width)))
     return 0
+
+
+def _with_colours(text: str) -> str:
+    """Return what is told of a run, its state and those of its attempts in colour on a terminal that has it."""
+    from trainlib.runs.terminal.tables import STATUS_STYLES
+
+    def colour(found: re.Match[str]) -> str:
+        return found[1] + coloured(found[2], STATUS_STYLES.get(found[2], ""), sys.stdout)
+
+    return re.sub(r"(?m)^(status: +|  \d+  \S+ \S+  )(\w+)", colour, text)
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import IO
 
 from trainlib.regular_files import open_regular, read_tail
+from trainlib.runs.terminal.colour import coloured
 
 TAIL_LINES, _TAIL_BYTES = 15, 1 << 16
+_ERROR = re.compile(r"(?m)^error:")
 
 
 class StderrRelay:
@@ -45,7 +48,7 @@ def say(words: str) -> None:
     """Print words on standard error, where there is one that can be written."""
     if words:
         with suppress(OSError):
-            print(words, file=sys.stderr, flush=True)
+            print(_ERROR.sub(lambda found: coloured(found[0], "red", sys.stderr), words), file=sys.stderr, flush=True)
 
 
 def append(path: Path, lines: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from launch.local.agent import Agent
 from launch.local.command import Command
 from launch.local.failure import find_cause, killed_by
 from trainlib.errors import EXIT_USER_ERROR
+from trainlib.runs.terminal.printable import print_error
 
 
 def run_program(command: Command) -> int:
@@ -21,15 +22,15 @@ def run_program(command: Command) -> int:
     if code == 0:
         return 0
     if agent.report.error:
-        print(f"error: {agent.report.error}", file=sys.stderr)
+        print_error(agent.report.error)
         return code
     failure = find_cause(agent.report.failures, agent.report.closing)
     if failure is None:
         print("".join(agent.report.log), end="", file=sys.stderr)
-        print(f"error: the ranks ended with exit code {code}", file=sys.stderr)
+        print_error(f"the ranks ended with exit code {code}")
         return code if code > 0 else 128 - code
     if failure.exit_code < 0:
-        print(f"error: rank {failure.rank} was {killed_by(-failure.exit_code)}", file=sys.stderr)
+        print_error(f"rank {failure.rank} was {killed_by(-failure.exit_code)}")
     elif failure.exit_code != EXIT_USER_ERROR:  # which the rank has explained
-        print(f"error: rank {failure.rank} ended with exit code {failure.exit_code}", file=sys.stderr)
+        print_error(f"rank {failure.rank} ended with exit code {failure.exit_code}")
     return failure.shell_code

@@ -15,6 +15,7 @@ from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
 from trainlib.isolation import child_variables
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.stop_request import STOP_SIGNALS
+from trainlib.runs.terminal.printable import print_error
 
 
 def run_command(element: Element, options: Sequence[str]) -> list[str]:
@@ -51,7 +52,7 @@ def report(codes: Mapping[str, int]) -> int:
     """
     failed = {name: code for name, code in codes.items() if code not in (EXIT_OK, EXIT_STOPPED)}
     for name, code in failed.items():
-        print(f"error: {name} ended with exit code {code}: launch status {name}", file=sys.stderr)
+        print_error(f"{name} ended with exit code {code}: launch status {name}")
     return next(iter(failed.values()), max(codes.values(), default=EXIT_OK))
 
 

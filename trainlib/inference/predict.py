@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return EXIT_OK  # whoever reads has seen enough, as `head` does
     if not num_read:
-        print("error: no image could be read", file=sys.stderr)
+        print_error("no image could be read")
         return EXIT_USER_ERROR
     return EXIT_OK if num_read == len(paths) else EXIT_FAILURE
 

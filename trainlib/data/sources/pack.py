@@ -19,6 +19,7 @@ from trainlib.data.sources.image_folder import list_image_folder
 from trainlib.data.sources.layout import absolute
 from trainlib.errors import DataError, UserError
 from trainlib.runs.files.durable import sync_directory
+from trainlib.runs.terminal.printable import print_error
 
 SHARD_BYTES = 1_000_000_000
 NAME = "shard-{:05}.tar"
@@ -103,10 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         count = pack(Path(folder), Path(out), int(shard_bytes))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     except OSError as error:  # a disk that is full
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     print(f"{count} pictures in {out}: train with data.name=archive data.root={out}")
     return 0

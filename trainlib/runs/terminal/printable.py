@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
+
+from trainlib.runs.terminal.colour import coloured
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -24,8 +28,25 @@ def lines(text: object) -> str:
 
 
 def print_error(error: object) -> None:
-    """Print `error: ...` on standard error."""
-    print(f"error: {lines(error)}", file=sys.stderr)
+    """Print `error: ...` on standard error; on a terminal in colour, with lines that are broken between words."""
+    text = lines(f"error: {error}")
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(_broken(line, width) for line in text.split("\n"))
+    print(coloured("error:", "red", sys.stderr) + text.removeprefix("error:"), file=sys.stderr)
+
+
+def _broken(line: str, width: int) -> str:
+    """Return a line as several, of at most `width` characters where words allow it, indented as its beginning is."""
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=indent if len(indent) < width // 2 else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
 
 
 def encode_anything() -> None:

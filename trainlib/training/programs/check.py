@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from trainlib.config import Config, dump_config
 from trainlib.errors import EXIT_OK, UserError
 from trainlib.runs.own_code.loading import load_with_code
-from trainlib.runs.terminal.printable import lines
+from trainlib.runs.terminal.printable import lines, print_error
 from trainlib.training.programs.arguments import add_code
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         if samples is not None and (notice := leak_notice(samples)):
             print(f"warning: {lines(notice)}", file=sys.stderr)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     print(dump_config(config), end="")
     return EXIT_OK

@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         check_build(config, dataset_info(config.data, config.seed, custom.load_dataset()), custom)
         prepare(config, fresh=options.fresh, resume=options.resume, code=code)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     except PermissionError as error:
         print_error(not_permitted(error))
         return EXIT_USER_ERROR
     except OSError as error:  # a disk that is full
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return EXIT_FAILURE
     return EXIT_OK
 
