@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launch.report.facts.overfitting import overfitting
 from launch.report.facts.run_facts import RunFacts, is_number
 from launch.runs.show import last_error
 
@@ -23,6 +24,7 @@ class RunView:
 
     subtitle       the model and the data
     state, error   why the run is not complete
+    overfitting    where training and validation part
     steps, epochs  how far it is
     environment    machine, versions and command, by name
     """
@@ -30,6 +32,7 @@ class RunView:
     subtitle: str
     state: str
     error: str
+    overfitting: str | None
     steps: str
     epochs: str
     images_per_second: str | None
@@ -46,6 +49,7 @@ def view_of(run: RunFacts) -> RunView:
         subtitle=f"{named[0]} on {named[1]}" if len(named) == 2 else "",
         state=STATES.get(run.run.status, ""),
         error=last_error(run.run) if run.run.status in ("failed", "interrupted") else "",
+        overfitting=overfitting(run),
         steps=steps,
         epochs=epochs,
         images_per_second=f"{speed:,.0f}" if is_number(speed) else None,

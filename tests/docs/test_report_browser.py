@@ -204,6 +204,49 @@ def test_tables_are_sorted_by_their_headings(tab: Page, one: Path) -> None:
     assert texts_of(tab, ".sortable tbody th") == [HOSTILE, "a class with a long name", "cat", "ship"]
 
 
+def test_on_a_narrow_screen_rows_stand_below_one_another(tab: Page, three: Path) -> None:
+    """No cell is cut off, none is empty, and each says what it is; on a wide screen they are columns."""
+    cells = "[...document.querySelectorAll('table.stack tbody :is(th, td)')].filter((each) => each.checkVisibility())"
+    tab.open(three, width=390)
+    assert tab.evaluate(f"{cells}.every((each) => each.getBoundingClientRect().right <= 390)")
+    assert tab.evaluate(f"{cells}.every((each) => each.innerText.trim() && each.dataset.label)")
+    before = "getComputedStyle(document.querySelector('table.stack td'), '::before').content"
+    assert tab.evaluate(before) == '"status"'
+    assert tab.evaluate("document.querySelector('table.stack thead').checkVisibility()") is False
+    tab.open(three, width=1280)
+    assert tab.evaluate("document.querySelector('table.stack thead').checkVisibility()")
+    assert tab.evaluate(before) == "none"
+
+
+def test_mistakes_of_one_pair_of_classes(tab: Page, one: Path) -> None:
+    tab.open(one)
+    shown = "[...document.querySelectorAll('.mistakes li')].filter((each) => each.checkVisibility()).length"
+    assert tab.evaluate(shown) == 3
+    tab.evaluate(
+        "{ const s = document.querySelector('.pairs select'); s.value = '2-0'; s.dispatchEvent(new Event('change')); }"
+    )
+    assert tab.evaluate(shown) == 1
+    assert texts_of(tab, ".mistakes li:not([hidden]) .path code") == ["photos/test/ship/2.jpg"]
+
+
+def test_the_path_of_a_mistake_is_copied_or_selected(tab: Page, one: Path) -> None:
+    """A browser that refuses the clipboard selects the path instead."""
+    tab.open(one)
+    clipboard = (
+        "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: "
+        "{writeText: (text) => { window.written = text; return ANSWER; }}})"
+    )
+    for answer, word in (("Promise.resolve()", "copied"), ("Promise.reject(new Error())", "selected")):
+        tab.evaluate(clipboard.replace("ANSWER", answer))
+        click(tab, ".mistakes li:nth-child(2) .copy")
+        tab.call("Runtime.evaluate", expression="Promise.resolve()", awaitPromise=True)
+        assert text_of(tab, ".mistakes li:nth-child(2) .copy") == word
+        assert tab.evaluate("window.written") == "photos/test/ship/2.jpg"
+    assert tab.evaluate("getSelection().toString()") == "photos/test/ship/2.jpg"
+    click(tab, ".copy-all")
+    assert tab.evaluate("window.written").count("\n") == 2
+
+
 def test_the_matrix_tells_what_a_cell_counts(tab: Page, one: Path) -> None:
     tab.open(one)
     tab.point_at(".confusion tbody tr:nth-child(1) td:nth-child(4)")

@@ -78,7 +78,8 @@ def evaluation(confusion: list[list[int]], classes: list[str], split: str = "tes
         per_class.append({"name": name, "count": sum(row)} | figures | {"f1": 2 * right / (sum(row) + columns[label])})
         if label:
             wrong = {"index": label, "label": label, "predicted": 0, "probability": 0.99 - label / 100}
-            mistakes.append(wrong | {"png": picture((label * 40 % 256, 90, 200))})
+            told = {"loss": 5.0 - label / 100, "file": f"photos/test/{name}/{label}.jpg"}
+            mistakes.append(wrong | told | {"png": picture((label * 40 % 256, 90, 200))})
     accuracy = sum(row[label] for label, row in enumerate(confusion)) / total
     figures = {"count": total, "loss": 0.3, "accuracy": accuracy, "top5_accuracy": 1.0, "calibration_error": 0.05}
     tables = {"classes": classes, "confusion": confusion, "per_class": per_class, "mistakes": mistakes}

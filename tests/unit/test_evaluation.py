@@ -32,6 +32,7 @@ from trainlib.training.metrics.predictions import (
     class_probabilities,
     confusion_counts,
     describe,
+    label_losses,
     per_class,
 )
 from trainlib.training.metrics.sums import Metrics
@@ -85,7 +86,7 @@ def test_answers_do_not_depend_on_how_the_samples_are_cut(num_classes: int) -> N
     logits_NC, labels_N = random_case(57, num_classes)
     whole = answers_to(logits_NC, labels_N, [list(range(57))])
     cut = answers_to(logits_NC, labels_N, [list(range(40, 57)), [], list(range(3, 40)), [2, 1, 0]])
-    for field in ("ids_N", "predicted_N", "in_top_N", "confidence_N"):
+    for field in ("ids_N", "predicted_N", "in_top_N", "confidence_N", "losses_N"):
         assert torch.equal(getattr(whole, field), getattr(cut, field)), field
     assert whole.ids_N.tolist() == list(range(57))
     assert torch.equal(whole.predicted_N, logits_NC.argmax(dim=1))
@@ -122,29 +123,52 @@ def test_losses_on_sigmoids_have_a_probability_for_each_class(loss: dict[str, st
     assert torch.equal(class_probabilities(logits_NC, CROSS_ENTROPY), logits_NC.softmax(dim=1))
 
 
-def test_the_surest_mistakes_come_first_with_their_pictures() -> None:
-    """Ties by position; a picture is the stored one, smaller where it is large; 25 at most; no right answer."""
+def test_the_loss_of_a_sample_is_finite_however_sure_the_model_is() -> None:
+    """torch's cross entropy is the oracle for softmax, binary cross entropy of the label's own logit for sigmoids."""
+    logits_NC, labels_N = random_case(50, 10)
+    logits_NC[0] = 0
+    logits_NC[0, (labels_N[0] + 1) % 10] = 1000
+    expected_N = torch.nn.functional.cross_entropy(logits_NC, labels_N, reduction="none")
+    torch.testing.assert_close(label_losses(logits_NC, labels_N, CROSS_ENTROPY), expected_N)
+    assert expected_N[0] == 1000
+    of_label_N = logits_NC.gather(1, labels_N[:, None])[:, 0]
+    expected_N = torch.nn.functional.binary_cross_entropy_with_logits(
+        of_label_N, torch.ones_like(of_label_N), reduction="none"
+    )
+    with_sigmoids = LossConfig.model_validate({"name": "BCEWithLogitsLoss"})
+    torch.testing.assert_close(label_losses(logits_NC, labels_N, with_sigmoids), expected_N)
+
+
+def test_the_mistakes_of_the_largest_loss_come_first_with_their_pictures() -> None:
+    """Ties by position; a picture is the stored one, smaller where it is large; 36 at most; no right answer."""
     generator = torch.Generator().manual_seed(0)
     images_NCHW = torch.randint(0, 256, (60, 3, 40, 300), dtype=torch.uint8, generator=generator)
     labels_N = torch.zeros(60, dtype=torch.int64)
     ids_N = torch.arange(10, 60)  # as a validation split: its own positions are 0 to 49
-    predicted_N = torch.tensor([1] * 30 + [0] * 20)
-    confidence_N = torch.tensor([0.5, 0.9, 0.9, *[0.1] * 27, *[1.0] * 20], dtype=torch.float64)
-    predictions = Predictions(ids_N, predicted_N, torch.ones(50, dtype=torch.bool), confidence_N)
+    predicted_N = torch.tensor([1] * 40 + [0] * 10)
+    confidence_N = torch.tensor([0.5, 0.9, 0.9, *[0.1] * 37, *[1.0] * 10], dtype=torch.float64)
+    losses_N = torch.tensor([3.0, 7.0, 7.0, *[1.0] * 37, *[9.0] * 10], dtype=torch.float64)
+    predictions = Predictions(ids_N, predicted_N, torch.ones(50, dtype=torch.bool), confidence_N, losses_N)
     preprocess = Preprocess((0.0,) * 3, (1.0,) * 3, 32)
     batches = BatchLoader(ImageSet(InMemoryImages(images_NCHW), labels_N), preprocess, RankSlice(0, 1, None), CPU)
-    evaluation = describe(predictions, batches, ids_N, ["a", "b"], Metrics(1.0, 0.4, 50), {"split": "val"})
+    figures, source = Metrics(1.0, 0.4, 50), {"split": "val"}
+    evaluation = describe(
+        predictions, batches, ids_N, ["a", "b"], figures, source, lambda row: f"{int(ids_N[row])}.png"
+    )
     mistakes = evaluation["mistakes"]
-    assert [m["index"] for m in mistakes] == [1, 2, 0, *range(3, 25)]
+    assert [m["index"] for m in mistakes] == [1, 2, 0, *range(3, 36)]
+    assert [m["loss"] for m in mistakes[:4]] == [7, 7, 3, 1]
+    assert [m["file"] for m in mistakes[:4]] == ["11.png", "12.png", "10.png", "13.png"]
     assert [m["probability"] for m in mistakes[:4]] == [0.9, 0.9, 0.5, 0.1]
     assert {(m["label"], m["predicted"]) for m in mistakes} == {(0, 1)}
     first = Image.open(io.BytesIO(base64.b64decode(mistakes[0]["png"])))
-    assert (first.format, first.size) == ("PNG", (128, 17))
+    assert (first.format, first.size) == ("PNG", (160, 21))
 
     small = BatchLoader(
         ImageSet(InMemoryImages(images_NCHW[..., :32]), labels_N), preprocess, RankSlice(0, 1, None), CPU
     )
-    evaluation = describe(predictions, small, ids_N, ["a", "b"], Metrics(1.0, 0.4, 50), {"split": "val"})
+    evaluation = describe(predictions, small, ids_N, ["a", "b"], figures, source)
+    assert evaluation["mistakes"][0]["file"] is None
     first = Image.open(io.BytesIO(base64.b64decode(evaluation["mistakes"][0]["png"])))
     assert np.array_equal(np.asarray(first).transpose(2, 0, 1), images_NCHW[11, :, :, :32].numpy())
 
@@ -199,9 +223,11 @@ def test_a_completed_run_leaves_its_evaluation(trained: Path) -> None:
     predicted_N = logits_NC.argmax(dim=1)
     assert found["confusion"] == sklearn.metrics.confusion_matrix(images.labels_N, predicted_N).tolist()
     wrong = int((predicted_N != images.labels_N).sum())
-    assert 25 < wrong < 1_900, "the run should have learned something, and not all"
-    surest = logits_NC.softmax(dim=1).max(dim=1).values.where(predicted_N != images.labels_N, torch.tensor(0.0))
-    assert [m["probability"] for m in found["mistakes"]] == pytest.approx(surest.topk(25).values.tolist(), abs=1e-6)
+    assert 36 < wrong < 1_900, "the run should have learned something, and not all"
+    losses_N = torch.nn.functional.cross_entropy(logits_NC, images.labels_N, reduction="none")
+    worst = losses_N.where(predicted_N != images.labels_N, torch.tensor(0.0)).topk(36).values
+    assert [m["loss"] for m in found["mistakes"]] == pytest.approx(worst.tolist(), abs=1e-5)
+    assert {m["file"] for m in found["mistakes"]} == {None}, "drawings are no files"
     for mistake in found["mistakes"]:
         assert mistake["label"] == images.labels_N[mistake["index"]]
         assert mistake["predicted"] == predicted_N[mistake["index"]]

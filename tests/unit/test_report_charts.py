@@ -125,3 +125,13 @@ def test_a_short_run_has_curves(tmp_path: Path) -> None:
     assert [step for step, _ in charts["Throughput, images per second"].lines[0].points] == [20, 40, 60]
     one = charts["Loss"].lines[0]
     assert (one.label, one.points[0][0], one.style) == ("train, steps", 50, "line")
+
+
+def test_epochs_stand_below_the_steps_at_which_they_end(tmp_path: Path) -> None:
+    """Not where they are not known: before the first row of an epoch, or where two runs have other ones."""
+    whole = read_facts(write_run(tmp_path / "a", rows=training_rows(100)))
+    assert Plot(charts_of([whole])[0]).epoch_ticks == [(1, 20), (2, 40), (3, 60), (4, 80), (5, 100)]
+    assert Plot(charts_of([whole, whole])[0]).epoch_ticks
+    young = read_facts(write_run(tmp_path / "b", rows=training_rows(10, tested=False)))
+    assert Plot(charts_of([young])[0]).epoch_ticks == []
+    assert Plot(charts_of([whole, young])[0]).epoch_ticks == []

@@ -10,6 +10,7 @@ from report_runs import end, evaluation, moment, start, training_rows, write_run
 
 from launch.report.comparison import config_differences, ranking
 from launch.report.facts.history import attempts_of, events_of, jobs_of
+from launch.report.facts.overfitting import overfitting, parting
 from launch.report.facts.run_facts import read_facts
 
 # Attempts, jobs, events
@@ -124,3 +125,56 @@ def test_slow_ranks_are_told_with_the_steps_in_which_they_were(tmp_path: Path) -
             row["slow"] = "rank 1 on host a, CPU: 1.50 times the median's time per sample; rank 2 on host b, CPU: 1.2"
     facts = read_facts(write_run(tmp_path / "run", rows=rows))
     assert facts.slow_ranks() == {"rank 1 on host a, CPU": (3, 4), "rank 2 on host b, CPU": (3, 4)}
+
+
+def curve(losses: list[float]) -> list[tuple[float, float]]:
+    return [(10.0 * (index + 1), loss) for index, loss in enumerate(losses)]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "parted"),
+    [
+        ([2, 1.5, 1, 0.8, 0.6, 0.4], [2, 1.5, 1.2, 1.4, 1.6, 1.8], True),
+        ([2, 1.5, 0.3, 0.2, 0.5, 0.4], [2, 1.5, 1.2, 1.4, 1.6, 1.8], True),  # low, though not lower
+        ([2, 1.5, 1, 0.8, 0.6, 0.4], [2, 1.5, 1.2, 1.2, 1.21, 1.2], False),  # as good as level
+        ([2, 1.5, 1, 0.8, 0.6, 0.4], [2, 1.5, 1.4, 1.2, 1.6, 1.8], False),  # too little to tell
+        ([2, 1.5, 2, 3, 4, 5], [2, 1.5, 2, 3, 4, 5], False),  # both rise: it diverges
+        ([], [2, 1.5, 1.2, 1.4, 1.6, 1.8], False),
+        ([1, 0.5], [], False),
+    ],
+)
+def test_overfitting_is_a_validation_loss_that_rises_alone(train: list[float], val: list[float], parted: bool) -> None:
+    assert (parting(curve(train), curve(val)) is not None) == parted
+
+
+def test_overfitting_is_told_in_words(tmp_path: Path) -> None:
+    rows = []
+    for index, (train, val) in enumerate(zip([2, 1.5, 1, 0.8, 0.6, 0.4], [2, 1.5, 1.2, 1.4, 1.6, 1.8], strict=True)):
+        more = {"step": 10 * (index + 1), "epoch": index + 1, "accuracy": 0.5, "count": 9}
+        rows += [{"split": "train", "scope": "epoch", "loss": train} | more, {"split": "val", "loss": val} | more]
+    said = overfitting(read_facts(write_run(tmp_path / "run", rows=rows)))
+    assert said is not None
+    assert "since step 30 (epoch 3) the validation loss has risen from 1.2 to 1.6, while" in said
+    assert "the training loss fell from 1 to 0.4" in said
+
+
+def test_the_test_stands_at_the_step_of_the_weights_that_were_tested(tmp_path: Path) -> None:
+    """At that of the evaluation, at the best step where that is not there, at its own for an evaluation by hand."""
+    best = {"test": {"loss": 1.0}, "best": {"step": 40}}
+    rows = training_rows(100)
+    tested = evaluation([[3, 1], [0, 4]], ["a", "b"])
+    for name, weights, summary, step in [
+        ("a", "best", None, 60),
+        ("b", None, best, 40),
+        ("c", "checkpoint", None, 100),
+    ]:
+        evaluations = [tested | {"weights": weights}] if weights else []
+        run = read_facts(write_run(tmp_path / name, rows=rows, summary=summary, evaluations=evaluations))
+        assert [point[0] for point in run.points("loss", "test")] == [step]
+
+
+def test_attempts_that_failed_before_a_step_leave_no_sign_on_the_curves() -> None:
+    lines = [start(1, 0), end(1, 10, "stopped", 40, "SIGTERM")]
+    lines += [start(2, 20, from_step=40), end(2, 21, "failed", 40, "UserError: no"), start(3, 30, from_step=40)]
+    attempts = attempts_of(lines, [], running=True)
+    assert [attempt.is_false_start for attempt in attempts] == [False, True, False]

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +150,15 @@ def _evaluate(
     with explained(f"an evaluation of {size} images at a time", smaller_batch(size)):
         metrics = metrics_over(network, objective, batches, ids_N, size, see, chosen.thresholds, custom.metrics)
     source = {"split": name, "step": chosen.checkpoint.step, "weights": chosen.weights}
-    return describe(collected.gathered(), batches, ids_N, chosen.classes, metrics, source)
+    return describe(
+        collected.gathered(),
+        batches,
+        ids_N,
+        chosen.classes,
+        metrics,
+        source,
+        lambda row: samples.file_of(int(ids_N[row])),
+    )
 
 
 class _Samples(NamedTuple):
@@ -158,11 +166,13 @@ class _Samples(NamedTuple):
 
     ids_N   indices of the samples in their image set, int64 [N], ascending
     names   the path of each sample of the image set; None where samples are no files
+    file_of   where a person finds the file of the sample with an index; None where samples are no files
     """
 
     images: ImageSet
     ids_N: torch.Tensor
     names: Sequence[str] | None
+    file_of: Callable[[int], str | None]
 
 
 def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None, custom: CustomParts) -> _Samples:
@@ -179,7 +189,9 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None, custom: C
             for _, sentence in left_out_notices([listed]):
                 print(printable(sentence), file=sys.stderr)
         image_set = load_class_folder(listed, chosen.classes, PictureReader.of(config.data))
-        return _Samples(image_set, torch.arange(len(image_set.labels_N)), listed.names(chosen.classes))
+        below = listed.names(chosen.classes)
+        ids_N = torch.arange(len(image_set.labels_N))
+        return _Samples(image_set, ids_N, below, lambda index: os.path.join(folder, below[index]))
     if is_main and config.data.name == "image_folder":
         print(f"the images are those in {printable(os.path.abspath(config.data.root))} (data.root)", file=sys.stderr)
     dataset = load_data(config.data, config.seed, is_main=is_main, own=custom.load_dataset())
@@ -192,12 +204,17 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None, custom: C
     names = [file.name for file in dataset.listing.files] or None  # of the training images, then of the test
     num_train = len(dataset.train.labels_N)
     if split == "test":
-        return _Samples(dataset.test, torch.arange(len(dataset.test.labels_N)), names and names[num_train:])
+        return _Samples(
+            dataset.test,
+            torch.arange(len(dataset.test.labels_N)),
+            names and names[num_train:],
+            lambda index: dataset.listing.file_of(num_train + index, config.data.root),
+        )
     plan, val_ids = plan_of(config, dataset)
     ids_N = plan.ids_N if split == "train" else val_ids
     if not len(ids_N):
         raise UserError("--split val: the run has no validation split (data.val_fraction is 0); take train or test")
-    return _Samples(dataset.train, ids_N, names)
+    return _Samples(dataset.train, ids_N, names, lambda index: dataset.listing.file_of(index, config.data.root))
 
 
 def _tell_changes(chosen: ChosenCheckpoint, listing: Listing) -> None:

@@ -67,12 +67,23 @@ def evaluate_test_split(trainer: Trainer, run: RunDirectory, config: Config) -> 
     )
 
 
-def write_test_evaluation(run: RunDirectory, trainer: Trainer, dataset: Dataset, test: TestResult) -> None:
-    """Write evaluation-test.json; the run is complete without it, so a failure only warns."""
+def write_test_evaluation(run: RunDirectory, trainer: Trainer, dataset: Dataset, test: TestResult, root: str) -> None:
+    """Write evaluation-test.json; the run is complete without it, so a failure only warns.
+
+    root   `data.root`, where a person finds the files
+    """
     source = {"split": "test", "step": test.step, "weights": test.weights}
-    ids_N = torch.arange(len(dataset.test.labels_N))
+    ids_N, num_train = torch.arange(len(dataset.test.labels_N)), len(dataset.train.labels_N)
     try:
-        evaluation = describe(test.predictions, trainer.samples.test, ids_N, dataset.class_names, test.metrics, source)
+        evaluation = describe(
+            test.predictions,
+            trainer.samples.test,
+            ids_N,
+            dataset.class_names,
+            test.metrics,
+            source,
+            lambda index: dataset.listing.file_of(num_train + index, root),
+        )
         write_evaluation(run.path, evaluation)
     except (OSError, TrainlaunchError) as error:
         logger.warning("the evaluation was not written (%s); `launch eval %s` makes it again", error, run.path.name)

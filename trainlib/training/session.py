@@ -108,7 +108,7 @@ def run_session(
                     attempt.step = training.progress.step
                     _finish(run, trainer, attempt.reason, result, summary)
                     flag.acknowledge()
-                    _tell_results(run, trainer, dataset, attempt, result)
+                    _tell_results(run, trainer, dataset, attempt, result, config.data.root)
     return completed
 
 
@@ -188,16 +188,16 @@ def _finish(
 
 
 def _tell_results(
-    run: RunDirectory, trainer: Trainer, dataset: Dataset, attempt: Attempt, result: TestResult | None
+    run: RunDirectory, trainer: Trainer, dataset: Dataset, attempt: Attempt, result: TestResult | None, root: str
 ) -> None:
-    """Log how the attempt ended, and write the evaluation of the test split."""
+    """Log how the attempt ended, and write the evaluation of the test split; `root` is `data.root`."""
     if result is None:
         logger.info("stopped at step %d (%s); run it again to continue", attempt.step, attempt.reason)
     else:
         metrics = result.metrics
         precision = "" if metrics.map is None else f", mean average precision {metrics.map:.4f},"
         logger.info("test accuracy %.4f%s on %d images (%s)", metrics.accuracy, precision, metrics.count, result.remark)
-        write_test_evaluation(run, trainer, dataset, result)
+        write_test_evaluation(run, trainer, dataset, result, root)
     logger.info("results in %s", run.path)
 
 

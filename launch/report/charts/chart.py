@@ -117,6 +117,16 @@ class Plot:
         return [tick for tick in linear_ticks(first, last, 6) if first <= tick <= last]
 
     @property
+    def epoch_ticks(self) -> list[tuple[int, float]]:
+        """Round epochs between the axis' ends, each with the step at which it ends; none where epochs are not known."""
+        per_epoch, last = self.chart.steps_per_epoch, self.steps.ticks[1]
+        if not per_epoch:
+            return []
+        ticks = linear_ticks(0, last / per_epoch, 6)
+        epochs = [int(tick) for tick in ticks if tick == int(tick) and 0 < tick * per_epoch <= last]
+        return [(epoch, epoch * per_epoch) for epoch in epochs]
+
+    @property
     def description(self) -> str:
         """The last value of every line, for readers who do not see it."""
         ends = [(line.label, line.points[-1]) for line in self.chart.lines if line.style != "raw"]

@@ -52,8 +52,14 @@ def _chart(title: str, lines: Sequence[Line], runs: Sequence[RunFacts], *, from_
         legend=[] if several else _own_legend(lines),
         note="Pale: every row. Strong: the mean of the rows around it." if averaged else "",
         from_zero=from_zero,
-        steps_per_epoch=None if several else runs[0].steps_per_epoch,
+        steps_per_epoch=_common_epoch(runs),
     )
+
+
+def _common_epoch(runs: Sequence[RunFacts]) -> int | None:
+    """Return the number of steps of an epoch; None where it is not known, or not the same in all runs."""
+    lengths = {run.steps_per_epoch for run in runs}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _metric_lines(runs: Sequence[RunFacts], key: str) -> list[Line]:

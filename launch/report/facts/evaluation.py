@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from functools import cached_property
 from itertools import chain
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.records import confusion
 from trainlib.runs.terminal.printable import printable
 
 _MOST_CLASSES = 100_000
+_MOST_OF_TOP5 = 5  # classes: with no more than these, every answer is among the first five
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Figure = Annotated[float | None, Field(allow_inf_nan=False)]
+# A file's name need not be valid Unicode, nor show.
+Shown = Annotated[str | None, BeforeValidator(lambda value: printable(value) if isinstance(value, str) else value)]
 
 
 class PerClass(BaseModel):
@@ -36,6 +40,8 @@ class Mistake(BaseModel):
 
     missed, added   of a sample with a set of classes, in place of label and predicted: those that the model did not
                     name, and those that it named besides; `surest` is the one of these that the probability is of
+    loss            -ln of the probability that its own class got; None in older files
+    file            where the picture is; None where it is no file, and in older files
     png             its picture, in base64
     """
 
@@ -46,6 +52,8 @@ class Mistake(BaseModel):
     added: list[Count] = []
     surest: Count | None = None
     probability: Annotated[float, Field(allow_inf_nan=False)]
+    loss: Figure = None
+    file: Shown = None
     png: str
 
     @property
@@ -63,7 +71,7 @@ class Evaluation(BaseModel):
 
     thresholds   of a model that names a set of classes for each sample, of each class; None of others
     counts      [true class, predicted class, how often], for each pair that occurs
-    mistakes    the most confident first
+    mistakes    the largest loss first; in older files, and of sets, the most confident
     """
 
     model_config = ConfigDict(frozen=True)
@@ -100,6 +108,22 @@ class Evaluation(BaseModel):
         if max(labels, default=0) >= len(self.classes):
             raise ValueError("the tables are of more classes than there are names")
         return self
+
+    @property
+    def top5(self) -> float | None:
+        """The top-5 accuracy where it tells anything: of more than five classes."""
+        return self.top5_accuracy if len(self.classes) > _MOST_OF_TOP5 else None
+
+    @property
+    def worst_first(self) -> bool:
+        """True if the mistakes are in the order of their losses."""
+        return all(mistake.loss is not None for mistake in self.mistakes)
+
+    def mistaken_pairs(self) -> list[tuple[int, int, int]]:
+        """Return [true class, predicted class, how often] of the mistakes shown, the most frequent first."""
+        pairs = Counter((mistake.label, mistake.predicted) for mistake in self.mistakes)
+        found = [(label, predicted, count) for (label, predicted), count in pairs.items()]
+        return sorted(((a, b, n) for a, b, n in found if a is not None and b is not None), key=lambda pair: -pair[2])
 
     @cached_property
     def confusion(self) -> list[list[int]]:

@@ -58,6 +58,11 @@ class Attempt:
         return (self.ended - self.started).total_seconds() if self.ended and self.started else None
 
     @property
+    def is_false_start(self) -> bool:
+        """True for an attempt that failed before it made a step, such as one with a mistake in its configuration."""
+        return self.outcome == "failed" and self.end_step is not None and self.end_step <= self.from_step
+
+    @property
     def how_it_ended(self) -> str:
         """The end in words: `attempt 2 was stopped: SIGTERM`."""
         verb = "was " if self.outcome in ("stopped", "interrupted") else ""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,7 +15,7 @@ from launch.report.facts.history import Attempt, Event, attempts_of, events_of, 
 from launch.report.facts.series import Point
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.files.run_files import RunFiles
-from trainlib.runs.records.rows import METRICS_FILE
+from trainlib.runs.records.rows import METRICS_FILE, tested_step
 from trainlib.runs.records.shapes import ROW, whole_number
 from trainlib.runs.status import Run, read_run
 from trainlib.runs.terminal.printable import printable
@@ -50,7 +51,7 @@ class RunFacts:
     @property
     def events(self) -> list[Event]:
         """Resumes and ends that are marked on the curves."""
-        return events_of(self.attempts, self.last_step)
+        return events_of([attempt for attempt in self.attempts if not attempt.is_false_start], self.last_step)
 
     @property
     def used_slurm(self) -> bool:
@@ -62,6 +63,12 @@ class RunFacts:
         """The last step of any row, 0 before the first."""
         return max((row["step"] for rows in self.rows.values() for row in rows), default=0)
 
+    @cached_property
+    def tested_step(self) -> int | None:
+        """The step of the weights that were tested; None where that is not known."""
+        tested = next((one for one in self.evaluations if one.split == "test"), None)
+        return tested_step({"step": tested.step, "weights": tested.weights} if tested else {}, self.run.summary)
+
     @property
     def steps_per_epoch(self) -> int | None:
         """Steps of the first epoch, as its row has them; None before that row is written."""
@@ -69,8 +76,13 @@ class RunFacts:
         return row["step"] if row else None
 
     def points(self, key: str, split: str, scope: str | None = None) -> list[Point]:
-        """Return (step, value) of the rows of one kind that hold a finite number under `key`."""
-        return [(row["step"], row[key]) for row in self.rows.get((split, scope), []) if is_number(row.get(key))]
+        """Return (step, value) of the rows of one kind that hold a finite number under `key`.
+
+        The step of a test is that of the weights that were tested.
+        """
+        moved = self.tested_step if split == "test" else None
+        rows = self.rows.get((split, scope), [])
+        return [(row["step"] if moved is None else moved, row[key]) for row in rows if is_number(row.get(key))]
 
     def slow_ranks(self) -> dict[str, tuple[int, int]]:
         """Return the ranks that were slower than the others, in words, each with its first and last step as such."""

@@ -119,6 +119,49 @@ for (const table of all("table.sortable")) {
   });
 }
 
+// On a narrow screen the style puts a row's cells below one another, with what the heading says before each.
+for (const table of all("table.stack")) {
+  const labels = all("thead th", table).map((heading) => heading.textContent.trim());
+  for (const row of table.tBodies[0].rows)
+    [...row.cells].forEach((cell, column) => {
+      const own = make("div");
+      own.append(...cell.childNodes);
+      cell.append(own);
+      cell.dataset.label = labels[column];
+      cell.classList.toggle("empty", ["", "—"].includes(cell.textContent.trim()));
+    });
+  table.classList.add("stacked");
+}
+
+// Mistakes: one pair of classes, and paths to the clipboard; where that is refused, a path is selected instead.
+async function copied(button, text, source) {
+  const words = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "copied";
+  } catch {
+    getSelection().selectAllChildren(source);
+    button.textContent = "selected";
+  }
+  setTimeout(() => (button.textContent = words), 1500);
+}
+for (const box of all(".pairs")) {
+  const list = box.nextElementSibling, items = all("li", list), select = box.querySelector("select");
+  box.hidden = false;
+  select.addEventListener("change", () => {
+    for (const item of items) item.hidden = select.value !== "" && item.dataset.pair !== select.value;
+  });
+  box.querySelector(".copy-all")?.addEventListener("click", ({ target }) => {
+    const paths = all("li:not([hidden]) .path code", list).map((path) => path.textContent);
+    copied(target, paths.join("\n"), list);
+  });
+}
+for (const button of all(".copy")) {
+  const path = button.previousElementSibling;
+  button.hidden = false;
+  button.addEventListener("click", () => copied(button, path.textContent, path));
+}
+
 // The confusion matrix tells what the cell under the pointer counts.
 for (const table of all("table.confusion")) {
   const note = table.closest(".scroll").nextElementSibling, how = note.textContent;

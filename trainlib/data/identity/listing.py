@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ from trainlib.data.identity.sample_files import SampleFile, SampleFiles, labels_
 from trainlib.data.identity.stamp import Stamp, Stamps
 
 NAMED_AT_MOST = 5
+_ON_DISK = ("image_folder", "table")  # sources whose samples are files of their own
 FORMAT = 2  # 1 had a line for each file
 
 
@@ -61,6 +63,13 @@ class Listing:
         listing = replace(self, files=files)
         listing.__dict__["digest"] = self.digest  # which does not depend on the hashes
         return listing
+
+    def file_of(self, index: int, root: str) -> str | None:
+        """Return where a person finds a sample: its file below `root`, its name in an archive; None for no file."""
+        if not self.files:
+            return None
+        name = self.files[index].name
+        return os.path.join(root, name) if self.source in _ON_DISK else name
 
     @property
     def facts(self) -> dict[str, str | None]:

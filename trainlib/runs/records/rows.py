@@ -109,6 +109,20 @@ def health_scalars(row: Row) -> dict[str, float]:
     return {f"{name}/{key}": value for name in HEALTH_NUMBERS for key, value in row[name].items() if value is not None}
 
 
+def tested_step(evaluation: Row, summary: Row) -> int | None:
+    """Return the step of the weights that the test row is about, which is its own step only where these are the last.
+
+    evaluation   evaluation-test.json, empty where there is none; one of a single checkpoint tells nothing of the run
+    summary      summary.json
+
+    None where neither tells.
+    """
+    if evaluation.get("weights") in ("best", "last"):
+        return evaluation.get("step")
+    best = summary.get("best") if summary.get("test") else None
+    return best.get("step") if best else None
+
+
 def lost_rows(rows: Sequence[Row]) -> str | None:
     """Return a sentence on rows that must have been there between these, the whole of metrics.jsonl; None if none.
 

@@ -1,6 +1,6 @@
 """What a model gets right and wrong on a set of samples, beyond loss and accuracy.
 
-While an evaluation goes, each rank keeps four numbers for each of its samples on the device, which costs no waiting. At
+While an evaluation goes, each rank keeps five numbers for each of its samples on the device, which costs no waiting. At
 the end they are brought together, once, in the samples' own order; all figures are computed from them there, so they
 are the same on any number of ranks.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trainlib.config import Config, LossConfig
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
@@ -28,8 +29,8 @@ from trainlib.training.metrics.label_sets import SetPredictionCollector, SetPred
 from trainlib.training.metrics.sums import Metrics, gather_rows
 
 CALIBRATION_BINS = 15
-NUM_MISTAKES = 25
-PICTURE_PIXELS = 128  # the longer side of a mistake's picture, at most
+NUM_MISTAKES = 36
+PICTURE_PIXELS = 160  # the longer side of a mistake's picture, at most
 
 
 def class_probabilities(logits_NC: Tensor, loss: LossConfig, *, of_sets: bool = False) -> Tensor:
@@ -38,9 +39,18 @@ def class_probabilities(logits_NC: Tensor, loss: LossConfig, *, of_sets: bool = 
     of_sets   the model answers with sets of classes: always a sigmoid
     """
     logits_NC = logits_NC.float()
-    if of_sets or loss.activation == "sigmoid" or loss.name == "BCEWithLogitsLoss":
-        return torch.sigmoid(logits_NC)
-    return torch.softmax(logits_NC, dim=1)
+    return torch.sigmoid(logits_NC) if of_sets or _has_sigmoids(loss) else torch.softmax(logits_NC, dim=1)
+
+
+def label_losses(logits_NC: Tensor, labels_N: Tensor, loss: LossConfig) -> Tensor:
+    """Return -ln of the probability that each sample's label gets, float32 [N]; computed in logarithms, so finite."""
+    logits_NC = logits_NC.float()
+    logs_NC = functional.logsigmoid(logits_NC) if _has_sigmoids(loss) else functional.log_softmax(logits_NC, dim=1)
+    return -logs_NC.gather(1, labels_N[:, None])[:, 0]
+
+
+def _has_sigmoids(loss: LossConfig) -> bool:
+    return loss.activation == "sigmoid" or loss.name == "BCEWithLogitsLoss"
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,14 @@ class Predictions:
     predicted_N    int64: the class of the largest logit
     in_top_N       bool: whether the label is among the five largest logits
     confidence_N   float64: the probability of the predicted class
+    losses_N       float64: see `label_losses`
     """
 
     ids_N: Tensor
     predicted_N: Tensor
     in_top_N: Tensor
     confidence_N: Tensor
+    losses_N: Tensor
 
     def facts(self, labels_N: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
         """Return what an evaluation file says of the classes, beside its metrics."""
@@ -70,17 +82,18 @@ class Predictions:
         }
 
     def mistakes(self, labels_N: Tensor, count: int) -> list[dict[str, Any]]:
-        """Return `count` wrong predictions, the surest first; `index` is the row here."""
+        """Return `count` wrong predictions, the largest loss first; `index` is the row here."""
         wrong = (self.predicted_N != labels_N).nonzero()[:, 0]
-        surest_first = self.confidence_N[wrong].sort(descending=True, stable=True).indices
+        worst_first = self.losses_N[wrong].sort(descending=True, stable=True).indices
         return [
             {
                 "index": index,
                 "label": int(labels_N[index]),
                 "predicted": int(self.predicted_N[index]),
                 "probability": float(self.confidence_N[index]),
+                "loss": float(self.losses_N[index]),
             }
-            for index in wrong[surest_first[:count]].tolist()
+            for index in wrong[worst_first[:count]].tolist()
         ]
 
 
@@ -96,7 +109,7 @@ class PredictionCollector:
 
     def __init__(self, loss: LossConfig, device: torch.device):
         self._loss = loss
-        self._rows = [torch.empty(0, 4, dtype=torch.float64, device=device)]
+        self._rows = [torch.empty(0, 5, dtype=torch.float64, device=device)]
 
     def add(self, micro_batch: MicroBatch, logits_NC: Tensor) -> None:
         """Keep the predictions for a micro-batch, on its device; nothing waits for it."""
@@ -107,15 +120,16 @@ class PredictionCollector:
             predicted_N1[:, 0],
             is_in_top(logits_NC, micro_batch.targets.labels_N),
             probabilities_NC.gather(1, predicted_N1)[:, 0],
+            label_losses(logits_NC, micro_batch.targets.labels_N, self._loss),
         )
         self._rows.append(torch.stack([column.double() for column in columns], dim=1))  # float64 holds all of them
 
     def gathered(self) -> Predictions:
         """All ranks' answers, on every rank. A synchronisation point."""
-        rows_N4 = gather_rows(torch.cat(self._rows)).cpu()
-        ids_N, order = rows_N4[:, 0].long().sort()
-        _, predicted_N, in_top_N, confidence_N = rows_N4[order].unbind(dim=1)
-        return Predictions(ids_N, predicted_N.long(), in_top_N.bool(), confidence_N)
+        rows_N5 = gather_rows(torch.cat(self._rows)).cpu()
+        ids_N, order = rows_N5[:, 0].long().sort()
+        _, predicted_N, in_top_N, confidence_N, losses_N = rows_N5[order].unbind(dim=1)
+        return Predictions(ids_N, predicted_N.long(), in_top_N.bool(), confidence_N, losses_N)
 
 
 def describe(
@@ -125,11 +139,13 @@ def describe(
     class_names: Sequence[str],
     metrics: Metrics,
     source: Mapping[str, Any],
+    file_of: Callable[[int], str | None] = lambda index: None,
 ) -> dict[str, Any]:
     """Return the evaluation of exactly these samples as one JSON object, the contents of `evaluation-<split>.json`.
 
     ids_N    their indices in the image set of `batches`, ascending
     source   what was evaluated: {"split", "step", "weights"}
+    file_of  where the file of the sample in a row of `ids_N` is; None for samples that are no files
     """
     assert torch.equal(predictions.ids_N, ids_N), "each sample is counted once"
     labels_N = batches.labels_N[ids_N]
@@ -141,7 +157,10 @@ def describe(
         facts, mistakes = predictions.facts(labels_N, class_names), predictions.mistakes(labels_N, NUM_MISTAKES)
     if mistakes:
         pictures = batches.raw_images(ids_N[[mistake["index"] for mistake in mistakes]])
-        mistakes = [mistake | {"png": _png(image)} for mistake, image in zip(mistakes, pictures, strict=True)]
+        mistakes = [
+            mistake | {"file": file_of(mistake["index"]), "png": _png(image)}
+            for mistake, image in zip(mistakes, pictures, strict=True)
+        ]
     own = {"own_metrics": list(metrics.own)} if metrics.own else {}
     return {**source, **metrics.asdict(), **own, **facts, "mistakes": mistakes}
 

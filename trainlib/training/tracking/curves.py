@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import read_lines
+from trainlib.runs.files.run_files import RunFiles
+from trainlib.runs.records.rows import tested_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,14 +39,22 @@ Rows = Sequence[dict[str, Any]]
 
 
 def draw_curves(run: Path) -> None:
-    """Write `run/curves.png`, about 1400 x 520 pixels, in at most PATIENCE seconds. Never raises."""
+    """Write `run/curves.png`, about 1400 x 520 pixels, in at most PATIENCE seconds. Never raises.
+
+    The test stands at the step of the weights that were tested.
+    """
     problems: list[str] = []
 
     def draw() -> None:
         try:
             rows = read_lines(run / "metrics.jsonl")
             if rows:
-                write_atomically(run / "curves.png", picture(rows, run.name))
+                files = RunFiles(run)
+                step = tested_step(files.record("evaluation-test.json"), files.record("summary.json"))
+                moved = [
+                    row | {"step": step} if row.get("split") == "test" and step is not None else row for row in rows
+                ]
+                write_atomically(run / "curves.png", picture(moved, run.name))
         except ModuleNotFoundError as error:
             problems.append(f"the package is not installed: `pip install {error.name}`")
         except Exception as error:  # noqa: BLE001 - a picture is worth no run
