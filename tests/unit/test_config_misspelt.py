@@ -25,6 +25,7 @@ FULL: dict[str, Any] = {
         "val_fraction": 0.1,
         "split": "stratified",
         "test_fraction": None,
+        "fold": "1/5",
         "table": None,
         "group": None,
         "labels": "one",

@@ -30,7 +30,7 @@ from trainlib.config.schema.sections import (
     TrainConfig,
     WandbConfig,
 )
-from trainlib.config.schema.values import Size, canonical_precision, sides
+from trainlib.config.schema.values import Size, canonical_precision, fold_of, sides
 
 __all__ = [
     "BALANCED",
@@ -65,6 +65,7 @@ __all__ = [
     "custom_part_missing",
     "differences",
     "dump_config",
+    "fold_of",
     "harmful",
     "is_code",
     "is_custom",

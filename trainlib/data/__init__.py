@@ -13,6 +13,7 @@ from trainlib.config import DataConfig, is_custom
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.folds import fold_rows, in_fold
 from trainlib.data.framed import frame_dataset
 from trainlib.data.images import Images
 from trainlib.data.sources.cifar10 import load_cifar10
@@ -61,12 +62,13 @@ def load_data(
     Raises DataError for data that is missing, damaged or of the wrong form, StoppedError when asked to stop.
     """
     if own is not None:
-        return frame_dataset(own, config, seed)
+        return frame_dataset(in_fold(own, config, seed), config, seed)
     match config.name:
         case "cifar10":
-            return frame_dataset(load_cifar10(Path(config.root), stop_requested=stop_requested), config, seed)
+            whole = load_cifar10(Path(config.root), stop_requested=stop_requested)
+            return frame_dataset(in_fold(whole, config, seed), config, seed)
         case "synthetic":
-            return frame_dataset(make_synthetic(), config, seed)
+            return frame_dataset(in_fold(make_synthetic(), config, seed), config, seed)
     what = f"{seed} {config.model_dump_json()} {Path.cwd()}"
     found = made_once(
         start_folder, what, lambda: listed_files(config, seed), stop_requested=stop_requested, is_main=is_main
@@ -112,14 +114,24 @@ def dataset_info(config: DataConfig, seed: int = 0, own: Dataset | None = None) 
     Raises DataError for files that are missing or of the wrong form.
     """
     if own is not None:
+        own = in_fold(own, config, seed)
         train = own.train
         return DatasetInfo(train.labels_N, len(own.class_names), train.identities_N, train.groups_N, own.val_ids)
     match config.name:
         case "cifar10":
-            return DatasetInfo(torch.arange(50_000) % 10, 10)  # as many of each class, in another order
+            return _without_fold(torch.arange(50_000) % 10, 10, config, seed)  # as many of each class, in another order
         case "synthetic":
-            return DatasetInfo(torch.arange(NUM_TRAIN) % len(SHAPES), len(SHAPES))
+            return _without_fold(torch.arange(NUM_TRAIN) % len(SHAPES), len(SHAPES), config, seed)
     found = listed_files(config, seed)
     tell(found.samples)
     facts, num_classes = found.training, len(found.samples.classes)
     return DatasetInfo(facts.labels_N, num_classes, facts.identities_N, facts.groups_N, facts.val_ids)
+
+
+def _without_fold(labels_N: Tensor, num_classes: int, config: DataConfig, seed: int) -> DatasetInfo:
+    """Return what is left of training samples that are no files without the configured fold."""
+    if config.fold is None:
+        return DatasetInfo(labels_N, num_classes)
+    is_left_N = torch.ones(len(labels_N), dtype=torch.bool)
+    is_left_N[fold_rows(config, seed, labels_N, None, None)] = False
+    return DatasetInfo(labels_N[is_left_N], num_classes, torch.nonzero(is_left_N)[:, 0])

@@ -165,13 +165,14 @@ class _Samples(NamedTuple):
     """What is evaluated.
 
     ids_N   indices of the samples in their image set, int64 [N], ascending
-    names   the path of each sample of the image set; None where samples are no files
+    names   the path of each sample of the image set, or its index in the whole training set where folds of samples
+            that are no files were cut; None where that is its index in the image set
     file_of   where a person finds the file of the sample with an index; None where samples are no files
     """
 
     images: ImageSet
     ids_N: torch.Tensor
-    names: Sequence[str] | None
+    names: Sequence[str] | Sequence[int] | None
     file_of: Callable[[int], str | None]
 
 
@@ -204,10 +205,11 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None, custom: C
     names = [file.name for file in dataset.listing.files] or None  # of the training images, then of the test
     num_train = len(dataset.train.labels_N)
     if split == "test":
+        in_whole = dataset.test.identities_N if config.data.fold is not None and not names else None
         return _Samples(
             dataset.test,
             torch.arange(len(dataset.test.labels_N)),
-            names and names[num_train:],
+            names and names[num_train:] if in_whole is None else in_whole.tolist(),
             lambda index: dataset.listing.file_of(num_train + index, config.data.root),
         )
     plan, val_ids = plan_of(config, dataset)

@@ -88,17 +88,17 @@ class Answers:
 class PredictionFile:
     """A file of predictions while it is written: `add` takes each of this rank's micro-batches.
 
-    names   the path of each sample by its index; None for samples that have none, which are told by their indices
+    names   the path of each sample, or its index in a larger set, by its index; None for samples that are told by that
     """
 
-    def __init__(self, file: IO[str], answers: Answers, names: Sequence[str] | None):
+    def __init__(self, file: IO[str], answers: Answers, names: Sequence[str] | Sequence[int] | None):
         self._answers = answers
         self._names = names
         self._writer = csv.writer(file)
 
     def write_header(self) -> None:
         """Write the names of the columns."""
-        first = "index" if self._names is None else "path"
+        first = "path" if self._names and isinstance(self._names[0], str) else "index"
         self._writer.writerow([first, "label", "prediction", *map(_probability_column, self._answers.classes)])
 
     def add(self, micro_batch: MicroBatch, logits_NC: Tensor) -> None:
@@ -111,13 +111,14 @@ class PredictionFile:
         labels = self._answers.texts(micro_batch.targets.cpu_labels_N)
         digits_NC = probabilities_NC.cpu().numpy().astype("U")
         for sample, *texts, digits_C in zip(micro_batch.ids_N.tolist(), labels, predicted, digits_NC, strict=True):
-            first = str(sample) if self._names is None else _cell(self._names[sample])
+            name = sample if self._names is None else self._names[sample]
+            first = _cell(name) if isinstance(name, str) else str(name)
             self._writer.writerow([first, *map(_cell, texts), *digits_C])
 
 
 @contextmanager
 def open_prediction_file(
-    target: Path, rank: int, answers: Answers, names: Sequence[str] | None
+    target: Path, rank: int, answers: Answers, names: Sequence[str] | Sequence[int] | None
 ) -> Iterator[PredictionFile]:
     """Context manager: the file to which every rank adds its predictions. On exit it has its name. A collective.
 

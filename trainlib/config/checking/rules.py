@@ -179,6 +179,10 @@ def _table_is_named(config: Config) -> Iterator[Mistake]:
 
 def _files_can_be_split(config: Config) -> Iterator[Mistake]:
     data = config.data
+    if data.fold is not None and data.test_fraction is not None:
+        rule = f"got {data.test_fraction}, but data.fold holds out fold {data.fold} for the test: leave one of them out"
+        yield Mistake("data.test_fraction", rule)
+        return
     if data.name == "hf" and data.group is not None:
         yield Mistake("data.group", f"got {data.group}, but groups of an hf data set are not read: leave it out")
     elif data.name in ("cifar10", "synthetic"):

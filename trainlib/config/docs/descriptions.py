@@ -60,6 +60,12 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "bring no test split. `null`: 0.2 there.",
         "data='{name: image_folder, root: photos, test_fraction: 0.1}'",
     ),
+    "data.fold": D(
+        "`1/5`: the first of five folds of the training samples takes the place of the test split, for "
+        "cross-validation ([sweep.md](sweep.md)). A test split of the data is left out. Folds are drawn by a hash of "
+        "`seed` and each sample's name, of each class as many (`split`), and cut no group.",
+        "data.fold=1/5",
+    ),
     "data.split": D(
         "How validation samples are chosen, by a hash of `seed` and each sample's name (its index in data that are no "
         "files). `stratified`: `val_fraction` of each class, at least one (a set of labels counts as its rarest); "

@@ -25,6 +25,7 @@ MISTAKES: tuple[str, ...] = (
     "train='{batch_size: 64, micro_batch_size: 128}'",
     "data.repeats=65",
     "data.test_fraction=0.1",
+    "data='{name: image_folder, root: photos, test_fraction: 0.1, fold: 1/5}'",
     "data.name=table",
     "train='{reproducibility: elastic, batch_size: 4, virtual_shards: 8}'",
     "train='{reproducibility: fast, audit: 100}'",
@@ -75,6 +76,7 @@ MISTAKES: tuple[str, ...] = (
 _REGION = re.compile(r"(<!-- (keys|mistakes|harmless)(?: (\w+))? -->\n).*?(<!-- end -->\n)", re.DOTALL)
 _TYPES = {
     "integer": "whole number",
+    "fold": "fold, like `1/5`",
     "number": "number",
     "string": "text",
     "boolean": "`true` or `false`",

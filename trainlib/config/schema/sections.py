@@ -21,6 +21,7 @@ from trainlib.config.schema.values import (
     Code,
     Decode,
     Duration,
+    Fold,
     ImageSize,
     Interval,
     Metric,
@@ -54,6 +55,7 @@ class DataConfig(OpenSection):
     table: Annotated[str, Field(min_length=1)] | None = None
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    fold: Fold | None = None
     split: Split = "stratified"
     group: Annotated[str, Field(min_length=1)] | None = None
     labels: Literal["one", "several"] = "one"

@@ -131,6 +131,19 @@ def is_code_name(name: object) -> bool:
     return bool(name) and all(part.isidentifier() for part in name.split("."))
 
 
+def _fold(value: object) -> object:
+    found = re.fullmatch(r"([1-9][0-9]*)/([1-9][0-9]*)", value) if isinstance(value, str) else None
+    if found is None or not int(found[1]) <= int(found[2]) or int(found[2]) < 2:
+        raise ValueError("must be a fold and the number of folds, at least 2, like 1/5 to 5/5")
+    return value
+
+
+def fold_of(text: str) -> tuple[int, int]:
+    """Return which fold, from 0 on, and of how many, a value of `data.fold` means."""
+    fold, _, num_folds = text.partition("/")
+    return int(fold) - 1, int(num_folds)
+
+
 def _freeze(value: object) -> object:
     is_list = isinstance(value, list) and bool(value) and all(isinstance(one, str) and one for one in value)
     if value not in (None, "features", "backbone") and not is_list:
@@ -142,6 +155,7 @@ Metric = Annotated[NamedMetric, WrapValidator(_own_metric)]
 MetricName = Annotated[str, BeforeValidator(_metric_name)]
 Code = Annotated[dict[str, str], BeforeValidator(_code)]
 Freeze = Annotated[Literal["features", "backbone"] | list[str] | None, BeforeValidator(_freeze)]
+Fold = Annotated[str, BeforeValidator(_fold), Field(json_schema_extra={"format": "fold"})]
 Channels = Annotated[int, BeforeValidator(_channels)]
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
 Interval = Annotated[str, BeforeValidator(_interval), Field(json_schema_extra={"format": "interval"})]

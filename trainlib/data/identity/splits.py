@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,51 @@ def split_test(
     """Return the indices of the samples held out for the test, int64, ascending: as validation is, by another hash."""
     is_stratified = split == "stratified"
     return _hold_out(key("test", seed), strata(labels_N), test_fraction, is_stratified, identities_N, groups_N)[1]
+
+
+def split_fold(
+    labels_N: Tensor,
+    fold: int,
+    num_folds: int,
+    seed: int,
+    split: str = "stratified",
+    identities_N: Tensor | None = None,
+    groups_N: Tensor | None = None,
+) -> Tensor:
+    """Return the indices of the samples of one fold, int64, ascending; every sample is in exactly one fold.
+
+    fold   from 0 on
+
+    Each class is dealt out to the folds in the order of a hash of (seed, identity), so that folds differ by at most one
+    sample of a class; with groups the largest go first, each to the fold that has the fewest of its class. A function
+    of the arguments alone. The others are as of `split_validation`.
+    """
+    units = _units(strata(labels_N), None if split == "index" else identities_N, groups_N)
+    classes_U = units.labels_U if split == "stratified" else torch.zeros_like(units.labels_U)
+    order = torch.argsort(draw(key("fold", seed), units.identities_U), stable=True)
+    if groups_N is not None:
+        order = order[torch.argsort(units.sizes_U[order], stable=True, descending=True)]
+    order = order[torch.argsort(classes_U[order], stable=True)]
+    folds_U = torch.empty_like(order)
+    if groups_N is None:
+        folds_U[order] = torch.arange(len(order)) % num_folds
+    else:
+        folds_U[order] = _dealt(classes_U[order].tolist(), units.sizes_U[order].tolist(), num_folds)
+    return torch.nonzero(folds_U[units.of_N] == fold)[:, 0]
+
+
+def _dealt(classes: Sequence[int], sizes: Sequence[int], num_folds: int) -> Tensor:
+    """Return the fold of each group: the one with the fewest samples of its class so far, then with the fewest."""
+    of_class: dict[int, list[int]] = {}
+    total = [0] * num_folds
+    folds = []
+    for label, size in zip(classes, sizes, strict=True):
+        counts = of_class.setdefault(label, [0] * num_folds)
+        fold = min(range(num_folds), key=lambda number: (counts[number], total[number], number))
+        counts[fold] += size
+        total[fold] += size
+        folds.append(fold)
+    return torch.tensor(folds, dtype=torch.int64)
 
 
 def limit_samples(ids_N: Tensor, limit: int | None, seed: int) -> Tensor:

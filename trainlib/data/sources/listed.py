@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainlib.config import DataConfig, custom_part_missing
 from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.folds import fold_rows
 from trainlib.data.identity.listing import Listing, identities
 from trainlib.data.identity.sample_files import SampleFiles
 from trainlib.data.identity.splits import split_test
@@ -70,7 +71,11 @@ def listed_files(config: DataConfig, seed: int) -> Listed:
     samples = found_samples(config)
     _check_groups(samples)
     facts = _training_facts(samples)
-    if not samples.counts.get("test"):
+    if config.fold is not None:
+        samples = samples.without_test()
+        test_rows = fold_rows(config, seed, facts.labels_N, facts.identities_N, facts.groups_N, facts.val_ids)
+        samples, facts = samples.with_test(test_rows), facts.without(test_rows)
+    elif not samples.counts.get("test"):
         test_rows = _drawn_test(samples, facts, config, seed)
         samples = samples.with_test(test_rows)
         facts = facts.without(test_rows)

@@ -61,6 +61,21 @@ class Samples:
         parts = [(self.folders.get(split, ""), self.counts.get(split, 0)) for split in SPLITS]
         return PrefixedNames(self.names, parts)
 
+    def without_test(self) -> Samples:
+        """Return the same samples without those of the test split that the data bring."""
+        if not self.counts.get("test"):
+            return self
+        rows = np.arange(len(self) - self.counts["test"])
+        return replace(
+            self,
+            counts=dict(self.counts) | {"test": 0},
+            names=self.names[: len(rows)],
+            labels_N=self.labels_N[: len(rows)],
+            stamps=self.stamps.take(rows),
+            files=SomeFiles(self.files, rows),
+            groups=None if self.groups is None else self.groups[: len(rows)],
+        )
+
     def with_test(self, test_rows: Tensor) -> Samples:
         """Return the same samples with these rows, int64, moved from train to test; all others keep their order.
 
