@@ -36,6 +36,7 @@ TABLES = (".csv", ".tsv", ".parquet")
 LINE = 118  # characters
 _PLAIN = re.compile(r"[A-Za-z0-9_./][\w./-]*", re.ASCII)
 HF_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
+LEAST_SIZE = 128  # pixels: a network that has learnt from photographs sees little in images that are much smaller
 FEW = 5  # pictures of a class that are too few to learn and to judge from
 SMALL = 100  # pictures of a class, below which a fifth is held out for validation instead of a tenth
 WANTED_STEPS = 1000
@@ -83,8 +84,8 @@ class Seen:
 
     @property
     def image_size(self) -> int:
-        """Return 224, or the next multiple of 32 for pictures that are smaller."""
-        return min(224, max(32, -(-self.side // 32) * 32))
+        """Return 224, or the next multiple of 32 for smaller pictures, but no less than `LEAST_SIZE`."""
+        return min(224, max(LEAST_SIZE, -(-self.side // 32) * 32))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
