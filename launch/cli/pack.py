@@ -24,7 +24,7 @@ def pack(folder: Path, out: Path, shard_size: int) -> int:
     DIR is as for data.name=image_folder, and stays as it is. OUT is made: tar files that every tar program reads, and
     an index. Training with data.name=archive data.root=OUT gives the same weights as with the folder.
     """
-    code = call("trainlib.data.sources.pack", [str(folder), str(out), str(shard_size * 1_000_000)])
+    code = call("trainlib.data.sources.packed.pack", [str(folder), str(out), str(shard_size * 1_000_000)])
     if code == EXIT_OK:
         tell_next(shlex.join(["launch", "init", str(out)]))
     return code

@@ -16,7 +16,7 @@ from tiers import slow_but
 
 import trainlib.data
 from trainlib.config import read_resolved
-from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.runs.directory import RunDirectory
 
 PAGE = (REPOSITORY / "docs/python.md").read_text()

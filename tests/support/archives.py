@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from trainlib.data.sources.pack import pack
+from trainlib.data.sources.packed.pack import pack
 
 
 def tar(folder: Path, archive: Path, top: str = "", **options: object) -> Path:

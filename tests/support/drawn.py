@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 
 import trainlib.data
-from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.data.sources.arrays.synthetic import make_synthetic
 
 draw_once = functools.cache(make_synthetic)
 setattr(trainlib.data, "make_synthetic", draw_once)  # noqa: B010 - mypy: it is no public name of that package

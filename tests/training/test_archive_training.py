@@ -10,7 +10,7 @@ import ranks
 import tiny
 from archives import tar, zipped
 
-from trainlib.data.sources.pack import pack
+from trainlib.data.sources.packed.pack import pack
 
 
 @pytest.fixture(scope="module")

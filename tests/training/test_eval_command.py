@@ -23,7 +23,7 @@ from launch.cli import main as launch
 from launch.local.command import Command, accelerate_launch
 from launch.local.ranks import run_program
 from trainlib.data.identity.splits import split_validation
-from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.inference.evaluation_text import evaluation_text
 
 

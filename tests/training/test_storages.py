@@ -12,7 +12,7 @@ from class_folders import save_picture
 from stopping import train_until
 from tiers import slow_but
 
-from trainlib.data.sources.pack import pack
+from trainlib.data.sources.packed.pack import pack
 from trainlib.errors import EXIT_STOPPED
 
 AUGMENT = "{crop: {}, flip: true, policy: trivial, erase: 0.2, mixup: 0.4, cutmix: 1.0}"

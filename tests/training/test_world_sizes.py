@@ -112,7 +112,7 @@ def test_several_ranks_evaluate_the_model_that_the_checkpoint_holds(tmp_path: Pa
     from torchvision.models import shufflenet_v2_x0_5
 
     from trainlib.data.identity.splits import split_validation
-    from trainlib.data.sources.synthetic import make_synthetic
+    from trainlib.data.sources.arrays.synthetic import make_synthetic
 
     training = [word for word in TRAINING if not word.startswith(("train", "data.val"))]
     training += ["model={name: shufflenet_v2_x0_5}", "train={epochs: 1, batch_size: 30}", "data.val_fraction=0.01"]

@@ -12,7 +12,7 @@ from torch import Tensor
 import trainlib
 from trainlib.data.augment.custom import CustomTransform
 from trainlib.data.augment.draws import Draws
-from trainlib.data.sources.in_memory import image_dataset
+from trainlib.data.sources.arrays.in_memory import image_dataset
 from trainlib.errors import DataError, UserError
 from trainlib.randomness import draw
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import trainlib
 from trainlib.config import LossConfig, load_config
-from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.errors import ConfigError
 from trainlib.inference.evaluate import main as evaluate
 from trainlib.models.losses import Objective, with_class_weights

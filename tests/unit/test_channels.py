@@ -23,7 +23,7 @@ from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.framed import frame_dataset
 from trainlib.data.images import InMemoryImages, Pictures
 from trainlib.data.pictures.channels import in_channels
-from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.errors import ConfigError, WeightsError
 from trainlib.models import build_model, check_forward
 from trainlib.models.architectures.whitening import whitening_weights

@@ -19,9 +19,9 @@ from trainlib.config.schema.sections import DataConfig
 from trainlib.data import Dataset, load_data
 from trainlib.data.archives.members import ArchiveFiles
 from trainlib.data.archives.tar import list_tar
-from trainlib.data.sources.archive import list_archive
-from trainlib.data.sources.image_folder import list_image_folder
-from trainlib.data.sources.pack import pack
+from trainlib.data.sources.folders.image_folder import list_image_folder
+from trainlib.data.sources.packed.archive import list_archive
+from trainlib.data.sources.packed.pack import pack
 from trainlib.errors import DataError
 
 

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import load_data
-from trainlib.data.sources.image_folder import list_image_folder
+from trainlib.data.sources.folders.image_folder import list_image_folder
 from trainlib.errors import DataError
 
 

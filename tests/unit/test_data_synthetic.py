@@ -12,7 +12,7 @@ from torch import nn
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import load_data
 from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.data.sources.arrays.synthetic import make_synthetic
 
 
 def pixels(images: ImageSet) -> torch.Tensor:

@@ -13,7 +13,7 @@ from launch.cli import main as launch
 from trainlib.config import load_config
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import MicroBatch
-from trainlib.data.sources.synthetic import make_synthetic
+from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.data.targets import Targets
 from trainlib.training.build.data import plan_of
 from trainlib.training.programs.first_batch import CELL, GAP, denormalised, grid, label_lines

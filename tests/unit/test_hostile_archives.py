@@ -10,7 +10,7 @@ import pytest
 from archives import zipped
 from class_folders import save_classes
 
-from trainlib.data.sources.archive import list_archive
+from trainlib.data.sources.packed.archive import list_archive
 from trainlib.errors import DataError
 
 

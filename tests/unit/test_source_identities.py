@@ -13,7 +13,7 @@ from class_folders import save_classes
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import load_data
 from trainlib.data.identity.listing import Listing, changes
-from trainlib.data.sources.pack import pack
+from trainlib.data.sources.packed.pack import pack
 
 
 @pytest.fixture(autouse=True)

@@ -16,13 +16,13 @@ from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.folds import fold_rows, in_fold
 from trainlib.data.framed import frame_dataset
 from trainlib.data.images import Images
-from trainlib.data.sources.cifar10 import load_cifar10
+from trainlib.data.sources.arrays.cifar10 import load_cifar10
+from trainlib.data.sources.arrays.in_memory import fingerprint, image_dataset
+from trainlib.data.sources.arrays.synthetic import NUM_TRAIN, SHAPES, make_synthetic
+from trainlib.data.sources.folders.image_folder import find_images, load_class_folder
 from trainlib.data.sources.handover import made_once
-from trainlib.data.sources.image_folder import find_images, load_class_folder
-from trainlib.data.sources.in_memory import fingerprint, image_dataset
 from trainlib.data.sources.listed import listed_files, load_files, tell
 from trainlib.data.sources.samples import Samples
-from trainlib.data.sources.synthetic import NUM_TRAIN, SHAPES, make_synthetic
 
 __all__ = [
     "Augmentation",

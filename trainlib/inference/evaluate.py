@@ -26,7 +26,7 @@ from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.identity.listing import Listing
 from trainlib.data.inspection import name_some
 from trainlib.data.pictures.reader import PictureReader
-from trainlib.data.sources.class_folders import left_out_notices, list_class_folders
+from trainlib.data.sources.folders.class_folders import left_out_notices, list_class_folders
 from trainlib.distributed import process_group
 from trainlib.distributed.devices import choose_device_type
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from trainlib.data import find_images
 from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.files import PlainFiles, read_limited
-from trainlib.data.sources.class_folders import left_out_notices
+from trainlib.data.sources.folders.class_folders import left_out_notices
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, trained_model

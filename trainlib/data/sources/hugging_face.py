@@ -11,7 +11,7 @@ import torch
 
 from trainlib.data.identity.stamp import Stamp, Stamps
 from trainlib.data.pictures.files import MAX_BYTES, read_picture
-from trainlib.data.sources.layout import absolute, name_some
+from trainlib.data.sources.folders.layout import absolute, name_some
 from trainlib.data.sources.samples import SPLITS, Samples
 from trainlib.errors import DataError
 

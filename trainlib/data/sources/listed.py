@@ -18,9 +18,9 @@ from trainlib.data.identity.listing import Listing, identities
 from trainlib.data.identity.sample_files import SampleFiles
 from trainlib.data.identity.splits import split_test
 from trainlib.data.pictures.reader import PictureReader
-from trainlib.data.sources.archive import list_archive
+from trainlib.data.sources.folders.image_folder import list_image_folder
 from trainlib.data.sources.hugging_face import list_hugging_face
-from trainlib.data.sources.image_folder import list_image_folder
+from trainlib.data.sources.packed.archive import list_archive
 from trainlib.data.sources.samples import SPLITS, Samples
 from trainlib.data.sources.table import list_table
 from trainlib.data.storage.cache import load_decoded

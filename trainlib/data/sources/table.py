@@ -20,9 +20,9 @@ import torch
 from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.identity.stamp import Stamp, Stamps
 from trainlib.data.pictures.files import PlainFiles
-from trainlib.data.sources.folder_walk import NUM_THREADS
+from trainlib.data.sources.folders.folder_walk import NUM_THREADS
+from trainlib.data.sources.folders.layout import absolute, name_some
 from trainlib.data.sources.groups import BY_FOLDER
-from trainlib.data.sources.layout import absolute, name_some
 from trainlib.data.sources.samples import SPLITS, Samples
 from trainlib.data.targets import set_of
 from trainlib.errors import DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from trainlib.config import Config, ModelConfig, is_custom, sides
-from trainlib.data.sources.cifar10 import load_cifar10
+from trainlib.data.sources.arrays.cifar10 import load_cifar10
 from trainlib.models.sources.registry import published_weights
 
 

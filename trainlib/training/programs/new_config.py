@@ -20,10 +20,10 @@ from torch import Tensor
 from trainlib.config import DataConfig, load_config, shipped_configs
 from trainlib.config.docs.json_schema import schema_line
 from trainlib.config.reading.yaml_source import parse_value, read_file
-from trainlib.data.sources.archive import ENDINGS
-from trainlib.data.sources.folder_walk import visible
-from trainlib.data.sources.layout import SPLIT_FOLDERS, DiskTree, name_some
+from trainlib.data.sources.folders.folder_walk import visible
+from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, DiskTree, name_some
 from trainlib.data.sources.listed import found_samples, tell
+from trainlib.data.sources.packed.archive import ENDINGS
 from trainlib.data.survey.looking import FilePictures, Stored, look_at_all
 from trainlib.data.targets import are_sets, class_sizes
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError

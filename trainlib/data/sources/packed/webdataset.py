@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from trainlib.data.archives.members import Archive, ArchiveFiles, Member
-from trainlib.data.sources.folder_walk import is_image
-from trainlib.data.sources.layout import SPLIT_FOLDERS, name_some
+from trainlib.data.sources.folders.folder_walk import is_image
+from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, name_some
 from trainlib.errors import DataError
 
 LABEL_ENDINGS = ("cls", "json")

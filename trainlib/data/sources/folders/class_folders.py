@@ -17,9 +17,9 @@ from torch import Tensor
 from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.identity.stamp import Stamps
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.sources.folder_walk import FoundFiles, named_junk, visible, walk_folders
+from trainlib.data.sources.folders.folder_walk import FoundFiles, named_junk, visible, walk_folders
+from trainlib.data.sources.folders.layout import LAYOUT, Layout, name_some
 from trainlib.data.sources.groups import folder_groups
-from trainlib.data.sources.layout import LAYOUT, Layout, name_some
 from trainlib.data.sources.samples import SPLITS, Samples
 from trainlib.errors import DataError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trainlib.data.sources.folder_walk import is_image, visible
+from trainlib.data.sources.folders.folder_walk import is_image, visible
 from trainlib.errors import DataError
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")

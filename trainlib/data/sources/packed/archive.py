@@ -12,11 +12,11 @@ from trainlib.data.archives.members import Archive, ArchiveFiles, Member, open_a
 from trainlib.data.archives.tar import list_tar
 from trainlib.data.archives.zip import list_zip
 from trainlib.data.identity.stamp import Stamp, Stamps
-from trainlib.data.sources.class_folders import SplitFolder, samples_of
-from trainlib.data.sources.folder_walk import FoundFiles, is_hidden_picture, is_image, is_junk, visible
-from trainlib.data.sources.layout import SPLIT_FOLDERS, absolute, choose_layout
+from trainlib.data.sources.folders.class_folders import SplitFolder, samples_of
+from trainlib.data.sources.folders.folder_walk import FoundFiles, is_hidden_picture, is_image, is_junk, visible
+from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, absolute, choose_layout
+from trainlib.data.sources.packed.webdataset import is_webdataset, label_folders
 from trainlib.data.sources.samples import Samples
-from trainlib.data.sources.webdataset import is_webdataset, label_folders
 from trainlib.errors import DataError
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7z"}

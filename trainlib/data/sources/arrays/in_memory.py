@@ -15,7 +15,7 @@ from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
 from trainlib.data.identity.listing import Listing
 from trainlib.data.images import InMemoryImages
 from trainlib.data.pictures.decode import picture_pixels
-from trainlib.data.sources.layout import name_some
+from trainlib.data.sources.folders.layout import name_some
 from trainlib.data.targets import are_sets
 from trainlib.errors import DataError
 
