@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,19 +18,26 @@ from launch.cli.arguments import own_code, refuse_fresh_resume
 from launch.cli.slurm import prepare
 from launch.cli.start_page import tell_next
 from launch.local.command import RESUME_LATEST, training_arguments
-from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
+from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
     from launch.sweep.grid import Element, Sweep
+    from launch.sweep.shares import Shares
 
 
 MOST_IN_A_LINE = 4  # runs
 
 
 @dataclass(frozen=True)
-class _Submission:
-    """The options for SLURM of one command line."""
+class _Asked:
+    """The options that say where and how the runs train; those behind `options` are for SLURM alone."""
 
+    local: bool
+    parallel: int | None
+    processes: int | None
+    fresh: bool
+    dry_run: bool
+    throttle: int | None
     options: tuple[str, ...]
     site: str | None
     debug: bool
@@ -42,6 +49,7 @@ class _Submission:
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
 @own_code
 @click.option("--local", is_flag=True, help="Run them here, one after another.")
+@click.option("--parallel", type=click.IntRange(min=1), metavar="N", help="With --local: so many at a time.")
 @click.option("--processes", type=click.IntRange(min=1), metavar="N", help="With --local: as for launch run.")
 @click.option("--throttle", type=click.IntRange(min=1), metavar="N", help="At most so many at the same time on SLURM.")
 @click.option("--sbatch", "options", multiple=True, metavar="KEY=VALUE", help="Anything else that sbatch takes.")
@@ -57,58 +65,58 @@ def sweep(
     file: str,
     overrides: tuple[str, ...],
     code: tuple[str, ...],
-    local: bool,
-    processes: int | None,
-    throttle: int | None,
-    options: tuple[str, ...],
-    site: str | None,
-    fresh: bool,
     resume: bool,
-    debug: bool,
-    wait: bool,
     results: bool,
     as_json: bool,
-    dry_run: bool,
+    **options: Any,
 ) -> int:
     """Train many runs from one file, on SLURM or here.
 
-    SWEEP.yaml is a file, or the name of a shipped sweep, like lr_and_seed. It holds a grid, a list, or both; they are
-    a SLURM job array, or run here one by one with --local. Every configuration is checked before the first run starts.
+    SWEEP.yaml is a file, or the name of a shipped sweep, like lr_and_seed. It holds a grid, a list, or a space that
+    trials are sampled from, which are stopped early where others are better. The runs are a SLURM job array, or run
+    here with --local. Every configuration is checked before the first run starts.
     Given again, the command leaves out what is finished or in the queue, and continues the rest.
     """
     from launch.sweep.grid import read_sweep
-    from launch.sweep.results import is_finished, results_facts, results_table
-    from trainlib.runs.files.json_records import to_json
     from trainlib.runs.own_code.sources import read_named
-    from trainlib.runs.terminal.tables import show
 
+    asked = _Asked(**options)
     digests = read_named(code).digests or None
     latest = RESUME_LATEST if resume else None
-    refuse_fresh_resume(fresh, latest)
+    refuse_fresh_resume(asked.fresh, latest)
+    if not asked.local and (asked.parallel or asked.processes):
+        raise UserError("--parallel and --processes: only with --local; on SLURM: --throttle, slurm.processes_per_node")
     plan = read_sweep(Path(file), overrides, digests)
-    if site and not local and (of_site := _of_site(site, plan)):
+    if asked.site and not asked.local and (of_site := _of_site(asked.site, plan)):
         plan = read_sweep(Path(file), [*overrides, *of_site], digests)
     if as_json and not results:
         raise UserError("--json: shows results as JSON, and needs --results")
     if results:
-        show("\n".join(map(to_json, results_facts(plan))) if as_json else results_table(plan))
+        _show_results(plan, as_json=as_json)
         return EXIT_OK
-    elements = [element for element in plan.elements if fresh or not is_finished(element)]
+    flags = training_arguments([], fresh=asked.fresh, resume=latest, code=code)
+    if plan.search is None:
+        return _train_all(plan, flags, asked)
+    if not asked.local:
+        raise UserError(f"{file}: a search (space, rungs) runs on this machine only: add --local")
+    return _search_here(plan, flags, asked)
+
+
+def _train_all(plan: Sweep, flags: Sequence[str], asked: _Asked) -> int:
+    """Train every run of a sweep that is not finished to its end; return the exit code."""
+    from launch.sweep.results import is_finished
+
+    elements = [element for element in plan.elements if asked.fresh or not is_finished(element)]
     for name, job_id in _in_queue(elements).items():
         click.echo(f"{name} is in the queue already: job {job_id}", err=True)
         elements = [element for element in elements if element.name != name]
     if not elements:
         click.echo(f"nothing to start: all {len(plan.elements)} runs are finished or in the queue", err=True)
-        show(results_table(plan))
+        _show_results(plan)
         return EXIT_OK
-    flags = training_arguments([], fresh=fresh, resume=latest, code=code)
-    if local:
-        exit_code = _run_here(elements, flags, processes, dry_run=dry_run)
-    else:
-        plan = replace(plan, throttle=throttle or plan.throttle)
-        exit_code = _submit(plan, elements, flags, _Submission(options, site, debug, wait), dry_run=dry_run)
-    if (local or wait) and not dry_run and exit_code != EXIT_INTERRUPTED:
-        show(results_table(plan))
+    exit_code = (_run_here if asked.local else _submit)(plan, elements, flags, asked)
+    if (asked.local or asked.wait) and not asked.dry_run and exit_code != EXIT_INTERRUPTED:
+        _show_results(plan)
         tell_next(shlex.join(["launch", "report", *(element.name for element in plan.elements[:MOST_IN_A_LINE])]))
     return exit_code
 
@@ -120,23 +128,74 @@ def _of_site(site: str, plan: Sweep) -> list[str]:
     return sites.overrides(sites.load_site(site), plan.elements[0].config.slurm)
 
 
-def _run_here(elements: Sequence[Element], flags: Sequence[str], processes: int | None, *, dry_run: bool) -> int:
+def _show_results(plan: Sweep, *, as_json: bool = False) -> None:
+    from launch.sweep.results import best_command, results_facts, results_table
+    from trainlib.runs.files.json_records import to_json
+    from trainlib.runs.terminal.tables import show
+
+    if as_json:
+        show("\n".join(map(to_json, results_facts(plan))))
+        return
+    show(results_table(plan))
+    if (command := best_command(plan)) is not None:
+        click.echo(f"best: {command}", err=True)
+
+
+def _run_here(plan: Sweep, elements: Sequence[Element], flags: Sequence[str], asked: _Asked) -> int:
     from launch.sweep.local import run_here
     from trainlib.runs import RUNS
 
-    more = ["--processes", str(processes)] if processes else []
-    if dry_run:
-        for element in elements:
-            click.echo(shlex.join(["launch", "run", *element.arguments, *flags, *more]))
-        return EXIT_OK
+    if asked.dry_run:
+        return _tell_commands(elements, flags, asked.processes)
+    shares, parallel = _shares(plan, asked), asked.parallel or 1
     with _undone_on_failure([RUNS / element.name for element in elements]):
         _prepare(elements, flags)
-    return run_here(elements, more)
+    return run_here(elements, shares, parallel, RUNS / plan.name / "output" if parallel > 1 else None)
 
 
-def _submit(
-    plan: Sweep, elements: Sequence[Element], flags: Sequence[str], asked: _Submission, *, dry_run: bool
-) -> int:
+def _search_here(plan: Sweep, flags: Sequence[str], asked: _Asked) -> int:
+    """Search, and show the trials and the best one; return the exit code."""
+    from launch.sweep.grid import with_samples
+    from launch.sweep.tuner import search_here
+    from trainlib.runs import RUNS
+
+    if asked.dry_run:
+        return _tell_commands(plan.elements, flags, asked.processes)
+
+    def prepare_all(elements: Sequence[Element]) -> int:
+        try:
+            with _undone_on_failure([RUNS / element.name for element in elements]):
+                _prepare(elements, flags)
+        except click.exceptions.Exit as refused:
+            return refused.exit_code
+        return EXIT_OK
+
+    exit_code = search_here(plan, asked.parallel or 1, _shares(plan, asked), prepare_all, fresh=asked.fresh)
+    if exit_code not in (EXIT_INTERRUPTED, EXIT_USER_ERROR):
+        _show_results(with_samples(plan))
+    return exit_code
+
+
+def _tell_commands(elements: Sequence[Element], flags: Sequence[str], processes: int | None) -> int:
+    """Print the command of each run; return the exit code."""
+    more = ["--processes", str(processes)] if processes else []
+    for element in elements:
+        click.echo(shlex.join(["launch", "run", *element.arguments, *flags, *more]))
+    return EXIT_OK
+
+
+def _shares(plan: Sweep, asked: _Asked) -> Shares:
+    """Return how this machine is shared out among the runs that train at the same time."""
+    from launch.local.devices import gpus_for
+    from launch.sweep.shares import Shares, visible_names
+    from trainlib.runs.machine.limits import usable_cores
+
+    devices = {element.config.train.device for element in plan.elements}
+    gpus = min(gpus_for(device) for device in devices or {"auto"})
+    return Shares(asked.parallel or 1, asked.processes, visible_names(gpus), usable_cores(physical=True))
+
+
+def _submit(plan: Sweep, elements: Sequence[Element], flags: Sequence[str], asked: _Asked) -> int:
     """Queue the elements as one array; its job id alone goes to standard output."""
     from launch.slurm import queue
     from launch.slurm.options import parse_options
@@ -144,6 +203,7 @@ def _submit(
     from launch.slurm.submission.snapshot import take_snapshot
     from trainlib.runs import RUNS
 
+    plan = replace(plan, throttle=asked.throttle or plan.throttle)
     slurm = array.common_slurm(plan)
     known = submit.known_options()
     options, preset = parse_options(asked.options, known), sites.load_site(asked.site, known)
@@ -152,7 +212,7 @@ def _submit(
         job, slurm, preset, options=options, python=sys.executable, debug=asked.debug, inherited=os.environ
     )
     lines = array.elements_text(elements)
-    if dry_run:
+    if asked.dry_run:
         script = sites.shipped_files() / "train.sbatch"
         click.echo(f"{sbatch.call_text(command)}\n\n# {job.directory / array.ELEMENTS}\n{lines}")
         click.echo(f"# {script}\n{script.read_text()}", nl=False)

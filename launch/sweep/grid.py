@@ -9,6 +9,10 @@
     runs:                                # and/or a list; with a grid, each of them with every combination
       - {model: {name: resnet18}}
       - {model: {name: vgg16, width: 0.25}, train.batch_size: 128}
+    space:                               # and/or samples; with a grid or a list, each of them with every combination
+      optimizer.lr: {min: 1e-4, max: 0.1, log: true}
+    trials: 16                           # the number of samples
+    rungs: [1ep, 3ep]                    # optional: where trials are compared, and one in three goes on
     throttle: 2                          # optional: how many of them SLURM runs at the same time
 
 A value goes where the same `key=value` on the command line would put it, so a mapping replaces its section.
@@ -18,24 +22,23 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launch.sweep.form import MAX_ELEMENTS, VARYING, wrong_form
+from launch.sweep.names import element_names, numbered, sweep_name
+from launch.sweep.search import journal
+from launch.sweep.search.settings import TPE, Search, has_search, search_of
+from launch.sweep.search.space import ends, samples
 from trainlib.config import Config, load_config
-from trainlib.config.checking.suggest import format_value, nearest
+from trainlib.config.checking.suggest import nearest
 from trainlib.config.load import configs_folder
 from trainlib.config.reading.yaml_source import COMMAND_LINE, Source, read_file
-from trainlib.config.schema.values import check_run_name
 from trainlib.errors import ConfigError, Mistake
-
-KEYS = ("name", "configs", "overrides", "grid", "runs", "throttle")
-MAX_ELEMENTS = 1000  # SLURM's own limit for an array, unless its administrators raise it
-_DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
-_MAX_NAME = 100  # of a run's name
+from trainlib.runs import RUNS
 
 Values = Mapping[str, Any]
 
@@ -57,17 +60,54 @@ class Element:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs of a sweep file. `throttle` is how many of them may run at the same time on SLURM; None for no limit."""
+    """All runs of a sweep file.
+
+    elements   of a search by TPE, those that were sampled so far
+    throttle   how many of them may run at the same time on SLURM; None for no limit
+    search     how trials are sampled and compared; None where every run trains to its end
+    frame      makes further elements, from their values
+    """
 
     name: str
     elements: tuple[Element, ...]
     throttle: int | None
+    search: Search | None
+    frame: Frame
 
     @property
     def varied(self) -> list[str]:
         """Return the dotted keys whose values are not the same in all elements, in the file's order."""
         keys = dict.fromkeys(key for element in self.elements for key in element.values)
         return [key for key in keys if len({json.dumps(e.values.get(key)) for e in self.elements}) > 1]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the elements of a sweep share.
+
+    common   CONFIG... key=value ... of every run
+    code     the SHA-256 of the code of one's own, by its name; None without any
+    """
+
+    sweep: str
+    source: Source
+    common: tuple[str, ...]
+    code: Mapping[str, str] | None
+
+    def arguments(self, name: str, values: Values) -> tuple[str, ...]:
+        """Return the arguments of `launch run` for a run."""
+        own = {"tracking.wandb.group": self.sweep, "name": name}
+        return (*self.common, *_words(values), *_words(own))
+
+    def element(self, name: str, values: Values) -> Element:
+        """Return a run. Raises ConfigError with the mistakes in its configuration, and their places in the file."""
+        arguments = self.arguments(name, values)
+        try:
+            return Element(name, values, arguments, load_config(arguments, code=self.code))
+        except ConfigError as error:
+            is_unknown = any(mistake.key == "checkpoint.best.metric" for mistake in error.mistakes)
+            told = [m for m in error.mistakes if not (is_unknown and m.key == "checkpoint.best.mode")]
+            raise ConfigError([_relocated(mistake, self.source) for mistake in told]) from error
 
 
 def find_sweep(path: Path) -> Path:
@@ -91,109 +131,75 @@ def read_sweep(path: Path, overrides: Sequence[str] = (), code: Mapping[str, str
     Raises ConfigError with every mistake and its place, those of the elements' configurations among them.
     """
     path = find_sweep(path)
-    source = read_file(path, str(path), dotted_in=("overrides", "grid", "runs"))
-    mistakes = list(_wrong_form(source.values))
+    source = read_file(path, str(path), dotted_in=("overrides", *VARYING))
+    content = source.values
+    mistakes = list(wrong_form(content))
     mistakes += [
         Mistake(key, f"is varied by {path}: take it out there, or here", COMMAND_LINE)
         for key in (text.partition("=")[0] for text in overrides)
-        if key in (source.values.get("grid") or {})
+        if key in (content.get("grid") or {}) or key in (content.get("space") or {})
     ]
     if mistakes:
         raise ConfigError([m if m.where else replace(m, where=source.locate(m.key)) for m in mistakes])
-    content = source.values
-    name = content.get("name") or _NOT_IN_NAMES.sub("-", path.stem).lstrip("._-") or "sweep"
-    combinations = list(_combinations(content.get("grid") or {}, content.get("runs") or [{}]))
+    name = content.get("name") or sweep_name(path.stem)
+    common = [*content["configs"], *_words(content.get("overrides") or {}), *overrides]
+    base = _base(common, code)
+    if "metric" in content and not (base and base.checkpoint.best and base.checkpoint.best.metric == content["metric"]):
+        common += _words({"checkpoint.best": {"metric": content["metric"]}})
+    frame = Frame(name, source, tuple(common), code)
+    seed = base.seed if base else 0
+    combinations = _all_combinations(source, seed, RUNS / name)
     if len(combinations) > MAX_ELEMENTS:
         rule = f"got {len(combinations)} runs, must be at most {MAX_ELEMENTS}: cut the grid, or make several sweeps"
         raise ConfigError([Mistake("", rule, str(path))])
-    common = [*content["configs"], *_words(content.get("overrides") or {}), *overrides]
-    group = _words({"tracking.wandb.group": name})
-    elements = _elements(
-        source,
-        [
-            (element_name, values, (*common, *_words(values), *group, *_words({"name": element_name})))
-            for element_name, values in zip(element_names(name, combinations), combinations, strict=True)
-        ],
-        code,
-    )
-    return Sweep(name, elements, content.get("throttle"))
+    names = numbered(name, len(combinations)) if content.get("space") else element_names(name, combinations)
+    elements = _elements(frame, list(zip(names, combinations, strict=True)), _probes(content, seed))
+    search = search_of(source, seed, [element.config for element in elements]) if has_search(content) else None
+    return Sweep(name, tuple(elements[: len(combinations)]), content.get("throttle"), search, frame)
 
 
-def element_names(sweep: str, combinations: Sequence[Values]) -> list[str]:
-    """Return a run name for each combination: `sweep-lr0.1-seed0`, which stays the same when the grid grows.
+def with_samples(sweep: Sweep) -> Sweep:
+    """Return the sweep with what TPE has sampled by now."""
+    if sweep.search is None or sweep.search.sampler != TPE:
+        return sweep
+    values = journal.sampled(RUNS / sweep.name)[: sweep.search.trials]
+    named = zip(numbered(sweep.name, len(values)), values, strict=True)
+    return replace(sweep, elements=tuple(sweep.frame.element(name, sample) for name, sample in named))
 
-    Names that would be too long, or not all different, are numbered instead, from `sweep-000` on.
+
+def _base(common: Sequence[str], code: Mapping[str, str] | None) -> Config | None:
+    """Return the configuration without what the sweep varies; None where it is wrong without that."""
+    with suppress(ConfigError):
+        return load_config(common, code=code)
+    return None
+
+
+def _all_combinations(source: Source, seed: int, folder: Path) -> list[Values]:
+    """Return the values of every run: each sample, if there is a space, with every combination of the grid and list.
+
+    folder   of the sweep, whose journal holds what TPE has sampled
+    Raises ConfigError where the space has too few different samples.
     """
-    labels = short_keys(dict.fromkeys(key for values in combinations for key in values))
-    labels |= {key: "" for key in labels if key.endswith(".name")}  # SGD, not optimizer-SGD
-    names = ["-".join([sweep, *(_part(labels[key], value) for key, value in c.items())]) for c in combinations]
-    if len(set(names)) == len(names) and max(map(len, names)) <= _MAX_NAME:
-        return names
-    return [f"{sweep}-{index:03d}" for index in range(len(combinations))]
+    content = source.values
+    space, trials = content.get("space"), content.get("trials") or 0
+    rest: list[Values] = list(_combinations(content.get("grid") or {}, content.get("runs") or [{}]))
+    if not space:
+        return rest
+    if content.get("sampler") == TPE:
+        return [*journal.sampled(folder)[:trials]]
+    found = samples(space, seed, trials)
+    if len(found) < trials:
+        rule = f"got {trials}, must be at most {len(found)}, the number of different samples of the space"
+        raise ConfigError([Mistake("trials", rule, source.locate("trials"))])
+    return [{**sample, **values} for sample in found for values in rest]
 
 
-def _wrong_form(content: Values) -> Iterator[Mistake]:
-    """Yield the mistakes in the file itself, apart from the configurations in it."""
-    for key in content:
-        if key not in KEYS:
-            guess = nearest(key, KEYS)
-            listed = f"must be one of {', '.join(KEYS)}"
-            yield Mistake(key, "unknown key; " + (f"did you mean {guess}?" if guess else listed))
-    name, configs, throttle = content.get("name"), content.get("configs"), content.get("throttle")
-    if name is not None:
-        yield from _wrong_name(name)
-    if not (isinstance(configs, list) and configs and all(isinstance(config, str) for config in configs)):
-        given = f"got {format_value(configs)}" if "configs" in content else "is missing"
-        yield Mistake("configs", f"{given}, must be a list of configurations, such as [quickstart]")
-    if throttle is not None and not (type(throttle) is int and throttle >= 1):
-        yield Mistake("throttle", f"got {format_value(throttle)}, must be a whole number >= 1, or null")
-    if content.get("grid") is None and content.get("runs") is None:
-        yield Mistake("", "has neither grid nor runs: must have one of them, such as grid: {seed: [0, 1]}")
-    for section in ("overrides", "grid"):
-        if content.get(section) is not None:
-            yield from _wrong_keys(section, content[section])
-    if content.get("runs") is not None:
-        yield from _wrong_runs(content["runs"], content.get("grid"))
-    if isinstance(grid := content.get("grid"), dict):
-        for key, choices in grid.items():
-            if not (isinstance(choices, list) and choices):
-                yield Mistake(
-                    f"grid.{key}", f"got {format_value(choices)}, must be a list of values, such as [0.01, 0.1]"
-                )
-
-
-def _wrong_name(name: Any) -> Iterator[Mistake]:
-    if not isinstance(name, str):
-        yield Mistake("name", f"got {format_value(name)}, must be text: put it in quotes")
-        return
-    try:
-        check_run_name(name)
-    except ValueError as error:
-        yield Mistake("name", f"got {format_value(name)}, {error}")
-
-
-def _wrong_runs(runs: Any, grid: Any) -> Iterator[Mistake]:
-    if not (isinstance(runs, list) and runs):
-        yield Mistake(
-            "runs", f"got {format_value(runs)}, must be a list of mappings, such as [{{seed: 0}}, {{seed: 1}}]"
-        )
-        return
-    for index, values in enumerate(runs):
-        yield from _wrong_keys(f"runs.{index}", values)
-        for key in values if isinstance(values, dict) and isinstance(grid, dict) else ():
-            if key in grid:
-                yield Mistake(f"runs.{index}.{key}", "is in the grid, too: take it out of one of them")
-
-
-def _wrong_keys(section: str, values: Any) -> Iterator[Mistake]:
-    if not (isinstance(values, dict) and values):
-        yield Mistake(section, f"got {format_value(values)}, must be keys with values, such as {{optimizer.lr: 0.1}}")
-        return
-    for key in values:
-        if not _DOTTED_KEY.fullmatch(key):
-            yield Mistake(f"{section}.{key}", "must be a dotted key, such as optimizer.lr")
-        elif key in ("name", "tracking.wandb.group"):
-            yield Mistake(f"{section}.{key}", "must not be set here: it is made from the sweep's own name")
+def _probes(content: Values, seed: int) -> list[Values]:
+    """Return values that reach each end of the space, so that a mistake there is told before the first run."""
+    space = content.get("space") or {}
+    rest = next(_combinations(content.get("grid") or {}, content.get("runs") or [{}]))
+    first = {**next(iter(samples(space, seed, 1)), {}), **rest}
+    return [{**first, key: value} for key, axis in space.items() for _, value in ends(axis)]
 
 
 def _combinations(grid: Mapping[str, Sequence[Any]], runs: Sequence[Values]) -> Iterator[Values]:
@@ -203,33 +209,38 @@ def _combinations(grid: Mapping[str, Sequence[Any]], runs: Sequence[Values]) -> 
             yield {**run, **dict(zip(grid, choice, strict=True))}
 
 
-def _elements(
-    source: Source, planned: Sequence[tuple[str, Values, tuple[str, ...]]], code: Mapping[str, str] | None
-) -> tuple[Element, ...]:
-    """Return the elements from (name, values, arguments) each; raise ConfigError with the mistakes of all of them."""
+def _elements(frame: Frame, planned: Sequence[tuple[str, Values]], probes: Sequence[Values]) -> list[Element]:
+    """Return the elements from (name, values) each, then the probes; raise ConfigError with all their mistakes."""
+    source = frame.source
     elements: list[Element] = []
     mistakes: dict[Mistake, None] = {}  # in order; what is wrong in every element is told once
     seen: dict[str, str] = {}
-    for name, values, arguments in planned:
+    for number, (name, values) in enumerate((*planned, *((f"{frame.sweep}-probe", values) for values in probes))):
         try:
-            config = load_config(arguments, code=code)
+            elements.append(frame.element(name, values))
         except ConfigError as error:
-            mistakes |= dict.fromkeys(_relocated(mistake, source) for mistake in error.mistakes)
+            mistakes |= dict.fromkeys(error.mistakes)
             continue
-        elements.append(Element(name, values, arguments, config))
-        twin = seen.setdefault(json.dumps(config.model_dump(exclude={"name"})), name)
+        if number >= len(planned) or source.values.get("sampler") == TPE:  # which may come to the same values again
+            continue
+        twin = seen.setdefault(json.dumps(elements[-1].config.model_dump(exclude={"name"})), name)
         if twin != name:
             rule = f"the runs {twin} and {name} are the same: must differ in something; remove one"
-            mistakes[Mistake("", rule, source.locate("grid") or source.locate("runs"))] = None
+            where = next(filter(None, map(source.locate, VARYING)), "")
+            mistakes[Mistake("", rule, where)] = None
     if mistakes:
         raise ConfigError(list(mistakes))
-    return tuple(elements)
+    return elements
 
 
 def _relocated(mistake: Mistake, source: Source) -> Mistake:
     """Return a mistake on the command line with the place in the sweep file from which its value came."""
-    sections = ("grid", *(f"runs.{index}" for index in range(len(source.values.get("runs") or []))), "overrides")
+    runs = (f"runs.{index}" for index in range(len(source.values.get("runs") or [])))
+    sections = ("grid", *runs, "space", "overrides")
     key = mistake.key
+    if mistake.where == COMMAND_LINE and key.startswith("checkpoint.best") and "metric" in source.values:
+        key = "metric" if key == "checkpoint.best.metric" else key
+        return replace(mistake, key=key, where=source.locate("metric"))
     while mistake.where == COMMAND_LINE and key:
         for place in (f"{section}.{key}" for section in sections):
             if place in source.where:
@@ -241,34 +252,3 @@ def _relocated(mistake: Mistake, source: Source) -> Mistake:
 def _words(values: Values) -> list[str]:
     """Return values as `key=value` arguments, in JSON, which is YAML."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-
-
-def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Return for each dotted key the shortest ending that no other key has: `lr`, or `optimizer.lr` beside another lr.
-
-    `.name` at the end is left out: `optimizer.name` is `optimizer`.
-    """
-    whole = {key: key.removesuffix(".name") for key in keys}
-    short = {}
-    for key, text in whole.items():
-        parts = text.split(".")
-        endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-        short[key] = next(
-            e for e in endings if e == text or sum(f".{t}".endswith(f".{e}") for t in whole.values()) == 1
-        )
-    return short
-
-
-def value_text(value: Any) -> str:
-    """Return a value as short text: `0.1`, `backbone`; a mapping gives its contents, `SGD-lr0.1`."""
-    if isinstance(value, Mapping):
-        return "-".join(_part("" if key == "name" else key, inner) for key, inner in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _part(label: str, value: Any) -> str:
-    """Return the part of a run name for one value: `lr0.1`, `freeze-backbone`; for a class `SGD-lr0.1`."""
-    text = _NOT_IN_NAMES.sub("-", value_text(value)).strip("-")
-    if not label or not text or (isinstance(value, Mapping) and "name" in value):
-        return text or label
-    return label + text if type(value) in (int, float) else f"{label}-{text}"

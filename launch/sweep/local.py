@@ -1,4 +1,4 @@
-"""Trains the runs of a sweep on this machine, one after another, each in a process of its own."""
+"""Trains the runs of a sweep on this machine, one or several at a time, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
-from launch.sweep.grid import Element, short_keys, value_text
+from launch.sweep.grid import Element
+from launch.sweep.names import short_keys, value_text
+from launch.sweep.shares import Shares, begun
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
 from trainlib.isolation import child_variables
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.stop_request import STOP_SIGNALS
 from trainlib.runs.terminal.printable import print_error
+
+_POLL_SECONDS = 0.05
 
 
 def run_command(element: Element, options: Sequence[str]) -> list[str]:
@@ -23,26 +29,51 @@ def run_command(element: Element, options: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "launch", "run", str(RUNS / element.name / "config.yaml"), *options]
 
 
-def run_here(elements: Sequence[Element], options: Sequence[str]) -> int:
+def run_here(elements: Sequence[Element], shares: Shares, parallel: int = 1, output: Path | None = None) -> int:
     """Train the elements, whose run directories are prepared; return the exit code of the whole.
 
-    options   further options of `launch run`
-    A stop signal, such as Ctrl-C, is passed on: the current run writes a checkpoint, and no other is started (75);
-    after a second Ctrl-C that run ends at once (130). A run that fails does not keep the others from being trained;
+    shares     what each of them gets of the machine
+    parallel   the number of runs at a time
+    output     the folder for what the runs print; None: they print here
+    A stop signal, such as Ctrl-C, is passed on: the runs under way write a checkpoint, and no other is started (75);
+    after a second Ctrl-C they end at once (130). A run that fails does not keep the others from being trained;
     the exit code is then that of the first failure. A run that `launch stop` ended counts as stopped (75).
     """
     codes: dict[str, int] = {}
-    with _passing_signals_on() as relay:
-        for number, element in enumerate(elements, 1):
-            varied = short_keys(element.values)
-            said = " ".join(f"{varied[key]}={value_text(value)}" for key, value in element.values.items())
-            print(f"[{number}/{len(elements)}] {element.name}: {said}", file=sys.stderr)
-            codes[element.name] = relay.run(run_command(element, options))
-            if relay.asked:
-                break
-    if relay.asked:
-        return EXIT_INTERRUPTED if relay.asked_again else EXIT_STOPPED
+    waiting = list(enumerate(elements, 1))
+    with passing_signals_on(parallel) as pool:
+        while pool.running or (waiting and not pool.asked):
+            if waiting and pool.has_room and not pool.asked:
+                number, element = waiting.pop(0)
+                print(f"[{number}/{len(elements)}] {element.name}: {values_text(element)}", file=sys.stderr)
+                start(pool, element, shares, output=output)
+                continue
+            name, code = pool.wait()
+            shares.give_back(name)
+            codes[name] = EXIT_STOPPED if code is None else code
+    if pool.asked:
+        return EXIT_INTERRUPTED if pool.asked_again else EXIT_STOPPED
     return report(codes)
+
+
+def start(
+    pool: Pool, element: Element, shares: Shares, variables: Mapping[str, str] | None = None, output: Path | None = None
+) -> None:
+    """Start the training of an element, whose run directory is prepared.
+
+    variables   of the environment, beside those that share the machine out
+    output      the folder for what the run prints; None: it prints here
+    """
+    is_elastic = element.config.train.reproducibility == "elastic"
+    options, shared = shares.take(element.name, begun(RUNS / element.name), is_elastic=is_elastic)
+    file = None if output is None else output / f"{element.name}.txt"
+    pool.start(element.name, run_command(element, options), {**shared, **(variables or {})}, file)
+
+
+def values_text(element: Element) -> str:
+    """Return what sets an element apart, for a line: `lr=0.1 seed=0`."""
+    varied = short_keys(element.values)
+    return " ".join(f"{varied[key]}={value_text(value)}" for key, value in element.values.items())
 
 
 def report(codes: Mapping[str, int]) -> int:
@@ -56,39 +87,84 @@ def report(codes: Mapping[str, int]) -> int:
     return next(iter(failed.values()), max(codes.values(), default=EXIT_OK))
 
 
-class _Relay:
-    """Runs one process at a time and passes stop signals on to it, in a session that Ctrl-C does not reach."""
+class Pool:
+    """Runs processes at the same time and passes stop signals on to them, in sessions that Ctrl-C does not reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.asked = False
         self.asked_again = False
-        self._child: subprocess.Popen[bytes] | None = None
+        self._size = size
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._adopted: dict[str, tuple[Callable[[], bool], Callable[[], None]]] = {}
 
-    def run(self, words: Sequence[str]) -> int:
-        """Run a command to its end; return its exit code, 128 + the signal's number where a signal ended it."""
-        if self.asked:
-            return EXIT_STOPPED
-        self._child = subprocess.Popen(words, env={**os.environ, **child_variables(os.environ)}, start_new_session=True)
+    @property
+    def running(self) -> set[str]:
+        """Return the names of what was started, or adopted, and has not ended."""
+        return {*self._children, *self._adopted}
+
+    @property
+    def has_room(self) -> bool:
+        """Return True if another one may be started."""
+        return len(self.running) < self._size
+
+    def start(self, name: str, words: Sequence[str], variables: Mapping[str, str], output: Path | None = None) -> None:
+        """Start a command.
+
+        variables   of its environment, beside this one's
+        output      a file, to which what it prints is appended; None: it prints here
+        """
+        environment = {**os.environ, **child_variables(os.environ), **variables}
+        if output is None:
+            child = subprocess.Popen(words, env=environment, start_new_session=True)
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with output.open("ab") as file:
+                child = subprocess.Popen(words, env=environment, start_new_session=True, stdout=file, stderr=file)
+        self._children[name] = child
         if self.asked:  # while the process was being made
-            self._child.terminate()
-        code = self._child.wait()
-        return code if code >= 0 else 128 - code
+            child.terminate()
+
+    def adopt(self, name: str, is_over: Callable[[], bool], ask_to_stop: Callable[[], None]) -> None:
+        """Wait for a run, too, that a process trains which this one has not started."""
+        self._adopted[name] = is_over, ask_to_stop
+
+    def wait(self) -> tuple[str, int | None]:
+        """Wait for the first to end; return its name and exit code, 128 + the signal's number where one ended it.
+
+        The code of one that was adopted is not known: None.
+        """
+        told = False
+        while True:
+            for name, child in self._children.items():
+                if (code := child.poll()) is not None:
+                    del self._children[name]
+                    return name, code if code >= 0 else 128 - code
+            for name, (is_over, ask_to_stop) in self._adopted.items():
+                if self.asked and not told:
+                    ask_to_stop()
+                if self.asked_again or is_over():
+                    del self._adopted[name]
+                    return name, None
+            told = self.asked
+            time.sleep(_POLL_SECONDS)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handle a stop signal: remember it, and pass it on to the process."""
+        """Handle a stop signal: remember it, and pass it on to the processes."""
         self.asked_again = self.asked_again or (self.asked and number == signal.SIGINT)
         self.asked = True
-        if self._child is not None and self._child.returncode is None:
-            self._child.send_signal(number)
+        for child in [*self._children.values()]:
+            if child.returncode is None:
+                child.send_signal(number)
 
 
 @contextmanager
-def _passing_signals_on() -> Iterator[_Relay]:
-    relay = _Relay()
+def passing_signals_on(size: int) -> Iterator[Pool]:
+    """Context manager: a pool for so many processes, which gets the stop signals."""
+    pool = Pool(size)
     numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, relay.handle) for number in numbers}
+    before = {number: signal.signal(number, pool.handle) for number in numbers}
     try:
-        yield relay
+        yield pool
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from launch.sweep.grid import Element, Sweep, short_keys, value_text
+from launch.sweep.grid import Element, Sweep
+from launch.sweep.names import short_keys, value_text
+from launch.sweep.search.halving import FAILED
+from launch.sweep.search.settings import Search
+from launch.sweep.search.trials import Trial
+from launch.sweep.standing import standing
 from trainlib.config import differences, is_harmless, read_resolved
 from trainlib.runs import RUNS
 from trainlib.runs.status import Run, read_run
@@ -24,44 +32,115 @@ def is_finished(element: Element) -> bool:
 def results_table(sweep: Sweep) -> Table:
     """Return a row for each run: what sets it apart, how far it is, its best validation and test accuracy, its name.
 
-    The best one comes first: by what its configuration calls best, or by the test accuracy where it names nothing.
+    The best one comes first: by what its configuration calls best, or by the test accuracy where it names nothing. In a
+    search, a run that came to a later rung is better, and of those at the same rung the one with the better result
+    there.
     """
-    runs = {element.name: read_run(RUNS / element.name) for element in sweep.elements}
-    ranked = sorted(sweep.elements, key=lambda element: _rank(element, runs[element.name]))
-    metrics = {element.config.checkpoint.best.metric for element in ranked if element.config.checkpoint.best}
+    seen = _seen(sweep)
+    metrics = {one.element.config.checkpoint.best.metric for one in seen if one.element.config.checkpoint.best}
     columns = [
-        _column(title, [value_text(element.values[key]) if key in element.values else "" for element in ranked])
+        _column(title, [value_text(one.element.values[key]) if key in one.element.values else "" for one in seen])
         for key, title in short_keys(sweep.varied).items()
     ]
     columns += [
-        Column("STATUS", [runs[element.name].status for element in ranked], styles=STATUS_STYLES),
-        _column("STEP", [str(runs[element.name].newest_metrics.get("step", "")) for element in ranked]),
+        Column("STATUS", [one.status for one in seen], styles=STATUS_STYLES),
+        _column("STEP", [str(one.run.newest_metrics.get("step", "")) for one in seen]),
     ]
+    for index, rung in enumerate(sweep.search.rungs if sweep.search else ()):
+        columns.append(
+            _column(f"at {rung}ep", [_number(one.trial.at_rungs[index]) if one.trial else "" for one in seen])
+        )
     if metrics:
         title = metrics.pop() if len(metrics) == 1 else "best"
-        columns.append(_column(title, [_number(_best(element, runs[element.name])) for element in ranked]))
+        columns.append(_column(title, [_number(_best(one.element, one.run)) for one in seen]))
     columns += [
-        _column("test/accuracy", [_number(_test_accuracy(runs[element.name])) for element in ranked]),
-        Column("RUN", [element.name for element in ranked]),
+        _column("test/accuracy", [_number(_test_accuracy(one.run)) for one in seen]),
+        Column("RUN", [one.element.name for one in seen]),
     ]
     return Table(columns)
 
 
 def results_facts(sweep: Sweep) -> list[dict[str, Any]]:
     """Return for each run what `results_table` shows of it, in the same order; null stands for what is not known."""
-    runs = {element.name: read_run(RUNS / element.name) for element in sweep.elements}
+    rungs = sweep.search.rungs if sweep.search else ()
     return [
         {
-            "name": element.name,
-            "values": {key: element.values.get(key) for key in sweep.varied},
-            "status": runs[element.name].status,
-            "step": runs[element.name].step,
-            "metric": element.config.checkpoint.best.metric if element.config.checkpoint.best else None,
-            "best": _best(element, runs[element.name]),
-            "test_accuracy": _test_accuracy(runs[element.name]),
+            "name": one.element.name,
+            "values": {key: one.element.values.get(key) for key in sweep.varied},
+            "status": one.status,
+            "step": one.run.step,
+            "metric": one.element.config.checkpoint.best.metric if one.element.config.checkpoint.best else None,
+            "best": _best(one.element, one.run),
+            "test_accuracy": _test_accuracy(one.run),
+            **(
+                {"rungs": {f"{r}ep": v for r, v in zip(rungs, one.trial.at_rungs, strict=True)}, "command": one.command}
+                if one.trial
+                else {}
+            ),
         }
-        for element in sorted(sweep.elements, key=lambda element: _rank(element, runs[element.name]))
+        for one in _seen(sweep)
     ]
+
+
+def best_command(sweep: Sweep) -> str | None:
+    """Return the command that trains the best trial of a search again; None where there is no result yet."""
+    best = next(iter(_seen(sweep)), None)
+    if best is None or best.trial is None or best.trial.why_failed is not None or best.trial.last is None:
+        return None
+    return best.command
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A run of a sweep, as the table shows it. `trial` is None where the sweep is no search."""
+
+    element: Element
+    run: Run
+    trial: Trial | None
+    status: str
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["launch", "run", *self.element.arguments])
+
+
+def _seen(sweep: Sweep) -> list[_Seen]:
+    """Return the runs, the best one first."""
+    runs = [read_run(RUNS / element.name) for element in sweep.elements]
+    if sweep.search is None:
+        ranked = sorted(zip(sweep.elements, runs, strict=True), key=lambda pair: _rank(*pair))
+        return [_Seen(element, run, None, run.status) for element, run in ranked]
+    now = standing(sweep)
+    found = [
+        _Seen(element, run, trial, _status(run, trial, is_out=is_final and target < len(trial.at_rungs)))
+        for element, run, trial, target, is_final in zip(
+            sweep.elements,
+            runs,
+            now.trials,
+            now.decided.targets[: len(runs)],
+            now.decided.final[: len(runs)],
+            strict=True,
+        )
+    ]
+    return sorted(found, key=lambda one: _rank_of_trial(one.trial, sweep.search) if one.trial else ())
+
+
+def _status(run: Run, trial: Trial, *, is_out: bool) -> str:
+    """Return what a search calls the state of a trial: `out` where it was stopped at a rung for good."""
+    if trial.why_failed is not None:
+        return "failed"
+    return "out" if is_out and run.status == "stopped" else run.status
+
+
+def _rank_of_trial(trial: Trial, search: Search | None) -> tuple[float, ...]:
+    """Return the sort key of a trial: how far it came, and how good it was there."""
+    assert search is not None, "only trials of a search are ranked so"
+    scores = [score for score in trial.scores(search) if score is not None and score < FAILED]
+    sign = 1.0 if search.mode == "min" else -1.0
+    at_end = trial.final if trial.why_failed is None else None
+    if at_end is not None:
+        return -math.inf, sign * at_end
+    return (-len(scores), scores[-1]) if scores else (1.0, 0.0)
 
 
 def _rank(element: Element, run: Run) -> tuple[bool, float]:
@@ -90,7 +169,7 @@ def _test_accuracy(run: Run) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def _column(title: str, cells: Sequence[str]) -> Column:

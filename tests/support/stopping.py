@@ -40,12 +40,12 @@ def train_until(arguments: list[str], boundary: int) -> int:
     boundaries = 0
     reached = StopConsensus.agreed
 
-    def counting(self: StopConsensus) -> bool:
+    def counting(self: StopConsensus, step: int) -> bool:
         nonlocal boundaries
         boundaries += 1
         if is_last and boundaries == boundary:
             flag.ask(EndReason(EndCode.SIGNAL, "test"))
-        return reached(self)
+        return reached(self, step)
 
     StopConsensus.agreed = counting  # type: ignore[method-assign]
     flag = StopFlag()

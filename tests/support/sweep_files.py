@@ -17,6 +17,19 @@ runs:
 throttle: 2
 """
 
+SEARCH = """\
+configs: [quickstart]
+overrides: {train.epochs: 4, seed: 5}
+grid: {train.precision: [fp32, bf16]}
+space:
+  optimizer.lr: {min: 1e-4, max: 1, log: true}
+  train.batch_size: [16, 32, 64, 128]
+trials: 3
+metric: val/loss
+rungs: [1ep, 2ep]
+reduction_factor: 2
+"""
+
 
 def written(text: str) -> Path:
     path = Path("s.yaml")

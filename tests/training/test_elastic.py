@@ -273,7 +273,7 @@ def with_threads(threads: str, stop_at: int | None, arguments: list[str]) -> int
 
     os.environ["TRAINLAUNCH_NUM_THREADS"] = threads
     boundaries = iter(range(1, 1000))
-    StopConsensus.agreed = lambda self: next(boundaries) == stop_at  # type: ignore[method-assign]
+    StopConsensus.agreed = lambda self, step: next(boundaries) == stop_at  # type: ignore[method-assign]
     return ranks.main(arguments)
 
 

@@ -57,10 +57,10 @@ def test_stopped_and_resumed_with_and_without(workdir: Path, capsys: pytest.Capt
     assert tiny.rows(workdir) == tiny.rows(workdir, name="whole")
 
 
-def stopping_at(boundary: int | None) -> Callable[[StopConsensus], bool]:
+def stopping_at(boundary: int | None) -> Callable[[StopConsensus, int], bool]:
     """An `StopConsensus.agreed` that says yes at this attempt's `boundary`-th step boundary."""
     calls = itertools.count(1)
-    return lambda self: next(calls) == boundary
+    return lambda self, step: next(calls) == boundary
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from trainlib.runs.machine import launch_variables
         *[("TRAINLAUNCH_NODE_SECONDS", value) for value in ("soon", "0", "-3", "inf", "nan")],
         ("TRAINLAUNCH_WORLD_SIZE", "two"),
         ("TRAINLAUNCH_END_TIME", "tomorrow"),
+        *[("TRAINLAUNCH_STOP_AT", value) for value in ("3", "0ep", "ep", "1.5ep", "-1st", "3 ep", "9" * 11 + "st")],
         ("RANK", "-1"),
         ("WORLD_SIZE", "0"),
         ("LOCAL_WORLD_SIZE", "x"),
@@ -36,7 +37,12 @@ def test_a_wrong_value_is_told_with_its_name(name: str, value: str) -> None:
     [
         {},
         dict.fromkeys(["TRAINLAUNCH_NUM_THREADS", "TRAINLAUNCH_END_TIME", "ACCELERATE_USE_CPU", "RANK"], ""),
-        {"TRAINLAUNCH_NUM_THREADS": " 8 ", "TRAINLAUNCH_NODE_SECONDS": "2.5", "ACCELERATE_USE_CPU": "True"},
+        {
+            "TRAINLAUNCH_NUM_THREADS": " 8 ",
+            "TRAINLAUNCH_NODE_SECONDS": "2.5",
+            "TRAINLAUNCH_STOP_AT": "3ep",
+            "ACCELERATE_USE_CPU": "True",
+        },
         {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "0", "ACCELERATE_MIXED_PRECISION": "fp16"},
     ],
 )

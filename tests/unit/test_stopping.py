@@ -44,9 +44,9 @@ def test_one_process_agrees_with_itself_at_once(tmp_path: Path) -> None:
     flag = StopFlag()
     flag.watch(tmp_path / "STOP")
     consensus = StopConsensus(flag, channel=None)
-    assert not consensus.agreed()
+    assert not consensus.agreed(1)
     (tmp_path / "STOP").touch()
-    assert consensus.agreed()
+    assert consensus.agreed(2)
 
 
 @pytest.mark.parametrize(("ranks", "every"), [(2, 1), (16, 1), (31, 1), (32, 2), (64, 4), (4096, 256)])
@@ -67,11 +67,11 @@ def test_many_ranks_ask_each_other_less_often(ranks: int, every: int) -> None:
 
     flag = StopFlag()
     consensus = StopConsensus(flag, Channel())
-    agreed = []
+    agreed: list[bool] = []
     for boundary in range(1, 3 * every + 1):
         if boundary == every + 1:
             flag.ask(LAUNCHER_DIED)
-        agreed.append(consensus.agreed())
+        agreed.append(consensus.agreed(len(agreed)))
     assert handed_in == [(every, False), (2 * every, True), (3 * every, True)]
     assert agreed == [False] * (3 * every - 1) + [True]
 

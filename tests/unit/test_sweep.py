@@ -16,7 +16,8 @@ from paths import REPOSITORY
 from sweep_files import GRID, written
 
 from launch.cli import main
-from launch.sweep.grid import element_names, read_sweep, short_keys
+from launch.sweep.grid import read_sweep
+from launch.sweep.names import element_names, short_keys
 from launch.sweep.results import results_table
 from trainlib.config import load_config
 from trainlib.errors import ConfigError
@@ -126,7 +127,7 @@ def test_keys_as_short_as_tells_them_apart() -> None:
             "configs: [quickstart]\nname: a b\n",
             [
                 "name: got \"a b\", must be letters, digits, '.', '_' or '-', at most 100 of them",
-                "has neither grid nor runs: must have one of them, such as grid: {seed: [0, 1]}",
+                "has neither grid, runs nor space: must have one of them, such as grid: {seed: [0, 1]}",
             ],
         ),
         (

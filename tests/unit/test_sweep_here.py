@@ -21,6 +21,9 @@ from sweep_files import written
 
 from launch.cli import main
 from launch.sweep.grid import read_sweep
+from launch.sweep.shares import Shares
+
+SHARES = Shares(1, None, (), 2)
 
 
 def sweep_here(*more: str) -> subprocess.Popen[str]:
@@ -94,11 +97,11 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(
         *("-m", "launch", "run", "runs/s-seed1/config.yaml", "--processes", "2")
     ]
     monkeypatch.setattr(local, "run_command", lambda element, more: [sys.executable, "-c", program, element.name])
-    assert local.run_here(sweep.elements, []) == 7
+    assert local.run_here(sweep.elements, SHARES) == 7
     assert Path("ran").read_text().split() == ["s-seed1", "s-seed2", "s-seed3"]
     assert "error: s-seed1 ended with exit code 7: launch status s-seed1\n" in capsys.readouterr().err
-    assert local.run_here(sweep.elements[1:], []) == 75
-    assert local.run_here(sweep.elements[2:], []) == 0
+    assert local.run_here(sweep.elements[1:], SHARES) == 75
+    assert local.run_here(sweep.elements[2:], SHARES) == 0
 
 
 # A run that is asked to stop by its first Ctrl-C, and ends at once at the second one.
@@ -136,7 +139,7 @@ def test_a_second_ctrl_c_ends_the_run_and_the_sweep_at_once(monkeypatch: pytest.
     monkeypatch.setattr(local, "run_command", command_of)
     before = signal.getsignal(signal.SIGINT)
     threading.Thread(target=press_twice, daemon=True).start()
-    assert local.run_here(sweep.elements, []) == 130
+    assert local.run_here(sweep.elements, SHARES) == 130
     assert commands == ["s-seed1"]
     assert signal.getsignal(signal.SIGINT) is before
 

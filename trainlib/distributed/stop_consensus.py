@@ -17,16 +17,27 @@ class StopConsensus:
     all-reduce goes around a ring of all ranks, which takes longer than a short step from about 20 ranks on.
     """
 
-    def __init__(self, flag: StopFlag, channel: Channel | None):
-        """channel: to the other ranks; None for a process alone."""
+    def __init__(self, flag: StopFlag, channel: Channel | None, at_step: int | None = None):
+        """Keep where to ask.
+
+        channel   to the other ranks; None for a process alone
+        at_step   a step at which all ranks stop, whether asked to or not; the same on every rank
+        """
         self._flag = flag
         self._channel = channel
+        self._at_step = at_step
         self._every = 1 if channel is None else max(1, channel.size() // RANKS_AT_EVERY_STEP)
         self._boundaries = 0
         self._is_pending = False
 
-    def agreed(self) -> bool:
-        """Return True if all ranks are to stop here. Call it once at every step boundary, on every rank."""
+    def is_there(self, step: int) -> bool:
+        """Return True if so many steps are as many as this start is to come to."""
+        return self._at_step is not None and step >= self._at_step
+
+    def agreed(self, step: int) -> bool:
+        """Return True if all ranks are to stop after this step. Call it once at every step boundary, on every rank."""
+        if self.is_there(step):
+            return True
         if self._channel is None:
             return self._flag.requested()
         self._boundaries += 1

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from trainlib.config import Config
 from trainlib.data import load_data
+from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
 from trainlib.distributed import process_group
 from trainlib.distributed.before_start import CHECK_SECONDS, check_devices, is_on_several_machines
@@ -99,17 +100,29 @@ def run_session(
             hooks += [OwnershipHook(run)] if is_main else []
             hooks += EndOfJobHook.from_environment(flag) if is_main else []
             with open_trainer(config, run, training, hooks, attempt, start, dataset, custom.code()) as trainer:
-                completed = trainer.run(StopConsensus(flag, open_channel(config.train)))
+                at_step = _step_to_stop_at(training)
+                completed = trainer.run(StopConsensus(flag, open_channel(config.train), at_step))
                 summary = summary_of(trainer) if is_main else {}  # before the test, which loads the best weights
                 result = evaluate_test_split(trainer, run, config) if completed else None
                 if attempt is not None:
                     flag.requested()  # what was asked last may count most
-                    attempt.reason = reasons.COMPLETED if completed else flag.reason or reasons.OTHER_RANK
+                    attempt.reason = reasons.COMPLETED if completed else flag.reason or _unasked(training, at_step)
                     attempt.step = training.progress.step
                     _finish(run, trainer, attempt.reason, result, summary)
                     flag.acknowledge()
                     _tell_results(run, trainer, dataset, attempt, result, config.data.root)
     return completed
+
+
+def _step_to_stop_at(training: Training) -> int | None:
+    """Return the step at which this start is to end; None where it is to train to the end."""
+    duration = launch_variables.stop_at()
+    return to_steps(duration, training.plan.steps_per_epoch) if duration else None
+
+
+def _unasked(training: Training, at_step: int | None) -> EndReason:
+    """Return why a run stopped where this rank was not asked to."""
+    return reasons.RUNG if at_step is not None and training.progress.step >= at_step else reasons.OTHER_RANK
 
 
 def _build(

@@ -107,7 +107,7 @@ class Trainer:
         """
         self.hooks.on_start(self)
         self.clock.start()
-        stopped = False
+        stopped = stop.is_there(self.progress.step)
         while not (self.finished or stopped):
             stopped = self._run_epoch(self.plan.epoch_of(self.progress.step), stop, until)
         stop.drain()  # receive what other ranks have sent already, so that nothing is left in the sockets
@@ -150,7 +150,7 @@ class Trainer:
                 return False  # finished, which is not stopped
             if progress.step == until:
                 return True
-            if stop.agreed():
+            if stop.agreed(progress.step):
                 self._save(must=True)
                 return True
         return False

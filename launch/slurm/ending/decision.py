@@ -84,7 +84,7 @@ def find_cause(evidence: Evidence) -> Cause:
         return "completed"
     if evidence.queue in ("cancelled", "time_limit"):
         return evidence.queue
-    if evidence.code is EndCode.STOP_FILE:
+    if evidence.code in (EndCode.STOP_FILE, EndCode.RUNG):
         return "stopped"
     if evidence.lost_nodes:
         return "node_failure"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ EARLIER_STOP_FILE = "TRAINLAUNCH_EARLIER_STOP"  # the mark of the STOP file that
 NUM_THREADS = "TRAINLAUNCH_NUM_THREADS"  # intra-op threads of each rank, where the choice made here does not suit
 NODE_SECONDS = "TRAINLAUNCH_NODE_SECONDS"  # that the machines of a run wait for each other before it starts
 WORLD_SIZE_ASKED = "TRAINLAUNCH_WORLD_SIZE"  # set by the launcher: any other world size is an error
+STOP_AT = "TRAINLAUNCH_STOP_AT"  # 3ep or 500st: end there with a checkpoint, as if asked to; set by `launch sweep`
 END_TIME = "TRAINLAUNCH_END_TIME"  # set by slurm/train.sbatch, empty where it is not known
 USE_CPU = "ACCELERATE_USE_CPU"  # Accelerate's own: train on the CPU even if there are GPUs
 
@@ -75,6 +77,16 @@ def num_threads(environ: Mapping[str, str] = os.environ) -> int | None:
     return whole_number(NUM_THREADS, environ, 0, most=_MOST_THREADS) or None
 
 
+def stop_at(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the duration after which this start is to end with a checkpoint, like 3ep; None for the run's own end."""
+    text = environ.get(STOP_AT, "").strip()
+    if text and not re.fullmatch(r"[1-9][0-9]{0,9}(ep|st)", text):
+        raise UserError(
+            f"{STOP_AT}: got {environ[STOP_AT]!r}, must be like 3ep or 500st: correct the variable, or unset it"
+        )
+    return text or None
+
+
 def uses_cpu(environ: Mapping[str, str] = os.environ) -> bool:
     """Return True if the user wants to train on the CPU even if there are GPUs."""
     value = environ.get(USE_CPU, "").strip().lower()
@@ -114,7 +126,7 @@ def earlier_stop_file(directory: Path, environ: Mapping[str, str] = os.environ) 
 def check(environ: Mapping[str, str] = os.environ) -> None:
     """Raise UserError for the first of these variables that has a wrong value, or asks for another training."""
     rank(environ), world_size(environ), local_world_size(environ), whole_number(WORLD_SIZE_ASKED, environ, 1)
-    num_threads(environ), node_seconds(environ), job_end_time(environ), uses_cpu(environ)
+    num_threads(environ), node_seconds(environ), job_end_time(environ), uses_cpu(environ), stop_at(environ)
     refuse_other_training(environ)
 
 

@@ -21,6 +21,7 @@ class EndCode(StrEnum):
     STOP_FILE = "stop_file"  # a person asked for it: `launch stop`, or a STOP file made by hand
     SIGNAL = "signal"  # a stop signal came, to rank 0 itself or through a STOP file that names the signal
     OTHER_RANK = "other_rank"  # a stop signal came to another rank
+    RUNG = "rung"  # it came to the step at which its start was to end: see `stop_at` in launch_variables.py
     END_TIME = "end_time"  # the time of its SLURM job was nearly over
     LAUNCHER_DIED = "launcher_died"  # the process that had started the ranks was gone
     ERROR = "error"  # an exception ended it
@@ -82,6 +83,7 @@ class EndReason:
 
 COMPLETED = EndReason(EndCode.COMPLETED)
 OTHER_RANK = EndReason(EndCode.OTHER_RANK, "another rank was asked to stop")
+RUNG = EndReason(EndCode.RUNG, "it came as far as it was to go for now")
 END_TIME = EndReason(EndCode.END_TIME, "end time")
 LAUNCHER_DIED = EndReason(EndCode.LAUNCHER_DIED, "the launcher died")
 
