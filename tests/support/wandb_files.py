@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from trainlib.runs.files.json_records import read_lines
 
@@ -94,3 +97,37 @@ def assert_same_in_tensorboard(run: Path) -> None:
     assert sorted(tensorboard_points(run)) == sorted(
         (step, name, struct.unpack("f", struct.pack("f", value))[0]) for step, name, value in points
     )
+
+
+def record() -> Any:
+    """An empty record of W&B."""
+    return pytest.importorskip("wandb.proto.wandb_internal_pb2").Record()  # here: importing it takes a second
+
+
+def of_run(seconds: int, run: str = "abc") -> Any:
+    """The record with which a log names its run."""
+    made = record()
+    made.run.run_id = run
+    made.run.start_time.seconds = seconds
+    return made
+
+
+def row(number: int, **values: float) -> Any:
+    """The record of a row, of the step that is its number."""
+    made = record()
+    made.history.step.num = number
+    for name, value in {"step": number, **values}.items():
+        item = made.history.item.add()
+        item.key, item.value_json = name, str(value)
+    return made
+
+
+def write_log(folder: Path, name: str, *records: Any) -> Path:
+    """A log as W&B writes it, of records that fit into one block."""
+    path = folder / name / "run-abc.wandb"
+    path.parent.mkdir(parents=True)
+    content = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
+    for data in (made.SerializeToString() for made in records):
+        content += struct.pack("<IHB", zlib.crc32(data, zlib.crc32(b"\1")), len(data), 1) + data
+    path.write_bytes(content)
+    return path

@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
-import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
+from wandb_files import of_run, record, row, write_log
 
 from trainlib.errors import UserError
 from trainlib.training.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
-from trainlib.training.tracking.wandb.log import HEADER, MAGIC, history, segments
+from trainlib.training.tracking.wandb.log import history, segments
 from trainlib.training.tracking.wandb.run import run_id
 from trainlib.training.tracking.wandb.sync import sync
 from trainlib.training.tracking.wandb.temporary import PREFIX, TemporaryFolder, remove_leftovers
-
-
-def record() -> Any:
-    return pytest.importorskip("wandb.proto.wandb_internal_pb2").Record()  # here: importing it takes a second
-
-
-def of_run(seconds: int) -> Any:
-    made = record()
-    made.run.run_id = "abc"
-    made.run.start_time.seconds = seconds
-    return made
-
-
-def row(number: int) -> Any:
-    made = record()
-    made.history.step.num = number
-    item = made.history.item.add()
-    item.key, item.value_json = "step", str(number)
-    return made
-
-
-def write_log(folder: Path, name: str, *records: Any) -> Path:
-    """A log as W&B writes it, of records that fit into one block."""
-    path = folder / name / "run-abc.wandb"
-    path.parent.mkdir(parents=True)
-    content = HEADER.pack(*MAGIC)
-    for data in (made.SerializeToString() for made in records):
-        content += struct.pack("<IHB", zlib.crc32(data, zlib.crc32(b"\1")), len(data), 1) + data
-    path.write_bytes(content)
-    return path
 
 
 def test_the_order_of_attempts_is_that_of_their_rows_not_of_local_time(tmp_path: Path) -> None:

@@ -10,24 +10,20 @@ from pathlib import Path
 from trainlib.errors import UserError
 from trainlib.training.tracking.wandb.log import record_kinds, wandb_records
 
+# Settings that decide what a log is called, whether there is one, and who else writes into the run.
+_PRIVATE = (
+    *("X_FILES_DIR", "X_LABEL", "X_PRIMARY", "X_RUNQUEUE_ITEM_ID", "X_SERVICE_TRANSPORT", "X_SKIP_TRANSACTION_LOG"),
+    *("X_START_TIME", "X_SYNC", "X_SYNC_DIR_SUFFIX", "X_UPDATE_FINISH_STATE"),
+)
 # Variables that say which run a process tracks, as `wandb agent` sets them for what it starts: this run has its own id.
+# W&B takes each of its settings from WANDB_<SETTING>, those that begin with x_ also from WANDB__<the rest>.
 _OF_ANOTHER_RUN = (
-    "WANDB_DIR",
-    "WANDB_FORK_FROM",
-    "WANDB_JOB_TYPE",
-    "WANDB_LAUNCH",
-    "WANDB_LAUNCH_CONFIG_PATH",
-    "WANDB_NAME",
-    "WANDB_PROJECT",
-    "WANDB_RESUME",
-    "WANDB_RESUME_FROM",
-    "WANDB_RUN_GROUP",
-    "WANDB_RUN_ID",
-    "WANDB_RUN_NAME",
-    "WANDB_SERVICE",
-    "WANDB_SWEEP_ID",
-    "WANDB_SWEEP_PARAM_PATH",
-    "_WANDB_SERVICE",
+    *("WANDB_DIR", "WANDB_FORK_FROM", "WANDB_JOB_NAME", "WANDB_JOB_SOURCE", "WANDB_JOB_TYPE", "WANDB_LAUNCH"),
+    *("WANDB_LAUNCH_CONFIG_PATH", "WANDB_NAME", "WANDB_PROJECT", "WANDB_REINIT", "WANDB_RESUME", "WANDB_RESUMED"),
+    *("WANDB_RESUME_FROM", "WANDB_ROOT_DIR", "WANDB_RUN_GROUP", "WANDB_RUN_ID", "WANDB_RUN_JOB_TYPE"),
+    *("WANDB_RUN_NAME", "WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "_WANDB_SERVICE"),
+    *(f"WANDB_{name}" for name in _PRIVATE),
+    *(f"WANDB_{name.removeprefix('X')}" for name in _PRIVATE),
 )
 # Records that say something about a run. Others make W&B read files elsewhere, send messages, or change other runs.
 _PLAIN_KINDS = (

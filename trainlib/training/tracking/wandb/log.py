@@ -86,7 +86,13 @@ def history(path: Path) -> Iterator[Point]:
 
 def says_its_run(path: Path) -> bool:
     """Whether a log came so far as to name its run; one of an attempt that was killed at once does not."""
-    return next(wandb_records("run", path), None) is not None
+    return id_in(path) is not None
+
+
+def id_in(path: Path) -> str | None:
+    """Return the id of the run that a log says it is of; None where it does not come so far."""
+    record = next(wandb_records("run", path), None)
+    return None if record is None else str(record.run.run_id)
 
 
 def record_kinds(path: Path) -> set[str]:
@@ -126,10 +132,18 @@ def segments(folder: Path, run_id: str) -> list[Path]:
     """Return the logs of a run below its folder `wandb`, one for each attempt, oldest first.
 
     The rows that they hold tell the order, as each attempt goes on counting where the one before it ended; of logs
-    without rows, the time in them, which is UTC. Their names hold the local time, which means nothing elsewhere.
+    without rows, the time in them, which is UTC. Their names hold the local time, which means nothing elsewhere. A log
+    that was put there under the run's name, and says that it is another run's, is left out.
     """
-    found = folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb")
+    named = folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb")
+    found = [path for path in named if id_in(path) in (None, run_id)]
     return sorted(found, key=lambda path: (_first_number(path), _start_time(path), path.parent.name))
+
+
+def ids_in(folder: Path) -> list[str]:
+    """Return the ids of the runs that the logs below a folder `wandb` are of, as their names and records say."""
+    logs = folder.glob("*run-*/run-*.wandb")
+    return sorted({found for path in logs if (found := id_in(path)) is not None and path.stem == f"run-{found}"})
 
 
 def _first_number(path: Path) -> int:
@@ -150,5 +164,10 @@ def key_of(step: int, values: Mapping[str, Any]) -> RowKey:
 
 def logged_rows(folder: Path, run_id: str) -> dict[RowKey, int]:
     """Return the rows that W&B has on disk, with their number in its history."""
-    points = [point for path in segments(folder, run_id) for point in history(path)]
+    points = points_of(folder, run_id)
     return {key_of(point.values["step"], point.values): point.number for point in points if "step" in point.values}
+
+
+def points_of(folder: Path, run_id: str) -> list[Point]:
+    """Return all rows of a run's history that are on disk, in the order of its logs."""
+    return [point for path in segments(folder, run_id) for point in history(path)]

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from trainlib.errors import UserError
 from trainlib.regular_files import open_regular, read_regular
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.records.rows import Row
-from trainlib.training.tracking.wandb.log import RowKey, key_of, logged_rows, segments
+from trainlib.training.tracking.wandb.log import RowKey, ids_in, key_of, logged_rows, points_of, segments
 from trainlib.training.tracking.wandb.process import Job
 
+ID_FILE = "run-id"
 INIT_SECONDS = 10.0
 WRITING_SECONDS = 8.0
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")  # with a - in front it would be an option
@@ -43,18 +45,33 @@ SETTINGS: dict[str, Any] = {
 
 def run_id(folder: Path) -> str:
     """Return W&B's id of this run, which is made once, before the first contact, and kept in the folder `wandb`."""
-    path = folder / "run-id"
+    if (found := recorded_id(folder)) is None:
+        folder.mkdir(exist_ok=True)
+        found = secrets.token_hex(6)
+        write_atomically(folder / ID_FILE, f"{found}\n")
+    return found
+
+
+def recorded_id(folder: Path) -> str | None:
+    """Return W&B's id of this run; where the file with it is lost, that of its logs. None where there is nothing."""
+    path = folder / ID_FILE
     try:
         found = read_regular(path, 1000).decode(errors="replace").strip()
     except FileNotFoundError:
-        folder.mkdir(exist_ok=True)
-        found = secrets.token_hex(6)
-        write_atomically(path, f"{found}\n")
+        ids = ids_in(folder)
+        if len(ids) > 1:
+            raise UserError(
+                f"{path} is missing, and the logs beside it are of several runs ({', '.join(ids)}): write the id of "
+                "this run into it"
+            ) from None
+        found = ids[0] if ids else ""
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if not _ID.fullmatch(found):
+    else:
+        ids = [found]
+    if ids and not _ID.fullmatch(found):
         raise UserError(f"{path}: {found[:20]!r} is no id of a run; it has letters, digits, - and _")
-    return found
+    return found or None
 
 
 def synced_marker(segment: Path) -> Path:
@@ -62,9 +79,18 @@ def synced_marker(segment: Path) -> Path:
     return segment.with_name(f"{segment.name}.synced")
 
 
+def is_synced(segment: Path) -> bool:
+    """Return True if W&B's marker says that a segment is uploaded, as it is now: it may have grown since."""
+    with suppress(FileNotFoundError):
+        return synced_marker(segment).stat().st_mtime_ns >= segment.stat().st_mtime_ns
+    return False
+
+
 def make_marker(path: Path) -> None:
-    """Make an empty file, if it is not there."""
-    os.close(open_regular(path, os.O_WRONLY | os.O_CREAT))
+    """Make an empty file, or one that is there as new as if it were made now."""
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT)
+    os.utime(descriptor)
+    os.close(descriptor)
 
 
 class WandbRun:
@@ -77,6 +103,7 @@ class WandbRun:
         self._job = job
         self.id = run_id(self._folder)
         known = logged_rows(self._folder, self.id)
+        numbers = {point.number for point in points_of(self._folder, self.id)}
         settings = SETTINGS | {"x_stats_pid": job.pid}
         self._run: Any = wandb.init(
             dir=job.directory,
@@ -98,6 +125,10 @@ class WandbRun:
         else:
             self._next = max(known.values(), default=-1) + 1
         self._logged: set[RowKey] = set(known)
+        # Rows that W&B has counted and no log here holds, as the log of an earlier attempt was removed: that they are
+        # not found here does not say that they were not sent. They are the oldest of those that are not found.
+        self._num_elsewhere = len(set(range(self._next)) - numbers)
+        self._elsewhere: set[RowKey] = set()
         # The axis of all charts: W&B's own step only numbers the rows, as it must never go backwards.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -105,7 +136,11 @@ class WandbRun:
     def log(self, row: Row, values: Mapping[str, Any]) -> None:
         """Log the numbers of a row, unless W&B has it already; pictures and tables in `values` go along."""
         key = key_of(row["step"], values)
-        if key not in self._logged:
+        if key in self._logged or key in self._elsewhere:
+            return
+        if len(self._elsewhere) < self._num_elsewhere:
+            self._elsewhere.add(key)
+        else:
             self._run.log({"step": row["step"], "epoch": row["epoch"], **values}, step=self._next, commit=True)
             self._logged.add(key)
             self._next += 1

@@ -27,7 +27,7 @@ from trainlib.training.tracking.wandb.follower import Follower, hold_lock
 from trainlib.training.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
 from trainlib.training.tracking.wandb.log import cut_to_records, key_of, logged_rows, says_its_run, segments
 from trainlib.training.tracking.wandb.process import Job
-from trainlib.training.tracking.wandb.run import WandbRun, make_marker, run_id, synced_marker
+from trainlib.training.tracking.wandb.run import WandbRun, is_synced, make_marker, recorded_id, synced_marker
 from trainlib.training.tracking.wandb.temporary import TemporaryFolder
 
 LOGIN_SECONDS = 10
@@ -53,9 +53,8 @@ def sync(run: Path) -> str:
     """
     folder = run / "wandb"
     require_own_files(folder)
-    if not (folder / "run-id").exists():
+    if (name := recorded_id(folder)) is None:
         raise UserError(f"{run}: W&B has nothing of this run: tracking was disabled, or wandb not installed")
-    name = run_id(folder)
     try:
         with hold_lock(folder), _private_folder():
             begun = [path for path in segments(folder, name) if says_its_run(path)]
@@ -64,14 +63,14 @@ def sync(run: Path) -> str:
                     f"{run}: nothing of this run was tracked, so there is nothing to upload: W&B failed before its "
                     "first record (logs/rank-0.log says how); the rows are in metrics.jsonl"
                 )
-            waiting = [path for path in begun if not synced_marker(path).exists()]
+            waiting = [path for path in begun if not is_synced(path)]
             untracked = _untracked_rows(run, name)
             if not waiting and not untracked:
                 return f"{run.name}: W&B has everything; its id is {name}"
             for path in begun:
                 require_own_contents(path)
             _log_in()
-            if untracked or any(is_online(path) or begun_marker(path).exists() for path in waiting):
+            if untracked or any(is_online(path) or _was_sent_in_part(path) for path in waiting):
                 _send_missing_rows(run)
             else:
                 for path in waiting:
@@ -115,6 +114,11 @@ def _private_folder() -> Iterator[None]:
 def is_online(segment: Path) -> bool:
     """Whether an attempt uploaded its rows while it trained."""
     return not segment.parent.name.startswith("offline-")
+
+
+def _was_sent_in_part(segment: Path) -> bool:
+    """Return True if an upload of a log was cut off, or the log has grown since: the server must be asked for rows."""
+    return begun_marker(segment).exists() or synced_marker(segment).exists()
 
 
 def begun_marker(segment: Path) -> Path:
