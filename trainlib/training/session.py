@@ -94,11 +94,8 @@ def run_session(
         training = _build(config, run, dataset, accelerator, start, custom, flag, log)
         _begin(config, run, attempt, start, dataset, accelerator)
         with Watchdog(config.train.hang_seconds, flag, log) as watchdog:
-            hooks: list[Hook] = [HeartbeatHook(watchdog.heartbeat), *custom.hooks]
-            hooks += StepFileHook.from_environment(accelerator.process_index)
-            hooks.append(ContentHook(run, dataset, accelerator.process_index))
-            hooks += [OwnershipHook(run)] if is_main else []
-            hooks += EndOfJobHook.from_environment(flag) if is_main else []
+            hooks = [HeartbeatHook(watchdog.heartbeat), *custom.hooks]
+            hooks += _hooks_of_the_run(run, dataset, flag, accelerator.process_index)
             with open_trainer(config, run, training, hooks, attempt, start, dataset, custom.code()) as trainer:
                 at_step = _step_to_stop_at(training)
                 completed = trainer.run(StopConsensus(flag, open_channel(config.train), at_step))
@@ -123,6 +120,14 @@ def _step_to_stop_at(training: Training) -> int | None:
 def _unasked(training: Training, at_step: int | None) -> EndReason:
     """Return why a run stopped where this rank was not asked to."""
     return reasons.RUNG if at_step is not None and training.progress.step >= at_step else reasons.OTHER_RANK
+
+
+def _hooks_of_the_run(run: RunDirectory, dataset: Dataset, flag: StopFlag, rank: int) -> list[Hook]:
+    """Return what watches the run itself: how far each rank is, its data, and on rank 0 its owner and its time."""
+    hooks: list[Hook] = [*StepFileHook.from_environment(rank), ContentHook(run, dataset, rank)]
+    if rank == 0:
+        hooks += [OwnershipHook(run), *EndOfJobHook.from_environment(flag)]
+    return hooks
 
 
 def _build(
