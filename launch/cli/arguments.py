@@ -72,6 +72,14 @@ def parse_processes(context: click.Context, option: click.Parameter, value: str)
     return int(value)
 
 
+def parse_nodes(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int | None]:
+    """Return the number of machines, or the fewest and the most of `MIN:MAX`."""
+    least, colon, most = value.partition(":")
+    if not (least.isdecimal() and int(least) >= 1 and (not colon or (most.isdecimal() and int(most) >= int(least)))):
+        raise click.BadParameter(f"got {value}, must be a whole number from 1 on, or MIN:MAX, like 2:4")
+    return int(least), int(most) if colon else None
+
+
 def call(
     program: str,
     arguments: Sequence[str],

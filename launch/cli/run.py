@@ -17,6 +17,7 @@ from launch.cli.arguments import (
     code_words,
     configs,
     own_code,
+    parse_nodes,
     parse_processes,
     refuse_fresh_resume,
 )
@@ -51,7 +52,13 @@ if TYPE_CHECKING:
     metavar="N|auto",
     help="Ranks on this machine; auto: one for each GPU.",
 )
-@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines; each is given the same command.")
+@click.option(
+    "--nodes",
+    default="1",
+    callback=parse_nodes,
+    metavar="N|MIN:MAX",
+    help="Machines, each given the same command; MIN:MAX: they may come and go.",
+)
 @click.option("--node-rank", type=click.IntRange(min=0), help="Which of them this one is, from 0 on.")
 @click.option("--head", metavar="HOST[:PORT]", help="An address of machine 0, and a port there that is free.")
 @click.option("--name", help="The run's name, and its directory runs/NAME; the same as name=NAME.")
@@ -72,7 +79,7 @@ def run(
     arguments: tuple[str, ...],
     code: tuple[str, ...],
     processes: int | None,
-    nodes: int,
+    nodes: tuple[int, int | None],
     node_rank: int | None,
     head: str | None,
     name: str | None,
@@ -102,20 +109,34 @@ def run(
         tell_loading()
         require_given_gpus(gpus, config.train.device, os.environ)
     number = choose_processes(processes, gpus)
-    node = _node(nodes, node_rank, head, may_be_unknown=dry_run)
+    least, most_nodes = nodes
+    if most_nodes is not None and (node_rank is not None or head is not None):
+        raise UserError(
+            f"--node-rank and --head: not with --nodes {least}:{most_nodes}, whose machines find each other"
+        )
+    node = None if most_nodes is not None else _node(least, node_rank, head, may_be_unknown=dry_run)
     if node is not None and restarts:
-        raise UserError(f"--restarts: got {restarts} with --nodes {nodes}, must be 0: start it again on all machines")
+        raise UserError(
+            f"--restarts: got {restarts} with --nodes {least}, must be 0: start it again on all machines, or give a "
+            f"range, --nodes 1:{least}, in elastic mode"
+        )
     command = command_here(training, number, gpus, node=node)
     if dry_run:
         click.echo(command.shell_text())
         return 0
     remove_abandoned()
+    asked = {"fresh": fresh, "resume": resume, "code": code}
     most = MOST_RESTARTS if restarts is None else restarts
+    if most_nodes is not None:
+        from launch.local.nodes.decision import Rules
+        from launch.local.nodes.launch import run_on_nodes
+
+        rules = Rules(least, most_nodes, most)
+        return _tell_next(run_on_nodes(config, config_words, number, gpus, asked, rules), config.name)
     may_fork = click.get_current_context().obj and can_fork()
     if node is None and most and (number > 1 or may_fork):
-        asked = {"fresh": fresh, "resume": resume, "code": code}
         return _tell_next(_run_healing(config, config_words, number, gpus, asked, most), config.name)
-    if nodes * number == 1:
+    if least * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         return _tell_next(call(TRAINING_MODULE, training, command.variables(os.environ), config), config.name)
     from launch.local.supervise import run_ranks

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launch.local.console import TAIL_LINES, last_lines
 from launch.local.failure import AgentReport, RankFailure, describe, find_cause, judge_aborted, killed_by, port_is_taken
-from trainlib.errors import EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
+from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.attempt.record import was_stopped
 from trainlib.runs.attempt.step_file import Steps, read_step_files, read_wrong_device
 from trainlib.runs.records import failure_record
@@ -41,6 +41,7 @@ class Ending:
     steps   how far that rank had come, or the one that came furthest; None where none had begun to train
     begun   whether the attempt had begun
     wrong   the device that computed wrongly: the UUID of a GPU, empty for another device; None where none is known
+    wrong_rank   the rank on it
     """
 
     code: int
@@ -52,13 +53,15 @@ class Ending:
     steps: Steps | None = None
     begun: bool = False
     wrong: str | None = None
+    wrong_rank: int | None = None
 
     def after(self, folder: Path | None, *, begun: bool) -> Ending:
         """Return the same, with what the ranks have written into the launcher's temporary folder."""
         steps = read_step_files(folder)
         of_rank = None if self.rank is None else steps.get(self.rank)
         furthest = max(steps.values(), key=lambda found: found.finished, default=None)
-        return replace(self, steps=of_rank or furthest, begun=begun, wrong=read_wrong_device(folder))
+        rank, wrong = read_wrong_device(folder)
+        return replace(self, steps=of_rank or furthest, begun=begun, wrong=wrong, wrong_rank=rank)
 
 
 def ending_of_ranks(
@@ -107,6 +110,11 @@ def ending_of_rank(
     what = f"rank {failure.rank} {how}"
     place = f"host {host()}" + (f", log {log}" if log else "")
     return Ending(failure.shell_code, words, fault, what, place, failure.rank)
+
+
+def ended_for_others() -> Ending:
+    """Return the ending of ranks that their launcher has killed, as others are gone that they wait for."""
+    return Ending(EXIT_CONNECTION_LOST, "", EndCode.CONNECTION_LOST, "ranks lost others, on a machine that is gone")
 
 
 def record_failure(failure: RankFailure, directory: Path, node_rank: int, log: Path, tail: Sequence[str]) -> None:

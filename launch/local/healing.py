@@ -78,6 +78,19 @@ class Place:
             # Without a thread, which would be in the way of a fork.
             self._held = Ownership(self._directory, self._owner, renewed=False)
 
+    def holds(self) -> bool:
+        """Return True if the directory is this launcher's."""
+        return self._held is not None and self._held.holds()
+
+    def take_over(self) -> None:
+        """Become the owner in place of one that is known to be dead, or to have given up."""
+        if self.holds():
+            return
+        self.give_up()
+        with suppress(OSError):
+            (self._directory / OWNER_FILE).unlink(missing_ok=True)
+            self._held = Ownership(self._directory, self._owner, renewed=False)
+
     def renew(self) -> None:
         """Show others that the directory is kept; to be called often."""
         if self._held is not None and time.monotonic() - self._renewed > RENEW_SECONDS:

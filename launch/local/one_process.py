@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.local.console import last_lines
-from launch.local.ending import Ending, ending_of_rank, record_failure
+from launch.local.ending import Ending, ended_for_others, ending_of_rank, record_failure
 from launch.local.failure import RankFailure
 from launch.local.processes import FrozenProcesses, end_with_parent
 from launch.local.stop_request import StopRequest
@@ -31,13 +31,18 @@ def can_fork() -> bool:
 
 
 def supervise_one(
-    train: Callable[[dict[str, str]], int], directory: Path, stop: StopRequest, hang_seconds: float | None
+    train: Callable[[dict[str, str]], int],
+    directory: Path,
+    stop: StopRequest,
+    hang_seconds: float | None,
+    on_poll: Callable[[], bool | None] = lambda: None,
 ) -> Ending:
     """Call `train` in a new process, which does not return from here, and wait for that process to end.
 
     train          trains into `directory` and returns an exit code, or replaces the process by one that does; gets
                    variables of the environment
     hang_seconds   for which it may be frozen; None: for ever
+    on_poll        called often; where it returns True, the process is killed
 
     The process has a session of its own, so that a Ctrl-C in the terminal does not reach it twice: it gets the signals
     that come to this one.
@@ -51,7 +56,7 @@ def supervise_one(
             code = train({STEP_FILES: str(folder or "")})
             ignore_stop_signals()  # while the interpreter ends, they would change the exit code
             leave(code, at_once=code == EXIT_INTERRUPTED)
-        ending = _wait(pid, directory, stop, hang_seconds)
+        ending = _wait(pid, directory, stop, hang_seconds, on_poll)
         return ending.after(folder, begun=stop.run_has_begun())
     finally:
         stop.child = None
@@ -78,7 +83,9 @@ def _fork(stop: StopRequest) -> int:
     return pid
 
 
-def _wait(pid: int, directory: Path, stop: StopRequest, hang_seconds: float | None) -> Ending:
+def _wait(
+    pid: int, directory: Path, stop: StopRequest, hang_seconds: float | None, on_poll: Callable[[], bool | None]
+) -> Ending:
     """Wait for the process to end; kill it where it is frozen for too long."""
     frozen = FrozenProcesses(pid, hang_seconds)
     cleared = False
@@ -87,6 +94,10 @@ def _wait(pid: int, directory: Path, stop: StopRequest, hang_seconds: float | No
             failure_record.clear(directory, 0)
             cleared = True
         frozen.look()
+        if on_poll():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return ended_for_others()
         time.sleep(_POLL_SECONDS)
     code = os.waitstatus_to_exitcode(ended[1])
     if code == 0:

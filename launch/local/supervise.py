@@ -11,7 +11,7 @@ from types import MappingProxyType
 from launch.local.agent import Agent
 from launch.local.command import Command
 from launch.local.console import StderrRelay, append, say
-from launch.local.ending import Ending, ending_of_ranks
+from launch.local.ending import Ending, ended_for_others, ending_of_ranks
 from launch.local.processes import (
     FrozenProcesses,
     adopt_orphans,
@@ -50,13 +50,13 @@ def supervise(
     node_rank: int = 0,
     hang_seconds: float | None = None,
     variables: Mapping[str, str] = MappingProxyType({}),
-    on_poll: Callable[[], None] = lambda: None,
+    on_poll: Callable[[], bool | None] = lambda: None,
 ) -> Ending:
     """Run the command, which trains into `directory`, to its end, while `stop` catches the signals.
 
     hang_seconds   for which a process may be frozen; None: for ever
     variables      of the environment, in addition to the command's
-    on_poll        called every 0.1 s
+    on_poll        called every 0.1 s; where it returns True, the ranks are killed
 
     The ranks are in sessions of their own, so a Ctrl-C in the terminal reaches only this process. It asks the run to
     stop through the STOP file, which the ranks agree on; a second Ctrl-C kills them all. The agent, the parent of the
@@ -102,7 +102,7 @@ def _wait(
     node_rank: int,
     hang_seconds: float | None,
     folder: Path | None,
-    on_poll: Callable[[], None],
+    on_poll: Callable[[], bool | None],
 ) -> Ending:
     """Wait for the ranks to end, end those that do not, and return how they ended."""
     log = directory / "logs" / "launcher.log"
@@ -111,12 +111,12 @@ def _wait(
     # newline="": a progress bar ends its lines in \r, which must reach the terminal at once and as they are
     stderr = StderrRelay(io.TextIOWrapper(child.stderr, encoding="utf-8", errors="replace", newline=""))
     frozen = FrozenProcesses(child.pid, None if hang_seconds is None else hang_seconds + _STACKS_SECONDS)
-    running, given_up, cleared = True, False, False
-    while running and not stop.now and not given_up:
+    running, given_up, cleared, unwanted = True, False, False, False
+    while running and not (stop.now or given_up or unwanted):
         running = agent.wait(_POLL_SECONDS) is None
         given_up = running and stop.asked and agent.report.waiting
         stop.deliver()
-        on_poll()
+        unwanted = running and bool(on_poll())
         if stop.run_has_begun():
             if not cleared:
                 failure_record.clear(directory, node_rank)
@@ -124,7 +124,7 @@ def _wait(
             append(log, stderr.take_lines())
         frozen.look(at_once=bool(agent.report.closing))
         kill_below(child, agent.overdue_ranks(_CLOSING_SECONDS if stop.run_has_begun() else _REFUSED_SECONDS))
-    if stop.now or given_up:
+    if stop.now or given_up or unwanted:
         kill_tree(child)
     elif child.returncode < 0:
         end_orphans()
@@ -139,5 +139,7 @@ def _wait(
     if stop.now:
         words = "killed: the run continues from its last checkpoint when it is started again"
         return Ending(EXIT_INTERRUPTED, words)
+    if unwanted:
+        return ended_for_others()
     logs = directory / "logs" if stop.run_has_begun() else folder
     return ending_of_ranks(agent.report, child.returncode, directory, node_rank, logs, frozen.killed)

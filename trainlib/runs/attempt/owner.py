@@ -207,7 +207,7 @@ def _machine() -> str:
     boot, container = "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        container = os.readlink("/proc/self/ns/pid")
+        container = f"{os.readlink('/proc/self/ns/pid')} {os.readlink('/proc/self/ns/net')}"
     return f"{socket.gethostname()} {boot} {container}"
 
 

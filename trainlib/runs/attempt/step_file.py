@@ -60,12 +60,13 @@ def report_wrong_device(rank: int | None, uuid: str | None, environ: Mapping[str
             (Path(folder) / _WRONG_DEVICE).write_text(json.dumps({"rank": rank, "uuid": uuid}))
 
 
-def read_wrong_device(folder: Path | None) -> str | None:
-    """Return which device computed wrongly: the UUID of a GPU, empty for another device; None where none is known."""
+def read_wrong_device(folder: Path | None) -> tuple[int | None, str | None]:
+    """Return which device computed wrongly: its rank, and the UUID of a GPU, empty for another; None where unknown."""
     with suppress(OSError, ValueError):
         if folder is not None:
-            return str(json.loads((folder / _WRONG_DEVICE).read_text())["uuid"] or "")
-    return None
+            found = json.loads((folder / _WRONG_DEVICE).read_text())
+            return int(found["rank"]), str(found["uuid"] or "")
+    return None, None
 
 
 def read_step_files(folder: Path | None) -> dict[int, Steps]:

@@ -20,6 +20,7 @@ class EndCode(StrEnum):
     COMPLETED = "completed"  # it trained to the end of its configuration
     STOP_FILE = "stop_file"  # a person asked for it: `launch stop`, or a STOP file made by hand
     SIGNAL = "signal"  # a stop signal came, to rank 0 itself or through a STOP file that names the signal
+    REGROUP = "regroup"  # another machine joins: it goes on at once (launch run --nodes MIN:MAX)
     OTHER_RANK = "other_rank"  # a stop signal came to another rank
     RUNG = "rung"  # it came to the step at which its start was to end: see `stop_at` in launch_variables.py
     END_TIME = "end_time"  # the time of its SLURM job was nearly over
@@ -81,6 +82,7 @@ class EndReason:
         return self.sentence or self.code
 
 
+REGROUP = "another machine joins"  # in a STOP file
 COMPLETED = EndReason(EndCode.COMPLETED)
 OTHER_RANK = EndReason(EndCode.OTHER_RANK, "another rank was asked to stop")
 RUNG = EndReason(EndCode.RUNG, "it came as far as it was to go for now")
@@ -91,6 +93,8 @@ LAUNCHER_DIED = EndReason(EndCode.LAUNCHER_DIED, "the launcher died")
 def reason_of_stop_file(text: str) -> EndReason:
     """Return why a run is to stop, from the first line of its STOP file, which says who asked; it may be empty."""
     asked_by = text.partition("\n")[0].strip()
+    if asked_by == REGROUP:
+        return EndReason(EndCode.REGROUP, asked_by)
     if asked_by.startswith("SIG"):  # the launcher and the batch script pass a signal on by its name
         return EndReason(EndCode.SIGNAL, asked_by)
     return EndReason(EndCode.STOP_FILE, asked_by or "STOP file")

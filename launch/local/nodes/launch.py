@@ -1,0 +1,109 @@
+"""`launch run --nodes MIN:MAX` on this machine: its ranks, started as the others of the moment make necessary."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.local.command import Node, command_here, training_arguments
+from launch.local.ending import Ending
+from launch.local.network import interface_to, own_interfaces
+from launch.local.nodes.decision import Rules
+from launch.local.nodes.run import Nodes, Turn, new_member
+from launch.local.one_process import supervise_one
+from launch.local.stop_request import StopRequest
+from launch.local.supervise import supervise
+from trainlib.config import Config, dump_config
+from trainlib.errors import UserError
+from trainlib.runs import RUNS
+from trainlib.runs.attempt.record import RESTART
+from trainlib.runs.attempt.secret import forget_unused, make_secret
+from trainlib.runs.machine.environment import code_sha256
+
+
+def run_on_nodes(
+    config: Config, words: Sequence[str], processes: int, gpus: int, asked: Mapping[str, Any], rules: Rules
+) -> int:
+    """Train with the machines that come, for as long as there are enough of them; return the exit code.
+
+    words       the configs and overrides
+    processes   on this machine
+    asked       the options of the first start, for `training_arguments`
+    Raises UserError for a configuration whose result depends on the number of machines.
+    """
+    _require_elastic(config, processes, rules)
+    directory, hang_seconds = RUNS / config.name, config.train.hang_seconds
+    stop = StopRequest(directory)
+
+    def start(turn: Turn) -> Ending:
+        entry = turn.entry
+        training = training_arguments(words, **asked)
+        if entry.begun:  # as the options said, and only to be continued
+            training = training_arguments([str(directory / "config.yaml")], fresh=False, resume=None)
+        count, node = len(entry.members), None
+        if count > 1:
+            interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_to(entry.address, own_interfaces())
+            node = Node(count, turn.number, (entry.address, entry.port), interface, f"entry-{entry.number}")
+            if turn.number == 0:
+                make_secret(directory)
+        variables = dict(turn.variables) | ({RESTART: json.dumps(entry.restart)} if entry.restart else {})
+        command = command_here(training, processes, gpus, node=node)
+        if count * processes > 1:
+            return supervise(
+                command,
+                directory,
+                stop,
+                node_rank=turn.number,
+                hang_seconds=hang_seconds,
+                variables=variables,
+                on_poll=turn.on_poll,
+            )
+        variables = {**command.variables(os.environ), **variables}
+
+        def train(more: dict[str, str]) -> int:
+            os.execvpe(command.words[0], command.words, {**variables, **more})
+
+        return supervise_one(train, directory, stop, hang_seconds, on_poll=turn.on_poll)
+
+    member = new_member(own_addresses(), processes, _kind(config, processes))
+    try:
+        with stop.catching_signals():
+            return Nodes(start, directory, stop, rules, member).run()
+    finally:
+        forget_unused(directory)
+
+
+def own_addresses() -> tuple[str, ...]:
+    """Return the addresses of this machine that others may reach, those of the loopback last."""
+    wanted = os.environ.get("GLOO_SOCKET_IFNAME")
+    interfaces = own_interfaces()
+    named = {wanted: interfaces[wanted]} if wanted in interfaces else interfaces
+    found = [ipaddress.ip_address(address) for addresses in named.values() for address in addresses]
+    usable = [address for address in found if not address.is_link_local]
+    return tuple(map(str, sorted(usable, key=lambda address: (address.is_loopback, address.version))))
+
+
+def _require_elastic(config: Config, processes: int, rules: Rules) -> None:
+    train, nodes = config.train, f"{rules.least}:{rules.most}"
+    if rules.least != rules.most and train.reproducibility != "elastic":
+        raise UserError(
+            f"--nodes {nodes}: got train.reproducibility={train.reproducibility}, must be elastic: only that gives the "
+            "same bits on any number of machines"
+        )
+    most = rules.most * processes
+    if train.reproducibility == "elastic" and most > train.virtual_shards:
+        raise UserError(
+            f"--nodes {nodes}: with {processes} processes on each makes {most}, must be at most "
+            f"{train.virtual_shards}, which is train.virtual_shards: give fewer, or more shards, which are part of the "
+            "result"
+        )
+
+
+def _kind(config: Config, processes: int) -> str:
+    """Return a digest of what must be the same on all machines."""
+    text = f"{code_sha256()} {processes} {dump_config(config)}"
+    return hashlib.sha256(text.encode()).hexdigest()

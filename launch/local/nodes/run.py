@@ -1,0 +1,279 @@
+"""Train with whoever is there: each machine runs this, and obeys the newest entry of the board."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from launch.local.console import say
+from launch.local.ending import Ending
+from launch.local.healing import Place
+from launch.local.nodes.board import Board
+from launch.local.nodes.decision import Rules, lost, newcomers, next_entry
+from launch.local.nodes.heart import DEAD_SECONDS, Beacon, Heart
+from launch.local.nodes.members import End, Entry, Member
+from launch.local.stop_request import StopRequest
+from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_PORT_TAKEN, EXIT_STOPPED, TrainlaunchError
+from trainlib.runs.attempt.owner import is_taken, new_identity, read_owner
+from trainlib.runs.attempt.record import last_event, read_attempts
+from trainlib.runs.attempt.stop_request import write_stop_file
+from trainlib.runs.files.json_records import read_json
+from trainlib.runs.machine.launch_variables import node_seconds
+from trainlib.runs.records.checkpoints import steps_in
+from trainlib.runs.records.reasons import REGROUP, EndCode, code_of_end
+
+JOIN_SECONDS = 15.0  # after the machine that came last, fewer than the most begin
+_CLOSING_SECONDS = 12.0  # for ranks to end by themselves, once those of another machine have
+_FREE_SECONDS = 20.0  # for a rank 0 that was cut off to give the run directory up
+_POLL_SECONDS = 0.2
+_TELL_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A start on this machine, by an entry.
+
+    number      of this machine among those that train
+    variables   of the environment, for the ranks
+    on_poll     to be called often; returns True where the ranks are to be ended
+    """
+
+    entry: Entry
+    number: int
+    variables: dict[str, str]
+    on_poll: Callable[[], bool]
+
+
+@dataclass
+class _Watch:
+    """What one start has noticed so far."""
+
+    others_ended: float | None = None
+    checkpoint: int | None = None  # the newest one when a machine was seen that wants to join
+    why: str = ""
+
+
+@dataclass
+class Nodes:
+    """One machine's launcher among those that come and go.
+
+    start   runs the ranks of a turn to their end
+    """
+
+    start: Callable[[Turn], Ending]
+    directory: Path
+    stop: StopRequest
+    rules: Rules
+    me: Member
+    _waiting_since: float = field(default_factory=time.monotonic)
+    _told: float = 0.0
+    _last_arrival: float = field(default_factory=time.monotonic)
+    _known: set[str] = field(default_factory=set)
+
+    def run(self) -> int:
+        """Take part until the run is over; return the exit code."""
+        self._board = Board(self.directory)
+        newest = self._board.newest()
+        self._first = newest.number if newest else 0  # what was decided before concerns others
+        self._place = Place(self.directory, self.stop)
+        beacon = Beacon(self.me.id)
+        self._heart = Heart(self._board, replace(self.me, port=beacon.port))
+        self._ended = 0
+        try:
+            while True:
+                entry = self._next()
+                if entry is None:
+                    return EXIT_STOPPED
+                if entry.is_over:
+                    if entry.tell and entry.code not in (EXIT_OK, EXIT_STOPPED):
+                        say(entry.tell)
+                    return entry.code
+                self._train(entry)
+        finally:
+            self._heart.stop()
+            beacon.close()
+            self._place.give_up()
+            self._place.remove_stop_file()
+
+    def _next(self) -> Entry | None:
+        """Wait for the next entry that concerns this machine, or propose it; None where the run is to stop."""
+        self._waiting_since = time.monotonic()
+        while not self.stop.asked:
+            with suppress(OSError):  # the disk is away
+                newest = self._board.newest()
+                number = newest.number if newest else 0
+                is_new = newest is not None and number > max(self._first, self._ended)
+                if newest is not None and is_new and (newest.is_over or self.me.id in newest.members):
+                    return newest
+                alive = self._heart.alive()
+                self._notice(alive)
+                self._propose(alive, newest)
+                self._require_enough(alive, newest)
+            self._place.renew()
+            time.sleep(_POLL_SECONDS)
+        return None
+
+    def _propose(self, alive: list[Member], newest: Entry | None) -> None:
+        """Add the entry that should follow, if it is this machine's turn to do so."""
+        number = newest.number if newest else 0
+        in_force = newest is not None and (number > self._first or any(m.id in newest.members for m in alive))
+        current = newest if in_force else None
+        entry = next_entry(
+            alive,
+            current,
+            number + 1,
+            self.rules,
+            settled=time.monotonic() - self._last_arrival > JOIN_SECONDS,
+            regrouping=self._board.is_regrouping(number),
+            is_complete=current is not None and self._is_complete(),
+        )
+        if entry is None:
+            return
+        ended = [member.id for member in alive if current is not None and member.id in current.members]
+        if self.me.id == (entry.members or ended or [self.me.id])[0]:
+            if not entry.is_over and len(entry.members) > 1:
+                entry = replace(entry, port=_free_port())
+            if self._board.add(entry) and not entry.is_over:
+                say(entry.tell)
+
+    def _is_complete(self) -> bool:
+        end = last_event(read_attempts(self.directory), "end")
+        is_done = end is not None and code_of_end(end) is EndCode.COMPLETED
+        return is_done and read_json(self.directory / "summary.json").get("status") == "completed"
+
+    def _notice(self, alive: list[Member]) -> None:
+        """Note when the last machine came."""
+        names = {member.id for member in alive}
+        if names - self._known:
+            self._last_arrival = time.monotonic()
+        self._known |= names
+
+    def _require_enough(self, alive: list[Member], newest: Entry | None) -> None:
+        """Tell that machines are waited for; raise TrainlaunchError where too few come."""
+        now, limit = time.monotonic(), node_seconds()
+        hosts = ", ".join(member.host for member in alive)
+        training = set(newest.members if newest else ()) - {self.me.id}
+        if any(member.id in training for member in alive):
+            self._waiting_since = now
+        if now - self._waiting_since > limit:
+            raise TrainlaunchError(
+                f"--nodes {self.rules.least}:{self.rules.most}: at least {self.rules.least} machines are needed that "
+                f"reach each other and have the same code and configuration, and within {limit:g} s there were "
+                f"{len(alive)} ({hosts}); start more with the same command, or set TRAINLAUNCH_NODE_SECONDS to wait "
+                "longer"
+            )
+        if now - max(self._told, self._waiting_since + 5.0) > (_TELL_SECONDS if self._told else 0.0):
+            self._told = now
+            say(f"waiting for other machines; here now: {hosts or self.me.host}")
+
+    def _train(self, entry: Entry) -> None:
+        """Run this machine's ranks by an entry, and tell the others how they ended."""
+        number = entry.members.index(self.me.id)
+        if number == 0:
+            self._take_directory(entry)
+        else:
+            self._place.give_up()
+            say(entry.tell)
+        watch = _Watch()
+        variables = self._place.variables()
+        turn = Turn(entry, number, variables, lambda: self._must_end(entry, number, watch))
+        ending = self._unless_others_are_gone(self.start(turn), entry)
+        if watch.why:
+            say(watch.why)
+        self._ended = entry.number
+        if number == 0 and ending.fault is not None:
+            self._place.keep()
+        self._heart.has_ended(_end_of(ending, entry, number))
+
+    def _unless_others_are_gone(self, ending: Ending, entry: Entry) -> Ending:
+        """Return the ending; where an exception of the network ended the ranks, which may have any words, as that."""
+        if ending.fault is not None or ending.code not in (EXIT_FAILURE, EXIT_PORT_TAKEN) or len(entry.members) == 1:
+            return ending
+        deadline = time.monotonic() + DEAD_SECONDS + 1.0
+        while time.monotonic() < deadline and ending.code != EXIT_PORT_TAKEN and not self.stop.asked:
+            if lost(self.me.id, self._heart.alive(), entry):
+                break
+            time.sleep(_POLL_SECONDS)
+        else:
+            if ending.code != EXIT_PORT_TAKEN:
+                return ending
+        return replace(ending, fault=EndCode.CONNECTION_LOST, what=f"ranks on {self.me.host} lost others")
+
+    def _take_directory(self, entry: Entry) -> None:
+        """Wait until a rank 0 of another machine has given the run directory up, or is dead, and own it."""
+        deadline = time.monotonic() + _FREE_SECONDS
+        if not entry.begun:
+            return
+        while is_taken(self.directory) and not self._place.holds() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        self._place.take_over()
+
+    def _must_end(self, entry: Entry, number: int, watch: _Watch) -> bool:
+        """Return True where this machine's ranks are to be ended at once: others are gone, or go on without it."""
+        self._place.renew()
+        now, alive = time.monotonic(), self._heart.alive()
+        try:
+            newest = self._board.newest()
+        except OSError:
+            return False  # the disk is away: what ranks write fails as well
+        if newest is not None and newest.number > entry.number:
+            watch.why = "others go on without this machine, which was frozen or cut off: its ranks are ended"
+            return True
+        if gone := lost(self.me.id, alive, entry):
+            watch.why = f"{', '.join(gone)} cannot be reached: the ranks here are ended, to go on without"
+            return True
+        ended = [m for m in alive if m.id in entry.members and m.end is not None and m.end.number == entry.number]
+        watch.others_ended = (watch.others_ended or now) if ended else None
+        if watch.others_ended is not None and now - watch.others_ended > _CLOSING_SECONDS:
+            watch.why = f"the ranks on {ended[0].host} have ended: those here are ended as well"
+            return True
+        if number == 0 and not ended:
+            self._let_others_join(alive, entry, watch)
+        return False
+
+    def _let_others_join(self, alive: list[Member], entry: Entry, watch: _Watch) -> None:
+        """Ask the ranks to stop after the next checkpoint, where a machine has come that can join."""
+        if self._board.is_regrouping(entry.number):
+            return
+        came = newcomers(alive, entry, self.rules.most)
+        if not came:
+            watch.checkpoint = None
+            return
+        step = max(steps_in(self.directory / "checkpoints"), default=0)
+        if watch.checkpoint is None:
+            watch.checkpoint = step
+            say(f"{', '.join(member.host for member in came)} will join at the next checkpoint")
+        owner = read_owner(self.directory)
+        if step > watch.checkpoint and owner is not None and self.stop.run_has_begun():
+            self._board.mark_regrouping(entry.number)
+            write_stop_file(self.directory, REGROUP, owner.stop_token)
+
+
+def _end_of(ending: Ending, entry: Entry, number: int) -> End:
+    ranks = range(number * entry.processes, (number + 1) * entry.processes)
+    return End(
+        number=entry.number,
+        code=ending.code,
+        fault=ending.fault,
+        what=ending.what,
+        place=ending.place,
+        words=ending.words,
+        steps=(ending.steps.begun_from, ending.steps.finished) if ending.steps else None,
+        begun=ending.begun,
+        is_wrong=ending.fault is EndCode.WRONG_DEVICE and ending.wrong_rank in ranks,
+    )
+
+
+def new_member(addresses: tuple[str, ...], processes: int, kind: str) -> Member:
+    """Return this machine as a member that has just come."""
+    return Member(new_identity(), socket.gethostname(), time.time(), addresses, 0, processes, kind)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
