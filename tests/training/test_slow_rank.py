@@ -17,7 +17,7 @@ from launch.runs.show import run_details
 from trainlib.runs.files.json_records import read_lines
 from trainlib.runs.status import read_run
 
-ELASTIC = "train={reproducibility: elastic, virtual_shards: 4}"
+ELASTIC = ("train.reproducibility=elastic", "train.virtual_shards=4")
 
 
 def slowed(arguments: list[str], slow: int, seconds: float, scale: float) -> int:
@@ -40,7 +40,7 @@ def slowed(arguments: list[str], slow: int, seconds: float, scale: float) -> int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world_size", "slow", "more"), [(2, 0, []), (3, 2, [ELASTIC])])
+@pytest.mark.parametrize(("world_size", "slow", "more"), [(2, 0, []), (3, 2, [*ELASTIC])])
 def test_a_slow_rank_is_named_and_no_other(tmp_path: Path, world_size: int, slow: int, more: list[str]) -> None:
     tiny.make_images(tmp_path / "images")
     training = tiny.arguments(tmp_path / "images", 8, 100, *more)
@@ -62,7 +62,7 @@ def test_nobody_is_named_in_a_run_with_unequal_shares(tmp_path: Path) -> None:
     minutes = float(os.environ.get("SLOW_MINUTES", "10"))
     epochs = 1_000_000
     training = tiny.arguments(
-        tmp_path / "images", epochs, 1000, ELASTIC, "checkpoint.best=null", "tracking.log_every=20"
+        tmp_path / "images", epochs, 1000, *ELASTIC, "checkpoint.best=null", "tracking.log_every=20"
     )
     started = ranks.start(slowed, training, -1, 0.0, 1.0, world_size=3, cwd=tmp_path)
     time.sleep(60 * minutes)

@@ -127,6 +127,11 @@ SAVED = [
 ]
 
 
+def test_a_range_of_nodes_may_be_written_as_launch_run_has_it(workdir: Path) -> None:
+    for text in ("2:4", "'2:4'", "2-4"):
+        assert load(workdir, f"slurm: {{nodes: {text}}}\ntrain: {{reproducibility: elastic}}").slurm.nodes == "2-4"
+
+
 @pytest.mark.parametrize("text", SAVED)
 def test_a_saved_configuration_is_the_same(workdir: Path, text: str) -> None:
     config = load(workdir, text)

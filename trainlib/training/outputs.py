@@ -72,6 +72,7 @@ def open_trainer(
         manifest,
         background=config.checkpoint.background,
         failures=count_failures(read_attempts(run.path)),
+        require_own=run.require_own,
     )
     trainer = Trainer(training, [*recording, *hooks], checkpoints)
     with ExitStack() as at_exit:

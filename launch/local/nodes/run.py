@@ -102,7 +102,7 @@ class Nodes:
     def _next(self) -> Entry | None:
         """Wait for the next entry that concerns this machine, or propose it; None where the run is to stop."""
         self._waiting_since = time.monotonic()
-        while not self.stop.asked:
+        while not self.stop.asked or self._is_awaited():
             with suppress(OSError):  # the disk is away
                 newest = self._board.newest()
                 number = newest.number if newest else 0
@@ -116,6 +116,10 @@ class Nodes:
             self._place.renew()
             time.sleep(_POLL_SECONDS)
         return None
+
+    def _is_awaited(self) -> bool:
+        """Return True while others may still end their ranks: who leaves before would look like a machine that died."""
+        return self._ended > 0 and time.monotonic() - self._waiting_since < _CLOSING_SECONDS
 
     def _propose(self, alive: list[Member], newest: Entry | None) -> None:
         """Add the entry that should follow, if it is this machine's turn to do so."""

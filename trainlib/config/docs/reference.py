@@ -84,7 +84,7 @@ _TYPES = {
     "object": "mapping",
     "duration": "duration",
     "interval": "duration or `auto`",
-    "node range": "range like `1-4`",
+    "node range": "range like `1-4` or `1:4`",
 }
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 

@@ -69,9 +69,9 @@ def check_run_name(text: str) -> str:
 
 
 def _node_count(value: object) -> object:
-    if isinstance(value, str) and (ends := re.fullmatch(r"([1-9][0-9]*)-([1-9][0-9]*)", value)):
+    if isinstance(value, str) and (ends := re.fullmatch(r"([1-9][0-9]*)[-:]([1-9][0-9]*)", value)):
         if int(ends[1]) < int(ends[2]):
-            return value
+            return value.replace(":", "-")  # sbatch's own form; `launch run` has 2:4
         raise ValueError("must go from fewer to more, like 1-4, or be one number")
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError("must be a whole number, or a range like 1-4, of which the queue may give any")

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +97,12 @@ def save(
     model_state: Mapping[str, Tensor],
     trainer_state: Mapping[str, Any],
     facts: Mapping[str, Any],
+    before_rename: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
     """Write `directory/step-<step>` and return it; an equal step that is already there is kept if it is whole.
 
-    facts   what else the manifest tells: world size, versions, config hash, best metric, classes, preprocessing
+    facts           what else the manifest tells: world size, versions, config hash, best metric, classes, preprocessing
+    before_rename   raises where the directory is another process's by now, so that nothing may appear in it
     Raises OSError when it could not be written; what was there before is then untouched.
     """
     target = directory / name_of(step)
@@ -114,6 +116,7 @@ def save(
     try:
         temporary.mkdir()
         _write_files(temporary, step, model_state, trainer_state, facts)
+        before_rename()
         os.rename(temporary, target)
         sync_directory(directory)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors wrap write errors

@@ -24,13 +24,21 @@ class CheckpointManager:
 
     In the background, `save` returns once the state is copied to host memory, and a second one waits for the first.
 
-    failures   of the machine, which have ended earlier attempts of the run
+    failures      of the machine, which have ended earlier attempts of the run
+    require_own   raises where the run directory is another process's by now, as after this one was frozen for long
     """
 
     def __init__(
-        self, directory: Path, keep: int, facts: Mapping[str, Any], *, background: bool = False, failures: int = 0
+        self,
+        directory: Path,
+        keep: int,
+        facts: Mapping[str, Any],
+        *,
+        background: bool = False,
+        failures: int = 0,
+        require_own: Callable[[], None] = lambda: None,
     ):
-        self.failures = failures
+        self.failures, self._require_own = failures, require_own
         self._directory = directory
         self._keep = keep
         self._facts = facts
@@ -92,7 +100,9 @@ class CheckpointManager:
         best_step = facts.get("best_step")
         try:
             flush()
-            checkpoint.save(self._directory, step, model_state, trainer_state, {**self._facts, **facts})
+            checkpoint.save(
+                self._directory, step, model_state, trainer_state, {**self._facts, **facts}, self._require_own
+            )
         except OSError as error:
             self._failed_writes += 1
             logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, error)
