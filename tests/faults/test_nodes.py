@@ -78,9 +78,8 @@ class Machines:
 
         def is_so() -> bool:
             starts = tiny.attempts(self.cwd, "start")
-            return (
-                bool(starts) and starts[-1]["world_size"] == size and tiny.last_step(self.cwd) > starts[-1]["from_step"]
-            )
+            newest = starts[-1] if starts else {}
+            return newest.get("world_size") == size and tiny.last_step(self.cwd) > newest["from_step"]
 
         self.wait(is_so)
 
@@ -138,7 +137,7 @@ def test_the_first_machine_goes_and_comes_back(machines: Callable[[int, int], Ma
     first = cluster.hosts[0]
     harm(first, how)
     cluster.wait_for_world(1)
-    assert "gone: killed, frozen or cut off" in cluster.hosts[1].said
+    assert how == "cut off" or "gone: killed, frozen or cut off" in cluster.hosts[1].said  # cut off, either goes on
     come_back(first, how)
     cluster.wait_for_world(2)
     cluster.finish()

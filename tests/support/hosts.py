@@ -55,8 +55,7 @@ class Host:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.cwd,
-                env=os.environ
-                | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{self.cwd}", "TRAINLAUNCH_NODE_SECONDS": "120"},
+                env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{self.cwd}"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -128,8 +128,21 @@ def test_a_machine_that_computes_wrongly_is_left_out() -> None:
     ends = {"a": replace(wrong, is_wrong=False), "b": wrong}
     found = next_entry(machines("ab", ends=ends), entry("ab"), 6, RULES, settled=False)
     assert found is not None
-    assert found.members == ("a",)
+    assert (found.members, found.left_out) == (("a",), ("b",))
+    assert newcomers(machines("ab", ends=ends), found, 3) == []
     assert next_entry(machines("ab", ends=ends), entry("ab"), 6, Rules(2, 3, 3), settled=False) is None
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_machine_that_joins_and_on_which_nothing_starts_is_left_out(code: int) -> None:
+    ends = {"a": replace(lost_peer(), begun=False), "b": End(5, code, words="error: no such folder")}
+    found = next_entry(machines("ab", ends=ends), entry("ab", begun=True), 6, RULES, settled=False)
+    assert found is not None
+    assert (found.members, found.left_out) == (("a",), ("b",))
+    ends["a"] = End(5, code, words="error: no such folder")  # on all of them: then it is the run's
+    found = next_entry(machines("ab", ends=ends), entry("ab", begun=True), 6, RULES, settled=False)
+    assert found is not None
+    assert (found.is_over, found.code) == (True, code)
 
 
 @pytest.mark.parametrize(

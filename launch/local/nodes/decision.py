@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from launch.local.nodes.members import End, Entry, Member
 from launch.local.restarts import decide
@@ -59,7 +59,7 @@ def lost(me: str, alive: Sequence[Member], current: Entry) -> list[str]:
 
 def newcomers(alive: Sequence[Member], current: Entry, most: int) -> list[Member]:
     """Return the machines that could join those that train now; empty where the group would not grow."""
-    chosen = group(alive, current, most)
+    chosen = group([member for member in alive if member.id not in current.left_out], current, most)
     names = {member.id for member in chosen}
     if not names.issuperset(current.members):
         return []
@@ -90,21 +90,36 @@ def next_entry(
         if len(chosen) < rules.least or not (settled or len(chosen) == rules.most):
             return None
         return _start_of(chosen, Entry(number, tell="starting"))
+    alive = [member for member in alive if member.id not in current.left_out]
     training = [member for member in alive if member.id in current.members]
     if not training:  # all of them are gone, and nobody knows why
         chosen = group(alive, None, rules.most)
         draft = Entry(number, begun=current.begun, history=current.history, tell="going on")
         return _start_of(chosen, draft) if settled and len(chosen) >= rules.least else None
-    ends = [member.end for member in training if member.end is not None and member.end.number == current.number]
-    if not ends or len(ends) < len(training):  # all go on, or the others end as well within seconds
+    found = {m.id: m.end for m in training if m.end is not None and m.end.number == current.number}
+    if not found or len(found) < len(training):  # all go on, or the others end as well within seconds
         return None
+    unfit = _unfit(found, current)
+    ends = [replace(end, fault=end.fault or EndCode.ERROR) if name in unfit else end for name, end in found.items()]
     gone = [host for name, host in zip(current.members, current.hosts, strict=True) if name not in _ids(training)]
     after = _judge(current, ends, gone, rules, number, regrouping=regrouping, is_complete=is_complete)
     if after.is_over and after.code >= 0:
         return after
-    good = [member for member in alive if not (member.end is not None and member.end.is_wrong)]
-    chosen = group(good, current, rules.most)
-    return _start_of(chosen, after) if len(chosen) >= rules.least else None
+    chosen = group([member for member in alive if member.id not in unfit], current, rules.most)
+    draft = replace(after, left_out=(*current.left_out, *unfit))
+    return _start_of(chosen, draft) if len(chosen) >= rules.least else None
+
+
+def _unfit(ends: Mapping[str, End], current: Entry) -> list[str]:
+    """Return the machines that are to be left out: one that computes wrongly, or on which alone nothing starts.
+
+    Where a run has trained before and now fails before it begins, the reason is a machine that is new.
+    """
+    wrong = [name for name, end in ends.items() if end.is_wrong]
+    if not current.begun or any(end.begun for end in ends.values()):
+        return wrong
+    failed = [name for name, end in ends.items() if end.fault is None and end.code not in (EXIT_OK, EXIT_STOPPED)]
+    return [*wrong, *failed] if len(failed) < len(ends) else wrong
 
 
 def _ids(members: Sequence[Member]) -> Collection[str]:
@@ -122,6 +137,7 @@ def _start_of(chosen: Sequence[Member], draft: Entry) -> Entry:
         address=seen.most_common(1)[0][0] if seen else "127.0.0.1",
         processes=head.processes,
         begun=draft.begun,
+        left_out=draft.left_out,
         history=draft.history,
         restart=draft.restart,
         tell=f"{draft.tell} on {len(chosen)} machine{'s' * (len(chosen) > 1)}: {', '.join(m.host for m in chosen)}",
@@ -176,4 +192,5 @@ def _cause(ends: Sequence[End], gone: Sequence[str]) -> tuple[str, str, str, int
         code = found[0].code if found else 1
         return what, "", EndCode.CONNECTION_LOST, code, f"error: {what}"
     first = found[0]
-    return first.what, first.place, str(first.fault), first.code, first.words
+    what = first.what or f"ranks ended with exit code {first.code} before training began"
+    return what, first.place, str(first.fault), first.code, first.words

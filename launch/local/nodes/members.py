@@ -71,6 +71,7 @@ class Entry:
     address    of the head, as most others reach it, and a port there that is free
     processes  on each machine
     begun      whether an attempt has begun: then the run directory's own configuration is trained on
+    left_out   ids of machines that are not to take part any more: a device computes wrongly, or nothing starts there
     history    how far each start has come that a fault has ended, oldest first
     restart    what the next attempt's start line says of the end before; empty for a first start
     tell       what people are told of it
@@ -84,6 +85,7 @@ class Entry:
     port: int = 0
     processes: int = 1
     begun: bool = False
+    left_out: tuple[str, ...] = ()
     history: tuple[tuple[int, int] | None, ...] = ()
     restart: Mapping[str, Any] = field(default_factory=dict)
     tell: str = ""
@@ -122,6 +124,7 @@ def entry_from(text: str) -> Entry | None:
     values = _values(Entry, text)
     try:
         values["members"], values["hosts"] = tuple(values["members"]), tuple(values["hosts"])
+        values["left_out"] = tuple(values["left_out"])
         values["history"] = tuple(map(_pair, values["history"]))
         return Entry(**values)
     except (KeyError, TypeError, ValueError):

@@ -17,7 +17,7 @@ from launch.local.nodes.decision import Rules, lost, newcomers, next_entry
 from launch.local.nodes.heart import DEAD_SECONDS, Beacon, Heart
 from launch.local.nodes.members import End, Entry, Member
 from launch.local.stop_request import StopRequest
-from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_PORT_TAKEN, EXIT_STOPPED, TrainlaunchError
+from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_PORT_TAKEN, EXIT_STOPPED, TrainlaunchError, UserError
 from trainlib.runs.attempt.owner import is_taken, new_identity, read_owner
 from trainlib.runs.attempt.record import last_event, read_attempts
 from trainlib.runs.attempt.stop_request import write_stop_file
@@ -82,7 +82,7 @@ class Nodes:
         self._place = Place(self.directory, self.stop)
         beacon = Beacon(self.me.id)
         self._heart = Heart(self._board, replace(self.me, port=beacon.port))
-        self._ended = 0
+        self._ended, self._code, self._words = 0, EXIT_FAILURE, ""
         try:
             while True:
                 entry = self._next()
@@ -109,6 +109,8 @@ class Nodes:
                 is_new = newest is not None and number > max(self._first, self._ended)
                 if newest is not None and is_new and (newest.is_over or self.me.id in newest.members):
                     return newest
+                if newest is not None and self.me.id in newest.left_out:
+                    return Entry(number, code=self._code, tell=self._words or f"{self.me.host} is left out: see above")
                 alive = self._heart.alive()
                 self._notice(alive)
                 self._propose(alive, newest)
@@ -161,6 +163,12 @@ class Nodes:
         now, limit = time.monotonic(), node_seconds()
         hosts = ", ".join(member.host for member in alive)
         training = set(newest.members if newest else ()) - {self.me.id}
+        others = [member for member in alive if member.id in training and member.kind != self.me.kind]
+        if others:
+            raise UserError(
+                f"--nodes {self.rules.least}:{self.rules.most}: {others[0].host} trains with other code, another "
+                f"configuration, or another number of --processes than {self.me.host} has: start the same here as there"
+            )
         if any(member.id in training for member in alive):
             self._waiting_since = now
         if now - self._waiting_since > limit:
@@ -188,7 +196,7 @@ class Nodes:
         ending = self._unless_others_are_gone(self.start(turn), entry)
         if watch.why:
             say(watch.why)
-        self._ended = entry.number
+        self._ended, self._code, self._words = entry.number, ending.code, ending.words
         if number == 0 and ending.fault is not None:
             self._place.keep()
         self._heart.has_ended(_end_of(ending, entry, number))
