@@ -128,9 +128,18 @@ def machines(tmp_path: Path) -> Iterator[Callable[[int, int], Machines]]:
             each.end()
 
 
-@pytest.mark.parametrize(
-    "how", ["kill", pytest.param("freeze", marks=only_in_soak), pytest.param("cut off", marks=only_in_soak)]
-)
+def test_the_other_machine_goes_on_where_the_first_is_killed(machines: Callable[[int, int], Machines]) -> None:
+    cluster = machines(2, 25)
+    cluster.wait_for_world(2)
+    killed = cluster.hosts.pop(0)
+    killed.kill()
+    cluster.wait_for_world(1)
+    assert "gone: killed, frozen or cut off; restart 1 of 1000 on 1 machine" in cluster.hosts[0].said
+    cluster.finish()
+
+
+@only_in_soak
+@pytest.mark.parametrize("how", ["kill", "freeze", "cut off"])
 def test_the_first_machine_goes_and_comes_back(machines: Callable[[int, int], Machines], how: str) -> None:
     cluster = machines(2, 100)
     cluster.wait_for_world(2)
