@@ -24,6 +24,7 @@ from launch.cli.arguments import (
 from launch.cli.start_page import tell_loading, tell_next
 from launch.local.command import (
     TRAINING_MODULE,
+    Command,
     Node,
     command_here,
     config_arguments,
@@ -110,16 +111,7 @@ def run(
         require_given_gpus(gpus, config.train.device, os.environ)
     number = choose_processes(processes, gpus)
     least, most_nodes = nodes
-    if most_nodes is not None and (node_rank is not None or head is not None):
-        raise UserError(
-            f"--node-rank and --head: not with --nodes {least}:{most_nodes}, whose machines find each other"
-        )
-    node = None if most_nodes is not None else _node(least, node_rank, head, may_be_unknown=dry_run)
-    if node is not None and restarts:
-        raise UserError(
-            f"--restarts: got {restarts} with --nodes {least}, must be 0: start it again on all machines, or give a "
-            f"range, --nodes 1:{least}, in elastic mode"
-        )
+    node = _node(nodes, node_rank, head, restarts, may_be_unknown=dry_run)
     command = command_here(training, number, gpus, node=node)
     if dry_run:
         click.echo(command.shell_text())
@@ -128,27 +120,15 @@ def run(
     asked = {"fresh": fresh, "resume": resume, "code": code}
     most = MOST_RESTARTS if restarts is None else restarts
     if most_nodes is not None:
-        from launch.local.nodes.decision import Rules
-        from launch.local.nodes.launch import run_on_nodes
-
-        rules = Rules(least, most_nodes, most)
-        return _tell_next(run_on_nodes(config, config_words, number, gpus, asked, rules), config.name)
+        rules = least, most_nodes, most
+        return _tell_next(_run_on_nodes(config, config_words, number, gpus, asked, rules), config.name)
     may_fork = click.get_current_context().obj and can_fork()
     if node is None and most and (number > 1 or may_fork):
         return _tell_next(_run_healing(config, config_words, number, gpus, asked, most), config.name)
     if least * number == 1:
         # In this interpreter: a second one would spend seconds on importing torch again.
         return _tell_next(call(TRAINING_MODULE, training, command.variables(os.environ), config), config.name)
-    from launch.local.supervise import run_ranks
-    from trainlib.runs import RUNS
-    from trainlib.runs.attempt.secret import forget_unused, make_secret
-
-    directory = RUNS / config.name
-    if node is not None and node.rank == 0:
-        make_secret(directory)
-    exit_code = run_ranks(command, directory, node_rank or 0, config.train.hang_seconds)
-    forget_unused(directory)
-    return _tell_next(exit_code, config.name)
+    return _tell_next(_run_once(config, command, node), config.name)
 
 
 def _tell_next(code: int, name: str) -> int:
@@ -156,6 +136,20 @@ def _tell_next(code: int, name: str) -> int:
     if code == EXIT_OK:
         tell_next(f"launch report {name}", f"launch predict {name} PICTURE", f"launch export {name} --format onnx")
     return code
+
+
+def _run_once(config: Config, command: Command, node: Node | None) -> int:
+    """Run the ranks of this machine, once; return the exit code."""
+    from launch.local.supervise import run_ranks
+    from trainlib.runs import RUNS
+    from trainlib.runs.attempt.secret import forget_unused, make_secret
+
+    directory = RUNS / config.name
+    if node is not None and node.rank == 0:
+        make_secret(directory)
+    exit_code = run_ranks(command, directory, node.rank if node is not None else 0, config.train.hang_seconds)
+    forget_unused(directory)
+    return exit_code
 
 
 def _run_healing(
@@ -234,19 +228,46 @@ def _check_environment() -> None:
     launch_variables.check({name: value for name, value in os.environ.items() if name not in without})
 
 
-def _node(nodes: int, node_rank: int | None, head: str | None, *, may_be_unknown: bool) -> Node | None:
-    """Return this machine's place among several, None where there is only this one.
+def _run_on_nodes(
+    config: Config, words: Sequence[str], number: int, gpus: int, asked: Mapping[str, Any], rules: tuple[int, int, int]
+) -> int:
+    """Train with machines that come and go; return the exit code. Arguments are those of `run_on_nodes`."""
+    from launch.local.nodes.decision import Rules
+    from launch.local.nodes.launch import run_on_nodes
+
+    return run_on_nodes(config, words, number, gpus, asked, Rules(*rules))
+
+
+def _node(
+    least_and_most: tuple[int, int | None],
+    node_rank: int | None,
+    head: str | None,
+    restarts: int | None,
+    *,
+    may_be_unknown: bool,
+) -> Node | None:
+    """Return this machine's place among several, None where there is only this one, or where they come and go.
 
     may_be_unknown  a head that cannot be reached from here is no error, as nothing will be started
     """
     from launch.local.network import interface_to, own_interfaces, parse_head
 
+    nodes, most = least_and_most
+    if most is not None:
+        if node_rank is not None or head is not None:
+            raise UserError(f"--node-rank and --head: not with --nodes {nodes}:{most}, whose machines find each other")
+        return None
     if nodes == 1:
         if node_rank or head is not None:
             raise UserError("--node-rank and --head: only with --nodes, the number of machines")
         return None
     if node_rank is None or head is None:
         raise UserError(f"--nodes {nodes}: each machine also needs --node-rank and --head, the address of machine 0")
+    if restarts:
+        raise UserError(
+            f"--restarts: got {restarts} with --nodes {nodes}, must be 0: start it again on all machines, or give a "
+            f"range, --nodes 1:{nodes}, in elastic mode"
+        )
     if node_rank >= nodes:
         raise UserError(f"--node-rank: got {node_rank}, must be below --nodes, {nodes}")
     host, port = parse_head(head)

@@ -83,11 +83,8 @@ def run_session(
         require_same_data(run, start, dataset.listing)
     with process_group.joined(config.train) as accelerator:
         remove_agent_folder(agent_folder)  # all ranks have their data
-        if is_on_several_machines():
-            with Watchdog(CHECK_SECONDS, flag, log):
-                check_devices(accelerator)
         start = broadcast_object(start)
-        _require_shared(run.path / "lock")
+        _check_machines(run, accelerator, flag, log)
         require_alike(config, dataset.listing, custom.code())
         if start is not None:
             learn_content(run, dataset)
@@ -217,6 +214,17 @@ def _tell_results(
         logger.info("test accuracy %.4f%s on %d images (%s)", metrics.accuracy, precision, metrics.count, result.remark)
         write_test_evaluation(run, trainer, dataset, result, root)
     logger.info("results in %s", run.path)
+
+
+def _check_machines(run: RunDirectory, accelerator: Accelerator, flag: StopFlag, log: TextIO) -> None:
+    """Check that all machines share the run directory and, where there are several, that their devices compute rightly.
+
+    A collective. Raises UserError and WrongDeviceError.
+    """
+    _require_shared(run.path / "lock")
+    if is_on_several_machines():
+        with Watchdog(CHECK_SECONDS, flag, log):
+            check_devices(accelerator)
 
 
 def _require_shared(path: Path) -> None:
