@@ -12,7 +12,7 @@ IN_PARALLEL = -n $(or $(WORKERS),$(1)) --no-loadscope-reorder --durations=10
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test test-slow coverage soak lint docs lock bench bench-gpu clean
+.PHONY: run test test-slow coverage soak lint docs site lock bench bench-gpu clean
 
 run: $(VENV)/installed
 	$(BIN)/launch run quickstart $(ARGS)
@@ -49,6 +49,10 @@ lint: $(VENV)/installed-dev
 # The tables of docs/config.md, from the configuration's models. A test compares.
 docs: $(VENV)/installed
 	$(BIN)/python -m trainlib.config.docs.reference docs/config.md
+
+# The pages of docs/ as a site, in site/; fails for a link that leads nowhere.
+site: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The exact versions of all that development needs, on Python 3.11 and newer; made anew when pyproject.toml changes.
 lock: $(BIN)/python

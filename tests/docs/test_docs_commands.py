@@ -181,6 +181,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 LAUNCH = [command for command in COMMANDS if command.words[0] == "launch"]
 # The README's are run in the quick tier, those of other pages that take long only looked at there.
 LONG = [c for c in LAUNCH if c.page != "README.md" and c.words[1] in ("run", "eval", "export", "predict")]
+LONG = [c for c in LONG if c.expected_error is None]
 
 
 @pytest.mark.parametrize("command", LONG, ids=str)
@@ -205,7 +206,7 @@ def test_a_command_of_launch(command: Command, place: Path, monkeypatch: pytest.
     words = [re.sub(r"step-(\d+|…)", newest, word.replace("~/", f"{place}/")) for word in command.words[2:]]
     if command.expected_error is not None:
         assert ranks.run(launch, [command.words[1], *words], world_size=1, cwd=place) == [2]
-        assert ranks.console(place) == f"{command.expected_error}\n"
+        assert ranks.console(place).replace(str(place), "/home/you") == f"{command.expected_error}\n"
         return
     rule = RULES.get(command.words[1])
     assert rule is not None, f"{command}\nhas no rule: add to RULES in {Path(__file__).name} how it is run"

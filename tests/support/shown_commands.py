@@ -16,7 +16,12 @@ PROGRAMS = ("launch", "python", "torchrun", "accelerate", "make")
 
 @dataclass(frozen=True)
 class Command:
-    """words: as a shell splits them, without variables set before them; yaml: the YAML block before it on its page."""
+    """A command that a page shows.
+
+    words             as a shell splits them, without variables set before them
+    yaml              the YAML block before it on its page
+    expected_error    the lines below it up to the next command, where they are an error's; else None
+    """
 
     page: str
     line: int
@@ -66,6 +71,7 @@ def commands(page: Path) -> Iterator[Command]:
             words = list(
                 itertools.dropwhile(lambda word: word.split("=")[0].isupper(), shlex.split(shown, comments=True))
             )
-            after = lines[number - first + 1] if number - first + 1 < len(lines) else ""
-            error = after if after.startswith("error: ") else None
+            below = itertools.takewhile(lambda each: not each.startswith("$ "), lines[number - first + 1 :])
+            shown_below = "\n".join(below).strip()
+            error = shown_below if shown_below.startswith(("error: ", "Usage: ")) else None
             yield Command(str(page.relative_to(REPOSITORY)), number, tuple(words), before, error)
