@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from launch.cli.completion import complete_run
 from launch.cli.start_page import tell_next
+from trainlib.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.sweep.grid import Sweep
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="RUN...", shell_complete=complete_run)
+@click.argument("names", nargs=-1, required=True, metavar="RUN...|SWEEP.yaml", shell_complete=complete_run)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the page.")
 @click.option("--open", "open_it", is_flag=True, help="Show it in the browser.")
 def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
     """Make one HTML page about a run, or several.
 
     It prints where the page is. The page holds all that it needs, so that it can be sent on, and opens without a
-    network. That of one run goes to runs/NAME/report.html, that of several to report.html.
+    network. That of one run goes to runs/NAME/report.html, that of several to report.html. A sweep file stands for its
+    runs; of one with folds or seeds, the page says what they show together.
     """
     from launch.report.facts.run_facts import read_facts
     from launch.report.page import page, write_page
     from trainlib.runs.status import find_run
 
+    sweep = _sweep(names)
+    repeats = None
+    if sweep is not None:
+        if sweep.repeated:
+            from launch.cli.out_of_fold import collect
+            from launch.sweep.repeated.table import repeats_of, repeats_table
+
+            collect(sweep)
+            repeats = repeats_table(repeats_of(sweep))
+        names = _begun(sweep)
     directories = list(dict.fromkeys(find_run(name) for name in names))
     if output is None:
         output = directories[0] / "report.html" if len(directories) == 1 else Path("report.html")
-    write_page(output, page([read_facts(directory) for directory in directories], datetime.now(UTC)))
+    write_page(output, page([read_facts(directory) for directory in directories], datetime.now(UTC), repeats))
     click.echo(output)
     if open_it:
         import webbrowser
@@ -38,3 +55,22 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
     else:
         tell_next(shlex.join(["launch", "report", *names, "--open"]))
     return 0
+
+
+def _sweep(names: Sequence[str]) -> Sweep | None:
+    """Return the sweep that the words name; None where they name runs."""
+    if len(names) != 1 or not names[0].endswith((".yaml", ".yml")):
+        return None
+    from launch.sweep.grid import read_sweep
+
+    return read_sweep(Path(names[0]))
+
+
+def _begun(sweep: Sweep) -> tuple[str, ...]:
+    """Return the names of the sweep's runs that have begun. Raises UserError where none has."""
+    from trainlib.runs import RUNS
+
+    names = tuple(element.name for element in sweep.elements if (RUNS / element.name / "config.yaml").is_file())
+    if not names:
+        raise UserError(f"{sweep.name}: none of its {len(sweep.elements)} runs has begun: start them with launch sweep")
+    return names

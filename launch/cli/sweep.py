@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli.arguments import own_code, refuse_fresh_resume
+from launch.cli.out_of_fold import collect, repeated_facts, show_repeats
 from launch.cli.slurm import prepare
 from launch.cli.start_page import tell_next
 from launch.local.command import RESUME_LATEST, training_arguments
@@ -116,6 +117,8 @@ def _train_all(plan: Sweep, flags: Sequence[str], asked: _Asked) -> int:
         return EXIT_OK
     exit_code = (_run_here if asked.local else _submit)(plan, elements, flags, asked)
     if (asked.local or asked.wait) and not asked.dry_run and exit_code != EXIT_INTERRUPTED:
+        if plan.repeated:
+            collect(plan)
         _show_results(plan)
         tell_next(shlex.join(["launch", "report", *(element.name for element in plan.elements[:MOST_IN_A_LINE])]))
     return exit_code
@@ -134,9 +137,12 @@ def _show_results(plan: Sweep, *, as_json: bool = False) -> None:
     from trainlib.runs.terminal.tables import show
 
     if as_json:
-        show("\n".join(map(to_json, results_facts(plan))))
+        facts = [*results_facts(plan), *(repeated_facts(plan) if plan.repeated else [])]
+        show("\n".join(map(to_json, facts)))
         return
     show(results_table(plan))
+    if plan.repeated:
+        show_repeats(plan)
     if (command := best_command(plan)) is not None:
         click.echo(f"best: {command}", err=True)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from launch.report.facts.run_facts import RunFacts
+from launch.sweep.repeated.noise import Difference, difference
+from launch.sweep.repeated.predictions import FILE, read_predictions
 from trainlib.config import canonical_precision
+from trainlib.errors import TrainlaunchError
 from trainlib.runs.files.json_records import Record
 
 ABSENT = "—"
@@ -30,19 +34,36 @@ class Score:
 
 
 def ranking(runs: Sequence[RunFacts]) -> Ranking:
-    """Rank runs by their test accuracy where every run has one, otherwise by their best validation accuracy.
+    """Rank runs by their best validation accuracy, never by the test: a choice by that would spoil its figure.
 
     Runs without it come last; of equals, the one with the lower loss comes first, and then the order given.
     """
-    tested = all(run.test() is not None for run in runs)
 
     def worse_last(run: RunFacts) -> tuple[bool, float, float]:
-        accuracy = run.test() if tested else _value(run, "accuracy")
-        loss = run.test("loss") if tested else _value(run, "loss")
+        accuracy, loss = _value(run, "accuracy"), _value(run, "loss")
         return accuracy is None, -(accuracy or 0.0), float("inf") if loss is None else loss
 
-    by = "accuracy on the test split" if tested else "best accuracy on the validation split"
+    is_validated = any(_value(run, "accuracy") is not None for run in runs)
+    by = (
+        "best accuracy on the validation split" if is_validated else "the order given, as no run has a validation split"
+    )
     return Ranking(sorted(runs, key=worse_last), by)
+
+
+def noise(runs: Sequence[RunFacts]) -> list[tuple[str, str, Difference]]:
+    """Return how much better on the test the first run is than each other one, and whether that is noise.
+
+    Only of runs that have predictions of the same test samples (`predictions-test.csv` in their directories): a paired
+    bootstrap. Each entry has the names of both runs.
+    """
+    found = {run.name: run.run.directory / FILE for run in runs}
+    read = {name: read_predictions(file) for name, file in found.items() if file.is_file()}
+    names = list(read)
+    differences = []
+    for name in names[1:]:
+        with suppress(TrainlaunchError):  # of another split
+            differences.append((names[0], name, difference(read[names[0]], read[name])))
+    return differences
 
 
 def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launch.report import formats
 from launch.report.charts.chart import Plot
 from launch.report.charts.curves import charts_of, colour_of, common_legend
-from launch.report.comparison import ABSENT, class_scores, config_differences, ranking, results
+from launch.report.comparison import ABSENT, class_scores, config_differences, noise, ranking, results
 from launch.report.facts.run_facts import RunFacts
 from launch.report.facts.series import tick_label
 from launch.report.run_view import view_of
@@ -26,9 +26,14 @@ from trainlib.runs.terminal.printable import printable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from trainlib.runs.terminal.tables import Table
 
-def page(runs: Sequence[RunFacts], now: datetime) -> str:
-    """Return the whole page; `now` is when it is made. Several runs are shown best first."""
+
+def page(runs: Sequence[RunFacts], now: datetime, repeats: Table | None = None) -> str:
+    """Return the whole page; `now` is when it is made. Several runs are shown best first.
+
+    repeats   what the runs of a sweep with `folds` or `seeds` say together
+    """
     if len(runs) == 1:
         return _of_runs("run.html.j2", runs, now, run=runs[0], view=view_of(runs[0]))
     ranked = ranking(runs)
@@ -38,6 +43,8 @@ def page(runs: Sequence[RunFacts], now: datetime) -> str:
         ranked.runs,
         now,
         ranked_by=ranked.by,
+        repeats=repeats,
+        noise=noise(ranked.runs),
         results=results(ranked.runs),
         common=common_legend(ranked.runs),
         differences=config_differences(ranked.runs),

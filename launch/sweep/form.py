@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from launch.sweep.repeats import VARIED, wrong_repeats
 from launch.sweep.search.settings import KEYS_OF_SEARCH, wrong_search
 from trainlib.config.checking.suggest import format_value, nearest
 from trainlib.config.schema.values import check_run_name
 from trainlib.errors import Mistake
 
-KEYS = ("name", "configs", "overrides", "grid", "runs", "throttle", *KEYS_OF_SEARCH)
+KEYS = ("name", "configs", "overrides", "grid", "runs", "throttle", *VARIED, *KEYS_OF_SEARCH)
 VARYING = ("grid", "runs", "space")
 MAX_ELEMENTS = 1000  # SLURM's own limit for an array, unless its administrators raise it
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -34,8 +35,8 @@ def wrong_form(content: Values) -> Iterator[Mistake]:
         yield Mistake("configs", f"{given}, must be a list of configurations, such as [quickstart]")
     if throttle is not None and not (type(throttle) is int and throttle >= 1):
         yield Mistake("throttle", f"got {format_value(throttle)}, must be a whole number >= 1, or null")
-    if all(content.get(key) is None for key in VARYING):
-        rule = "has neither grid, runs nor space: must have one of them, such as grid: {seed: [0, 1]}"
+    if all(content.get(key) is None for key in (*VARYING, *VARIED)):
+        rule = "has neither grid, runs, space, folds nor seeds: must have one of them, such as grid: {seed: [0, 1]}"
         yield Mistake("", rule)
     for section in ("overrides", "grid", "space"):
         if content.get(section) is not None:
@@ -49,6 +50,7 @@ def wrong_form(content: Values) -> Iterator[Mistake]:
                     f"grid.{key}", f"got {format_value(choices)}, must be a list of values, such as [0.01, 0.1]"
                 )
     yield from _varied_twice(content)
+    yield from wrong_repeats(content)
     yield from wrong_search(content, MAX_ELEMENTS)
 
 

@@ -13,6 +13,8 @@
       optimizer.lr: {min: 1e-4, max: 0.1, log: true}
     trials: 16                           # the number of samples
     rungs: [1ep, 3ep]                    # optional: where trials are compared, and one in three goes on
+    folds: 5                             # optional: each of them five times, with another fold for the test
+    seeds: 5                             # optional: each of them five times, with other seeds
     throttle: 2                          # optional: how many of them SLURM runs at the same time
 
 A value goes where the same `key=value` on the command line would put it, so a mapping replaces its section.
@@ -30,6 +32,7 @@ from typing import Any
 
 from launch.sweep.form import MAX_ELEMENTS, VARYING, wrong_form
 from launch.sweep.names import element_names, numbered, sweep_name
+from launch.sweep.repeats import repeated_keys, with_repeats
 from launch.sweep.search import journal
 from launch.sweep.search.settings import TPE, Search, has_search, search_of
 from launch.sweep.search.space import ends, samples
@@ -66,6 +69,7 @@ class Sweep:
     throttle   how many of them may run at the same time on SLURM; None for no limit
     search     how trials are sampled and compared; None where every run trains to its end
     frame      makes further elements, from their values
+    repeated   keys by whose values alone runs of one configuration differ: its folds and seeds
     """
 
     name: str
@@ -73,6 +77,7 @@ class Sweep:
     throttle: int | None
     search: Search | None
     frame: Frame
+    repeated: tuple[str, ...] = ()
 
     @property
     def varied(self) -> list[str]:
@@ -155,7 +160,9 @@ def read_sweep(path: Path, overrides: Sequence[str] = (), code: Mapping[str, str
     names = numbered(name, len(combinations)) if content.get("space") else element_names(name, combinations)
     elements = _elements(frame, list(zip(names, combinations, strict=True)), _probes(content, seed))
     search = search_of(source, seed, [element.config for element in elements]) if has_search(content) else None
-    return Sweep(name, tuple(elements[: len(combinations)]), content.get("throttle"), search, frame)
+    return Sweep(
+        name, tuple(elements[: len(combinations)]), content.get("throttle"), search, frame, repeated_keys(content)
+    )
 
 
 def with_samples(sweep: Sweep) -> Sweep:
@@ -182,7 +189,7 @@ def _all_combinations(source: Source, seed: int, folder: Path) -> list[Values]:
     """
     content = source.values
     space, trials = content.get("space"), content.get("trials") or 0
-    rest: list[Values] = list(_combinations(content.get("grid") or {}, content.get("runs") or [{}]))
+    rest: list[Values] = list(_combinations(with_repeats(content, seed), content.get("runs") or [{}]))
     if not space:
         return rest
     if content.get("sampler") == TPE:
@@ -197,7 +204,7 @@ def _all_combinations(source: Source, seed: int, folder: Path) -> list[Values]:
 def _probes(content: Values, seed: int) -> list[Values]:
     """Return values that reach each end of the space, so that a mistake there is told before the first run."""
     space = content.get("space") or {}
-    rest = next(_combinations(content.get("grid") or {}, content.get("runs") or [{}]))
+    rest = next(_combinations(with_repeats(content, seed), content.get("runs") or [{}]))
     first = {**next(iter(samples(space, seed, 1)), {}), **rest}
     return [{**first, key: value} for key, axis in space.items() for _, value in ends(axis)]
 

@@ -79,17 +79,18 @@ def test_how_the_last_attempt_ended_is_marked(last: dict[str, Any] | None, expec
 
 
 def test_the_best_run_comes_first(tmp_path: Path) -> None:
-    """By the test where all have one; by the best validation where one has none; those without either at the end."""
+    """By the best validation, whatever the test says; those without one at the end, and as given where none has one."""
     worse = write_run(tmp_path / "worse", rows=training_rows(100, level=1.5))
     better = write_run(tmp_path / "better", rows=training_rows(60, level=0.5))
     untested = write_run(tmp_path / "untested", rows=training_rows(60, level=0.1, tested=False))
     empty = write_run(tmp_path / "empty")
     facts = {each.name: each for each in map(read_facts, (worse, better, untested, empty))}
     both = ranking([facts["worse"], facts["better"]])
-    assert ([run.name for run in both.runs], both.by) == (["better", "worse"], "accuracy on the test split")
+    assert ([run.name for run in both.runs], both.by) == (["better", "worse"], "best accuracy on the validation split")
     all_four = ranking(list(facts.values()))
     assert [run.name for run in all_four.runs] == ["untested", "better", "worse", "empty"]
     assert all_four.by == "best accuracy on the validation split"
+    assert ranking([facts["empty"]]).by == "the order given, as no run has a validation split"
 
 
 def test_config_differences(tmp_path: Path) -> None:

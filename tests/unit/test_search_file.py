@@ -101,7 +101,10 @@ reduction_factor: 1
                 'rungs.2: got "0ep", must be whole epochs, such as 3ep: there the metric is known (s.yaml line 3)',
             ],
         ),
-        ("configs: [quickstart]\nrungs: [1ep]\n", ["has neither grid, runs nor space: must have one of them"]),
+        (
+            "configs: [quickstart]\nrungs: [1ep]\n",
+            ["has neither grid, runs, space, folds nor seeds: must have one of them"],
+        ),
         ("configs: [quickstart]\ngrid: {seed: [1]}\nrungs: 3ep\n", ['rungs: got "3ep", must be a list of epochs']),
         (
             "configs: [quickstart]\nspace: {seed: [1, 2]}\ntrials: 3\n",

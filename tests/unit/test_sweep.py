@@ -127,7 +127,7 @@ def test_keys_as_short_as_tells_them_apart() -> None:
             "configs: [quickstart]\nname: a b\n",
             [
                 "name: got \"a b\", must be letters, digits, '.', '_' or '-', at most 100 of them",
-                "has neither grid, runs nor space: must have one of them, such as grid: {seed: [0, 1]}",
+                "has neither grid, runs, space, folds nor seeds: must have one of them, such as grid: {seed: [0, 1]}",
             ],
         ),
         (
