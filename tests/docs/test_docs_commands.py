@@ -30,6 +30,8 @@ EXCEPTIONS = {
     "launch wandb-sync": ("needs a W&B server", "tests/training/test_wandb.py"),
     "launch cache": ("removes what is kept on this machine", "tests/unit/test_cache_command.py"),
     "launch doctor": ("looks at the whole machine", "tests/unit/test_doctor.py"),
+    "launch labels": ("needs complete folds", "tests/unit/test_label_errors.py"),
+    "launch report cv.yaml": ("needs runs of a sweep", "tests/unit/test_repeated_sweep.py"),
     "launch find-lr": ("trains a hundred steps", "tests/unit/test_range_test.py"),
     "launch find-batch": ("measures for long", "tests/unit/test_batch_sizes.py"),
     "launch verify": ("starts groups of processes", "tests/training/test_verify.py"),

@@ -24,7 +24,6 @@ PUBLIC = [
     "loss",
     "metric",
     "model",
-    "open_run",
     "optimizer",
     "transform",
 ]

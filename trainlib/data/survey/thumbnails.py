@@ -25,7 +25,7 @@ def add_pictures(facts: dict[str, Any], surveyed: Surveyed, source: PictureSourc
     for groups in (facts["duplicates"], facts["near_duplicates"] or []):
         for group in groups[:MOST_GROUPS]:
             for sample in group["samples"][:OF_A_GROUP]:
-                sample["picture"] = _picture(source, sample["index"])
+                sample["picture"] = picture_url(source, sample["index"])
     damaged = {sample["index"] for sample in facts["damaged"]}
     generator = np.random.default_rng(seed)
     fewest_first = sorted(range(len(surveyed.classes)), key=lambda label: _of_training(facts["classes"][label]))
@@ -33,7 +33,7 @@ def add_pictures(facts: dict[str, Any], surveyed: Surveyed, source: PictureSourc
         of_class = np.flatnonzero(surveyed.is_of(label) & (surveyed.splits_N == SPLITS.index("train")))
         whole = [index for index in of_class.tolist() if index not in damaged]
         chosen = generator.permutation(whole)[:OF_A_CLASS].tolist() if whole else []
-        examples = [surveyed.entry(int(index)) | {"picture": _picture(source, int(index))} for index in chosen]
+        examples = [surveyed.entry(int(index)) | {"picture": picture_url(source, int(index))} for index in chosen]
         facts["classes"][label]["examples"] = examples
 
 
@@ -41,7 +41,7 @@ def _of_training(row: Mapping[str, Any]) -> int:
     return int(row["train"])
 
 
-def _picture(source: PictureSource, index: int) -> str | None:
+def picture_url(source: PictureSource, index: int) -> str | None:
     """Return a sample's picture as a data URL; None for one that cannot be decoded any more."""
     try:
         image = as_image(source.picture(source.stored(index), PIXELS))
