@@ -14,7 +14,7 @@ from trainlib.data import Dataset
 from trainlib.data.augment.custom import Transform
 from trainlib.data.images import InMemoryImages
 from trainlib.distributed.torch_settings import fresh_torch_settings
-from trainlib.errors import EXIT_STOPPED, UserError
+from trainlib.errors import EXIT_STOPPED, StoppedError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.models.custom_parts import CustomParts, ModelSource, OwnMetric
 from trainlib.models.losses import CustomLoss
@@ -23,8 +23,10 @@ from trainlib.models.synchronized_batchnorm import make_plain
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.logs import logging_to_console
 from trainlib.runs.attempt.stop_request import StopFlag
-from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
+from trainlib.runs.notebook.display import in_notebook
+from trainlib.runs.run import Run
+from trainlib.runs.terminal.python_words import to_python_words
 from trainlib.train import train
 from trainlib.training.build.run_weights import pin_weights
 from trainlib.training.hooks import Hook
@@ -44,7 +46,7 @@ def fit(
     data: Dataset | None = None,
     fresh: bool = False,
     resume: str | None = None,
-) -> RunDirectory:
+) -> Run:
     """Train to the end of the configuration, as `launch run` does, and return the finished run's directory.
 
     config    files, names of shipped configurations, mappings of the same form, and `key=value`, as for `launch run`
@@ -75,6 +77,7 @@ def fit(
         TrainlaunchError: for any other failure.
         SystemExit: with code 75 if the run was asked to stop and has a checkpoint. So the lines of a script that
             follow the call only run when the run is finished.
+        KeyboardInterrupt: in a notebook, in place of that; its `run` is the run, and so is `trainlib.open_run(name)`.
     """
     if data is not None and dataset is not None:
         raise UserError("data and dataset: are two names for one argument; give one of them")
@@ -88,13 +91,14 @@ def _fit(
     dataset: Dataset | None,
     fresh: bool,
     resume: str | None,
-) -> RunDirectory:
-    flag = StopFlag()
+) -> Run:
+    here = in_notebook()
+    flag = StopFlag(keeps_process=here)
     flag.install()
     try:
         with logging_to_console(), fresh_torch_settings():
             resolved = load_config([*_image_size(dataset), *config], custom.names())
-            run = RunDirectory(RUNS / resolved.name)
+            run = Run(RUNS / resolved.name)
             if not fresh:
                 resolved = keep_older_values(resolved, run.config_file)
             resolved = pin_weights(resolved, fresh=fresh)
@@ -102,15 +106,31 @@ def _fit(
                 _load_tested_weights(run, custom.model)
                 return run
             rank = launch_variables.rank()
-            done = train(resolved, flag, rank=rank, fresh=fresh, resume=resume, custom=custom)
+            try:
+                done = train(resolved, flag, rank=rank, fresh=fresh, resume=resume, custom=custom)
+            except StoppedError:
+                if not here:
+                    raise
+                done = False
+    except TrainlaunchError as error:
+        to_python_words(error)
+        raise
     finally:
         flag.uninstall()
         if isinstance(custom.model, nn.Module):
             make_plain(custom.model)
             keep_activations(custom.model)
     if not done:
-        raise SystemExit(EXIT_STOPPED)
+        raise _interrupt(run) if here else SystemExit(EXIT_STOPPED)
     return run
+
+
+def _interrupt(run: Run) -> KeyboardInterrupt:
+    """Return what ends the cell of a notebook whose run was asked to stop; it keeps the run."""
+    told = f"{run.name} has stopped; the same call goes on from where it was. trainlib.open_run({run.name!r}) shows it"
+    interrupt = KeyboardInterrupt(told)
+    interrupt.run = run  # type: ignore[attr-defined]
+    return interrupt
 
 
 def _by_name(metrics: Sequence[OwnMetric]) -> dict[str, OwnMetric]:
@@ -129,12 +149,12 @@ def _image_size(dataset: Dataset | None) -> list[dict[str, Any]]:
     return [{"data": {"image_size": height}}] if height == width else []
 
 
-def _is_finished(run: RunDirectory, config: Config) -> bool:
+def _is_finished(run: Run, config: Config) -> bool:
     """Return True if this run is completed with this configuration, wherever the data lie: a script goes on then."""
     return run.is_finished and all(is_free(one.key) for one in differences(read_resolved(run.config_file), config))
 
 
-def _load_tested_weights(run: RunDirectory, model: ModelSource | None) -> None:
+def _load_tested_weights(run: Run, model: ModelSource | None) -> None:
     """Load the tested weights of a finished run into `model`, if that is a module."""
     logger.info("%s is finished", run.path)
     if isinstance(model, nn.Module):

@@ -24,6 +24,7 @@ PUBLIC = [
     "loss",
     "metric",
     "model",
+    "open_run",
     "optimizer",
     "transform",
 ]

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,18 @@ def _read_all(files: Sequence[str | Mapping[str, Any]]) -> tuple[list[Source], l
 def _plain(values: Mapping[str, Any]) -> Source:
     """Convert a mapping from Python to the values of a YAML file: tuples to lists, NumPy floats to floats."""
     try:
-        return Source(json.loads(json.dumps(dict(values))))
+        plain = json.loads(json.dumps(dict(values)))
     except TypeError as error:
         rule = f"the mapping given as configuration must hold plain values, as a YAML file does: {error}"
         raise ConfigError([Mistake("", rule)]) from error
+    return Source(plain, dict.fromkeys(_dotted_keys(plain), "the mapping given in Python"))
+
+
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
 def _names_file(file: str) -> bool:

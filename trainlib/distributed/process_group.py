@@ -186,6 +186,8 @@ def wrap_model(accelerator: Accelerator, module: nn.Module, *, add_up_gradients:
 
     add_up_gradients   False leaves out DistributedDataParallel
     """
+    if accelerator.ddp_handler is not None:
+        accelerator.ddp_handler.broadcast_buffers = not has_only_statistics(module)
     # Else DistributedDataParallel would look for the GPU with the rank's number, also where a rank sees only its own.
     with variable("ACCELERATE_BYPASS_DEVICE_MAP", "true"):
         # To find out by itself where the module is, Accelerate would import torch's sharded tensors: half a second.
@@ -193,6 +195,15 @@ def wrap_model(accelerator: Accelerator, module: nn.Module, *, add_up_gradients:
             module, device_placement=False, evaluation_mode=not add_up_gradients
         )
     return wrapped
+
+
+def has_only_statistics(module: nn.Module) -> bool:
+    """Return True if all buffers are statistics of BatchNorm, which no training step reads.
+
+    Then each rank may keep its own. Rank 0's, which count, never depended on the others', and evaluations take them.
+    """
+    layers = [layer for layer in module.modules() if next(layer.buffers(recurse=False), None) is not None]
+    return all(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
 
 
 def check_device(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> None:

@@ -41,32 +41,53 @@ class Augmentation:
     erasing: float = 0.0
     mixing: Mixing | None = None
 
-    @property
-    def changes_uint8(self) -> bool:
-        """True if there is something to do before normalisation."""
-        return bool(self.flip or self.vertical_flip or self.changes) or self.crop_padding > 0
-
     def __call__(self, images_NCHW: Tensor, ids_N: Tensor, epoch: int, cpu_ids_N: Tensor | None = None) -> Tensor:
         """Change images at random: uint8 [N, C, H, W] to uint8 [N, C, H, W].
 
         ids_N       int64 [N] on the images' device: the samples' indices in their data set, or their draw numbers
         cpu_ids_N   the same on the CPU; without it they are copied from the device, which waits for a GPU
+        """
+        images_NCHW = self.crop_and_flip(images_NCHW, self.places(ids_N, epoch))
+        return self.change(images_NCHW, ids_N.cpu() if cpu_ids_N is None and self.changes else cpu_ids_N, epoch)
+
+    def places(self, ids_N: Tensor, epoch: int) -> Tensor:
+        """Return where each sample's window is cut out, and whether it is mirrored: int64 [K, N], on the ids' device.
+
+        The K rows are, as far as they are needed: the row of the window, its column; 1 for an image that is mirrored;
+        1 for one that is turned upside down. It may be asked for a whole epoch at once.
 
         A sample's crop and flip depend on (seed, epoch, its index) alone, and are the same on every device. Of the 63
         bits drawn for a sample, bit 0 is the flip, bits 1-31 modulo 2p + 1 the row, bits 32-62 modulo 2p + 1 the
         column. The half that "alternating" mirrors first has bits of its own, which do not depend on the epoch.
         """
-        bits_N = draw(key("augment", self.seed, epoch), ids_N)
+        rows = []
+        if self.crop_padding or self.flip is True:
+            bits_N = draw(key("augment", self.seed, epoch), ids_N)
         if self.crop_padding:
-            images_NCHW = _crop(images_NCHW, bits_N, self.crop_padding, self.fill)
-        if self.flip:
-            alternating = self.flip == "alternating"
-            flips_N = draw(key("alternating flip", self.seed), ids_N) ^ epoch if alternating else bits_N
-            images_NCHW = flip(images_NCHW, flips_N & 1, 3)
+            num_places = 2 * self.crop_padding + 1
+            rows += [(bits_N >> 1 & 0x7FFFFFFF) % num_places, (bits_N >> 32) % num_places]
+        if self.flip == "alternating":
+            rows.append((draw(key("alternating flip", self.seed), ids_N) ^ epoch) & 1)
+        elif self.flip:
+            rows.append(bits_N & 1)
         if self.vertical_flip:
-            images_NCHW = flip(images_NCHW, draw(key("vertical flip", self.seed, epoch), ids_N) & 1, 2)
+            rows.append(draw(key("vertical flip", self.seed, epoch), ids_N) & 1)
+        return torch.stack(rows) if rows else ids_N.new_empty((0, len(ids_N)))
+
+    def crop_and_flip(self, images_NCHW: Tensor, places_KN: Tensor) -> Tensor:
+        """Cut and mirror images, uint8 [N, C, H, W] as `places` says. No value of the host decides what is done."""
+        rows = iter(places_KN)
+        if self.crop_padding:
+            images_NCHW = _crop(images_NCHW, next(rows), next(rows), self.crop_padding, self.fill)
+        if self.flip:
+            images_NCHW = flip(images_NCHW, next(rows), 3)
+        return flip(images_NCHW, next(rows), 2) if self.vertical_flip else images_NCHW
+
+    def change(self, images_NCHW: Tensor, cpu_ids_N: Tensor | None, epoch: int) -> Tensor:
+        """Apply policy, colour jitter and the user's own transform to images, uint8 [N, C, H, W]."""
         if self.changes:
-            draws = Draws(key("change", self.seed, epoch), ids_N.cpu() if cpu_ids_N is None else cpu_ids_N)
+            assert cpu_ids_N is not None
+            draws = Draws(key("change", self.seed, epoch), cpu_ids_N)
             for change in self.changes:
                 images_NCHW = change(images_NCHW, draws)
         return images_NCHW
@@ -86,15 +107,12 @@ def flip(images_NCHW: Tensor, flips_N: Tensor, dim: int) -> Tensor:
     return images_NCHW ^ (images_NCHW.flip(dim).bitwise_xor_(images_NCHW).bitwise_and_(masks))
 
 
-def _crop(images_NCHW: Tensor, bits_N: Tensor, padding: int, fill: str) -> Tensor:
-    """Cut a window out of each padded image, at the place that its bits say."""
+def _crop(images_NCHW: Tensor, rows_N: Tensor, columns_N: Tensor, padding: int, fill: str) -> Tensor:
+    """Cut a window out of each padded image, at this row and column."""
     height, width = images_NCHW.shape[2:]
-    num_places = 2 * padding + 1
-    rows_N = (bits_N >> 1 & 0x7FFFFFFF) % num_places
-    columns_N = (bits_N >> 32) % num_places
     padded = _pad_reflecting(images_NCHW, padding) if fill == "reflect" else F.pad(images_NCHW, (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, C, row, column, H, W]
-    return windows[torch.arange(len(bits_N), device=bits_N.device), :, rows_N, columns_N]
+    return windows[torch.arange(len(rows_N), device=rows_N.device), :, rows_N, columns_N]
 
 
 def _pad_reflecting(images_NCHW: Tensor, padding: int) -> Tensor:

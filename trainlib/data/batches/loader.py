@@ -129,11 +129,12 @@ class BatchLoader:
         # One transfer for all labels and indices: one for each micro-batch would cost each step some microseconds.
         ids = [piece.ids_N for piece in pieces] + [piece.before_N for piece in pieces if piece.before_N is not None]
         draws: Sequence[Tensor] = [piece.draws_M for piece in pieces]
-        device_draws = draws
         cpu_labels = labels = _gather_split(self.labels_N, ids)
         if self.device.type != "cpu":
             labels = _gather_split(self.labels_N, ids, self.device)
-            device_draws = _transfer(draws, self.device)
+        if augmentation is not None and epoch is not None and draws:  # crops and flips of the whole epoch at once
+            all_KN = augmentation.places(torch.cat(list(draws)), epoch).to(self.device)
+            places = torch.split(all_KN, [len(draws_M) for draws_M in draws], dim=1)
         targets = [Targets(*both) for both in zip(labels, cpu_labels, strict=True)]
         second = targets[len(pieces) :]  # of all pieces, or of none
         image_ids = [piece.images_M for piece in pieces]
@@ -143,8 +144,8 @@ class BatchLoader:
             if augmentation is None or epoch is None or len(piece.ids_N) == 0:
                 values = self._to_model_input(images_NCHW)
             else:
-                if augmentation.changes_uint8:
-                    images_NCHW = augmentation(images_NCHW, device_draws[i], epoch, draws[i])
+                images_NCHW = augmentation.crop_and_flip(images_NCHW, places[i])
+                images_NCHW = augmentation.change(images_NCHW, draws[i], epoch)
                 values = augmentation.erase(self._to_model_input(images_NCHW), draws[i], epoch)
                 if augmentation.mixing and piece.before_N is not None:
                     mixture = augmentation.mixing.draw(piece.step, values.shape[2], values.shape[3])
@@ -194,8 +195,3 @@ def _gather_split(values_N: Tensor, ids: Sequence[Tensor], device: torch.device 
     if not ids:
         return ()
     return torch.split(values_N[torch.cat(list(ids))].to(device), [len(ids_B) for ids_B in ids])
-
-
-def _transfer(values: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Return these tensors on the device, with one transfer for all of them."""
-    return torch.split(torch.cat(list(values)).to(device), [len(value) for value in values]) if values else ()

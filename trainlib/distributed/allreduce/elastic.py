@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ from trainlib.data.batches.rank_slice import shards_of_rank
 from trainlib.distributed import hardware
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import RanksDifferError, UserError
+from trainlib.models.snapshot import Snapshot
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.machine.launch_variables import NUM_THREADS
 
@@ -157,8 +158,8 @@ class ElasticReducer:
                 "train.reproducibility: elastic adds up all gradients as one vector, and this model's parameters are "
                 f"of several types ({', '.join(types)}): give all of them one, or use exact"
             )
-        self._buffers = [buffer for buffer in module.buffers() if buffer.dtype != torch.bool]
-        self._before = [buffer.clone() for buffer in self._buffers]
+        self._before = Snapshot(buffer for buffer in module.buffers() if buffer.dtype != torch.bool)
+        self._buffers = [buffer for buffers, _ in self._before.groups for buffer in buffers]
         self.num_shards = virtual_shards
         self._covers = [cover(shards_of_rank(virtual_shards, world_size, r)) for r in range(world_size)]
         sizes = [tensor.numel() for tensor in (*self._parameters, *self._buffers)]
@@ -172,8 +173,7 @@ class ElasticReducer:
     def start_step(self) -> None:
         """Begin a new sum, and remember the buffers from which every pass starts."""
         self._tree = TreeSum()
-        for before, buffer in zip(self._before, self._buffers, strict=True):
-            before.copy_(buffer)
+        self._before.take()
 
     @contextmanager
     def shard(self, shard: int) -> Iterator[None]:
@@ -197,18 +197,21 @@ class ElasticReducer:
         So each pass begins from the same statistics, and a step makes one update of them, from the mean of what its
         passes would have made, weighted by their samples.
         """
-        for buffer, before, change in zip(self._buffers, self._before, self._changes, strict=True):
-            change.add_((buffer - before).to(change.dtype), alpha=num_samples)
-            buffer.copy_(before)
+        for buffers, before, changes in self._changes_by_type():
+            changed = torch._foreach_sub(buffers, before)
+            torch._foreach_add_(changes, [change.to(changes[0].dtype) for change in changed], alpha=num_samples)
+        self._before.restore()
         self._count += num_samples
 
     def finish_step(self) -> None:
         """Leave every rank with the sum over all shards: as the parameters' gradients, and in the buffers."""
         total_F = self._tree.total() if len(self._covers) == 1 else self._exchange()
         self._make_views(total_F)
-        for buffer, before, change in zip(self._buffers, self._before, self._changes, strict=True):
-            mean = change / self._count
-            buffer.copy_(before + (mean if buffer.is_floating_point() else mean.round().to(buffer.dtype)))
+        for buffers, before, changes in self._changes_by_type():
+            means = list(torch._foreach_div(changes, self._count))
+            if not buffers[0].is_floating_point():
+                means = [mean.to(buffers[0].dtype) for mean in torch._foreach_round(means)]
+            torch._foreach_copy_(buffers, torch._foreach_add(before, means))
         self._free.append(total_F)  # the next shard begins when the gradients are no longer needed
 
     def needs_warm_up(self) -> bool:
@@ -251,6 +254,12 @@ class ElasticReducer:
         self._free += mine[1:]
         dist.all_gather_into_tensor(mine[0], tree.total())
         return mine[0]
+
+    def _changes_by_type(self) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+        """Yield the buffers of one type, what they were before the step, and how passes changed them so far."""
+        changes = iter(self._changes)
+        for buffers, before in self._before.groups:
+            yield buffers, before, list(islice(changes, len(buffers)))
 
     def _new_vector(self) -> Tensor:
         first = self._parameters[0]

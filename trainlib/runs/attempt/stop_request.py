@@ -80,9 +80,12 @@ class StopFlag:
     The first reason stays, but for a person's request: it decides, whatever asks as well, whether SLURM starts the run
     again. Installed before anything slow is imported, so that no signal is lost. A second Ctrl-C ends the process at
     once, with exit code 130.
+
+    keeps_process   True in a notebook, whose process has more to do: a second interrupt is a KeyboardInterrupt
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_process: bool = False) -> None:
+        self._keeps_process = keeps_process
         self.reason: EndReason | None = None
         self._interrupted = False
         self._stop_file: Path | None = None
@@ -165,6 +168,8 @@ class StopFlag:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGINT:
+            if self._interrupted and self._keeps_process:
+                raise KeyboardInterrupt
             if self._interrupted:
                 os._exit(EXIT_INTERRUPTED)
             self._interrupted = True

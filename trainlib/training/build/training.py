@@ -34,6 +34,7 @@ from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.models.recomputation import recompute_blocks
+from trainlib.models.snapshot import Snapshot
 from trainlib.randomness import key
 from trainlib.training.build.between_ranks import build_audit, build_pace, synchronized
 from trainlib.training.build.data import (
@@ -203,8 +204,7 @@ def build_train_state(
         update=choose_update(config.train, accelerator, prepared),
         ema=ema,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
-        buffers=list(model.buffers()),
-        buffers_before=[buffer.clone() for buffer in model.buffers()],
+        buffers=Snapshot(model.buffers()),
         clip_grad_norm=config.train.clip_grad_norm,
         step_key=key("step", config.seed),
         stages=stages,

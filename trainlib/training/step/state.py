@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainlib.distributed.allreduce.reducer import Reducer
@@ -19,6 +19,7 @@ from trainlib.models.ema import ExponentialMovingAverage, NoAverage
 from trainlib.models.freezing import Stages
 from trainlib.models.losses import Objective
 from trainlib.models.optimizers.build import KERNEL_OPTIONS
+from trainlib.models.snapshot import Snapshot
 from trainlib.training.step.audit import Audit
 from trainlib.training.step.together import ShardsTogether
 from trainlib.training.step.update import CheckedUpdate
@@ -37,7 +38,7 @@ class TrainState:
     update          how the optimizer steps, unless the gradient is not finite
     ema             the exponential moving average of the weights, or a stand-in that does nothing
     parameters      those that the optimizer steps, at some time of the run: without a gradient it leaves them alone
-    buffers         the model's; `buffers_before` has room for what they were before a step
+    buffers         room for what the model's buffers were before a step
     step_key        what the random numbers of every step have in common (see `randomness.key`)
     stages          which parameters are frozen at which step
     stage           the number of the stage that the run is in
@@ -57,8 +58,7 @@ class TrainState:
     update: CheckedUpdate
     ema: ExponentialMovingAverage | NoAverage
     parameters: Sequence[nn.Parameter]
-    buffers: list[Tensor]
-    buffers_before: list[Tensor]
+    buffers: Snapshot
     clip_grad_norm: float | None
     step_key: int
     stages: Stages

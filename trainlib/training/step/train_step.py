@@ -55,8 +55,7 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
     results: list[MicroBatchResult] = []
     if state.audit is not None:
         state.audit.choose(step, micro_batches)
-    if state.buffers:
-        torch._foreach_copy_(state.buffers_before, state.buffers)
+    state.buffers.take()
     try:
         _backward(state, step, micro_batches, denominator, results)
         if state.audit is not None:  # before anything is applied
@@ -66,22 +65,16 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
         grad_norm = _clip_gradients(state)
     except torch.OutOfMemoryError:
         clear_gradients(state)
-        _restore_buffers(state)
+        state.buffers.restore()
         raise
     size = max(len(micro_batch.ids_N) for micro_batch in micro_batches)
     with explained("the optimizer's step", f"set train.micro_batch_size to {max(1, size // 2)}, or {ADVICE}"):
         status, values = state.update.apply(grad_norm, [result.loss for result in results])
     clear_gradients(state)
     if status is UpdateStatus.SKIPPED:
-        _restore_buffers(state)
+        state.buffers.restore()  # BatchNorm took the batch into its statistics
     state.pace.resume()
     return StepResult(results, grad_norm, status, values)
-
-
-def _restore_buffers(state: TrainState) -> None:
-    """Undo what the forward passes did to buffers: BatchNorm took the batch into its statistics."""
-    if state.buffers:
-        torch._foreach_copy_(state.buffers, state.buffers_before)
 
 
 def _backward(
@@ -125,7 +118,7 @@ def _backward_one(
     """Run a micro-batch forward and backward, its loss weighted by its share of the global denominator."""
     audit = state.audit
     if audit is not None:
-        audit.before_forward(micro_batch, state.buffers)
+        audit.before_forward(micro_batch, list(state.model.buffers()))
     loss = _loss_of(state, state.model, micro_batch, denominator, results)
     if audit is None:
         state.update.backward(loss)

@@ -84,16 +84,21 @@ class DeviceCheckedUpdate(CheckedUpdate):
     ends where the host reads of it.
     """
 
+    def __init__(self, optimizer: Optimizer):
+        super().__init__(optimizer)
+        self._one: Tensor | None = None
+
     def apply(self, grad_norm: Tensor, losses: Sequence[Tensor]) -> tuple[UpdateStatus, Sequence[float]]:
         """Let the kernels step if all values are finite now, and were at all steps before.
 
         The flag is torch's own, made for loss scalers: `found_inf`, 1.0 where a gradient is not finite.
         """
-        unusable = (~torch.stack([value.float() for value in (grad_norm, *losses)]).isfinite()).any().float()
-        before: Tensor | None = getattr(self.stepped, "found_inf", None)
-        self.stepped.found_inf = (  # type: ignore[attr-defined]
-            unusable if before is None else torch.maximum(before, unusable)
-        )
+        if self._one is None:
+            self._one = torch.ones((), device=grad_norm.device)
+            self.stepped.found_inf = torch.zeros((), device=grad_norm.device)  # type: ignore[attr-defined]
+        # torch's own check for loss scalers, one kernel: it sets the flag, never clears it, and multiplies by one.
+        values = [grad_norm.detach(), *(loss.detach() for loss in losses)]
+        torch._amp_foreach_non_finite_check_and_unscale_(values, self.stepped.found_inf, self._one)  # type: ignore[attr-defined]
         self.stepped.step()
         return UpdateStatus.PENDING, ()
 

@@ -1,4 +1,4 @@
-"""Rank 0's progress for a person: a live bar in a terminal, plain lines anywhere else."""
+"""Rank 0's progress for a person: a live bar in a terminal, bar and curves in a notebook, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from trainlib.runs.notebook import html
+from trainlib.runs.notebook.display import Display, in_notebook
 from trainlib.runs.records.rows import Row
 from trainlib.training.hooks import Hook
 from trainlib.training.pulse import WINDOW, Pulse
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trainlib.training.tracking")
 
 BAR_INTERVAL = 0.5  # seconds between redraws of the bar: one takes a millisecond or two
+NOTEBOOK_INTERVAL = 1.0  # seconds between redraws in a notebook
 BAR_WIDTH = 10  # characters, at least
 LINE_INTERVAL = 5.0  # seconds between plain lines inside an epoch
 
@@ -28,7 +31,8 @@ LINE_INTERVAL = 5.0  # seconds between plain lines inside an epoch
 class Console(Hook):
     """Shows the rows that the trackers get; and, between them, how far the run has come.
 
-    Lines are log records, so that rank 0's log has them too; a quiet console logs them below what a console shows.
+    Lines are log records, so that rank 0's log has them too; a quiet console, and that of a notebook, which has curves
+    instead, logs them below what a console shows.
     """
 
     def __init__(
@@ -51,14 +55,16 @@ class Console(Hook):
         self._steps_per_epoch = steps_per_epoch
         self._epochs = -(-total_steps // steps_per_epoch)
         self._quiet = quiet
-        self._level = logging.DEBUG if quiet else logging.INFO
+        self._display = Display() if in_notebook() and not quiet else None
+        self._rows: list[Row] = []  # that a notebook's curves are made of
+        self._level = logging.DEBUG if quiet or self._display else logging.INFO
         self._numbers = ""
         self._metrics = metrics
         self._first_step = step
         self._began = time.monotonic()
         self._next_sign = 0.0
         self._bar: Any = None
-        if not quiet and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        if not quiet and not self._display and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             self._bar, self._task = _open_bar(total_steps, step, self._epoch(step))
             self._bar_room = len(f"epoch {self._epoch(step)}  {total_steps}/{total_steps}  0:00:00 left  ") + BAR_WIDTH
 
@@ -70,7 +76,10 @@ class Console(Hook):
         """Show how far the run is, where it is time for that; otherwise this costs one look at the clock."""
         if self._quiet or (now := time.monotonic()) < self._next_sign:
             return
-        if self._bar is not None:
+        if self._display is not None:
+            self._next_sign = now + NOTEBOOK_INTERVAL
+            self._show(self._display, step, now)
+        elif self._bar is not None:
             self._next_sign = now + BAR_INTERVAL
             note = fitting(self._newest(now), self._bar.console.width - self._bar_room)
             self._bar.update(self._task, completed=step, epoch=self._epoch(step), note=note, refresh=True)
@@ -83,6 +92,10 @@ class Console(Hook):
 
     def on_row(self, row: Row) -> None:
         """Print the rows of epochs and evaluations, and keep those of steps for the next sign of life."""
+        if self._display is not None:
+            self._rows.append(row)
+            if row["split"] == "test":
+                self._show(self._display, row["step"], time.monotonic())
         if row.get("scope") == "step":
             self._numbers, self._row_at = _train_numbers(row), time.monotonic()
             return
@@ -94,6 +107,26 @@ class Console(Hook):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _show(self, display: Display, step: int, now: float) -> None:
+        """Show the bar and the curves so far. A notebook that does not answer is no reason to end."""
+        told = [
+            f"epoch {self._epoch(step)}",
+            f"step {step}/{self._total_steps}",
+            self._newest(now),
+            self._left(step, now),
+        ]
+        try:
+            display.show(
+                html.block(
+                    html.text(" · ".join(filter(None, told))),
+                    html.bar(step, self._total_steps),
+                    html.curves(self._rows),
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a front end raises
+            self._display = None
+            logger.warning("the notebook shows no progress any more (%s); training goes on", error)
 
     def _newest(self, now: float) -> str:
         """Return the numbers of the newest row of a step or, where that is older than a minute, of the last minute."""
