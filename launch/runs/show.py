@@ -85,7 +85,15 @@ def now_text(pulse: Record) -> str:
     parts += [f"loss {pulse['loss']:.4f} over the last minute"] if "loss" in pulse else []
     parts += [f"{pulse['images_per_second']:,.0f} images/s"] if "images_per_second" in pulse else []
     parts += [f"{_left(pulse)} left"] if "seconds_left" in pulse else []
+    parts += map(_gpu, pulse.get("gpus") or [])
     return ", ".join(filter(None, parts))
+
+
+def _gpu(load: Record) -> str:
+    """Return how busy a GPU is: `GPU 0 97 % busy with 35.2 of 143.8 GB`."""
+    busy = f" {load['percent']:.0f} % busy" if "percent" in load else ""
+    memory = [load[name] / 1e9 for name in ("memory_used", "memory_total") if name in load]
+    return f"GPU {load['index']}{busy}" + (f" with {memory[0]:.1f} of {memory[1]:.1f} GB" if len(memory) == 2 else "")
 
 
 def _left(pulse: Record) -> str:

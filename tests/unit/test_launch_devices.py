@@ -1,11 +1,12 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch.local.devices import choose_processes, gpus_for, require_given_gpus
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.runs.machine.gpus import VISIBLE, count_gpus, gpus_without, visible_gpus
+from trainlib.runs.machine.gpus import VISIBLE, count_gpus, gpu_loads, gpus_without, visible_gpus
 
 LISTING = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d1ba0bc-d33b-2c1b-524a-9e3fd4a3e8c8)
@@ -133,3 +134,43 @@ def test_train_device_decides_whether_gpus_count(
 def test_a_job_with_gpus_that_are_not_there_does_not_train_on_the_cpu() -> None:
     with pytest.raises(TrainlaunchError, match=r"SLURM gave this job 2 GPUs .* none can be found"):
         require_given_gpus(0, "auto", {"SLURM_GPUS_ON_NODE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ["0", "1", "2"]),
+        ("1", ["1"]),
+        ("GPU-aa", ["0"]),
+        ("2,0", ["0", "2"]),
+        ("", []),
+        ("-1", []),
+        ("0,-1,2", ["0"]),
+    ],
+)
+def test_the_load_of_the_gpus_that_may_be_used(
+    visible: str | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the driver's program does not know, as of a part of a GPU, is left out."""
+    lines = "0, GPU-aa11, 97, 35000, 143771\n1, GPU-bb22, [N/A], [N/A], 143771\n2, GPU-cc33, 0, 4, 143771"
+    nvidia_smi(tmp_path / "bin", f"cat <<'E'\n{lines}\nE")
+    without_variables(monkeypatch, tmp_path / "bin")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = gpu_loads()
+    assert [load["index"] for load in found] == expected
+    whole: dict[str, dict[str, Any]] = {
+        "0": {"percent": 97.0, "memory_used": 35000 * 1024**2, "memory_total": 143771 * 1024**2},
+        "1": {"memory_total": 143771 * 1024**2},
+        "2": {"percent": 0.0, "memory_used": 4 * 1024**2, "memory_total": 143771 * 1024**2},
+    }
+    assert found == [{"index": index} | whole[index] for index in expected]
+
+
+@pytest.mark.parametrize("script", ["exit 9", "echo Unable to determine the device handle; exit 15", "echo nonsense"])
+def test_without_an_answer_no_load_is_told(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path / "bin", script)
+    without_variables(monkeypatch, tmp_path / "bin")
+    assert gpu_loads() == []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_loads() == []

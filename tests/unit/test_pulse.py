@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainlib.runs.attempt.pulse import PULSE_FILE, read_pulse, remove_pulse, wr
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.status import read_run
+from trainlib.training.metrics import gpu_load
 from trainlib.training.pulse import Pulse
 
 NOW = {"phase": "training", "step": 70, "total": 200, "epoch": 1, "epochs": 2, "loss": 0.5, "seconds_left": 130.0}
@@ -109,3 +111,39 @@ def test_the_phase_is_told() -> None:
     assert pulse.now()["phase"] == "training"
     pulse.on_stop(trainer)
     assert pulse.now()["phase"] == "test"
+
+
+def test_a_model_that_is_compiled_is_told_until_its_first_step() -> None:
+    pulse = Pulse(total_steps=10, steps_per_epoch=5, step=0, compiles=True)
+    assert now_text(pulse.now()).startswith("compiling the model, step 0 of 10")
+    trainer: Any = SimpleNamespace(progress=SimpleNamespace(step=1), plan=SimpleNamespace(global_batch_size=8))
+    pulse.on_step_end(trainer, result(1.0))
+    assert pulse.now()["phase"] == "training"
+
+
+def test_the_load_of_gpus_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a thread of its own, which ends where there is nothing to ask."""
+    busy = {"index": "0", "percent": 97.0, "memory_used": 35.2e9, "memory_total": 143.8e9}
+    answers: Any = iter([[busy, {"index": "1"}], []])
+    asked = threading.Event()
+
+    def answer() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = next(answers)
+        asked.set() if not found else None
+        return found
+
+    monkeypatch.setattr(gpu_load, "gpu_loads", answer)
+    load = gpu_load.GpuLoad()
+    pulse = Pulse(total_steps=10, steps_per_epoch=5, step=0, gpus=lambda: [busy, {"index": "1"}])
+    write_pulse(tmp_path, pulse.now())
+    assert now_text(read_pulse(tmp_path)).endswith(", GPU 0 97 % busy with 35.2 of 143.8 GB, GPU 1")
+    monkeypatch.setattr(gpu_load, "EVERY", 0.0)
+    load.on_start(SimpleNamespace())  # type: ignore[arg-type]
+    assert asked.wait(60)
+    load.close()
+
+
+@pytest.mark.parametrize("loads", [{"index": "0"}, [{"percent": 1}], [{"index": "0", "percent": "much"}], ["0"]])
+def test_a_load_that_is_damaged_says_nothing(loads: Any, tmp_path: Path) -> None:
+    write_pulse(tmp_path, NOW | {"gpus": loads})
+    assert read_pulse(tmp_path) == {}

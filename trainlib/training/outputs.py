@@ -27,6 +27,7 @@ from trainlib.runs.records.rows import EVALUATION_NUMBERS
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.hooks import Hook, TrackerHook
+from trainlib.training.metrics.gpu_load import GpuLoad
 from trainlib.training.metrics.health import HealthHook
 from trainlib.training.pulse import Pulse
 from trainlib.training.tracking import Trackers, open_trackers
@@ -127,10 +128,14 @@ def _recording_hooks(
     named = [name for name in EVALUATION_NUMBERS if f"val/{name}" in config.metrics()]
     named += map(own_name, config.evaluation.metrics)
     quiet = not config.tracking.progress
-    pulse = Pulse(plan.total_steps, plan.steps_per_epoch, step)
+    load = GpuLoad()
+    compiles = bool(config.train.compile)
+    pulse = Pulse(plan.total_steps, plan.steps_per_epoch, step, compiles=compiles, gpus=lambda: load.newest)
     run.pulse = pulse.now
     console = Console(plan.total_steps, plan.steps_per_epoch, step, pulse=pulse, quiet=quiet, metrics=named)
     hooks += [pulse, console]
+    if training.state.accelerator.device.type == "cuda":
+        hooks.append(load)
     if config.tracking.health is not None:
         hooks.append(HealthHook(trackers.health, to_steps(config.tracking.health.every, plan.steps_per_epoch)))
     return hooks, trackers

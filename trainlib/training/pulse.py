@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trainlib.runs.files.json_records import Record
 from trainlib.runs.records.rows import Row
 from trainlib.training.hooks import Hook
 
@@ -23,11 +25,24 @@ class Pulse(Hook):
     The loss is that of rank 0's samples, and known where the host reads the losses of each step anyway: on a CPU.
     """
 
-    def __init__(self, total_steps: int, steps_per_epoch: int, step: int):
-        """Begin at a step."""
+    def __init__(
+        self,
+        total_steps: int,
+        steps_per_epoch: int,
+        step: int,
+        *,
+        compiles: bool = False,
+        gpus: Callable[[], Sequence[Record]] = list,
+    ):
+        """Begin at a step.
+
+        compiles   the first step compiles the model, which may take minutes
+        gpus       gives what is known of the load of this machine's GPUs
+        """
+        self._gpus = gpus
         self._total, self._steps_per_epoch, self._step = total_steps, steps_per_epoch, step
         self._images_per_step = 0
-        self.phase = "training"
+        self.phase = "compiling the model" if compiles else "training"
         self._slow: str | None = None  # which ranks are, as the newest row of a step says
         self._loss, self._weight = 0.0, 0.0  # of this part of the window
         self._parts: deque[tuple[float, int, float, float]] = deque()  # (when it began, at which step, loss, weight)
@@ -78,6 +93,7 @@ class Pulse(Hook):
             "loss": loss / weight if weight else None,
             "images_per_second": speed and speed * self._images_per_step,
             "seconds_left": speed and (self._total - self._step) / speed,
+            "gpus": list(self._gpus()) or None,
             "slow": self._slow,
         }
         return {name: value for name, value in found.items() if value is not None}

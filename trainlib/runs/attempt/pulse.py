@@ -42,6 +42,7 @@ def read_pulse(directory: Path) -> Record:
     epoch, epochs     the epoch that it is in, from 1, and their number
     loss              mean loss of the last minute, of rank 0's samples; None where the host does not know it
     images_per_second, seconds_left
+    gpus              of rank 0's machine: see `gpu_loads`
     slow              which ranks are slower than the others, and how much
     """
     with suppress(ValueError):

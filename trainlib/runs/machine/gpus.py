@@ -1,4 +1,4 @@
-"""Number of GPUs of this machine, counted without importing torch: by the driver's program, else by device files."""
+"""GPUs of this machine, without importing torch: their number, and how busy they are, as the driver's program says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from trainlib.runs.machine.launch_variables import uses_cpu
 
@@ -58,6 +59,36 @@ def installed_gpus(root: Path = Path("/")) -> int:
     return len([*(root / "proc/driver/nvidia/gpus").glob("*")]) or _amd_gpus(root)
 
 
+def gpu_loads() -> list[dict[str, Any]]:
+    """Return for each GPU of NVIDIA that this process may use its `index`, and what is known of the rest.
+
+    percent                     of the last moments in which it computed anything
+    memory_used, memory_total   bytes
+
+    Empty where the driver's program is missing or does not work.
+    """
+    query = "index,uuid,utilization.gpu,memory.used,memory.total"
+    lines = _answer(f"--query-gpu={query}", "--format=csv,noheader,nounits", timeout=20) or []
+    rows = [[field.strip() for field in line.split(",")] for line in lines]
+    rows = [row for row in rows if len(row) == len(query.split(",")) and row[0].isdecimal()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")][: _named(visible)]
+        rows = [row for row in rows if row[0] in names or any(row[1].startswith(name) for name in names)]
+    found = []
+    for index, _, *numbers in rows:
+        percent, *memory = map(_number, numbers)
+        used, total = (mebibytes and mebibytes * (1 << 20) for mebibytes in memory)
+        load = {"percent": percent, "memory_used": used, "memory_total": total}
+        found.append({"index": index} | {name: value for name, value in load.items() if value is not None})
+    return found
+
+
+def _number(text: str) -> float | None:
+    """Return a number; None for `[N/A]`, as parts of a GPU have it."""
+    return float(text) if text.replace(".", "", 1).isdecimal() else None
+
+
 def _named(visible: str) -> int:
     """Return the number of devices that a variable names; all behind the first invalid entry are ignored."""
     count = 0
@@ -76,16 +107,23 @@ def _listed_by_driver() -> int | None:
 
 def _listing() -> list[str] | None:
     """Return a line of nvidia-smi for each GPU; None where there is no such program, or it does not work."""
+    lines = _answer("--list-gpus", timeout=60)
+    # Below each GPU come the parts that it may be divided into, indented.
+    return None if lines is None else [line for line in lines if line.startswith("GPU ")]
+
+
+def _answer(*options: str, timeout: float) -> list[str] | None:
+    """Return the lines that nvidia-smi prints; None where there is no such program, or it does not work."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     try:
-        listing = subprocess.run([program, "--list-gpus"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([program, *options], capture_output=True, text=True, timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # Below each GPU come the parts that it may be divided into, indented.
-    found = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
-    return found if found or listing.returncode == 0 or "No devices" in listing.stdout else None
+    lines = done.stdout.splitlines()
+    works = done.returncode == 0 or "No devices" in done.stdout or any(line.startswith("GPU ") for line in lines)
+    return lines if works else None
 
 
 def _is_gpu(file: Path) -> bool:

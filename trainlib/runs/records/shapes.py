@@ -81,6 +81,12 @@ def _result(value: Any) -> bool:
     return isinstance(value, dict) and fitting(_RESULT)(value) is None
 
 
+def _loads(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(load, dict) and _LOAD(load) is None for load in value)
+
+
+_LOAD = fitting({"index": text, "percent": number, "memory_used": number, "memory_total": number}, required=("index",))
+
 _METRICS: dict[str, Check] = {
     "loss": number,
     "accuracy": number,
@@ -196,6 +202,7 @@ PULSE = fitting(
         "loss": number,
         "images_per_second": number,
         "seconds_left": number,
+        "gpus": _loads,
         "slow": text,
     },
     required=("time", "phase"),
