@@ -32,7 +32,7 @@ from launch.local.command import (
     training_arguments,
 )
 from launch.local.restarts import MOST_RESTARTS
-from trainlib.errors import EXIT_OK, UserError
+from trainlib.errors import EXIT_OK, EXIT_USER_ERROR, UserError
 from trainlib.runs.files.scratch import remove_abandoned
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.terminal.streams import keep_running_without_readers
@@ -145,10 +145,9 @@ def _run_once(config: Config, command: Command, node: Node | None) -> int:
     from trainlib.runs.attempt.secret import forget_unused, make_secret
 
     directory = RUNS / config.name
-    if node is not None and node.rank == 0:
-        make_secret(directory)
+    is_new = node is not None and node.rank == 0 and make_secret(directory)
     exit_code = run_ranks(command, directory, node.rank if node is not None else 0, config.train.hang_seconds)
-    forget_unused(directory)
+    forget_unused(directory, is_refused=is_new and exit_code == EXIT_USER_ERROR)
     return exit_code
 
 

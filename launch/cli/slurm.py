@@ -113,7 +113,8 @@ def _overrides(flags: Mapping[str, object]) -> list[str]:
 def _queue(directory: Path, training: Sequence[str], config: Config, command: Command) -> str:
     """Prepare the run directory, submit, and return the job's id. Where any of it fails, all of it is undone."""
     from launch.slurm.submission.snapshot import take_snapshot
-    from launch.slurm.submission.submit import call_sbatch, record_submission, undone_on_failure
+    from launch.slurm.submission.submit import call_sbatch, record_submission
+    from launch.slurm.submission.undo import undone_on_failure
 
     with undone_on_failure(directory):
         prepare(training, config)

@@ -267,7 +267,7 @@ def _prepare(elements: Sequence[Element], flags: Sequence[str]) -> None:
 @contextmanager
 def _undone_on_failure(directories: Sequence[Path]) -> Iterator[None]:
     """Undo everything that the block did to these directories if it fails."""
-    from launch.slurm.submission.submit import undone_on_failure
+    from launch.slurm.submission.undo import undone_on_failure
 
     with ExitStack() as stack:
         for directory in directories:

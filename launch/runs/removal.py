@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from launch.slurm.follow import active_job
 from launch.slurm.queue import QueueError
 from trainlib.errors import UserError
-from trainlib.runs.files import locks
+from trainlib.runs.directory import RunDirectory
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.runs.status import is_running
 
@@ -45,18 +46,18 @@ def remove_runs(directories: Sequence[Path], *, force: bool) -> None:
                 f"copy: launch rm --force {directory.name} removes them, launch prune {directory.name} all but two; "
                 "nothing was removed"
             )
-    for directory in directories:
-        _remove(directory)
+    with ExitStack() as held:
+        for (
+            directory
+        ) in directories:  # all of them first: no training may begin in any, or stand in the way of the last
+            held.enter_context(RunDirectory.held(directory))
+        for directory in directories:
+            _remove(directory)
 
 
 def _remove(directory: Path) -> None:
     """Rename a run and remove it: a kill half way leaves no half of a run under its name."""
-    try:
-        lock = locks.acquire(directory / "lock", seconds=0.0)
-    except BlockingIOError as error:
-        raise UserError(f"{directory.name} is in use by a process that reads it: try again") from error
     doomed = directory.with_name(f".removed-{directory.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     directory.rename(doomed)
-    lock.close()
     shutil.rmtree(doomed)

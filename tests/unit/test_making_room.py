@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from locks import owning
+from locks import holding_lock, owning
+from parts import resolved
 from paths import REPOSITORY
 
 from launch.cli import main
-from trainlib.errors import CheckpointError
+from trainlib.errors import CheckpointError, RunDirectoryError
+from trainlib.runs.directory import RunDirectory
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint, space
 from trainlib.training.checkpoints.after import keep_after
@@ -96,6 +98,43 @@ def test_runs_are_removed_all_or_none(workdir: Path, capsys: pytest.CaptureFixtu
     assert main(["rm", "a", "b", "--force"]) == 0
     assert list((workdir / "runs").iterdir()) == []
     assert not full.exists()
+
+
+def test_none_is_removed_where_the_last_one_is_in_use(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a reader that holds its lock, for example."""
+    first, last = run_with(workdir / "runs/a", 10, 20, 30), run_with(workdir / "runs/b", 10, 20, 30)
+    with holding_lock(last, "LOCK_SH"):
+        for words in (["rm", "--force", "a", "b"], ["prune", "a", "b"]):
+            assert main(words) == 2
+            assert "b is in use by a process that reads it" in capsys.readouterr().err
+            assert names(first) == names(last) == [10, 20, 30]
+
+
+def test_none_is_pruned_where_the_last_one_has_nothing_whole(workdir: Path) -> None:
+    first, last = run_with(workdir / "runs/a", 10, 20, 30), run_with(workdir / "runs/b", 10)
+    (last / "checkpoints/step-00000010/model.safetensors").write_bytes(b"x")
+    assert main(["prune", "a", "b"]) == 2
+    assert names(first) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("words", [["rm", "--force", "run"], ["prune", "run"]])
+def test_no_training_begins_while_a_run_is_removed_or_pruned(
+    words: list[str], workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(workdir / "runs/run", 10, 20, 30)
+    refused: list[str] = []
+
+    def start(*arguments: object, **options: object) -> None:
+        monkeypatch.undo()
+        monkeypatch.chdir(workdir)
+        with pytest.raises(RunDirectoryError) as caught:
+            RunDirectory.open(resolved({"name": "run"}), fresh=True)
+        refused.append(str(caught.value))
+
+    monkeypatch.setattr(shutil, "rmtree", start)
+    assert main(words) == 0
+    assert len(refused) == 1
+    assert "runs/run is in use: process" in refused[0]
 
 
 def test_a_link_is_not_followed(workdir: Path) -> None:

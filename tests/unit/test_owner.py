@@ -84,7 +84,12 @@ def test_the_owner_counts_without_its_lock(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         assert not is_running(run.path)
-        RunDirectory.open(CONFIG, runs=tmp_path).close()
+        left = (run.path / OWNER_FILE).read_bytes(), (run.path / OWNER_FILE).stat().st_mtime_ns
+        RunDirectory.open(CONFIG, runs=tmp_path).close()  # nothing began
+    assert left == ((run.path / OWNER_FILE).read_bytes(), (run.path / OWNER_FILE).stat().st_mtime_ns)
+    taken = RunDirectory.open(CONFIG, runs=tmp_path)
+    taken.begin(CONFIG)
+    taken.close()
     assert not (run.path / OWNER_FILE).exists()
 
 

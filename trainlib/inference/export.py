@@ -80,6 +80,8 @@ def export(
     for path in (output, description_file):
         if path.exists() and not force:
             raise UserError(f"{path} exists; --force replaces it, --output names another file")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, which no file replaces; --output names another file")
     if not output.parent.is_dir():
         raise UserError(f"--output: {output.parent} is not a folder; make it first")
     model = trained_model(chosen, "cpu", code=code, command=command)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,9 +12,10 @@ from trainlib.config import Config, differences, dump_config, harmful, is_free, 
 from trainlib.errors import RunDirectoryError
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_handed_over, is_taken, read_owner
-from trainlib.runs.attempt.pulse import remove_pulse, write_pulse
+from trainlib.runs.attempt.pulse import PULSE_FILE, remove_pulse, write_pulse
 from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt
 from trainlib.runs.files import locks
+from trainlib.runs.files.as_it_was import AsItWas
 from trainlib.runs.files.durable import remove_temporary, sync_directory, write_atomically
 from trainlib.runs.files.json_records import read_json, read_lines, to_json
 from trainlib.runs.own_code.sources import NO_CODE, OwnCode, difference, write_copy
@@ -42,6 +43,7 @@ class RunDirectory:
         self._ownership: Ownership | None = None
         self._lock: TextIO | None = None
         self._made: list[Path] = []  # by `open`, innermost first
+        self._left = AsItWas(())  # by a process that was killed
         self._is_claimed = False
         self.pulse: Callable[[], Mapping[str, Any]] | None = None  # gives what progress.json is to say
         self._code = NO_CODE
@@ -83,14 +85,38 @@ class RunDirectory:
             ) from error
         return run
 
+    @classmethod
+    @contextmanager
+    def held(cls, path: Path) -> Iterator[None]:
+        """Context manager: own a run for something else than training, so that no training begins meanwhile.
+
+        Raises RunDirectoryError: in use, also by a process that only reads and holds the lock, or not writable.
+        """
+        run = cls(path)
+        try:
+            run._take()
+            if run._lock is None:
+                raise RunDirectoryError(f"{path} is in use by a process that reads it: try again")
+            yield
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{path}: cannot be written ({error.strerror or error}); mend its permissions, or the disk's room"
+            ) from error
+        finally:
+            run.close()
+
     def close(self) -> None:
         """Give the run up. What `open` has made is removed if nothing began: a refused start leaves no trace."""
         if self._ownership is not None:
             if self.is_own():
                 remove_pulse(self.path)
+                with suppress(OSError):  # in place of this process's own: nobody else may have begun meanwhile
+                    self._left.put_back()
             self._ownership.release()
             self._ownership = None
         for path in self._made:
+            if path.name == "lock" and self._lock is None:
+                continue  # another start has it
             with suppress(OSError):  # something else is in the folder by now
                 path.rmdir() if path.is_dir() else path.unlink()
         self._made = []
@@ -138,7 +164,7 @@ class RunDirectory:
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.path.parent, self.path.parent.parent):
             sync_directory(folder)  # or the run might be missing after a power cut, its checkpoints with it
-        self._made = []
+        self._made, self._left = [], AsItWas(())
         self._is_claimed = True
 
     def begin(self, config: Config) -> None:
@@ -199,6 +225,7 @@ class RunDirectory:
         while self._ownership is None:
             if not is_handed_over(self.path) and is_taken(self.path):
                 raise self._in_use()
+            self._left = self._left or AsItWas([self.path / OWNER_FILE, self.path / PULSE_FILE])
             (self.path / OWNER_FILE).unlink(missing_ok=True)  # of a process that was killed
             with suppress(FileExistsError):  # another start was faster
                 self._ownership = Ownership(self.path, owner, self._beat)

@@ -11,11 +11,12 @@ from trainlib import errors
 from trainlib.runs.machine.environment import COMMIT_FILE, git_commit
 
 NAME = "code"
+REPLACED = f".{NAME}.old"  # the copy before, until the job is queued
 SCRIPT = Path("slurm", "train.sbatch")
 
 
 def take_snapshot(directory: Path) -> Path:
-    """Copy this software to directory/code, with its commit in a file COMMIT; replace an earlier copy."""
+    """Copy this software to directory/code, with its commit in a file COMMIT; an earlier copy is moved to REPLACED."""
     code, new = directory / NAME, directory / f".{NAME}.new"
     shutil.rmtree(new, ignore_errors=True)
     for module in (launch, errors):
@@ -25,6 +26,8 @@ def take_snapshot(directory: Path) -> Path:
     commit = git_commit()
     if commit is not None:
         (new / COMMIT_FILE).write_text(f"{commit}\n")
-    shutil.rmtree(code, ignore_errors=True)
+    shutil.rmtree(directory / REPLACED, ignore_errors=True)
+    if code.exists():
+        code.rename(directory / REPLACED)
     new.rename(code)
     return code

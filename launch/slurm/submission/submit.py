@@ -6,22 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch.local.command import Command
 from launch.slurm import queue
 from launch.slurm.options import long_options, minutes_of
 from launch.slurm.queue import Partition, QueueError
-from launch.slurm.submission.snapshot import NAME as CODE
 from trainlib.config import SlurmConfig
 from trainlib.config.checking.suggest import nearest
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.runs import RUNS
 from trainlib.runs.records import jobs
 from trainlib.runs.records.jobs import job_lines, open_jobs
-from trainlib.runs.status import is_running
 
 _SECONDS = 120  # sbatch tries again by itself while the controller is busy
 
@@ -133,35 +129,4 @@ def record_submission(directory: Path, job_id: str, command: Command, array_task
         jobs.append(directory, record)
     except OSError:
         queue.cancel(job_id)
-        raise
-
-
-@contextmanager
-def undone_on_failure(directory: Path) -> Iterator[None]:
-    """Context manager: undo all changes in a run directory where the block fails.
-
-    They are files made, moved aside, set aside or rewritten. What a run made is moved and never deleted, so what was
-    there before is found again by its inode.
-    """
-    before = {path.stat().st_ino: path for path in (directory, *directory.glob("checkpoints/*")) if path.exists()}
-    texts = {path: path.read_bytes() for path in (*directory.glob("*.yaml"), *directory.glob("*.json"))}
-    had_code = (directory / CODE).exists()
-    try:
-        yield
-    except BaseException:
-        if is_running(directory):  # another process has begun to train into it
-            raise
-        if directory.exists() and directory.stat().st_ino not in before:
-            shutil.rmtree(directory)
-        for moved in (*directory.parent.glob(f"{directory.name}.old-*"), *directory.glob("checkpoints/*")):
-            origin = before.get(moved.stat().st_ino, moved)
-            if origin != moved:
-                moved.rename(origin)
-        for path, text in texts.items():
-            path.write_bytes(text)
-        if not had_code:
-            shutil.rmtree(directory / CODE, ignore_errors=True)
-        if directory.parent == RUNS:
-            with suppress(OSError):  # other runs are in it
-                RUNS.rmdir()
         raise

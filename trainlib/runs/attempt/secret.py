@@ -23,15 +23,15 @@ def secret_file(directory: Path) -> Path:
     return directory / FILE
 
 
-def make_secret(directory: Path) -> None:
-    """Make the secret of a run directory, and the directory, where they are missing.
+def make_secret(directory: Path) -> bool:
+    """Make the secret of a run directory, and the directory, where they are missing; return True if it was made.
 
     Raises RunDirectoryError where that cannot be written, or others may read it.
     """
     path = secret_file(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if read_secret(directory) is None:
+        if is_new := read_secret(directory) is None:
             path.unlink(missing_ok=True)  # a link, or what a crash has cut off
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
@@ -45,6 +45,7 @@ def make_secret(directory: Path) -> None:
             f"{path}: cannot be written ({error.strerror}); change to a folder that you may write to, or mend its "
             "permissions"
         ) from error
+    return is_new
 
 
 def read_secret(directory: Path) -> bytes | None:
@@ -58,9 +59,14 @@ def read_secret(directory: Path) -> bytes | None:
     return None
 
 
-def forget_unused(directory: Path) -> None:
-    """Remove a run directory that holds nothing but its secret: nothing was started in it."""
+def forget_unused(directory: Path, *, is_refused: bool = False) -> None:
+    """Remove a run directory that holds nothing but its secret: nothing was started in it.
+
+    is_refused   remove the secret alone from one that holds more: it was made for a start that was refused
+    """
     with suppress(OSError):
-        if os.listdir(directory) == [FILE]:
+        is_empty = os.listdir(directory) == [FILE]
+        if is_empty or is_refused:
             secret_file(directory).unlink()
+        if is_empty:
             directory.rmdir()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from trainlib.errors import CheckpointError
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.best import best_or_newest
+from trainlib.training.checkpoints.checkpoint import Checkpoint
 
 logger = logging.getLogger("trainlib.training.checkpoints")
 
@@ -23,13 +24,25 @@ def keep_after(run: Path, keep: Collection[str], *, optimizer: bool) -> int:
 
     What stays is verified before anything is removed. Raises CheckpointError where nothing whole is left.
     """
-    folder = run / "checkpoints"
-    before = size_of(folder)
-    last = checkpoint.newest(folder)
+    return remove_others(run, choose_kept(run, keep), optimizer=optimizer)
+
+
+def choose_kept(run: Path, keep: Collection[str]) -> dict[int, Checkpoint]:
+    """Return the checkpoints of a run that stay, verified, by their step; see `keep_after`."""
+    last = checkpoint.newest(run / "checkpoints")
     if last is None:
         raise CheckpointError(f"{run}: has no whole checkpoint: nothing was removed")
     chosen = {"last": last, "best": best_or_newest(run)[0]}
-    kept = {chosen[name].step: chosen[name] for name in keep}
+    return {chosen[name].step: chosen[name] for name in keep}
+
+
+def remove_others(run: Path, kept: Mapping[int, Checkpoint], *, optimizer: bool) -> int:
+    """Remove a run's checkpoints but these; return how many bytes that freed.
+
+    optimizer   as for `keep_after`
+    """
+    folder = run / "checkpoints"
+    before = size_of(folder)
     checkpoint.keep_only(folder, kept)
     if not optimizer:
         for found in kept.values():
