@@ -6,6 +6,7 @@ Importing this package does not import torch: each function is imported when it 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from trainlib.errors import ConfigError, TrainlaunchError, UserError
@@ -51,7 +52,9 @@ def __getattr__(name: str) -> Any:
     """Import and return a public name that needs torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm in a notebook, whose bars nothing here shows
+        return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

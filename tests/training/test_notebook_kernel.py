@@ -75,6 +75,7 @@ def test_an_interrupt_leaves_a_checkpoint_the_run_and_the_settings(kernel: Kerne
     (error,) = found["error"]
     assert error["ename"] == "KeyboardInterrupt"
     assert "long has stopped; the same call goes on" in error["evalue"]
+    assert "Warning" not in printed(found)
     assert "loss" in found["update_display_data"][-1]["data"]["text/html"]
     assert 'role="progressbar"' in found["display_data"][0]["data"]["text/html"]
     after = kernel.run(f"print(before == ({SETTINGS})); import sys; run = trainlib.open_run('long')\nrun")

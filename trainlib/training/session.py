@@ -138,7 +138,8 @@ def _build(
     log: TextIO,
 ) -> Training:
     """Build all that is trained with; what frozen layers give is computed once, which may take long. A collective."""
-    run.pulse = lambda: {"phase": "building the model"}
+    compiled = " and compiling" if config.train.compile else ""
+    run.pulse = lambda: {"phase": f"building{compiled} the model"}
     inputs = build_inputs(config, dataset, accelerator, start, custom)
     hang_seconds = config.train.hang_seconds
     with Watchdog(hang_seconds and max(hang_seconds, BUILDING_SECONDS), flag, log) as watchdog:
