@@ -37,6 +37,7 @@ from trainlib.runs.attempt.step_file import report_wrong_device
 from trainlib.runs.attempt.stop_request import StopFlag, ignore_stop_signals
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
+from trainlib.runs.mirror.process import mirrored, restore_from_mirror
 from trainlib.runs.own_code.loading import Loaded, load_with_code
 from trainlib.runs.own_code.sources import NO_CODE, OwnCode
 from trainlib.runs.terminal.printable import lines, print_error
@@ -126,6 +127,8 @@ def train(
         True if training is complete, False if it was asked to stop and wrote a checkpoint.
     """
     given = (custom,) if custom else ()
+    if rank == 0:
+        restore_from_mirror(config.mirror, RUNS / config.name, fresh=fresh)
     if not fresh:
         config = keep_older_values(config, RUNS / config.name / "config.yaml")
     if config.model.weights is not None:
@@ -153,19 +156,20 @@ def _train_rank_0(
 
             start = None if run.is_moved_aside else choose_checkpoint(run.checkpoints, resume or None)
             attempt = Attempt(run.path, launch_variables.world_size(), start.step if start else 0, log)
-            with recorded_attempt(attempt, lambda: not run.is_own()):
-                try:
-                    done = run_session(config, run, flag, start, attempt, log, *given)
-                except StoppedError:
-                    attempt.reason = flag.reason
-                    if not (attempt.has_begun or run.is_moved_aside):
-                        run.claim()
-                        attempt.begin(run.next_attempt())  # SLURM decides by its end
-                    raise
-            draw_curves(run.path)  # last: all that matters is safe by now
-            if done and config.checkpoint.after is not None:
-                _keep_after(run, config.checkpoint.after)
-            return done
+            with mirrored(config.mirror, run, attempt.step):
+                with recorded_attempt(attempt, lambda: not run.is_own()):
+                    try:
+                        done = run_session(config, run, flag, start, attempt, log, *given)
+                    except StoppedError:
+                        attempt.reason = flag.reason
+                        if not (attempt.has_begun or run.is_moved_aside):
+                            run.claim()
+                            attempt.begin(run.next_attempt())  # SLURM decides by its end
+                        raise
+                draw_curves(run.path)  # last: all that matters is safe by now
+                if done and config.checkpoint.after is not None:
+                    _keep_after(run, config.checkpoint.after)
+                return done
     finally:
         flag.acknowledge()
         run.close()

@@ -117,6 +117,8 @@ def run(
         click.echo(command.shell_text())
         return 0
     remove_abandoned()
+    if number > 1 and not node_rank:
+        _restore_from_mirror(config, fresh=fresh)
     asked = {"fresh": fresh, "resume": resume, "code": code}
     most = MOST_RESTARTS if restarts is None else restarts
     if most_nodes is not None:
@@ -129,6 +131,16 @@ def run(
         # In this interpreter: a second one would spend seconds on importing torch again.
         return _tell_next(call(TRAINING_MODULE, training, command.variables(os.environ), config), config.name)
     return _tell_next(_run_once(config, command, node), config.name)
+
+
+def _restore_from_mirror(config: Config, *, fresh: bool) -> None:
+    """Bring the run back, where its directory is lost, before any of several ranks looks at it."""
+    from trainlib.runs import RUNS
+    from trainlib.runs.attempt.logs import logging_to_console
+    from trainlib.runs.mirror.process import restore_from_mirror
+
+    with logging_to_console():
+        restore_from_mirror(config.mirror, RUNS / config.name, fresh=fresh)
 
 
 def _tell_next(code: int, name: str) -> int:

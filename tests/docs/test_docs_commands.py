@@ -34,6 +34,7 @@ EXCEPTIONS = {
     "launch report cv.yaml": ("needs runs of a sweep", "tests/unit/test_repeated_sweep.py"),
     "launch find-lr": ("trains a hundred steps", "tests/unit/test_range_test.py"),
     "launch find-batch": ("measures for long", "tests/unit/test_batch_sizes.py"),
+    "launch run quickstart mirror=": ("needs a bucket", "tests/faults/test_mirror.py"),
     "launch verify": ("starts groups of processes", "tests/training/test_verify.py"),
 }
 

@@ -27,6 +27,14 @@ modules: [gcc/12, cuda/12.4]
 sbatch: {mem: 64G, exclusive: true, cpus-per-task: 16, requeue: null}
 environment: {NCCL_SOCKET_IFNAME: "ib0,ib1", NCCL_IB_TIMEOUT: 22}
 """
+KEYS = {
+    "cpus_per_gpu": 8,
+    "mem": "120G",
+    "account": "mine",
+    "qos": "high",
+    "mail": "me@example.org",
+    "setup": ["module load cuda", "conda activate 'my env'"],
+}
 IN_AN_ALLOCATION = {
     "HOME": "/home/ada",
     "SLURM_CONF": "/etc/slurm.conf",
@@ -47,6 +55,9 @@ CALLS: dict[str, tuple[Job, dict[str, object], str | None, list[str], bool, dict
     "range_of_nodes": (RUN, {"nodes": "1-4", "gpus_per_node": 2}, None, [], False, {}),
     "cpus_at_a_site": (RUN, {"gpus_per_node": 0, "partition": "gpu"}, OUR_SITE, [], False, {}),
     "container": (RUN, {"nodes": 2, "gpus_per_node": 4}, "pyxis", [], True, {}),
+    "keys": (RUN, {"gpus_per_node": 2, **KEYS}, OUR_SITE, [], False, {}),
+    "keys_and_options": (RUN, KEYS, None, ["cpus-per-task=4", "qos=null", "mem-per-gpu=8G"], False, {}),
+    "apptainer": (RUN, {"nodes": 2}, "apptainer", [], False, {}),
     "own_options": (
         RUN,
         {"signal_seconds": 60},

@@ -25,11 +25,11 @@ from trainlib.config.schema.sections import (
     OptimizerConfig,
     ParamGroup,
     SchedulerConfig,
-    SlurmConfig,
     TrackingConfig,
     TrainConfig,
     WandbConfig,
 )
+from trainlib.config.schema.slurm import SlurmConfig
 from trainlib.config.schema.values import Size, canonical_precision, fold_of, sides
 
 __all__ = [

@@ -46,6 +46,7 @@ class RunDirectory:
         self._left = AsItWas(())  # by a process that was killed
         self._is_claimed = False
         self.pulse: Callable[[], Mapping[str, Any]] | None = None  # gives what progress.json is to say
+        self.on_begin: Callable[[], None] = lambda: None  # called at the end of `begin`
         self._code = NO_CODE
 
     @classmethod
@@ -174,6 +175,7 @@ class RunDirectory:
             file.unlink(missing_ok=True)  # first: a longer configuration beside them would look complete
         write_copy(self._code, self.path)  # before the file that says what it must be
         write_atomically(self.config_file, dump_config(config))
+        self.on_begin()
 
     def next_attempt(self) -> int:
         """Return the number of the attempt that is about to begin, from 1 on."""

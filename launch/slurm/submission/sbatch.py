@@ -21,6 +21,10 @@ _INSTEAD = {
     "gpus": "gpus-per-node",
     "gpus-per-task": "gpus-per-node",
     "gpus-per-socket": "gpus-per-node",
+    "cpus-per-task": "cpus-per-gpu",
+    "cpus-per-gpu": "cpus-per-task",
+    "mem-per-cpu": "mem",
+    "mem-per-gpu": "mem",
 }
 _OF_A_JOB = re.compile(r"(SLURM|PMIX?)_.*")
 _OF_AN_ALLOCATION = re.compile(r"SBATCH_.*")
@@ -55,7 +59,7 @@ def sbatch_command(
 ) -> Command:
     """Return the call of sbatch, with the environment variables that it and the job need beyond the caller's.
 
-    options    those of --sbatch, which win over the site's, as the site's do over this software's
+    options    those of --sbatch, which win over the configuration's, those over the site's, and those over our own
     inherited  the caller's environment; its variables of another job are kept from this one
     """
     code = (job.directory / "code").absolute()
@@ -63,11 +67,13 @@ def sbatch_command(
         "TRAINLAUNCH_PYTHON": python,
         "TRAINLAUNCH_CODE": str(code),
         **({"TRAINLAUNCH_MODULES": " ".join(site.modules)} if site.modules else {}),
+        **({"TRAINLAUNCH_SETUP": "\n".join(slurm.setup)} if slurm.setup else {}),
         **({"TRAINLAUNCH_SRUN": site.srun} if site.srun else {}),
         **({"TRAINLAUNCH_DEBUG": "1"} if debug else {}),
         **site.environment,
     }
-    chosen = _overridden(_overridden(_own_options(job, slurm), site.options), options)
+    chosen = _overridden(_own_options(job, slurm), site.options)
+    chosen = _overridden(_overridden(chosen, _named_options(slurm)), options)
     _check_times(chosen)
     words = [f"--{key}" if value == FLAG else f"--{key}={value}" for key, value in chosen.items() if value is not None]
     script = job.directory / "code" / "slurm" / "train.sbatch"
@@ -90,6 +96,19 @@ def _own_options(job: Job, slurm: SlurmConfig) -> Options:
         "output": str(job.directory / "logs" / log),
         "export": "ALL",  # whatever SBATCH_EXPORT says: the job's settings come through the environment
     }
+
+
+def _named_options(slurm: SlurmConfig) -> Options:
+    """Return the options that keys of the configuration give, where they are given."""
+    given = {
+        "cpus-per-gpu": str(slurm.cpus_per_gpu) if slurm.cpus_per_gpu else None,
+        "mem": slurm.mem,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "mail-user": slurm.mail,
+        "mail-type": "END,FAIL" if slurm.mail else None,
+    }
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _overridden(options: Options, by: Options) -> Options:

@@ -64,7 +64,7 @@ def check_limits(slurm: SlurmConfig, known: Sequence[Partition], options: Mappin
                 f"slurm.partition: got {name!r}, must be one of {', '.join(sorted(partitions))}"
                 + (f"; did you mean {guess}?" if guess else "")
             )
-    if "qos" in options or not names:
+    if slurm.qos or "qos" in options or not names:
         return
     time = options.get("time", slurm.time)
     minutes = minutes_of(time) if time else None

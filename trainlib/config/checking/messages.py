@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from trainlib.config.checking.suggest import edit_distance, format_value, nearest, one_of
 from trainlib.config.schema.keys import all_keys, field_at, is_named, literals, names_at, takes_null
+from trainlib.config.schema.values import SecretError
 from trainlib.errors import Mistake
 
 _TYPE_RULES = {
@@ -56,7 +57,9 @@ def schema_mistakes(error: ValidationError, values: Any, class_arguments: Iterab
         elif details["type"] == "missing":
             rule = "is missing: must be given here"
         else:
-            rule = f"got {format_value(value)}, {_value_rule(details, key, value)}"
+            is_secret = isinstance(details.get("ctx", {}).get("error"), SecretError)
+            got = "" if is_secret else f"got {format_value(value)}, "
+            rule = f"{got}{_value_rule(details, key, value)}"
         mistakes.setdefault(key, Mistake(key, rule))
     return list(mistakes.values())
 

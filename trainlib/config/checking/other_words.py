@@ -211,7 +211,7 @@ def with_words(key: str, value: Any, rule: str, *, typed: bool) -> str:
     if isinstance(value, dict) and len(value) == 1 and key not in all_keys():  # a section of another tool
         [(name, inner)] = value.items()
         return with_words(f"{key}.{name}", inner, rule, typed=typed)
-    if isinstance(value, dict | list) and key not in NO_KEY:
+    if key == "mirror" or (isinstance(value, dict | list) and key not in NO_KEY):  # the first may hold a password
         return rule
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     words = instead(key, text)

@@ -65,6 +65,15 @@ def _nodes_vary_in_elastic_mode_only(config: Config) -> Iterator[Mistake]:
         )
 
 
+def _cpus_of_gpus(config: Config) -> Iterator[Mistake]:
+    slurm = config.slurm
+    if slurm.cpus_per_gpu is not None and slurm.gpus_per_node == 0:
+        rule = (
+            f"got {slurm.cpus_per_gpu}, but slurm.gpus_per_node is 0: give --sbatch cpus-per-task={slurm.cpus_per_gpu}"
+        )
+        yield Mistake("slurm.cpus_per_gpu", f"{rule}, or leave it out")
+
+
 def _shards_for_every_process(config: Config) -> Iterator[Mistake]:
     slurm, shards = config.slurm, config.train.virtual_shards
     processes = slurm.most_nodes * slurm.processes_on_each
@@ -220,6 +229,7 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"train"}, step_rules.audit_needs_reproducible_kernels),
     ({"train", "slurm"}, _nodes_vary_in_elastic_mode_only),
     ({"train", "slurm"}, _shards_for_every_process),
+    ({"train", "slurm"}, _cpus_of_gpus),
     ({"train"}, metric_rules.early_stopping_mode),
     ({"train", "data"}, metric_rules.early_stopping_has_metric),
     ({"checkpoint"}, metric_rules.best_mode),

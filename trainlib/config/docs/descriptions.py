@@ -26,6 +26,11 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "a copy ([own_code.md](own_code.md)).",
         "code='{}'",
     ),
+    "mirror": D(
+        "An address that the run is copied to while it trains: `s3://bucket/path`, any other of fsspec's, or a folder; "
+        "it goes to `<mirror>/<name>/`. A start without a local copy goes on from there ([mirror.md](mirror.md)).",
+        "mirror=s3://my-bucket/runs",
+    ),
     "data": D(
         "The data set, its validation split, and how images become the model's input.",
         "data='{name: synthetic}'",

@@ -36,6 +36,7 @@ MISTAKES: tuple[str, ...] = (
     "data.augment='{crop: {}, crop_padding: 4}'",
     "data.augment.crop='{scale: [1.0, 0.5]}'",
     "slurm.nodes=1-4",
+    "slurm='{gpus_per_node: 0, cpus_per_gpu: 8}'",
     "train.reproducibility=elastic slurm='{nodes: 1-4, gpus_per_node: 4}'",
     "data.val_fraction=0 train.early_stopping='{metric: val/loss}'",
     "data.val_fraction=0 scheduler='{name: ReduceLROnPlateau, metric: val/loss}'",

@@ -256,6 +256,31 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "Partition; `null`: the cluster's default.",
         "slurm.partition=gpu",
     ),
+    "slurm.cpus_per_gpu": D(
+        "CPU cores for each GPU; `null`: as the cluster says.",
+        "slurm.cpus_per_gpu=8",
+    ),
+    "slurm.mem": D(
+        "Memory of each node, with the unit `K`, `M`, `G` or `T`; `null`: as the cluster says.",
+        "slurm.mem=64G",
+    ),
+    "slurm.account": D(
+        "Account that the job's time is charged to.",
+        "slurm.account=vision",
+    ),
+    "slurm.qos": D(
+        "Quality of service, which may lift or lower a partition's limits.",
+        "slurm.qos=high",
+    ),
+    "slurm.mail": D(
+        "Address or user name that SLURM writes to when the job ends or fails.",
+        "slurm.mail=me@example.org",
+    ),
+    "slurm.setup": D(
+        "Lines of bash that the job runs before it starts Python, such as `module load` or `conda activate`; what they "
+        "set reaches all nodes, and one that fails ends the job ([clusters.md](clusters.md)).",
+        "slurm.setup='[module load cuda/12.4]'",
+    ),
     "slurm.signal_seconds": D(
         "Seconds before the time limit at which the run writes a checkpoint and is queued again.",
         "slurm.signal_seconds=300",

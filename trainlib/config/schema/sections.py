@@ -16,6 +16,7 @@ from trainlib.config.schema.augment import Augment
 from trainlib.config.schema.base import Named, OpenSection, Section
 from trainlib.config.schema.framing import Resize
 from trainlib.config.schema.model import ModelConfig as ModelConfig
+from trainlib.config.schema.slurm import SlurmConfig
 from trainlib.config.schema.values import (
     Channels,
     Code,
@@ -26,8 +27,8 @@ from trainlib.config.schema.values import (
     Interval,
     Metric,
     MetricName,
+    Mirror,
     Mode,
-    NodeCount,
     Precision,
     Split,
     Warmup,
@@ -214,33 +215,6 @@ class TrackingConfig(Section):
     health: HealthConfig | None = None
 
 
-class SlurmConfig(Section):
-    """`slurm`: the resources that `launch submit` asks SLURM for."""
-
-    nodes: NodeCount = 1
-    gpus_per_node: Annotated[int, Field(ge=0)] = 1
-    processes_per_node: Annotated[int, Field(ge=1)] | None = None
-    time: Annotated[str, Field(min_length=1)] = "01:00:00"
-    partition: str | None = None
-    signal_seconds: Annotated[int, Field(ge=1)] = 120
-    max_failures: Annotated[int, Field(ge=0)] = 3
-
-    @property
-    def fewest_nodes(self) -> int:
-        """The lower end of `nodes`."""
-        return int(str(self.nodes).partition("-")[0])
-
-    @property
-    def most_nodes(self) -> int:
-        """The upper end of `nodes`."""
-        return int(str(self.nodes).rpartition("-")[2])
-
-    @property
-    def processes_on_each(self) -> int:
-        """Number of ranks on each node, unless the job gets other GPUs than are asked for here."""
-        return self.processes_per_node or self.gpus_per_node or 1
-
-
 class Config(Section):
     """The configuration of a whole run; immutable. Made by `load_config`, saved as the run directory's config.yaml."""
 
@@ -264,11 +238,13 @@ class Config(Section):
     # Where and how the data lie (they are asked if they are the same), what is done in the end, what changes no bit.
     FREE: ClassVar[tuple[str, ...]] = (
         "data.root", "data.table", "data.cache", "data.verify", "checkpoint.after", "model.checkpoint_activations",
+        "mirror",
     )  # fmt: skip
 
     name: Annotated[str, AfterValidator(check_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     code: Code = Field({})
+    mirror: Mirror | None = None
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

@@ -144,6 +144,44 @@ def fold_of(text: str) -> tuple[int, int]:
     return int(fold) - 1, int(num_folds)
 
 
+class SecretError(ValueError):
+    """A value that is wrong and may hold a password: no message repeats it."""
+
+
+def _mirror(value: object) -> object:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be an address, like s3://bucket/path, a folder, or null")
+    protocol, separator, rest = value.partition("://")
+    if separator and ("@" in rest or "?" in rest):
+        raise SecretError(
+            "must hold no user, password or token: they would be in config.yaml and in logs. Leave them out, and give "
+            "them to the library of the protocol through the environment, as AWS_ACCESS_KEY_ID for s3://"
+        )
+    if separator and (not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol) or not rest.strip("/") or "::" in rest):
+        raise ValueError("must be one address, like s3://bucket/path or gs://bucket/path, or a folder")
+    if protocol in ("http", "https"):
+        raise ValueError("must be an address that can be written to: s3://bucket/path, gs://bucket/path, a folder")
+    return value
+
+
+def _memory(value: object) -> object:
+    if not (isinstance(value, str) and re.fullmatch(r"(0|[1-9][0-9]*)[KMGT]?", value)):
+        raise ValueError("must be an amount of memory, like 64G or 500M, in quotes where it is a number alone")
+    return value
+
+
+def _slurm_word(value: object) -> object:
+    if not (isinstance(value, str) and re.fullmatch(r"[^\s,=]+", value) and value.isprintable()):
+        raise ValueError("must be one word, without blanks, commas and =")
+    return value
+
+
+def _setup_line(value: object) -> object:
+    if not (isinstance(value, str) and value.strip() and value.isprintable()):
+        raise ValueError("must be one line of bash, like module load cuda/12.4; write several as several elements")
+    return value
+
+
 def _freeze(value: object) -> object:
     is_list = isinstance(value, list) and bool(value) and all(isinstance(one, str) and one for one in value)
     if value not in (None, "features", "backbone") and not is_list:
@@ -156,6 +194,10 @@ MetricName = Annotated[str, BeforeValidator(_metric_name)]
 Code = Annotated[dict[str, str], BeforeValidator(_code)]
 Freeze = Annotated[Literal["features", "backbone"] | list[str] | None, BeforeValidator(_freeze)]
 Fold = Annotated[str, BeforeValidator(_fold), Field(json_schema_extra={"format": "fold"})]
+Memory = Annotated[str, BeforeValidator(_memory)]
+SlurmWord = Annotated[str, BeforeValidator(_slurm_word)]
+SetupLine = Annotated[str, BeforeValidator(_setup_line)]
+Mirror = Annotated[str, BeforeValidator(_mirror)]
 Channels = Annotated[int, BeforeValidator(_channels)]
 Duration = Annotated[str, BeforeValidator(_duration), Field(json_schema_extra={"format": "duration"})]
 Interval = Annotated[str, BeforeValidator(_interval), Field(json_schema_extra={"format": "interval"})]

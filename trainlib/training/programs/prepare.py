@@ -14,6 +14,7 @@ from trainlib.config import Config, keep_older_values
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError, not_permitted
 from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
+from trainlib.runs.mirror.process import restore_from_mirror
 from trainlib.runs.own_code.loading import load_with_code
 from trainlib.runs.own_code.sources import NO_CODE, OwnCode
 from trainlib.runs.terminal.printable import print_error
@@ -53,6 +54,7 @@ def prepare(config: Config, *, fresh: bool, resume: str | None, code: OwnCode = 
 
     fresh, resume   as for `RunDirectory.open`; from a named checkpoint on, newer ones are set aside
     """
+    restore_from_mirror(config.mirror, RUNS / config.name, fresh=fresh)
     if not fresh:
         config = keep_older_values(config, RUNS / config.name / "config.yaml")
     if config.model.weights is not None:
