@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import fsspec
 import ranks
+from botocore.exceptions import EndpointConnectionError
 from patience import wait_until
 
 BUCKET = "s3://bucket/some/path"
@@ -45,8 +48,16 @@ class S3Server:
     def files(self) -> dict[str, bytes]:
         """All objects in the bucket by their names below BUCKET."""
         place = BUCKET.removeprefix("s3://")
-        found: dict[str, bytes] = self._bucket().cat(place, recursive=True, on_error="omit")
-        return {name.removeprefix(f"{place}/"): content for name, content in found.items()}
+        bucket, found = self._bucket(), dict[str, bytes]()
+        for name in bucket.find(place):
+            with suppress(FileNotFoundError):  # it is being copied to
+                found[name.removeprefix(f"{place}/")] = bucket.cat_file(name)
+        return found
+
+    def steps(self) -> list[int]:
+        """The checkpoints in the bucket that are whole."""
+        names = self._bucket().find(BUCKET.removeprefix("s3://"))
+        return [int(name.split("/")[-2].removeprefix("step-")) for name in names if name.endswith("/manifest.json")]
 
     def _bucket(self) -> Any:
         return fsspec.filesystem(
@@ -54,19 +65,21 @@ class S3Server:
             endpoint_url=self.variables["AWS_ENDPOINT_URL"],
             key="x",
             secret="x",
-            client_kwargs={"region_name": "us-east-1"},
             use_listings_cache=False,
         )
 
     def _makes_bucket(self) -> bool:
         try:
             self._bucket().mkdir(BUCKET.removeprefix("s3://").split("/")[0])
-        except Exception:  # noqa: BLE001 - it does not listen yet
+        except (ConnectionError, EndpointConnectionError):  # it does not listen yet
             return False
         return True
 
 
-def train_with(variables: Mapping[str, str], arguments: list[str]) -> int:
-    """The training program with variables of the environment, inside a rank."""
+def train_with(variables: Mapping[str, str], arguments: list[str], pause: float = 0.0) -> int:
+    """The training program with variables of the environment, inside a rank; it pauses after each step."""
+    from trainlib.training.hooks import HeartbeatHook
+
     os.environ.update(variables)
+    ranks.replace(HeartbeatHook, "on_progress", lambda hook: time.sleep(pause))
     return ranks.main(arguments)
