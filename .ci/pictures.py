@@ -28,6 +28,7 @@ from trainlib.runs.run import open_run  # noqa: E402
 
 COLOURS = {"31": "#ff7b72", "32": "#7ee2a8", "33": "#e3b341", "36": "#79c0ff"}
 MONO = "font:13px/1.45 'DejaVu Sans Mono',monospace"
+MOST_BYTES = 150_000
 LAUNCH = (sys.executable, "-m", "launch")
 
 
@@ -45,9 +46,8 @@ def main(name: str) -> None:
             page.open(whole, width=width, height=height, dark=dark)
             shoot(page, f"report{file}.png")
         page.open(whole, width=1280, height=900)
-        page.evaluate(
-            "document.querySelector('.mistakes').previousElementSibling.previousElementSibling.scrollIntoView()"
-        )
+        heading = "[...document.querySelectorAll('h3')].find((each) => each.innerText.startsWith('Mistakes'))"
+        page.evaluate(f"{heading}.scrollIntoView()")
         shoot(page, "report-mistakes.png")
         card = written(scratch / "card.html", cells(name))
         page.open(card, width=1440, height=540)
@@ -66,7 +66,7 @@ def main(name: str) -> None:
                 for words in (("list",), ("status", name), ("check", "quickstart", "optimizer.lr=-1", "train.epoch=5"))
             )
             shown = written(scratch / "terminal.html", terminal(text))
-            page.open(shown, width=columns * 8 + 40, height=620 if columns > 80 else 760)
+            page.open(shown, width=columns * 8 + 40, height=570)
             shoot(page, f"terminal-{columns}.png")
 
 
@@ -76,9 +76,11 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def shoot(page: Page, name: str) -> None:
-    """Write what is on the screen, with 128 colours, which halves its size."""
+    """Write what is on the screen, with fewer colours where it takes more than MOST_BYTES."""
     page.screenshot(IMAGES / name)
-    Image.open(IMAGES / name).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(
+    if (IMAGES / name).stat().st_size < MOST_BYTES:
+        return
+    Image.open(IMAGES / name).convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(
         IMAGES / name, optimize=True
     )
 
