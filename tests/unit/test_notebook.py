@@ -117,6 +117,8 @@ OWN_LOSS = "A loss of your own: "
     [
         ("`--fresh` begins again, `--name` another run", '`fresh=True` begins again, `"name=OTHER"` another run'),
         ("`--resume` with more epochs", '`resume=""` with more epochs'),
+        ("--resume step-00000004: no such checkpoint", 'resume="step-00000004": no such checkpoint'),
+        ("choose another `--name`", "choose another `name`"),
         ("or `--name NEW train.epochs=9`", 'or `"name=NEW" train.epochs=9`'),
         (f"{OWN_LOSS}--code FILE.py loss.name=code:NAME or, in Python, fit(loss=...)", f"{OWN_LOSS}fit(loss=...)"),
         ("optimizer.lr: got -1 (command line)", "optimizer.lr: got -1 (given as key=value)"),
@@ -136,6 +138,17 @@ def test_mistakes_in_a_mapping_are_told_of_the_mapping_and_not_of_the_shipped_fi
         "  optimizer.lr: got -1, must be > 0 (the mapping given in Python)",
         '  train.epochs: got "x", must be a whole number (or null) (given as key=value)',
     ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"optimizer.lr": 0.1}, {"optimizer": {"a.b": 1}, "train": {"epochs": 2}}, {"data": {"augment": {"x.y": 1}}}],
+)
+def test_a_dotted_key_in_a_mapping_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(
+        trainlib.ConfigError, match=r"got the key \w+\.\w+: a dotted key is for `key=value`, in a mapping"
+    ):
+        trainlib.fit("quickstart", given)
 
 
 def test_this_is_no_notebook() -> None:

@@ -33,6 +33,8 @@ from trainlib.parts import Parts
 
 OLDER_DATA = {"split": "index", "decode": "pillow"}  # values that no new run has
 
+_IN_PYTHON = "the mapping given in Python"
+
 
 def load_config(
     arguments: Sequence[str | Mapping[str, Any]],
@@ -151,7 +153,20 @@ def _plain(values: Mapping[str, Any]) -> Source:
     except TypeError as error:
         rule = f"the mapping given as configuration must hold plain values, as a YAML file does: {error}"
         raise ConfigError([Mistake("", rule)]) from error
-    return Source(plain, dict.fromkeys(_dotted_keys(plain), "the mapping given in Python"))
+    rule = "got the key {}: a dotted key is for `key=value`, in a mapping it must be nested"
+    dotted = [key for section, values in plain.items() if section != "code" for key in _keys_with_dots(section, values)]
+    if dotted:
+        raise ConfigError([Mistake("", rule.format(key), _IN_PYTHON) for key in dotted])
+    return Source(plain, dict.fromkeys(_dotted_keys(plain), _IN_PYTHON))
+
+
+def _keys_with_dots(name: str, value: Any) -> Iterator[str]:
+    """Yield the keys of a mapping, and of those inside it, that hold a dot."""
+    if "." in name:
+        yield name
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _keys_with_dots(key, inner)
 
 
 def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

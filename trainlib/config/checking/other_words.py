@@ -217,7 +217,7 @@ def with_words(key: str, value: Any, rule: str, *, typed: bool) -> str:
     words = instead(key, text)
     if words is None or words == f"{key}={text}":
         return rule
-    if not typed and words not in (*NO_KEY.values(), *OWN.values()) and not words.startswith("-"):
+    if not typed and words not in (*NO_KEY.values(), *OWN.values()) and not words.startswith(("-", "launch ")):
         words = f"write {', '.join(_as_yaml(word) for word in shlex.split(words))}"
     return f"{rule}{'' if rule.endswith('?') else '.'} {sentence(words)}"
 

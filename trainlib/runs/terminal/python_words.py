@@ -8,7 +8,9 @@ from trainlib.errors import TrainlaunchError
 
 _WORDS = (
     (re.compile(r"--fresh\b"), "fresh=True"),
+    (re.compile(r"--resume ([\w./-]*step-\w+)"), r'resume="\1"'),
     (re.compile(r"--resume\b"), 'resume=""'),
+    (re.compile(r"another `--name`"), "another `name`"),
     (re.compile(r"--name ([\w.-]+)"), r'"name=\1"'),
     (re.compile(r"--name\b"), '"name=OTHER"'),
     (re.compile(r"--code FILE\.py \S+ or, in Python, "), ""),
