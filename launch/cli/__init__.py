@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ from launch.cli import (
 from launch.cli.start_page import START_PAGE
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, UserError, not_permitted
 from trainlib.runs.attempt.stop_request import ignore_stop_signals
+from trainlib.runs.terminal.colour import coloured
 from trainlib.runs.terminal.printable import encode_anything, print_error
 from trainlib.runs.terminal.streams import OutputLostError, flush_streams, leave, secure_streams
 
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, *, is_program: bool = False) ->
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption):
             error = _with_our_words(error, arguments or ())
-        error.show()
+        _show(error)
         return error.exit_code
     except OutputLostError as error:
         return error.end()
@@ -70,6 +73,14 @@ def main(arguments: Sequence[str] | None = None, *, is_program: bool = False) ->
         print_error(not_permitted(error))
         return EXIT_USER_ERROR
     return code or 0
+
+
+def _show(error: click.ClickException) -> None:
+    """Print what click says of a mistake, with `Error:` in colour on a terminal that has it."""
+    text = io.StringIO()
+    error.show(text)
+    said = re.sub(r"(?m)^Error:", lambda found: coloured(found[0], "red", sys.stderr), text.getvalue())
+    click.echo(said, err=True, nl=False)
 
 
 def _without_runs(words: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TextIO
 
 import pytest
 
+from launch.cli import main
 from launch.cli.runs import _with_colours
 from launch.local.console import say
 from trainlib.errors import UserError
@@ -55,6 +56,12 @@ def test_an_error_is_red_and_broken_between_words() -> None:
 def test_what_the_launcher_says_is_in_colour_too() -> None:
     text = shown(lambda: say("the end of the log\nerror: rank 1 was killed"))
     assert text == f"the end of the log\n{RED}error:{PLAIN} rank 1 was killed\n"
+
+
+def test_a_word_that_is_no_command_is_told_in_colour_too() -> None:
+    assert f"{RED}Error:{PLAIN} No such command 'train'. Type launch run quickstart\n" in shown(
+        lambda: main(["train", "quickstart"])
+    )
 
 
 def test_states_of_a_run_and_of_its_attempts_are_in_colour() -> None:
