@@ -31,7 +31,7 @@ from trainlib.runs.machine import launch_variables
 from trainlib.runs.machine.agent_folder import make_agent_folder, remove_agent_folder
 from trainlib.runs.records import reasons
 from trainlib.runs.records.checkpoints import find_named
-from trainlib.runs.records.reasons import EndReason
+from trainlib.runs.records.reasons import EndCode, EndReason
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
@@ -208,7 +208,9 @@ def _tell_results(
 ) -> None:
     """Log how the attempt ended, and write the evaluation of the test split; `root` is `data.root`."""
     if result is None:
-        logger.info("stopped at step %d (%s); run it again to continue", attempt.step, attempt.reason)
+        goes_on = attempt.reason is not None and attempt.reason.code is EndCode.REGROUP
+        after = "it goes on at once" if goes_on else "run it again to continue"
+        logger.info("stopped at step %d (%s); %s", attempt.step, attempt.reason, after)
     else:
         metrics = result.metrics
         precision = "" if metrics.map is None else f", mean average precision {metrics.map:.4f},"

@@ -15,7 +15,7 @@ from launch.local.nodes.members import End, Member
 
 BEAT_SECONDS = 1.0
 DEAD_SECONDS = 10.0  # without a new heartbeat, by the reader's own clock
-REACH_SECONDS = 6.0  # without an answer
+REACH_SECONDS = 10.0  # without an answer
 FORGET_SECONDS = 120.0  # a file that nobody renews is removed
 _ANSWER_SECONDS = 2.0
 _ASK_AT_ONCE = 32

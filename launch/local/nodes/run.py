@@ -199,6 +199,8 @@ class Nodes:
         self._ended, self._code, self._words = entry.number, ending.code, ending.words
         if number == 0 and ending.fault is not None:
             self._place.keep()
+            if self._place.is_asked_to_stop():  # by `launch cancel`, which kills rank 0
+                ending = replace(ending, fault=None)
         self._heart.has_ended(_end_of(ending, entry, number))
 
     def _unless_others_are_gone(self, ending: Ending, entry: Entry) -> Ending:
