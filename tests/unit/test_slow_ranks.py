@@ -78,6 +78,14 @@ def test_ranks_without_samples_are_not_compared() -> None:
     assert judge.now == ""
 
 
+def test_a_rank_with_fewer_samples_in_a_step_is_not_slow_because_each_takes_longer() -> None:
+    time = Time()
+    judge = SlowRanks(DEVICES, time)
+    for _ in range(20):
+        time.pass_(10)
+        assert judge.add([[5.0, 300.0], [5.0, 300.0], [4.9, 200.0]]) == []
+
+
 def test_only_own_work_is_measured_and_of_several_shards_the_first() -> None:
     time = Time()
     watch = Stopwatch(HostMarks(time))

@@ -35,13 +35,19 @@ class SlowRanks:
         now = self._clock()
         if now - self._began < PART_SECONDS:
             return []
-        times = {rank: seconds / samples for rank, (seconds, samples) in enumerate(self._sums) if samples}
+        whole = {rank: seconds for rank, (seconds, samples) in enumerate(self._sums) if samples}
+        times = {rank: seconds / self._sums[rank][1] for rank, seconds in whole.items()}
         began, before = self._began, self._named
         self._began, self._sums = now, [[0.0, 0.0] for _ in self._devices]
         if len(times) < 2:
             return []
-        median = statistics.median(times.values())
-        slow = {rank: own / median for rank, own in times.items() if median > 0 and own > LIMIT * median}
+        median, of_whole = statistics.median(times.values()), statistics.median(whole.values())
+        # All count the same steps. A rank with a sample less than others takes longer for each where a step has few.
+        slow = {
+            rank: own / median
+            for rank, own in times.items()
+            if own > LIMIT * median > 0 and whole[rank] > LIMIT * of_whole
+        }
         self._slow_since = {
             rank: (since, parts + 1) for rank in slow for since, parts in [self._slow_since.get(rank, (began, 0))]
         }
