@@ -2,10 +2,10 @@
 
 import sys
 
-import trainlib  # noqa: F401 - first, as it takes the current folder off the path
-
 try:
-    import fcntl  # noqa: F401 - for locks
-except ImportError:
-    print("error: trainlaunch runs on Linux and macOS; on Windows, install and use it inside WSL 2", file=sys.stderr)
+    import trainlib  # noqa: F401 - first, as it takes the current folder off the path
+except ImportError as error:
+    if error.name != "fcntl":  # which Windows lacks
+        raise
+    print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from None

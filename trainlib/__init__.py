@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 leave_current_folder()
 
+try:
+    import fcntl  # noqa: F401 - for locks
+except ImportError:
+    raise ImportError(
+        "trainlaunch runs on Linux and macOS; on Windows, install and use it inside WSL 2", name="fcntl"
+    ) from None
+
 __all__ = [
     "ConfigError",
     "Hook",

@@ -64,13 +64,13 @@ def build_classifier(
     return classifier
 
 
-def check_build(config: Config, data: DatasetInfo, custom: CustomParts = NO_CUSTOM_PARTS) -> None:
+def check_build(config: Config, data: DatasetInfo, custom: CustomParts = NO_CUSTOM_PARTS) -> torch.nn.Module:
     """Build all that the configuration names, on the meta device: shapes without memory, weights without a download.
 
     data     what the data set holds
     custom   parts of the user's own; their model is built on the CPU, as it may do what has no meaning without values
 
-    Raises UserError for what cannot be built as configured.
+    Returns the network. Raises UserError for what cannot be built as configured.
     """
     plan, _ = build_plan(config, data.labels_N, data.identities_N, data.groups_N, data.val_ids)
     num_classes, cpu = data.num_classes, torch.device("cpu")
@@ -95,6 +95,7 @@ def check_build(config: Config, data: DatasetInfo, custom: CustomParts = NO_CUST
         synchronize(classifier.module, None)
     if config.model.checkpoint_activations:
         recompute_blocks(classifier.module)
+    return classifier.module
 
 
 def check_images(classifier: Classifier, config: Config, plan: Plan, num_classes: int, world_size: int) -> None:

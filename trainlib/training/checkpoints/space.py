@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from trainlib.errors import UserError
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints.after import size_of
 from trainlib.training.step.state import TrainState
@@ -19,11 +20,24 @@ ADVICE = (
 
 def checkpoint_size(state: TrainState) -> int:
     """Return about how many bytes a checkpoint takes: model and optimizer, which mostly has two numbers a parameter."""
-    module = state.classifier.module
+    return size_of_module(state.classifier.module) + sum(map(_bytes, state.ema.tensors().values()))
+
+
+def size_of_module(module: torch.nn.Module) -> int:
+    """Return the same of a module, which may be on the meta device, without an average of its weights."""
     whole = sum(_bytes(tensor) for tensor in module.state_dict().values())
-    trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
-    average = sum(map(_bytes, state.ema.tensors().values()))
-    return whole + 2 * trained + average
+    return whole + 2 * sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
+
+
+def require_room(run: Path, module: torch.nn.Module, keep: int) -> str | None:
+    """Return a warning where not all checkpoints of a run would fit on its disk; None where they do.
+
+    Raises UserError where there is no room for two.
+    """
+    problem = space_problem(run / "checkpoints", size_of_module(module), keep)
+    if problem is not None and not problem[0]:
+        raise UserError(problem[1])
+    return problem[1] if problem is not None else None
 
 
 def space_problem(folder: Path, size: int, keep: int) -> tuple[bool, str] | None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from trainlib.config import Config, dump_config
 from trainlib.errors import EXIT_OK, UserError
+from trainlib.runs import RUNS
+from trainlib.runs.mirror.store import require_usable
 from trainlib.runs.own_code.loading import load_with_code
 from trainlib.runs.terminal.printable import lines, print_error
 from trainlib.training.programs.arguments import add_code
@@ -29,9 +31,14 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         from trainlib.data.survey.leaks import leak_notice
         from trainlib.models.code_parts import parts_of
         from trainlib.training.build.model import check_build
+        from trainlib.training.checkpoints.space import require_room
 
         custom = parts_of(config, parts)
-        check_build(config, dataset_info(config.data, config.seed, custom.load_dataset()), custom)
+        network = check_build(config, dataset_info(config.data, config.seed, custom.load_dataset()), custom)
+        if config.mirror is not None:
+            require_usable(config.mirror, RUNS / config.name)
+        if (notice := require_room(RUNS / config.name, network, config.checkpoint.keep)) is not None:
+            print(f"warning: {notice}", file=sys.stderr)
         samples = list_files(config.data, config.seed, warn=False)
         if samples is not None and (notice := leak_notice(samples)):
             print(f"warning: {lines(notice)}", file=sys.stderr)

@@ -15,6 +15,7 @@ from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError, n
 from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.mirror.process import restore_from_mirror
+from trainlib.runs.mirror.store import require_usable
 from trainlib.runs.own_code.loading import load_with_code
 from trainlib.runs.own_code.sources import NO_CODE, OwnCode
 from trainlib.runs.terminal.printable import print_error
@@ -33,9 +34,14 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         from trainlib.data import dataset_info
         from trainlib.models.code_parts import parts_of
         from trainlib.training.build.model import check_build
+        from trainlib.training.checkpoints.space import require_room
 
         custom = parts_of(config, parts)
-        check_build(config, dataset_info(config.data, config.seed, custom.load_dataset()), custom)
+        network = check_build(config, dataset_info(config.data, config.seed, custom.load_dataset()), custom)
+        if config.mirror is not None:
+            require_usable(config.mirror, RUNS / config.name)
+        if (notice := require_room(RUNS / config.name, network, config.checkpoint.keep)) is not None:
+            print(f"warning: {notice}", file=sys.stderr)
         prepare(config, fresh=options.fresh, resume=options.resume, code=code)
     except UserError as error:
         print_error(error)
