@@ -208,7 +208,8 @@ def test_every_mistake_of_a_site_is_told_with_its_place(tmp_path: Path) -> None:
 
 def test_a_site_that_is_not_there() -> None:
     with pytest.raises(
-        UserError, match=r"--site plane: no such file; did you mean plain\? \(shipped sites: plain, pyxis\)"
+        UserError,
+        match=r"--site plane: no such file; did you mean plain\? \(shipped sites: apptainer, enroot, plain, pyxis\)",
     ):
         load_site("plane")
 
