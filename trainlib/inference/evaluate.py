@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     encode_anything()
     try:
         chosen = find_checkpoint(options.model)
+        place = chosen.run.stat() if chosen.run is not None else None
         if options.predictions is not None:
             check_target(options.predictions)
         words = sys.argv[1:] if arguments is None else arguments
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for problem in read_run(chosen.run).problems:
                 print(f"warning: {printable(problem)}", file=sys.stderr)
             if options.data is None:
-                _write(chosen.run, evaluation)
+                _write(chosen.run, place, evaluation)
     return EXIT_OK
 
 
@@ -251,8 +252,11 @@ def _possible_here(config: Config) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
-def _write(run: Path, evaluation: dict[str, Any]) -> None:
+def _write(run: Path, place: os.stat_result | None, evaluation: dict[str, Any]) -> None:
+    """Write the figures into the run's directory, where it is still the one in `place`."""
     try:
+        if place is None or not os.path.samestat(place, run.stat()):
+            raise FileNotFoundError(f"{run} is not the run that was evaluated any more: it was moved, or begun again")
         write_evaluation(run, evaluation)
     except OSError as error:
         print(f"warning: the evaluation was not written ({error})", file=sys.stderr)

@@ -253,11 +253,14 @@ class RunDirectory:
         earlier, self._ownership = self._ownership, None
         if self._lock is not None:
             self._lock.close()
-        self._take(earlier.owner if earlier else None)
-        if earlier is not None:
-            earlier.abandon()
-            (old / OWNER_FILE).unlink(missing_ok=True)
-            remove_pulse(old)
+            self._lock = None
+        try:
+            self._take(earlier.owner if earlier else None)
+        finally:  # also where another start has taken the name meanwhile, which it keeps
+            if earlier is not None:
+                earlier.abandon()
+                (old / OWNER_FILE).unlink(missing_ok=True)
+                remove_pulse(old)
         with suppress(FileNotFoundError):
             (old / "STOP").rename(self.stop_file)  # asked while this start was under way
         self.is_moved_aside = False

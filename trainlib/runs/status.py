@@ -190,7 +190,15 @@ def _status(directory: Path, attempts: list[Record], summary: Record) -> str:
         return "new"
     if attempts[-1].get("event") == "start":
         return "completed" if summary.get("status") == "completed" else "interrupted"  # killed after its summary
-    return str(attempts[-1].get("status", "failed"))
+    status = str(attempts[-1].get("status", "failed"))
+    if status == "completed" and _is_to_go_on(directory):
+        return "interrupted"
+    return status
+
+
+def _is_to_go_on(directory: Path) -> bool:
+    """Return True where the results of a run were removed, as a start that makes it longer does before it begins."""
+    return not os.path.lexists(directory / "summary.json") and os.path.lexists(directory / "config.yaml")
 
 
 def _rows_at_checkpoint(files: RunFiles) -> tuple[int, int | None]:
