@@ -38,7 +38,8 @@ soak: $(VENV)/installed-dev
 		tests/slurm/test_slurm_elastic.py tests/unit/test_*_properties.py \
 		tests/training/test_model_families.py tests/unit/test_recomputation.py tests/faults/test_goes_on.py tests/faults/test_mirror.py \
 		tests/training/test_unfreezing_runs.py tests/training/test_recipe_runs.py tests/training/test_sync_batchnorm.py \
-		tests/training/test_launchers.py tests/faults/test_multinode.py tests/training/test_slow_rank.py tests/faults/test_nodes.py $(PYTEST_ARGS)
+		tests/training/test_launchers.py tests/faults/test_multinode.py tests/training/test_slow_rank.py tests/faults/test_nodes.py \
+		tests/slurm/test_slurm_search.py $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

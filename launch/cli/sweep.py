@@ -88,6 +88,8 @@ def sweep(
     if not asked.local and (asked.parallel or asked.processes):
         raise UserError("--parallel and --processes: only with --local; on SLURM: --throttle, slurm.processes_per_node")
     plan = read_sweep(Path(file), overrides, digests)
+    if plan.search and plan.search.sampler == "tpe" and not (asked.local or results):
+        raise UserError("sampler: got tpe, which samples one trial after the other: add --local, or take random")
     if asked.site and not asked.local and (of_site := _of_site(asked.site, plan)):
         plan = read_sweep(Path(file), [*overrides, *of_site], digests)
     if as_json and not results:
@@ -96,18 +98,14 @@ def sweep(
         _show_results(plan, as_json=as_json)
         return EXIT_OK
     flags = training_arguments([], fresh=asked.fresh, resume=latest, code=code)
-    if plan.search is None:
-        return _train_all(plan, flags, asked)
-    if not asked.local:
-        raise UserError(f"{file}: a search (space, rungs) runs on this machine only: add --local")
-    return _search_here(plan, flags, asked)
+    return _search_here(plan, flags, asked) if plan.search and asked.local else _train_all(plan, flags, asked)
 
 
 def _train_all(plan: Sweep, flags: Sequence[str], asked: _Asked) -> int:
     """Train every run of a sweep that is not finished to its end; return the exit code."""
-    from launch.sweep.results import is_finished
+    from launch.slurm.submission.array import open_elements
 
-    elements = [element for element in plan.elements if asked.fresh or not is_finished(element)]
+    elements = open_elements(plan, fresh=asked.fresh)
     for name, job_id in _in_queue(elements).items():
         click.echo(f"{name} is in the queue already: job {job_id}", err=True)
         elements = [element for element in elements if element.name != name]
@@ -229,8 +227,10 @@ def _submit(plan: Sweep, elements: Sequence[Element], flags: Sequence[str], aske
         )
     submit.check_limits(slurm, queue.partitions(), {**preset.options, **options})
     with _undone_on_failure([job.directory.parent, job.directory, *(RUNS / element.name for element in elements)]):
+        array.begin_search(plan, fresh=asked.fresh)
         _prepare(elements, flags)
         (job.directory / "logs").mkdir(parents=True)
+        array.write_search(job.directory, plan)
         (job.directory / array.ELEMENTS).write_text(lines)
         take_snapshot(job.directory)
         job_id = submit.call_sbatch(command)

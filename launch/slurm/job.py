@@ -13,17 +13,18 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.ending.closing import closing_words, end_record, is_dead, report_orphaned_job, requeue
+from launch.slurm.ending.closing import closing_words, end_record, is_dead, put_on_hold, report_orphaned_job, requeue
 from launch.slurm.ending.decision import decide
 from launch.slurm.ending.evidence import gather
 from launch.slurm.head import free_ports, node_names
 from launch.slurm.queue import QueueError
+from launch.slurm.search import of_trial, one_at_a_time, read_search, search_of, settle
 from trainlib.config import Config, SlurmConfig, load_config
 from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR, TrainlaunchError, UserError, not_permitted
 from trainlib.runs import RUNS
@@ -31,6 +32,7 @@ from trainlib.runs.attempt.owner import stop_token_of
 from trainlib.runs.attempt.secret import make_secret
 from trainlib.runs.attempt.stop_request import is_meant_for, read_stop_file
 from trainlib.runs.files.run_files import RunFiles
+from trainlib.runs.machine.launch_variables import STOP_AT
 from trainlib.runs.records import jobs
 from trainlib.runs.records.jobs import JobStart, job_lines
 from trainlib.runs.records.reasons import EndCode
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_parser.add_argument("--max-failures", type=int, required=True)
     end_parser.add_argument("--signal-seconds", type=int, required=True)
     end_parser.add_argument("--fewest-nodes", type=int, required=True, help="that it can go on with")
+    end_parser.add_argument("--search", type=Path, help="of which the run is a trial")
     end_parser.add_argument("--signal", default="", help="that the batch shell got")
     end_parser.add_argument("--srun-log", type=Path, required=True, help="what srun itself said")
     end_parser.add_argument("--slurmstepd", type=int, required=True, help="the daemon that serves the batch script")
@@ -92,11 +95,13 @@ def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     _withdraw_stop(directory, job)
     for record in (directory / "logs").glob("node-*.failure.json"):
         record.unlink()
+    search = search_of(arguments)
     iso_end = datetime.fromtimestamp(end_time, UTC).isoformat(timespec="seconds") if end_time else None
     where = {"nodes": nodes, "head": nodes[0], "port": ports[0], "end_time": iso_end}
     jobs.append(directory, job.as_record("begin") | where)
     print(f"job {job.queue_id}, restart {job.restart}: {directory} on {', '.join(nodes)}", file=sys.stderr)
-    return assignments(job, words, config, nodes[0], ports, end_time, environment)
+    text = assignments(job, words, config, nodes[0], ports, end_time, environment)
+    return text if search is None else f"{text}\n{_until_rung(search, config.name)}"
 
 
 def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -109,9 +114,15 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     evidence = replace(evidence, signal_seconds=options.signal_seconds)
     earlier = [line for line in lines if line.get("event") == "end" and job.of_same_job(line)]
     decision = decide(evidence, earlier, options.max_failures)
-    requeued, excluded = evidence.queue == "requeued", list[str]()
-    if decision.requeue:
-        requeued, excluded = requeue(job, evidence.lost_nodes, options.fewest_nodes)
+    search = read_search(options.search) if options.search else None
+    requeued, excluded, is_held = evidence.queue == "requeued", list[str](), False
+    with one_at_a_time(search) if search else nullcontext():
+        if search is not None:
+            decision, is_held = of_trial(search, directory.name, evidence, decision)
+        if is_held and not requeued:
+            requeued = put_on_hold(job)
+        elif decision.requeue:
+            requeued, excluded = requeue(job, evidence.lost_nodes, options.fewest_nodes)
     _withdraw_stop(directory, job, heeded=decision.cause == "stopped")
     print(closing_words(job, evidence, decision, excluded), file=sys.stderr)
     try:
@@ -121,6 +132,14 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     if not requeued and is_dead(options.slurmstepd):
         report_orphaned_job(job, decision)
     return decision.exit_code
+
+
+def _until_rung(file: Path, name: str) -> str:
+    """Return the lines of bash that have a trial of a search stop at its next rung."""
+    search = read_search(file)
+    assert search is not None, "the caller has looked"
+    settle(search, name)  # an element that was killed may not have done so
+    return f"export {STOP_AT}={search.until(name)}\npolicy+=(--search {shlex.quote(str(file))})"
 
 
 def _srun_said(directory: Path, log: Path) -> str:

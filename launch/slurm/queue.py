@@ -67,6 +67,11 @@ class JobState:
         return self.state in _WAITING
 
     @property
+    def held(self) -> bool:
+        """Return True if the job waits until somebody releases it."""
+        return self.waiting and ("held" in self.reason.lower() or self.state == "REQUEUE_HOLD")
+
+    @property
     def active(self) -> bool:
         """Return True if the job waits or runs: it has not ended for good."""
         return self.waiting or self.state in _RUNNING
@@ -126,6 +131,16 @@ def parse_states(text: str) -> dict[str, JobState]:
 def requeue(job_id: str) -> None:
     """Put a running job back into the queue. SLURM then ends its processes, the one that calls this included."""
     _run("scontrol", "requeue", job_id)
+
+
+def hold(job_id: str) -> None:
+    """Put a running job back into the queue, where it waits until it is released; its processes are ended."""
+    _run("scontrol", "requeuehold", job_id)
+
+
+def release(job_id: str) -> None:
+    """Let a job run that is held in the queue."""
+    _run("scontrol", "release", job_id)
 
 
 def cancel(job_id: str) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from launch.sweep.grid import Element, Sweep
+from launch.sweep.grid import Sweep
 from launch.sweep.search import journal
 from launch.sweep.search.halving import Targets, decide
-from launch.sweep.search.settings import TPE
+from launch.sweep.search.settings import TPE, Search
 from launch.sweep.search.trials import Trial, read_trial
 from trainlib.runs import RUNS
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How all trials of a search stand: its elements, their results, and what was decided on these."""
+    """How all trials of a search stand: their names, their results, and what was decided on these."""
 
-    elements: tuple[Element, ...]
+    names: tuple[str, ...]
     trials: tuple[Trial, ...]
     decided: Targets
 
@@ -32,18 +33,23 @@ class Standing:
 
 
 def standing(sweep: Sweep, known: dict[str, Trial] | None = None) -> Standing:
-    """Return how the trials of a sweep stand, from their rows and the journal.
+    """Return how the trials of a sweep stand; `known` as for `standing_of`."""
+    assert sweep.search is not None, "the caller has looked"
+    return standing_of([element.name for element in sweep.elements], sweep.search, RUNS / sweep.name, known)
 
-    known   trials that need not be read again, by name; those that are read are added
+
+def standing_of(names: Sequence[str], search: Search, folder: Path, known: dict[str, Trial] | None = None) -> Standing:
+    """Return how trials stand, from their rows and the journal.
+
+    folder   of the sweep, with the journal
+    known    trials that need not be read again, by name; those that are read are added
     """
-    search = sweep.search
-    assert search is not None, "the caller has looked"
-    why = journal.failed(journal.read(RUNS / sweep.name))
+    why = journal.failed(journal.read(folder))
     known = {} if known is None else known
-    for element in sweep.elements:
-        if element.name not in known:
-            known[element.name] = read_trial(RUNS / element.name, search, why.get(element.name))
-    trials = tuple(known[element.name] for element in sweep.elements)
+    for name in names:
+        if name not in known:
+            known[name] = read_trial(RUNS / name, search, why.get(name))
+    trials = tuple(known[name] for name in names)
     missing = (search.trials or 0) - len(trials) if search.sampler == TPE else 0  # to be sampled yet
     scores = [trial.scores(search) for trial in trials] + [[None] * len(search.rungs)] * missing
-    return Standing(sweep.elements, trials, decide(scores, len(search.rungs), search.reduction_factor))
+    return Standing(tuple(names), trials, decide(scores, len(search.rungs), search.reduction_factor))

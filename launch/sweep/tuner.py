@@ -126,12 +126,11 @@ class Tuner:
     def next_job(self, running: set[str]) -> Job | None:
         """Return what is to train next: who goes on to the highest rung, else the next trial; None if nothing may."""
         now = standing(self.sweep, self._known)
-        names = [element.name for element in now.elements]
-        candidates = [(rung, number) for rung, number in now.open if names[number] not in {*running, *self._held}]
+        candidates = [(rung, number) for rung, number in now.open if now.names[number] not in {*running, *self._held}]
         if candidates:
             rung, number = max(candidates, key=lambda found: (found[0], -found[1]))
-            return Job(now.elements[number], rung)
-        if self._search.sampler == TPE and len(now.elements) < (self._search.trials or 0):
+            return Job(self.sweep.elements[number], rung)
+        if self._search.sampler == TPE and len(now.names) < (self._search.trials or 0):
             self._sample(now)
             return self.next_job(running)
         return None
@@ -204,10 +203,10 @@ class Tuner:
 
     def _sample(self, now: Standing) -> None:
         """Sample a trial by TPE, write it down, and only then know of it."""
-        number = len(now.elements)
+        number = len(now.names)
         told = [
             Told(element.values, self._results(trial), trial.final)
-            for element, trial in zip(now.elements, now.trials, strict=True)
+            for element, trial in zip(self.sweep.elements, now.trials, strict=True)
             if trial.why_failed is not None or trial.is_complete or any(v is not None for v in trial.at_rungs)
         ]
         values = sample(self._search.space, told, self._search.mode, self._search.seed, number)

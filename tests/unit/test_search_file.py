@@ -151,13 +151,20 @@ def test_all_mistakes_at_once_each_with_its_place(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "s.yaml: a search (space, rungs) runs on this machine only: add --local"),
+        (["seed=3"], "no sbatch on this machine"),
         (["--parallel", "2"], "--parallel and --processes: only with --local"),
         (["--local", "optimizer.lr=1"], "optimizer.lr: is varied by s.yaml: take it out there, or here (command line)"),
     ],
 )
 @pytest.mark.usefixtures("workdir")
-def test_mistakes_of_the_command_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_of_the_command_line(
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     written(SEARCH)
     assert main(["sweep", "s.yaml", *words]) == 2
     assert message in capsys.readouterr().err

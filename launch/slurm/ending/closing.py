@@ -58,6 +58,17 @@ def requeue(job: JobStart, lost_nodes: Sequence[str], fewest_nodes: int) -> tupl
     return True, list(lost_nodes) if excluded else []
 
 
+def put_on_hold(job: JobStart) -> bool:
+    """Put this job back into the queue, to wait until it is released; return whether that worked."""
+    try:
+        insist(lambda: queue.hold(job.queue_id), PATIENCE)
+    except QueueError as error:
+        if not _is_back(job):
+            print(f"error: the job was not put back into the queue: {error}; give the command again", file=sys.stderr)
+            return False
+    return True
+
+
 def _is_back(job: JobStart) -> bool:
     """Return True if the queue says that this job was requeued."""
     with suppress(QueueError):

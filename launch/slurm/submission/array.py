@@ -6,8 +6,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.slurm import search
 from launch.slurm.submission.sbatch import Job
 from launch.sweep.grid import Element, Sweep
+from launch.sweep.results import is_finished
+from launch.sweep.search import journal
+from launch.sweep.standing import standing
 from trainlib.config import SlurmConfig
 from trainlib.errors import UserError
 from trainlib.runs import RUNS
@@ -32,6 +36,33 @@ def array_job(sweep: Sweep, elements: Sequence[Element]) -> Job:
     folder = _next_folder(RUNS / sweep.name)
     array = f"0-{len(elements) - 1}" + (f"%{sweep.throttle}" if sweep.throttle else "")
     return Job(sweep.name, folder, (f"@{folder / ELEMENTS}",), array)
+
+
+def open_elements(sweep: Sweep, *, fresh: bool) -> list[Element]:
+    """Return the runs that are still to be trained: not finished, and in a search neither failed nor out for good."""
+    if sweep.search is not None and not fresh:
+        now = standing(sweep)
+        waiting = [number for number, is_final in enumerate(now.decided.final) if not is_final]
+        numbers = sorted({*waiting, *(number for _, number in now.open)})
+        left = [sweep.elements[n] for n in numbers if now.trials[n].why_failed is None]
+        return [element for element in left if not is_finished(element)]
+    return [element for element in sweep.elements if fresh or not is_finished(element)]
+
+
+def begin_search(sweep: Sweep, *, fresh: bool) -> None:
+    """Open the journal of a search, if the sweep is one. Raises UserError where it is that of another one."""
+    if sweep.search is None:
+        return
+    folder = RUNS / sweep.name
+    if fresh:
+        journal.set_aside(folder)
+    journal.require_same_search(folder, sweep.search.settings)
+
+
+def write_search(folder: Path, sweep: Sweep) -> None:
+    """Write the search that the elements in a submission's folder belong to, if the sweep is one."""
+    if sweep.search is not None:
+        search.write_search(folder / search.SEARCH, sweep)
 
 
 def elements_text(elements: Sequence[Element]) -> str:
