@@ -20,7 +20,7 @@ from trainlib.runs.directory import RunDirectory
 from trainlib.runs.mirror.process import MirrorProcess
 from trainlib.training.checkpoints import checkpoint
 
-BLOCKS, STEPS, WARM_UP = 40, 10, 10
+BLOCKS, STEPS, WARM_UP = 24, 10, 5
 
 
 def main() -> None:

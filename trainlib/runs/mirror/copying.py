@@ -48,6 +48,7 @@ class Copier:
         from_step   of the attempt that has begun
         Raises RunDirectoryError where the mirror has what this run directory does not go on from, and MirrorError.
         """
+        shutil.rmtree(self._run / HELD, ignore_errors=True)  # of a process that was killed
         self.learn()
         require_same_history(self._run, self._store)
         if from_step == 0 and self._manifests:

@@ -28,11 +28,13 @@ from trainlib.runs.mirror import lease
 from trainlib.runs.mirror.copying import Copier
 from trainlib.runs.mirror.restoring import restore
 from trainlib.runs.mirror.store import MirrorError, Store
+from trainlib.runs.records.rows import METRICS_FILE
 
 EXIT_UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h
 CONTACT_SECONDS = 60.0  # for a mirror to answer for the first time
 POLL_SECONDS = 1.0
-ROWS_SECONDS = 10.0  # between two copies of the rows, where no checkpoint is new
+ROWS_SECONDS = 10.0  # between two copies of the rows, at least, where no checkpoint is new
+ROWS_BYTES_PER_SECOND = 1e5
 RETRY_SECONDS = 5.0
 LAST_TRIES_SECONDS = 15.0  # at the end of the training, for a mirror that does not answer
 _ORPHAN_POLL_SECONDS = 0.1
@@ -176,7 +178,10 @@ class Follower:
 
     def _copy(self, now: float, at_once: bool) -> None:
         assert self._copier is not None
-        if at_once or self._copier.has_new_checkpoint() or now - self._copied > ROWS_SECONDS:
+        pause = ROWS_SECONDS
+        with suppress(OSError):  # they are copied as a whole: the more, the less often
+            pause = max(pause, (self._run / METRICS_FILE).stat().st_size / ROWS_BYTES_PER_SECOND)
+        if at_once or self._copier.has_new_checkpoint() or now - self._copied > pause:
             self._copied = now
             self._copier.copy()
 
@@ -195,7 +200,7 @@ class Follower:
                 f"mirror: not everything is at {self._job.address}; missing there: {', '.join(missing)}; "
                 f"all of it is in {self._run}",
             )
-        elif self._store is not None:
+        if self._store is not None:
             with suppress(MirrorError):
                 lease.release(self._store, self._owner)
 
