@@ -12,6 +12,11 @@ def pins_memory(device: torch.device) -> bool:
     return device.type in _PINS_MEMORY
 
 
+def captures_graphs(device: torch.device) -> bool:
+    """Return True if what the device is given can be captured once and replayed in one launch."""
+    return device.type == "cuda"
+
+
 def free_memory(device: torch.device) -> int:
     """Return how many bytes of the device's own memory are free; 0 for a device that shares the CPU's."""
     return torch.accelerator.get_memory_info(device)[0] if pins_memory(device) else 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 # Operations that torch's own CUDA code does right without kernels: views, empty tensors, streams, communication.
 NATIVE_SPACES = ("c10d", "profiler", "prim", "_c10d_functional")
@@ -28,8 +30,19 @@ MIXED = {
 }
 
 
+# Operations whose result decides what the host does next: while a graph is captured, CUDA refuses them.
+WAITING = {f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")}
+
+
 class Emulation(TorchDispatchMode):
-    """Computes what operations on CUDA tensors would, and refuses tensors of several devices as CUDA does."""
+    """Computes what operations on CUDA tensors would, and refuses tensors of several devices as CUDA does.
+
+    recorded   the operations of the graph that is being captured; None outside of a capture
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorded: list[Callable[[], None]] | None = None
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -57,8 +70,19 @@ class Emulation(TorchDispatchMode):
         cpu_args, cpu_kwargs = pytree.tree_map(to_cpu, (args, kwargs))
         if name != "aten::_to_copy":
             cpu_kwargs.pop("pin_memory", None)
+        if self.recorded is not None:
+            _require_no_wait(name, tensors)
         result = function(*cpu_args, **cpu_kwargs)
-        return pytree.tree_map(lambda value: _to_gpu(value, aliases, target), result)
+        on_device = pytree.tree_map(lambda value: _to_gpu(value, aliases, target), result)
+        if self.recorded is not None:
+            known = {alias.untyped_storage().data_ptr() for alias, _ in aliases}
+            outputs = {
+                i: _alias(value)
+                for i, value in enumerate(pytree.tree_leaves(on_device))
+                if isinstance(value, Tensor) and value.is_cuda and value.untyped_storage().data_ptr() not in known
+            }
+            self.recorded.append(partial(_again, function, cpu_args, cpu_kwargs, outputs))
+        return on_device
 
 
 def enter() -> None:
@@ -66,8 +90,51 @@ def enter() -> None:
     torch.backends.cudnn.enabled = False  # cuDNN's and the fused attention's operations have no kernels on CPUs
     for kernel in ("flash", "mem_efficient", "cudnn"):
         getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(False)
-    Emulation().__enter__()  # type: ignore[no-untyped-call]
+    mode = Emulation()
+    mode.__enter__()  # type: ignore[no-untyped-call]
+    _emulate_graphs(mode)
     os.environ.pop("FAKE_CUDA_EMULATE", None)
+
+
+def _emulate_graphs(mode: Emulation) -> None:
+    """Let graphs record operations while they are captured, which changes nothing, and run them when replayed."""
+    library = ctypes.CDLL(f"{os.environ['FAKEGPU']}/libfakecuda.so")
+    graph: Any = torch.cuda.CUDAGraph
+    begin, end, replay = graph.capture_begin, graph.capture_end, graph.replay
+
+    def capture_begin(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        library.fakecuda_keep()
+        mode.recorded = []
+
+    def capture_end(self: Any) -> None:
+        self.recorded, mode.recorded = mode.recorded, None
+        library.fakecuda_put_back()
+        end(self)
+
+    def replay_recorded(self: Any) -> None:
+        replay(self)
+        with torch.no_grad(), _disable_current_modes():
+            for operation in self.recorded:
+                operation()
+
+    graph.capture_begin, graph.capture_end, graph.replay = capture_begin, capture_end, replay_recorded
+
+
+def _again(function: Any, args: Any, kwargs: Any, outputs: Mapping[int, Tensor]) -> None:
+    """Compute a recorded operation again, into the memory that its results had."""
+    results = pytree.tree_leaves(function(*args, **kwargs))
+    for i, output in outputs.items():
+        if output.numel():
+            output.copy_(results[i])
+
+
+def _require_no_wait(name: str, tensors: Sequence[Tensor]) -> None:
+    """Raise RuntimeError for an operation that CUDA cannot capture."""
+    copies_from_host = any(not tensor.is_cuda and tensor.dim() and not tensor.is_pinned() for tensor in tensors)
+    by_flags = name.startswith("aten::index") and any(tensor.dtype is torch.bool for tensor in tensors[1:])
+    if name in WAITING or copies_from_host or by_flags:
+        raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
 
 
 def _require_one_device(name: str, tensors: Sequence[Tensor], on_gpu: Sequence[Tensor]) -> None:

@@ -13,6 +13,7 @@ import torch
 from parts import Rows, build_trainer, make_dataset, resolved
 from torch import Tensor
 
+from trainlib.config import Config
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce import shared_memory
 from trainlib.distributed.channel import open_channel
@@ -20,6 +21,7 @@ from trainlib.distributed.stop_consensus import StopConsensus
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import TrackerHook
+from trainlib.training.step.update import CheckedUpdate, rates_of_float32
 from trainlib.training.tuning.feature_cache import cache_features
 
 # Fused on CPUs as well, where they round in another way than torch's loop does.
@@ -61,6 +63,17 @@ TRAININGS: Mapping[str, Mapping[str, Any]] = {
         "train": {"steps": 2, "batch_size": 4},
     },
 }
+# Trained with graphs and without: epochs of 8, 8 and 2 images, the learning rate changes at each step.
+LONGER = {"steps": 9, "batch_size": 8}
+CAPTURED: Mapping[str, Mapping[str, Any]] = {
+    "cnn, average": {"train": LONGER | {"average": {"decay": 0.9}}},
+    "vgg16, dropout, clipping": {
+        "model": {"name": "vgg16", "width": 0.0625},
+        "optimizer": {"name": "AdamW", "lr": 0.001, "fused": True},
+        "train": LONGER | {"clip_grad_norm": 1.0},
+    },
+    "resnet18, bf16": {"model": {"name": "resnet18"}, "train": LONGER | {"precision": "bf16"}},
+}
 NUM_IMAGES = 24
 ELASTIC = ("elastic", "elastic resnet18")
 ON_THREE = ("cnn", "micro-batches", *ELASTIC)  # more would take long
@@ -69,6 +82,7 @@ ON_THREE = ("cnn", "micro-batches", *ELASTIC)  # more would take long
 def train_all(names: list[str], output: str) -> None:
     """Run these trainings one after another, as one of the ranks; rank 0 writes what they gave to a file."""
     ranks.replace(shared_memory, "_mean", _scaled_first)
+    ranks.replace(CheckedUpdate, "apply", _with_rates_of_float32)
     results = {}
     first_port = int(os.environ.get("MASTER_PORT", "0"))
     for i, name in enumerate(names):
@@ -95,10 +109,39 @@ def trained(config: Any) -> dict[str, Any]:
         assert trainer.run(StopConsensus(StopFlag(), open_channel(config.train)))
         with trainer.state.ema.swapped_in():
             digest = weights_sha256(trainer.state.classifier.module.state_dict())
-        return {"weights": digest, "rows": rows.without_times(), "device": accelerator.device.type}
+        is_captured = trainer.graph is not None and trainer.graph.is_captured
+        return {
+            "weights": digest,
+            "rows": rows.without_times(),
+            "device": accelerator.device.type,
+            "captured": is_captured,
+        }
 
 
-def _scaled_first(memory: Any, values: Tensor) -> torch.futures.Future[Tensor]:
+_apply = CheckedUpdate.apply
+
+
+def _with_rates_of_float32(update: CheckedUpdate, *args: Any) -> Any:
+    """Step on CPUs with the learning rates that GPUs have."""
+    with rates_of_float32(update.stepped):
+        return _apply(update, *args)
+
+
+def train_captured(output: str) -> None:
+    """Write what the trainings of CAPTURED give with graphs and without, by name and by `train.cuda_graph`."""
+    results = {
+        name: {str(choice): trained(with_graph(resolved({**BASE, **changes}), choice)) for choice in ("auto", False)}
+        for name, changes in CAPTURED.items()
+    }
+    Path(output).write_text(json.dumps(results))
+
+
+def with_graph(config: Config, choice: str | bool) -> Config:
+    """Return the configuration with this `train.cuda_graph`."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"cuda_graph": choice})})
+
+
+def _scaled_first(memory: Any, values: Tensor, pace: object) -> torch.futures.Future[Tensor]:
     """Average a bucket as DistributedDataParallel does with NCCL: our sum on CPUs is divided afterwards."""
     values.mul_(1 / memory.world_size)
     memory.all_reduce(values)

@@ -142,16 +142,16 @@ def hang(arguments: list[str], step: int) -> int:
     import signal
 
     from trainlib.train import main
-    from trainlib.training import trainer
     from trainlib.training.step.state import TrainState
     from trainlib.training.step.train_step import StepResult, train_step
+    from trainlib.training.tuning import memory
 
     def stuck(state: TrainState, at: int, micro_batches: list[object], denominator: float) -> StepResult:
         if at == step and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGSTOP)
         return train_step(state, at, micro_batches, denominator)  # type: ignore[arg-type]
 
-    ranks.replace(trainer, "train_step", stuck)
+    ranks.replace(memory, "train_step", stuck)
     return main(arguments)
 
 

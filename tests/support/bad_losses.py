@@ -23,9 +23,9 @@ def train_with_faults(arguments: list[str], faults: dict[int, tuple[int, float]]
     import os
 
     from trainlib.train import main
-    from trainlib.training import trainer
     from trainlib.training.step.state import TrainState
     from trainlib.training.step.train_step import StepResult, train_step
+    from trainlib.training.tuning import memory
 
     def faulty(state: TrainState, step: int, micro_batches: list[object], denominator: float) -> StepResult:
         rank, value = faults.get(step, (None, 0.0))
@@ -38,5 +38,5 @@ def train_with_faults(arguments: list[str], faults: dict[int, tuple[int, float]]
                 hook.remove()
         return train_step(state, step, micro_batches, denominator)  # type: ignore[arg-type]
 
-    ranks.replace(trainer, "train_step", faulty)
+    ranks.replace(memory, "train_step", faulty)
     return main(arguments)

@@ -150,7 +150,7 @@ def test_a_step_that_was_not_applied_does_not_count(accelerator: Accelerator, mo
         with state.objective.module.register_forward_hook(lambda module, inputs, loss: loss * float("nan")):
             return train_step(state, step, micro_batches, denominator)
 
-    monkeypatch.setattr("trainlib.training.trainer.train_step", without_two)
+    monkeypatch.setattr("trainlib.training.tuning.memory.train_step", without_two)
     _, watch, initial = small_run(accelerator, {"decay": 0.8, "every": 2}, on_nonfinite="skip")
     assert (len(watch.raw), len(watch.averages)) == (STEPS - 2, STEPS)
     assert all(torch.equal(watch.averages[1][name], watch.averages[2][name]) for name in initial)

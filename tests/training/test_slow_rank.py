@@ -23,8 +23,8 @@ ELASTIC = ("train.reproducibility=elastic", "train.virtual_shards=4")
 def slowed(arguments: list[str], slow: int, seconds: float, scale: float) -> int:
     """In each rank: train, one of them with a pause in each step; minutes are as short as `scale` says."""
     from trainlib.distributed.pace import slow_ranks
-    from trainlib.training import trainer
     from trainlib.training.step.train_step import train_step
+    from trainlib.training.tuning import memory
 
     def later(*rest: Any) -> Any:
         time.sleep(seconds)
@@ -35,7 +35,7 @@ def slowed(arguments: list[str], slow: int, seconds: float, scale: float) -> int
     if scale < 1:  # then nothing averages what a busy machine does to a step
         ranks.replace(slow_ranks, "LIMIT", 1.5)
     if int(os.environ["RANK"]) == slow:
-        ranks.replace(trainer, "train_step", later)
+        ranks.replace(memory, "train_step", later)
     return ranks.main(arguments)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.step.accumulator import MetricAccumulator
 from trainlib.training.step.train_step import train_step
-from trainlib.training.step.update import CheckedUpdate, DeviceCheckedUpdate
+from trainlib.training.step.update import CheckedUpdate, DeviceCheckedUpdate, UpdateStatus, rates_of_float32
 from trainlib.training.trainer import Trainer
 
 TRAINING = {
@@ -53,12 +53,20 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class WithRatesOfFloat32(CheckedUpdate):
+    """Steps with the learning rates of a step that nobody waits for."""
+
+    def apply(self, grad_norm: Tensor, losses: Sequence[Tensor]) -> tuple[UpdateStatus, Sequence[float]]:
+        with rates_of_float32(self.stepped):
+            return super().apply(grad_norm, losses)
+
+
 @contextmanager
 def made(optimizer: dict[str, Any], *, unseen: bool, custom: CustomParts | None = None) -> Iterator[Trainer]:
     config = resolved(TRAINING | {"optimizer": optimizer})
     with process_group.joined(config.train) as accelerator:
         trainer = build_trainer(config, make_dataset(70), accelerator, None, custom or CustomParts())
-        chosen = DeviceCheckedUpdate if unseen else CheckedUpdate
+        chosen = DeviceCheckedUpdate if unseen else WithRatesOfFloat32
         trainer.state = replace(trainer.state, update=chosen(trainer.state.optimizer.optimizer))
         trainer.accumulator = MetricAccumulator(trainer.state, trainer.progress, "stop", 0)
         yield trainer
@@ -192,7 +200,7 @@ def first(*arguments):
     print("at the first step:", [name for name in {NEVER_BEFORE_THE_FIRST_STEP} if name in sys.modules])
     return result
 
-from trainlib.training import trainer as loop
+from trainlib.training.tuning import memory as loop
 loop.train_step = first
 train.main(["cifar10_cnn", "name=run", "data={{name: synthetic, augment: {{flip: true}}}}", "train={{steps: 1}}"])
 print("at the end:", "torch._dynamo" in sys.modules)

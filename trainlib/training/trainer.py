@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +26,10 @@ from trainlib.training.metrics.progress import Progress
 from trainlib.training.metrics.sums import Metrics, empty_sums, gather_sums, metrics_of
 from trainlib.training.step.accumulator import MetricAccumulator
 from trainlib.training.step.evaluate import OnBatch, evaluate
+from trainlib.training.step.graph import GraphSteps
 from trainlib.training.step.stages import enter_stage
 from trainlib.training.step.state import TrainState
-from trainlib.training.step.train_step import StepResult, train_step
+from trainlib.training.step.train_step import StepResult
 from trainlib.training.step.update import UpdateStatus
 from trainlib.training.tuning import memory
 
@@ -60,6 +60,7 @@ class Training:
     schedule   the learning rate of each step
     samples    the training, validation and test images
     progress   how far the run has come; changes as it trains
+    graph      replays steps; None where all of them run as ever
     """
 
     state: TrainState
@@ -68,6 +69,7 @@ class Training:
     samples: DataModule
     progress: Progress
     loop_config: LoopConfig
+    graph: GraphSteps | None = None
 
 
 class Trainer:
@@ -80,6 +82,7 @@ class Trainer:
     def __init__(self, training: Training, hooks: Sequence[Hook] = (), checkpoints: CheckpointManager | None = None):
         self.state, self.plan, self.schedule = training.state, training.plan, training.schedule
         self.samples, self.progress, self.loop_config = training.samples, training.progress, training.loop_config
+        self.graph = training.graph
         self.hooks, self.checkpoints = HookList(hooks), checkpoints
         self.clock = Clock(self.progress.seconds)
         self.accumulator = MetricAccumulator(
@@ -133,12 +136,16 @@ class Trainer:
         steps = slice(first, first + plan.total_steps - progress.step)
         batches, draws = (of_epoch[steps] for of_epoch in plan.batches_and_draws(epoch))
         denominators = map(self.state.objective.denominator, train.labels_of(batches))
-        prepared = train.train_batches(batches, epoch, self.samples.augmentation, draws, first_step=progress.step)
+        augmentation, graph = self.samples.augmentation, self.graph
+        if graph is not None:
+            prepared = train.raw_batches(batches, epoch, augmentation, draws)
+        else:
+            prepared = train.train_batches(batches, epoch, augmentation, draws, first_step=progress.step)
         fetched = self.state.pace.fetched(prepared)
         for ids_N, denominator, micro_batches in zip(batches, denominators, fetched, strict=True):
             enter_stage(self.state, progress.step, train)
             lr = self.schedule.lr
-            result = self._train_step(micro_batches, denominator)
+            result = memory.step_that_fits(self.state, progress, micro_batches, denominator, graph)
             self.accumulator.add(progress.step, result)
             progress.step += 1
             if result.status is not UpdateStatus.SKIPPED:
@@ -154,16 +161,6 @@ class Trainer:
                 self._save(must=True)
                 return True
         return False
-
-    def _train_step(self, micro_batches: Sequence[MicroBatch], denominator: float) -> StepResult:
-        """Train one step in micro-batches that fit the device's memory; the limit found holds for later steps."""
-        progress = self.progress
-        while True:
-            with suppress(torch.OutOfMemoryError):
-                return train_step(
-                    self.state, progress.step, memory.split_to_limit(micro_batches, progress.fitting), denominator
-                )
-            progress.fitting = memory.next_limit(micro_batches, progress.fitting, self.state)
 
     def _end_step(self, epoch: int, lr: float, denominator: float, count: int, result: StepResult) -> bool:
         """Do what is due at a step boundary, in this fixed order; return True at the end of training.

@@ -25,6 +25,7 @@ struct State {
     std::mutex mutex;
     std::map<std::string, unsigned long long> counts;
     std::map<char*, Block> blocks;
+    std::map<char*, std::string> kept;
     size_t used = 0;
     unsigned long long bytes = 0;
 };
@@ -124,6 +125,23 @@ void fakecuda_reset() {
 void fakecuda_set_bytes(unsigned long long bytes) { state().bytes = bytes; }
 
 unsigned long long fakecuda_used() { return state().used; }
+
+void fakecuda_keep() {
+    Lock lock(state().mutex);
+    state().kept.clear();
+    for (auto& [address, block] : state().blocks)
+        if (block.kind == Kind::device) state().kept[address] = std::string(address, block.bytes);
+}
+
+void fakecuda_put_back() {
+    Lock lock(state().mutex);
+    for (auto& [address, bytes] : state().kept) {
+        auto found = state().blocks.find(address);
+        if (found != state().blocks.end() && found->second.bytes == bytes.size())
+            memcpy(address, bytes.data(), bytes.size());
+    }
+    state().kept.clear();
+}
 
 // ---- memory
 

@@ -203,6 +203,11 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* graph, cudaGraph_t, u
     return cudaSuccess;
 }
 
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) {
+    fakecuda_mark("graph");
+    return cudaSuccess;
+}
+
 cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, size_t* count) {
     *count = 1;
     return cudaSuccess;

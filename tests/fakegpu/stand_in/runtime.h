@@ -10,6 +10,8 @@ unsigned long long fakecuda_count(const char* name);     // calls so far
 void fakecuda_reset();                                   // forget all counts
 void fakecuda_set_bytes(unsigned long long bytes);       // memory of each GPU from now on
 unsigned long long fakecuda_used();                      // bytes that cudaMalloc has given out
+void fakecuda_keep();                                    // copy what is in all device memory
+void fakecuda_put_back();                                // set it to what it was then: what is captured has not run
 }
 
 unsigned long long setting(const char* variable, unsigned long long otherwise);

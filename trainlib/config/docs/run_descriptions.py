@@ -102,6 +102,11 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "first start, and compile if that saves more time than it takes; a resumed run does the same.",
         "train.compile=auto",
     ),
+    "train.cuda_graph": D(
+        "`auto`: on an NVIDIA or AMD GPU, steps of full batches are captured once and replayed in one launch, with the "
+        "same bits, where they can be; the log says which are, or why none. `false`: every step runs by itself.",
+        "train.cuda_graph=false",
+    ),
     "train.on_nonfinite": D(
         "A gradient that is NaN or infinite is never applied: `stop` the run, or `skip` the step.",
         "train.on_nonfinite=skip",
@@ -214,11 +219,6 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
     "tracking.tensorboard": D(
         "`true`: write event files for TensorBoard.",
         "tracking.tensorboard=false",
-    ),
-    "tracking.trackers": D(
-        "More trackers, through Accelerate: `aim`, `clearml`, `comet_ml`, `dvclive`, `mlflow`, `swanlab` or `trackio`, "
-        "each in a process beside the training ([tracking.md](tracking.md)). Its own variables say where it logs to.",
-        "tracking.trackers=[mlflow]",
     ),
     "tracking.progress": D(
         "`true`: show progress on the console. `false`: only the start and the end.",

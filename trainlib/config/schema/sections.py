@@ -31,7 +31,6 @@ from trainlib.config.schema.values import (
     Mode,
     Precision,
     Split,
-    Trackers,
     Warmup,
     check_run_name,
 )
@@ -153,6 +152,7 @@ class TrainConfig(Section):
     reproducibility: Literal["exact", "elastic", "fast"] = "exact"
     virtual_shards: Annotated[int, Field(ge=1)] = 8
     compile: Literal["auto"] | bool = False
+    cuda_graph: Literal["auto", False] = "auto"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_nonfinite_steps: Annotated[int, Field(ge=0)] = 10
     hang_seconds: Annotated[float, Field(gt=0)] | None = 1800.0
@@ -211,7 +211,6 @@ class TrackingConfig(Section):
 
     wandb: WandbConfig = WandbConfig()
     tensorboard: bool = True
-    trackers: Trackers = Field([])
     progress: bool = True
     log_every: Annotated[int, Field(ge=1)] = 50
     health: HealthConfig | None = None
@@ -240,7 +239,7 @@ class Config(Section):
     # Where and how the data lie (they are asked if they are the same), what is done in the end, what changes no bit.
     FREE: ClassVar[tuple[str, ...]] = (
         "data.root", "data.table", "data.cache", "data.verify", "checkpoint.after", "model.checkpoint_activations",
-        "mirror",
+        "mirror", "train.cuda_graph",
     )  # fmt: skip
 
     name: Annotated[str, AfterValidator(check_run_name)]

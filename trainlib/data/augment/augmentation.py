@@ -53,8 +53,8 @@ class Augmentation:
     def places(self, ids_N: Tensor, epoch: int) -> Tensor:
         """Return where each sample's window is cut out, and whether it is mirrored: int64 [K, N], on the ids' device.
 
-        The K rows are, as far as they are needed: the row of the window, its column; 1 for an image that is mirrored;
-        1 for one that is turned upside down. It may be asked for a whole epoch at once.
+        The K rows are, as far as they are needed: the row of the window, its column; 1 for an image that is
+        mirrored; 1 for one that is turned upside down. It may be asked for a whole epoch at once.
 
         A sample's crop and flip depend on (seed, epoch, its index) alone, and are the same on every device. Of the 63
         bits drawn for a sample, bit 0 is the flip, bits 1-31 modulo 2p + 1 the row, bits 32-62 modulo 2p + 1 the

@@ -14,7 +14,7 @@ from trainlib.data.augment.mix import mix
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.dataset import ImageSet
-from trainlib.data.images import as_images
+from trainlib.data.images import InMemoryImages, as_images
 from trainlib.data.targets import Targets
 
 
@@ -26,12 +26,14 @@ class MicroBatch(NamedTuple):
                    micro-batch holds one dummy image, so that its rank can take part in the collectives of the step
     targets        what the model is to answer: of the classes of the samples, or of mixtures
     shard          index of the shard of the global batch
+    places_KN      of a raw micro-batch (see `BatchLoader.raw_batches`): how each image is cut and mirrored
     """
 
     ids_N: Tensor
     images_NCHW: Tensor
     targets: Targets
     shard: int
+    places_KN: Tensor | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -76,6 +78,34 @@ class BatchLoader:
         loaded = self._load([piece for pieces in steps for piece in pieces], epoch, augmentation)
         for pieces in steps:
             yield [next(loaded) for _ in pieces]
+
+    def raw_batches(
+        self, batches: Sequence[Tensor], epoch: int, augmentation: Augmentation, draws: Sequence[Tensor]
+    ) -> Iterator[list[MicroBatch]]:
+        """Yield what `train_batches` does, before it is changed on the device (see `finished`), with no kernel for it.
+
+        The images are uint8 [N, C, H, W]; or their indices, int64 [N], where all images are on the device.
+        """
+        steps = [self._pieces(batch, draws_B, 0, False) for batch, draws_B in zip(batches, draws, strict=True)]
+        loaded = self._load([piece for pieces in steps for piece in pieces], epoch, augmentation, is_raw=True)
+        for pieces in steps:
+            yield [next(loaded) for _ in pieces]
+
+    def finished(self, raw: MicroBatch, augmentation: Augmentation) -> MicroBatch:
+        """Return a micro-batch of `raw_batches` as `train_batches` gives it; the same operations for each of a size."""
+        images_NCHW = raw.images_NCHW
+        if (resident_NCHW := self._resident) is not None:
+            images_NCHW = resident_NCHW.index_select(0, images_NCHW)
+        if raw.places_KN is not None and not raw.is_empty:
+            images_NCHW = augmentation.crop_and_flip(images_NCHW, raw.places_KN)
+        return raw._replace(images_NCHW=self._to_model_input(images_NCHW), places_KN=None)
+
+    @property
+    def _resident(self) -> Tensor | None:
+        """All images, where they are on the device."""
+        images = self.images
+        is_there = isinstance(images, InMemoryImages) and images.images_NCHW.device == images.device == self.device
+        return images.images_NCHW if is_there and isinstance(images, InMemoryImages) else None
 
     def eval_batches(self, ids_N: Tensor, batch_size: int) -> Iterator[MicroBatch]:
         """Yield this rank's share of these samples, each exactly once, in batches of at most `batch_size`."""
@@ -123,7 +153,12 @@ class BatchLoader:
         return pieces
 
     def _load(
-        self, pieces: Sequence[_Piece], epoch: int | None = None, augmentation: Augmentation | None = None
+        self,
+        pieces: Sequence[_Piece],
+        epoch: int | None = None,
+        augmentation: Augmentation | None = None,
+        *,
+        is_raw: bool = False,
     ) -> Iterator[MicroBatch]:
         """Yield the micro-batches; epoch None: those of an evaluation."""
         # One transfer for all labels and indices: one for each micro-batch would cost each step some microseconds.
@@ -133,14 +168,23 @@ class BatchLoader:
         if self.device.type != "cpu":
             labels = _gather_split(self.labels_N, ids, self.device)
         if augmentation is not None and epoch is not None and draws:  # crops and flips of the whole epoch at once
-            all_KN = augmentation.places(torch.cat(list(draws)), epoch).to(self.device)
-            places = torch.split(all_KN, [len(draws_M) for draws_M in draws], dim=1)
+            sizes = [len(draws_M) for draws_M in draws]
+            parts = torch.split(augmentation.places(torch.cat(list(draws)), epoch), sizes, dim=1)
+            # In one transfer, but each batch's in one piece of memory.
+            flat = torch.cat([part.flatten() for part in parts]).to(self.device).split([part.numel() for part in parts])
+            places = [values.view(part.shape) for values, part in zip(flat, parts, strict=True)]
         targets = [Targets(*both) for both in zip(labels, cpu_labels, strict=True)]
         second = targets[len(pieces) :]  # of all pieces, or of none
         image_ids = [piece.images_M for piece in pieces]
-        images = self.images.batches(image_ids) if epoch is None else self.images.batches(image_ids, epoch, draws)
+        if is_raw and self._resident is not None:
+            images = iter(torch.split(torch.cat(image_ids).to(self.device), [len(ids_M) for ids_M in image_ids]))
+        else:
+            images = self.images.batches(image_ids) if epoch is None else self.images.batches(image_ids, epoch, draws)
         for i, (piece, images_NCHW) in enumerate(zip(pieces, images, strict=True)):
             images_NCHW = images_NCHW.to(self.device, non_blocking=True)
+            if is_raw:
+                yield MicroBatch(piece.ids_N, images_NCHW, targets[i], piece.shard, places[i])
+                continue
             if augmentation is None or epoch is None or len(piece.ids_N) == 0:
                 values = self._to_model_input(images_NCHW)
             else:

@@ -114,7 +114,12 @@ def skips_on_found_inf(optimizer: Optimizer) -> bool:
 
     torch's fused kernels do, and MuonSGD.
     """
-    return isinstance(optimizer, MuonSGD) or all(group.get("fused") for group in optimizer.param_groups)
+    return isinstance(optimizer, MuonSGD) or all_fused(optimizer)
+
+
+def all_fused(optimizer: Optimizer) -> bool:
+    """Return True if the optimizer updates all parameters by torch's fused kernels."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:

@@ -44,6 +44,7 @@ from trainlib.training.build.data import (
     require_labels,
     warn_of_useless_data,
 )
+from trainlib.training.build.graph import build_graph_steps
 from trainlib.training.build.model import build_classifier, check_images
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.label_sets import DEFAULT_THRESHOLD
@@ -143,7 +144,8 @@ def build_training(
                 logger.warning("%s", wasted)
     heartbeat()
     autotune(config.train, state, samples, progress, plan.total_steps)
-    return Training(state, plan, schedule, samples, progress, build_loop_config(config, plan.steps_per_epoch))
+    graph = build_graph_steps(config, state, samples, progress, custom)
+    return Training(state, plan, schedule, samples, progress, build_loop_config(config, plan.steps_per_epoch), graph)
 
 
 def _lengthen(schedule: Schedule, start: Checkpoint, config: Config, steps_per_epoch: int) -> None:

@@ -62,7 +62,7 @@ def train_step(state: TrainState, step: int, micro_batches: Sequence[MicroBatch]
             with explained("the second computation of train.audit"):
                 state.audit.compare(step, state.local_model, partial(weighted_loss, state, denominator=denominator))
         state.update.unscale_gradients()
-        grad_norm = _clip_gradients(state)
+        grad_norm = clip_gradients(state)
     except torch.OutOfMemoryError:
         clear_gradients(state)
         state.buffers.restore()
@@ -105,14 +105,14 @@ def _backward(
                     pace.resume()  # a wrapper for other ranks has let it stand
                 if reducer.runs_empty_shards or not micro_batch.is_empty:
                     with reducer.micro_batch(is_last=micro_batch is last):
-                        _backward_one(state, micro_batch, denominator, results)
+                        backward_one(state, micro_batch, denominator, results)
                     reducer.after_backward(len(micro_batch.targets))
         if shard == first_shard:
             pace.end_shard(sum(len(other.ids_N) for other in micro_batches if other.shard == shard))
     reducer.finish_step()
 
 
-def _backward_one(
+def backward_one(
     state: TrainState, micro_batch: MicroBatch, denominator: float, results: list[MicroBatchResult]
 ) -> None:
     """Run a micro-batch forward and backward, its loss weighted by its share of the global denominator."""
@@ -205,7 +205,7 @@ def _without_samples(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def _clip_gradients(state: TrainState) -> Tensor:
+def clip_gradients(state: TrainState) -> Tensor:
     """Clip the gradient where that is configured, and return the 2-norm that it had before."""
     if state.clip_grad_norm is not None:
         return torch.nn.utils.clip_grad_norm_(state.parameters, state.clip_grad_norm)

@@ -7,7 +7,9 @@ After an update it is known that the optimizer stepped (APPLIED) or did not (SKI
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -88,8 +90,12 @@ class DeviceCheckedUpdate(CheckedUpdate):
         super().__init__(optimizer)
         self._one: Tensor | None = None
 
-    def apply(self, grad_norm: Tensor, losses: Sequence[Tensor]) -> tuple[UpdateStatus, Sequence[float]]:
+    def apply(
+        self, grad_norm: Tensor, losses: Sequence[Tensor], rates: Sequence[Tensor] | None = None
+    ) -> tuple[UpdateStatus, Sequence[float]]:
         """Let the kernels step if all values are finite now, and were at all steps before.
+
+        rates   of the groups, scalars of the device, while a graph is captured; None: the groups' own
 
         The flag is torch's own, made for loss scalers: `found_inf`, 1.0 where a gradient is not finite.
         """
@@ -99,8 +105,32 @@ class DeviceCheckedUpdate(CheckedUpdate):
         # torch's own check for loss scalers, one kernel: it sets the flag, never clears it, and multiplies by one.
         values = [grad_norm.detach(), *(loss.detach() for loss in losses)]
         torch._amp_foreach_non_finite_check_and_unscale_(values, self.stepped.found_inf, self._one)  # type: ignore[attr-defined]
-        self.stepped.step()
+        with rates_of_float32(self.stepped, rates):
+            self.stepped.step()
         return UpdateStatus.PENDING, ()
+
+
+@contextmanager
+def rates_of_float32(optimizer: Optimizer, rates: Sequence[Tensor] | None = None) -> Iterator[None]:
+    """Context manager: the groups' learning rates are of float32 inside, or these scalars of the device.
+
+    Kernels take a rate as a number of float64 or as a scalar of float32. A graph can change only the latter, and a step
+    must give the same bits in a graph and outside.
+    """
+    groups = optimizer.param_groups
+    own: list[dict[str, Any]] = [
+        {name: group[name] for name in ("lr", "capturable") if name in group} for group in groups
+    ]
+    for i, group in enumerate(groups):
+        if rates is None:
+            group["lr"] = struct.unpack("f", struct.pack("f", group["lr"]))[0]
+        else:
+            group |= {"lr": rates[i]} | ({"capturable": True} if "capturable" in group else {})
+    try:
+        yield
+    finally:
+        for group, values in zip(groups, own, strict=True):
+            group.update(values)
 
 
 class ScaledUpdate(CheckedUpdate):

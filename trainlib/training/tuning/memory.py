@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,13 +18,37 @@ from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError
 from trainlib.models.synchronized_batchnorm import synchronized_layers
+from trainlib.training.metrics.progress import Progress
+from trainlib.training.step.graph import GraphSteps
 from trainlib.training.step.out_of_memory import ADVICE
 from trainlib.training.step.state import TrainState
-from trainlib.training.step.train_step import trial
+from trainlib.training.step.train_step import StepResult, train_step, trial
 
 logger = logging.getLogger("trainlib")
 
 STATES_OF_OPTIMIZER = 2  # tensors of a parameter's size, at most, that an optimizer makes at its first step
+
+
+def step_that_fits(
+    state: TrainState,
+    progress: Progress,
+    micro_batches: Sequence[MicroBatch],
+    denominator: float,
+    graph: GraphSteps | None = None,
+) -> StepResult:
+    """Train one step in micro-batches that fit the device's memory; the limit found holds for later steps.
+
+    graph   replays the step where it can; the micro-batches are raw ones then
+    """
+    if graph is not None:
+        if (result := graph.step(progress.step, micro_batches, denominator)) is not None:
+            return result
+        micro_batches = [graph.finished(raw) for raw in micro_batches]
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            return train_step(state, progress.step, split_to_limit(micro_batches, progress.fitting), denominator)
+        if graph is None or not graph.give_up("as memory ran out"):
+            progress.fitting = next_limit(micro_batches, progress.fitting, state)
 
 
 def split_to_limit(micro_batches: Sequence[MicroBatch], limit: int | None) -> Sequence[MicroBatch]:
