@@ -29,11 +29,18 @@ def _parse_sizes(context: click.Context, option: click.Parameter, value: str) ->
     "--processes", default="1,2", show_default=True, callback=_parse_sizes, help="Numbers of ranks to compare."
 )
 @click.option("--checkpoint", metavar="NAME", help="Where to begin.  [default: the newest with so many steps to go]")
-def verify(run: str, code: tuple[str, ...], steps: int, processes: list[int], checkpoint: str | None) -> int:
+@click.option("--whole", is_flag=True, help="Train the whole run again instead, as it was, and compare the results.")
+def verify(
+    run: str, code: tuple[str, ...], steps: int, processes: list[int], checkpoint: str | None, whole: bool
+) -> int:
     """Repeat steps with other numbers of processes; compare bits.
 
     RUN is a run's name or directory; it is only read. Compared are the gradient of every parameter, every weight and
     every reported number of each step; the first that differs is named. Exit code 0: all the same, 1: a difference.
+
+    With --whole, the run is trained again from its own config, code and data, with as many processes, in a temporary
+    place: told is whether all bits agree, else by how much each figure differs, and what of software, hardware and data
+    is other than it was.
     """
     from launch.local.command import command_here
     from launch.local.devices import choose_processes, gpus_for
@@ -45,6 +52,8 @@ def verify(run: str, code: tuple[str, ...], steps: int, processes: list[int], ch
     directory = find_run(run)
     if not (directory / "config.yaml").is_file():
         raise UserError(f"{directory}: has no config.yaml, so nothing was trained there yet: start it with launch run")
+    if whole:
+        return _verify_whole(directory, code)
     gpus = gpus_for(read_resolved(directory / "config.yaml").train.device)
     for number in processes:
         choose_processes(number, gpus)
@@ -68,6 +77,24 @@ def verify(run: str, code: tuple[str, ...], steps: int, processes: list[int], ch
     found = difference(records)
     click.echo(f"different: {found}" if found else "the same in every bit of every step")
     return 1 if found else 0
+
+
+def _verify_whole(directory: Path, code: Sequence[str]) -> int:
+    """Train a run again, tell whether it is the same; return the exit code."""
+    from launch.runs.whole import compare, text_of, trained_again
+
+    context = click.get_current_context()
+    given = [name for name in ("steps", "processes", "checkpoint") if _is_given(context, name)]
+    if given:
+        raise UserError(f"--whole: repeats the run as it was, and takes no --{given[0]}: leave one of them out")
+    with trained_again(directory, code) as again:
+        found = compare(directory, again)
+    click.echo(text_of(found, directory))
+    return 1 if found.differences else 0
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def _tell_what_is_other(lines: Sequence[Mapping[str, Any]]) -> None:

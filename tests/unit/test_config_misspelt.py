@@ -120,6 +120,7 @@ FULL: dict[str, Any] = {
         "wandb": {"mode": "offline", "project": "p", "entity": "e", "group": "g", "artifacts": False},
         "health": {"every": "100st"},
         "tensorboard": True,
+        "trackers": ["mlflow"],
         "progress": True,
         "log_every": 50,
     },

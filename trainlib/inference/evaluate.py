@@ -203,14 +203,16 @@ def _samples(chosen: ChosenCheckpoint, split: str, folder: str | None, custom: C
             f"data.root: {config.data.root} has the classes {', '.join(dataset.class_names)}, and the model knows "
             f"{', '.join(chosen.classes)}; evaluate it on other folders with --data"
         )
-    names = [file.name for file in dataset.listing.files] or None  # of the training images, then of the test
-    num_train = len(dataset.train.labels_N)
+    names: Sequence[str] | Sequence[int] | None = [file.name for file in dataset.listing.files] or None
+    num_train = len(dataset.train.labels_N)  # names are those of the training images, then of the test
+    if config.data.fold is not None and names is None:
+        of_whole = [dataset.train.identities_N, dataset.test.identities_N]
+        names = [number for numbers_N in of_whole if numbers_N is not None for number in numbers_N.tolist()]
     if split == "test":
-        in_whole = dataset.test.identities_N if config.data.fold is not None and not names else None
         return _Samples(
             dataset.test,
             torch.arange(len(dataset.test.labels_N)),
-            names and names[num_train:] if in_whole is None else in_whole.tolist(),
+            names and names[num_train:],
             lambda index: dataset.listing.file_of(num_train + index, config.data.root),
         )
     plan, val_ids = plan_of(config, dataset)

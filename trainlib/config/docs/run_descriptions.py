@@ -220,6 +220,11 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "`true`: write event files for TensorBoard.",
         "tracking.tensorboard=false",
     ),
+    "tracking.trackers": D(
+        "More trackers, through Accelerate: `aim`, `clearml`, `comet_ml`, `dvclive`, `mlflow`, `swanlab` or `trackio`, "
+        "each in a process beside the training ([tracking.md](tracking.md)). Its own variables say where it logs to.",
+        "tracking.trackers=[mlflow]",
+    ),
     "tracking.progress": D(
         "`true`: show progress on the console. `false`: only the start and the end.",
         "tracking.progress=false",

@@ -31,6 +31,7 @@ from trainlib.config.schema.values import (
     Mode,
     Precision,
     Split,
+    Trackers,
     Warmup,
     check_run_name,
 )
@@ -211,6 +212,7 @@ class TrackingConfig(Section):
 
     wandb: WandbConfig = WandbConfig()
     tensorboard: bool = True
+    trackers: Trackers = Field([])
     progress: bool = True
     log_every: Annotated[int, Field(ge=1)] = 50
     health: HealthConfig | None = None

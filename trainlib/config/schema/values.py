@@ -182,6 +182,20 @@ def _setup_line(value: object) -> object:
     return value
 
 
+def _trackers(value: object) -> object:
+    own = {"wandb": "tracking.wandb.mode", "tensorboard": "tracking.tensorboard"}
+    for name in value if isinstance(value, list) else ():
+        if name in own:
+            raise ValueError(f"must not name {name}, which has a key of its own: {own[name]}")
+    if (
+        not isinstance(value, list)
+        or not set(map(str, value)) <= set(TRACKERS)
+        or len(set(map(str, value))) < len(value)
+    ):
+        raise ValueError(f"must be a list of different trackers that Accelerate has: {', '.join(TRACKERS)}")
+    return value
+
+
 def _freeze(value: object) -> object:
     is_list = isinstance(value, list) and bool(value) and all(isinstance(one, str) and one for one in value)
     if value not in (None, "features", "backbone") and not is_list:
@@ -193,6 +207,8 @@ Metric = Annotated[NamedMetric, WrapValidator(_own_metric)]
 MetricName = Annotated[str, BeforeValidator(_metric_name)]
 Code = Annotated[dict[str, str], BeforeValidator(_code)]
 Freeze = Annotated[Literal["features", "backbone"] | list[str] | None, BeforeValidator(_freeze)]
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio")
+Trackers = Annotated[list[str], BeforeValidator(_trackers)]
 Fold = Annotated[str, BeforeValidator(_fold), Field(json_schema_extra={"format": "fold"})]
 Memory = Annotated[str, BeforeValidator(_memory)]
 SlurmWord = Annotated[str, BeforeValidator(_slurm_word)]

@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainlib.config import TrackingConfig
+from trainlib.runs.files.json_records import read_lines
 from trainlib.runs.records.rows import MetricsFile, Row, scalars
 from trainlib.training.hooks import Tracker
+from trainlib.training.tracking.others.process import TrackerJob, TrackerProcess
 from trainlib.training.tracking.tensorboard import TensorBoard
 from trainlib.training.tracking.wandb.process import Job, WandbProcess
 
@@ -57,10 +60,18 @@ def open_trackers(
         board = BestEffortTracker("TensorBoard", lambda: TensorBoard(run))
         trackers.metrics.append(board)
         trackers.health.append(board)
+    for name in config.trackers:
+        other = TrackerJob(name, str(run.absolute()), config.wandb.project, values, _count_rows(run))
+        trackers.metrics.append(BestEffortTracker(name, partial(TrackerProcess, other)))
     job = Job.of(run, config.wandb, values)
     if job.mode != "disabled":
         trackers.metrics.append(BestEffortTracker("W&B", lambda: WandbProcess(job)))
     return trackers
+
+
+def _count_rows(run: Path) -> int:
+    """Return the number of rows in metrics.jsonl, which has just been cut at the checkpoint."""
+    return len(read_lines(run / "metrics.jsonl"))
 
 
 class BestEffortTracker:

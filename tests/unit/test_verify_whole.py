@@ -1,0 +1,104 @@
+"""`launch verify RUN --whole`: the second training has the same bits, or it is told what differs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paths import REPOSITORY
+
+from launch.cli import main as launch
+from launch.runs.whole import compare, text_of
+
+ENVIRONMENT = {"versions": {"torch": "2.14"}, "num_threads": 1} | dict.fromkeys(
+    ("code", "world_size", "device", "device_name", "cpu_capability", "kernel_variables"), 1
+)
+
+
+def run_directory(path: Path, *, digest: str = "a", rows: list[dict[str, Any]], **environment: Any) -> Path:
+    checkpoint = path / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text(json.dumps({"data": {"listing": environment.pop("listing", "x")}}))
+    (path / "summary.json").write_text(json.dumps({"status": "completed", "step": 2, "weights_sha256": digest}))
+    (path / "environment.json").write_text(json.dumps(ENVIRONMENT | environment))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(loss: float, speed: float = 1.0) -> dict[str, Any]:
+    return {"time": str(speed), "step": 2, "epoch": 1, "split": "val", "loss": loss, "images_per_second": speed}
+
+
+def test_the_clock_is_not_compared(tmp_path: Path) -> None:
+    then, now = (run_directory(tmp_path / str(k), rows=[row(1.0, k)]) for k in (1, 2))
+    found = compare(then, now)
+    assert (found.differences, found.environment) == ([], [])
+    assert text_of(found, then) == "the same in every bit: weights a, and every reported figure"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"digest": "b"}, "weights_sha256 was a, is b"),
+        ({"rows": [row(1.25)]}, "val/loss: by at most 0.25"),
+        ({"rows": []}, "1 rows were reported, and 0 are"),
+    ],
+)
+def test_what_differs_is_told(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    then = run_directory(tmp_path / "then", rows=[row(1.0)])
+    now = run_directory(tmp_path / "now", **({"rows": [row(1.0)]} | change))
+    said = text_of(compare(then, now), then)
+    assert said.startswith("different: ")
+    assert says in said
+    assert "nothing is known to be other" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"versions": {"torch": "2.15"}}, "torch was 2.14, is 2.15"),
+        ({"num_threads": 4}, "num_threads was 1, is 4"),
+        ({"listing": "y"}, "data: listing was x, is y"),
+    ],
+)
+def test_what_is_other_in_the_environment_is_told(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    then = run_directory(tmp_path / "then", rows=[row(1.0)])
+    found = compare(then, run_directory(tmp_path / "now", rows=[row(1.0)], **change))
+    assert any(says in phrase for phrase in found.environment)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--steps", "3"], "takes no --steps"),
+        (["--processes", "1,2"], "takes no --processes"),
+        ([], "is not complete"),
+    ],
+)
+def test_mistakes(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/r").mkdir(parents=True)
+    (tmp_path / "runs/r/config.yaml").write_text("name: r\n")
+    assert launch(["verify", "r", "--whole", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same bits, and the run as it was; one row that was tampered with is noticed."""
+    shutil.copytree(trained, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    run = Path("runs/run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert launch(["verify", "run", "--whole"]) == 0
+    assert "the same in every bit: weights " in capfd.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert [path.name for path in Path("runs").iterdir()] == ["run"]
