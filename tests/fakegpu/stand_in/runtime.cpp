@@ -22,6 +22,7 @@ std::mutex kernels_mutex;
 auto& kernels = *new std::map<const void*, std::string>;
 thread_local int current_device = 0;
 std::atomic<bool> capturing{false};
+std::atomic<cudaStream_t> captured_stream{nullptr};
 
 int num_devices() { return static_cast<int>(setting("FAKE_CUDA_DEVICES", 1)); }
 
@@ -175,7 +176,11 @@ cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = new_handle<cudaEvent_t
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return cudaEventCreate(e); }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 1.0f, cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { return wait(); }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return wait(); }
+// A stream beside the captured one may be waited for, as CUDA allows where capture is relaxed.
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    cudaError_t result = wait();
+    return stream == captured_stream ? result : cudaSuccess;
+}
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return wait(); }
 
 cudaStreamCaptureStatus capture_status() {
@@ -187,8 +192,9 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status)
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     capturing = true;
+    captured_stream = stream;
     return cudaSuccess;
 }
 
