@@ -22,7 +22,7 @@ from trainlib.runs.mirror.layout import (
     starts,
 )
 from trainlib.runs.mirror.store import Store
-from trainlib.runs.records.checkpoints import steps_in
+from trainlib.runs.records.checkpoints import name_of, steps_in
 
 HELD = ".mirror"  # in the run directory: hard links to the checkpoint that is being copied
 
@@ -153,7 +153,7 @@ class Copier:
 
     def _hold(self, step: int) -> Path:
         """Return a folder whose files stay while they are copied, though the run prunes the checkpoint: hard links."""
-        path, held = steps_in(self._checkpoints)[step], self._run / HELD / place_of(step, "").split("/")[1]
+        path, held = self._checkpoints / name_of(step), self._run / HELD / name_of(step)  # it may be pruned by now
         shutil.rmtree(held.parent, ignore_errors=True)
         try:
             held.mkdir(parents=True)
