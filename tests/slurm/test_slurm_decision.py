@@ -59,6 +59,7 @@ EVERY_CODE = {
     EndCode.STOP_FILE: (0, "stopped", False, 75),
     EndCode.SIGNAL: (0, "preempted", True, 75),
     EndCode.OTHER_RANK: (0, "preempted", True, 75),
+    EndCode.REGROUP: (0, "preempted", True, 75),
     EndCode.RUNG: (0, "stopped", False, 75),
     EndCode.END_TIME: (0, "time_limit", True, 75),
     EndCode.LAUNCHER_DIED: (137, "failure", True, 75),

@@ -34,7 +34,7 @@ def completed(complete: Any, begun: str) -> list[str]:
         ("train.ep", ["train.epochs="]),
         ("optimizer.l", ["optimizer.layer_decay=", "optimizer.lr="]),
         ("se", ["seed="]),
-        ("mi", ["mine.yaml"]),
+        ("mi", ["mine.yaml", "mirror="]),
         ("more/", ["more/deep/", "more/other.yml"]),
         ("nothing/", []),
     ],

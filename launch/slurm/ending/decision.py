@@ -91,7 +91,7 @@ def find_cause(evidence: Evidence) -> Cause:
     if evidence.code is EndCode.END_TIME:
         return "time_limit"
     killed_when_asked = evidence.signal is not None and evidence.exit_code > 128
-    if evidence.code in (EndCode.SIGNAL, EndCode.OTHER_RANK) or killed_when_asked:
+    if evidence.code in (EndCode.SIGNAL, EndCode.OTHER_RANK, EndCode.REGROUP) or killed_when_asked:
         return "time_limit" if evidence.near_its_end else "preempted"
     return "preempted" if evidence.queue == "requeued" else "failure"
 

@@ -8,6 +8,7 @@ from trainlib.config.docs.augment_descriptions import AUGMENT_DESCRIPTIONS
 from trainlib.config.docs.description import Description
 from trainlib.config.docs.model_descriptions import MODEL_DESCRIPTIONS
 from trainlib.config.docs.run_descriptions import RUN_DESCRIPTIONS
+from trainlib.config.docs.slurm_descriptions import SLURM_DESCRIPTIONS
 
 D = Description
 
@@ -269,4 +270,5 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "scheduler='[{name: LinearLR, duration: 1ep}, {name: CosineAnnealingLR}]'",
     ),
     **RUN_DESCRIPTIONS,
+    **SLURM_DESCRIPTIONS,
 }
