@@ -140,7 +140,7 @@ FAULTY = """\
 import importlib.util, os, signal, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "trainlib.training.trainer":
+        if name != "trainlib.training.tuning.memory":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

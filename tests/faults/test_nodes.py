@@ -31,7 +31,7 @@ UNHURRIED = """\
 import importlib.util, os, sys, time
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "trainlib.training.trainer":
+        if name != "trainlib.training.tuning.memory":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
