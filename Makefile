@@ -39,7 +39,9 @@ soak: $(VENV)/installed-dev
 		tests/training/test_model_families.py tests/unit/test_recomputation.py tests/faults/test_goes_on.py tests/faults/test_mirror.py \
 		tests/training/test_unfreezing_runs.py tests/training/test_recipe_runs.py tests/training/test_sync_batchnorm.py \
 		tests/training/test_launchers.py tests/faults/test_multinode.py tests/training/test_slow_rank.py tests/faults/test_nodes.py \
-		tests/slurm/test_slurm_search.py $(PYTEST_ARGS)
+		tests/slurm/test_slurm_search.py tests/training/test_own_code_runs.py tests/training/test_search_runs.py \
+		tests/unit/test_gpu_benchmark.py tests/unit/test_speed_benchmark.py tests/docs/test_docs_python.py \
+		tests/fakegpu/test_gpu_graphs.py $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from trainlib.config import load_config
 EXCEPTIONS = {
     "launch wandb-sync": ("needs a W&B server", "tests/training/test_wandb.py"),
     "launch cache": ("removes what is kept on this machine", "tests/unit/test_cache_command.py"),
+    "launch run resnet50_v2": ("trains for a minute", "tests/training/test_recipe_runs.py"),
     "launch doctor": ("looks at the whole machine", "tests/unit/test_doctor.py"),
     "launch labels": ("needs complete folds", "tests/unit/test_label_errors.py"),
     "launch report cv.yaml": ("needs runs of a sweep", "tests/unit/test_repeated_sweep.py"),

@@ -53,7 +53,7 @@ def test_all_blocks_of_the_page_are_run() -> None:
     assert len(BLOCKS) == len(SCRIPTS) + len(AFTER)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_torchrun_starts_a_script(tmp_path: Path) -> None:
     """The page's own script under the real launcher, as two ranks."""
     (tmp_path / "train.py").write_text(SCRIPTS["stripes"])

@@ -68,9 +68,8 @@ class Gpus:
     def close(self) -> None:
         """End the server."""
         if self._server is not None:
-            assert self._server.stdin is not None
-            self._server.stdin.close()
-            self._server.wait()
+            with self._server:  # which closes its pipes and waits for it
+                pass
 
 
 def run_on_cpu(function: str, *args: object, world_size: int, cwd: Path) -> list[int]:

@@ -98,7 +98,7 @@ def whole_run(training: list[str], cwd: Path, world_size: int) -> None:
     assert launched.starts() == 1
 
 
-@pytest.mark.parametrize(("world_size", "more"), WORLDS)
+@pytest.mark.parametrize(("world_size", "more"), [pytest.param(1, (), marks=only_in_soak), *WORLDS[1:]])
 def test_killed_ranks_come_back_and_no_bit_changes(
     tmp_path: Path, images: Path, world_size: int, more: tuple[str, ...]
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 import ranks
 from paths import REPOSITORY
 from patience import HANG
+from soak import only_in_soak
 
 from trainlib.runs.status import Run, read_run
 
@@ -149,8 +150,15 @@ def assert_goes_on(launched: Launched) -> None:
     assert (start["from_step"], end["status"], end["step"]) == (newest, "completed", newest + 3)
 
 
-@pytest.mark.parametrize("moment", ["starting", "training"])
-@pytest.mark.parametrize("victim", ["launcher", "agent"])
+@pytest.mark.parametrize(
+    ("victim", "moment"),
+    [
+        ("launcher", "training"),
+        ("agent", "starting"),
+        pytest.param("launcher", "starting", marks=only_in_soak),
+        pytest.param("agent", "training", marks=only_in_soak),
+    ],
+)
 def test_without_launcher_or_agent_the_ranks_end(victim: str, moment: str, launch: Callable[..., Launched]) -> None:
     """Where they train, they stop with a checkpoint; where they wait for each other to come up, they are ended."""
     launched = launch()

@@ -56,7 +56,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=only_in_soak), 2])
 def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[str, str], world_size: int) -> None:
     digests = {}
     for name, (command, variables) in LAUNCHERS[world_size].items():

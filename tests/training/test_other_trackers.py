@@ -13,10 +13,12 @@ import accelerate.tracking
 import pytest
 import ranks
 import tiny
+from patience import HANG
 
 from trainlib.config import load_config
 from trainlib.errors import ConfigError
 from trainlib.runs.records.rows import scalars
+from trainlib.training.tracking.others import process
 from trainlib.training.tracking.others.follower import Follower, flat
 from trainlib.training.tracking.others.process import TrackerJob, TrackerProcess, _environment
 
@@ -150,6 +152,12 @@ def test_values_are_flat() -> None:
     assert dict(flat({"a": {"b": 1, "c": {"d": None}}, "e": "x"})) == {"a.b": 1, "a.c.d": "null", "e": "x"}
 
 
+def patient(words: list[str]) -> int:
+    """The training program, which waits at its end until the tracker has everything."""
+    ranks.replace(process, "CLOSING_SECONDS", HANG)
+    return ranks.main(words)
+
+
 @pytest.mark.slow
 def test_rows_in_mlflow_are_those_of_the_run_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real MLflow with its file store, read through its own package: one run, every row once."""
@@ -162,7 +170,8 @@ def test_rows_in_mlflow_are_those_of_the_run_after_a_stop(tmp_path: Path, monkey
     more = ("tracking.trackers=[mlflow]", "tracking.wandb.mode=disabled")
     for epochs in (1, 2):
         words = [*tiny.arguments(tmp_path / "images", epochs, 2, *more), "--resume"]
-        assert ranks.train(words[: None if epochs == 2 else -1], cwd=tmp_path) == [0], ranks.console(tmp_path)
+        codes = ranks.run(patient, words[: None if epochs == 2 else -1], world_size=1, cwd=tmp_path)
+        assert codes == [0], ranks.console(tmp_path)
     client = mlflow.MlflowClient(store)
     experiment = client.get_experiment_by_name("trainlaunch")
     assert experiment is not None

@@ -24,6 +24,7 @@ import yaml
 from paths import REPOSITORY
 from patience import HANG
 from PIL import Image
+from soak import only_in_soak
 
 import trainlib
 from trainlib.config import read_resolved
@@ -242,7 +243,7 @@ def test_every_command_of_the_page(place: Path) -> None:
     assert RunDirectory(Path("runs/own-2")).summary()["world_size"] == 2
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_two_processes_give_the_same_weights_under_each_launcher_and_through_fit(place: Path) -> None:
     more = ["train.epochs=1"]
     accelerate = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
@@ -261,7 +262,7 @@ def test_two_processes_give_the_same_weights_under_each_launcher_and_through_fit
     assert all(found == values[0] for found in values)
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_a_sweep_uses_the_copies(place: Path) -> None:
     (place / "tune.yaml").write_text(
         "configs: [own.yaml]\ngrid: {loss.gamma: [1.0, 2.0]}\noverrides: {train.epochs: 1}\n"

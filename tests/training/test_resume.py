@@ -60,7 +60,7 @@ def test_three_ranks_add_their_gradients_in_the_same_order_after_a_resume(tmp_pa
     assert tiny.rows(stopped) == tiny.rows(whole)
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_stopping_at_every_step_in_turn_changes_no_bit(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()

@@ -53,7 +53,7 @@ def test_stopped_at_rungs_and_continued_no_bit_is_other(tmp_path: Path, world_si
     assert tiny.rows(cwd) == tiny.rows(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_search_whose_tuner_is_killed(workdir: Path) -> None:
     """Its trial goes on, and the next tuner waits for it; every trial that is promoted ends with the bits of a plain
     run of its command."""

@@ -93,7 +93,7 @@ def test_without_it_they_are_not(tmp_path: Path, images: Path) -> None:
         pytest.param(
             MODEL, [], {"freeze": "[conv1.*, bn1.*, layer1.*]"}, (1, 4), id="frozen-stem", marks=only_in_soak
         ),
-        pytest.param("shufflenet_v2_x0_5", [], {}, (1, 2, 4), id="branches-shufflenet", marks=pytest.mark.slow),
+        pytest.param("shufflenet_v2_x0_5", [], {}, (1, 2, 4), id="branches-shufflenet", marks=only_in_soak),
         pytest.param(
             "googlenet", ["data.image_size=64", "train.epochs=1"], {}, (1, 2, 4), id="googlenet", marks=only_in_soak
         ),
@@ -102,7 +102,7 @@ def test_without_it_they_are_not(tmp_path: Path, images: Path) -> None:
             id="dropout-efficientnet", marks=only_in_soak,
         ),
         pytest.param(
-            MODEL, [], {"checkpoint_activations": True}, (1, 2, 4), id="recomputed", marks=pytest.mark.slow
+            MODEL, [], {"checkpoint_activations": True}, (1, 2, 4), id="recomputed", marks=only_in_soak
         ),
     ],
 )  # fmt: skip

@@ -174,7 +174,7 @@ def test_stopping_where_a_stage_begins_changes_no_bit(tmp_path: Path) -> None:
         pytest.param(1, (NORM, SGD, AVERAGE), AROUND, id="1-rank-norm", marks=only_in_soak),
         pytest.param(2, (MODEL, AVERAGE), AROUND, id="2-ranks", marks=only_in_soak),
         pytest.param(2, (NORM, SGD), AROUND, id="2-ranks-norm", marks=only_in_soak),
-        pytest.param(2, (NORM, *ELASTIC), AROUND, id="elastic"),
+        pytest.param(2, (NORM, *ELASTIC), AROUND, id="elastic", marks=only_in_soak),
         pytest.param(3, (MODEL, SGD), (1, 4), id="3-ranks", marks=only_in_soak),
     ],
 )

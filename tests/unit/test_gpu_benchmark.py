@@ -118,7 +118,7 @@ def test_recipes_and_a_network_are_compared(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "airbench" / "model.pt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_vgg16_and_waits(tmp_path: Path) -> None:
     table = run(tmp_path, "--parts", "vgg16,waits")
     assert "\n| VGG16: ours / Accelerate, tensors |" in table

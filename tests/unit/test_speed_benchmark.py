@@ -71,7 +71,7 @@ def test_rounds_that_agree_leave_no_doubt() -> None:
     assert bootstrap([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ranks_share_a_step(tmp_path: Path) -> None:
     """Two processes and one take turns, and the losses of both halves add up to those of the whole."""
     command = [sys.executable, "-m", "bench.run", "--quick", "--batch-size", "16", "--parts", "ranks"]
