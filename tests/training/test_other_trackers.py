@@ -152,8 +152,9 @@ def test_values_are_flat() -> None:
     assert dict(flat({"a": {"b": 1, "c": {"d": None}}, "e": "x"})) == {"a.b": 1, "a.c.d": "null", "e": "x"}
 
 
-def patient(words: list[str]) -> int:
-    """The training program, which waits at its end until the tracker has everything."""
+def patient(variables: dict[str, str], words: list[str]) -> int:
+    """The training program with these variables, which waits at its end until the tracker has everything."""
+    os.environ |= variables
     ranks.replace(process, "CLOSING_SECONDS", HANG)
     return ranks.main(words)
 
@@ -164,13 +165,13 @@ def test_rows_in_mlflow_are_those_of_the_run_after_a_stop(tmp_path: Path, monkey
     import mlflow
 
     store = f"file:{tmp_path / 'mlruns'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    variables = {"MLFLOW_TRACKING_URI": store, "MLFLOW_ALLOW_FILE_STORE": "true"}
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # for the client below
     tiny.make_images(tmp_path / "images")
     more = ("tracking.trackers=[mlflow]", "tracking.wandb.mode=disabled")
     for epochs in (1, 2):
         words = [*tiny.arguments(tmp_path / "images", epochs, 2, *more), "--resume"]
-        codes = ranks.run(patient, words[: None if epochs == 2 else -1], world_size=1, cwd=tmp_path)
+        codes = ranks.run(patient, variables, words[: None if epochs == 2 else -1], world_size=1, cwd=tmp_path)
         assert codes == [0], ranks.console(tmp_path)
     client = mlflow.MlflowClient(store)
     experiment = client.get_experiment_by_name("trainlaunch")
