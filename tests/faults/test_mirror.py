@@ -41,6 +41,12 @@ def files(cwd: Path) -> dict[str, bytes]:
     return {path.relative_to(run).as_posix(): path.read_bytes() for kind in kinds for path in run.glob(kind)}
 
 
+def gone(folder: Path) -> bool:
+    """Remove a folder in which a process that ends just now may still write; return True once that is done."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
+
+
 def start(server: S3Server, training: list[str], cwd: Path, pause: float = 0.0) -> ranks.Ranks:
     return ranks.start(train_with, server.variables, training, pause, world_size=1, cwd=cwd)
 
@@ -63,7 +69,7 @@ def test_killed_with_its_disk_removed_it_goes_on_from_the_bucket(
         under_way.signal(0, signal.SIGKILL)
         assert under_way.wait() == [-signal.SIGKILL], ranks.console(lost)
         from_steps.append(tiny.attempts(lost, "start")[-1]["from_step"])
-        shutil.rmtree(lost / "runs")
+        wait_until(lambda: gone(lost / "runs"))
     assert start(server, training, lost).wait() == [0], ranks.console(lost)
     tiny.assert_same_result(lost, whole)
     from_steps.append(tiny.attempts(lost, "start")[-1]["from_step"])
