@@ -2,6 +2,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
@@ -83,9 +84,18 @@ cudaError_t copy(void* to, const void* from, size_t bytes) {
 
 }  // namespace
 
+// Read once in each process: while another thread changes the environment, getenv may find nothing.
 unsigned long long setting(const char* name, unsigned long long otherwise) {
-    const char* text = getenv(name);
-    return text ? strtoull(text, nullptr, 10) : otherwise;
+    static std::mutex* mutex = new std::mutex;
+    static auto* known = new std::map<std::string, unsigned long long>;
+    static pid_t reader = 0;
+    Lock lock(*mutex);
+    if (reader != getpid()) known->clear();
+    reader = getpid();
+    auto [found, is_new] = known->try_emplace(name, otherwise);
+    const char* text = is_new ? getenv(name) : nullptr;
+    if (text) found->second = strtoull(text, nullptr, 10);
+    return found->second;
 }
 
 unsigned long long device_bytes() {
