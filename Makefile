@@ -29,19 +29,10 @@ test-slow: $(VENV)/installed-dev
 coverage: $(VENV)/installed-dev
 	$(PYTEST) $(call IN_PARALLEL,3) -m "not slow" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
-# The tests of faults at their full length, for hours: kills, damage, full disks, signals; and properties with more examples.
+# All tests, those of faults at their full length, for hours: kills, damage, full disks, signals; properties with more
+# examples. PYTEST_ARGS=FILE... for some of them.
 soak: $(VENV)/installed-dev
-	SOAK=1 $(PYTEST) tests/faults/test_kills.py tests/faults/test_damage.py tests/faults/test_disk.py tests/faults/test_signals.py \
-		tests/faults/test_malicious.py tests/faults/test_hostile_runs.py tests/training/test_resume.py \
-		tests/training/test_augmented.py tests/faults/test_failures.py tests/faults/test_launch_deaths.py \
-		tests/training/test_elastic.py tests/faults/test_elastic_faults.py tests/slurm/test_slurm_faults.py \
-		tests/slurm/test_slurm_elastic.py tests/unit/test_*_properties.py \
-		tests/training/test_model_families.py tests/unit/test_recomputation.py tests/faults/test_goes_on.py tests/faults/test_mirror.py \
-		tests/training/test_unfreezing_runs.py tests/training/test_recipe_runs.py tests/training/test_sync_batchnorm.py \
-		tests/training/test_launchers.py tests/faults/test_multinode.py tests/training/test_slow_rank.py tests/faults/test_nodes.py \
-		tests/slurm/test_slurm_search.py tests/training/test_own_code_runs.py tests/training/test_search_runs.py \
-		tests/unit/test_gpu_benchmark.py tests/unit/test_speed_benchmark.py tests/docs/test_docs_python.py \
-		tests/fakegpu/test_gpu_graphs.py $(PYTEST_ARGS)
+	SOAK=1 $(PYTEST) $(or $(PYTEST_ARGS),tests)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import pytest
 import ranks
 from patience import HANG
 from PIL import Image
+from soak import only_in_soak
 
 SHARD_PICTURES = 20
 PICTURES = 200  # in ten shards
@@ -87,7 +88,7 @@ def test_after_a_kill_only_the_rest_is_decoded(pictures: Path, tmp_path: Path, h
     assert not list(cache.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=only_in_soak)])
 def test_ranks_that_start_together_share_the_decoding(pictures: Path, tmp_path: Path, world_size: int) -> None:
     assert (
         ranks.run(load, str(pictures), str(tmp_path / "cache"), world_size=world_size, cwd=tmp_path) == [0] * world_size

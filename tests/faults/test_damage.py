@@ -160,7 +160,7 @@ def test_the_newest_good_one_is_found_among_damaged_ones(tmp_path: Path, damage:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES[: rounds(3, len(DAMAGES))], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGES[: rounds(1, len(DAMAGES))], ids=lambda damage: damage.__name__)
 def test_a_training_goes_on_bitwise_from_the_newest_good_one(tmp_path: Path, damage: Damage) -> None:
     images = tmp_path / "images"
     tiny.make_images(images)

@@ -76,7 +76,10 @@ def test_every_call_of_saving_and_pruning_may_fail(tmp_path: Path, code: int, fo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("world_size", "rank"),
+    [pytest.param(1, 0, marks=only_in_soak), (2, 0), pytest.param(2, 1, marks=only_in_soak)],
+)
 def test_every_call_of_a_training_may_fail(tmp_path: Path, images: Path, world_size: int, rank: int) -> None:
     """Once, and for good from there on: the run goes on or ends with one message, and the next one is bitwise."""
     training = tiny.arguments(images, 3, EVERY)

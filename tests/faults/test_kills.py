@@ -44,7 +44,7 @@ def assert_little_was_lost(cwd: Path, reached: list[int], intervals: int = 1) ->
     ("world_size", "background", "kills"),
     [
         (2, False, rounds(5, 200)),
-        (2, True, rounds(3, 50)),
+        pytest.param(2, True, 50, marks=only_in_soak),
         pytest.param(1, False, 150, marks=only_in_soak),
         pytest.param(3, False, 100, marks=only_in_soak),
         pytest.param(4, True, 100, marks=only_in_soak),
@@ -171,7 +171,7 @@ def test_a_kill_at_every_point_of_saving_and_pruning_loses_nothing(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=only_in_soak), 2])
 def test_a_training_killed_at_any_call_that_writes_goes_on_bitwise(
     tmp_path: Path, images: Path, world_size: int
 ) -> None:

@@ -176,6 +176,7 @@ def test_without_launcher_or_agent_the_ranks_end(victim: str, moment: str, launc
         assert_goes_on(launched)
 
 
+@only_in_soak
 def test_ranks_without_our_launcher_notice_that_their_agent_died(launch: Callable[..., Launched]) -> None:
     launched = launch(by_hand=True)
     launched.wait_until_it_trains()

@@ -82,6 +82,7 @@ def listeners() -> Iterator[Callable[[int], None]]:
         listener.close()
 
 
+@only_in_soak
 def test_two_jobs_on_the_same_nodes_at_once(
     submit: Callable[..., Job], listeners: Callable[[int], None], images: Path, whole: Path
 ) -> None:

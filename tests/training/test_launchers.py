@@ -80,7 +80,7 @@ def test_the_same_weights_from_every_launcher(tmp_path: Path, environment: dict[
 @pytest.mark.parametrize(
     "more",
     [
-        "train.reproducibility=elastic",
+        pytest.param("train.reproducibility=elastic", marks=only_in_soak),
         pytest.param("train.micro_batch_size=8", marks=only_in_soak),
         pytest.param("model.freeze=features", marks=only_in_soak),
     ],

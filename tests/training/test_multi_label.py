@@ -16,6 +16,7 @@ import ranks
 import tiny
 import torch
 from PIL import Image
+from soak import only_in_soak
 from stopping import train_until
 
 from launch.report.facts.run_facts import read_facts
@@ -197,7 +198,7 @@ def test_bits_do_not_depend_on_stops_storage_or_ranks(tmp_path: Path, table: Pat
         assert tiny.rows(folders[name]) == tiny.rows(folders["whole"]), name
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_a_small_network_learns_the_labels(tmp_path: Path) -> None:
     label_sets.write_table(tmp_path, 1000)
     long = ["train={epochs: 6, batch_size: 32}", "optimizer={name: AdamW, lr: 2e-3}", "scheduler=null"]

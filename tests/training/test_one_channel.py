@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from soak import only_in_soak
 from torch import Tensor
 
 from launch.cli import main as launch
@@ -100,7 +101,7 @@ def test_one_picture_gives_one_number(scans: Path, capsys: pytest.CaptureFixture
     assert launch(["report", "run"]) == 0
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_an_exported_file_takes_one_channel(scans: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     assert train(words("train={epochs: 1, batch_size: 6}")) == 0

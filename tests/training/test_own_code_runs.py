@@ -230,7 +230,7 @@ def program(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_every_command_of_the_page(place: Path) -> None:
     """All of them as they stand, then: the same weights at the same number of processes."""
     for command in COMMANDS:

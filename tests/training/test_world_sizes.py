@@ -10,6 +10,7 @@ import pytest
 import ranks
 import torch
 from parts import make_dataset
+from soak import only_in_soak
 
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
@@ -65,8 +66,18 @@ def test_ranks_together_see_what_one_process_sees(micro_batch_size: int | None) 
             assert torch.equal(torch.cat([part[step][1] for part in parts]), labels)
 
 
+WEIGHTED = "loss={weight: [1,2,3,4,5,1,2,3,4,5]}"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [[], ["train.micro_batch_size=2"], ["loss={weight: [1,2,3,4,5,1,2,3,4,5]}"]])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param([], marks=only_in_soak),
+        [WEIGHTED, "train.micro_batch_size=2"],
+        pytest.param([WEIGHTED], marks=only_in_soak),
+    ],
+)
 def test_losses_and_learning_rates_do_not_depend_on_the_world_size(tmp_path: Path, changes: list[str]) -> None:
     rows = {}
     for world_size in (1, 2, 4):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import REPOSITORY
+from soak import only_in_soak
 from tiny import make_images
 
 from bench.gpu import run as benchmark
@@ -102,7 +103,7 @@ def run(folder: Path, *arguments: str) -> str:
     return (folder / "results" / "table.md").read_text()
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_recipes_and_a_network_are_compared(tmp_path: Path) -> None:
     make_images(tmp_path / "images")
     for name, text in (("clone/airbench94_muon.py", SCRIPT), ("recipe/fast.yaml", RECIPE)):

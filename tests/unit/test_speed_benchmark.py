@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from paths import REPOSITORY
+from soak import only_in_soak
 from tiny import make_images
 
 from bench.arms import ARMS, DOCUMENTED, TENSORS, TUTORIALS
@@ -19,7 +20,7 @@ from bench.scaling import CNN, all_reduce, efficiency, step_seconds
 from bench.verdicts import Verdict, verdict_table, verdicts
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_every_arm_trains_the_same_curve(tmp_path: Path) -> None:
     """Two rounds of our training, the bare loop and two of the peers, from class folders: no curve is refused."""
     make_images(tmp_path / "images")
