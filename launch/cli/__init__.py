@@ -13,25 +13,12 @@ from typing import NoReturn
 import click
 
 import trainlib.runs
-from launch.cli import (
-    cache,
-    data_set,
-    disk,
-    doctor,
-    find,
-    init,
-    labels,
-    model,
-    pack,
-    report,
-    run,
-    runs,
-    slurm,
-    sweep,
-    tracking,
-    verify,
-)
-from launch.cli.start_page import START_PAGE
+from launch.cli import doctor, model, slurm
+from launch.cli.command_line.start_page import START_PAGE
+from launch.cli.data import cache, data_set, labels, pack
+from launch.cli.runs import disk, report, status, tracking, verify
+from launch.cli.sweeps import sweep
+from launch.cli.training import find, init, run
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainlaunchError, UserError, not_permitted
 from trainlib.runs.attempt.stop_request import ignore_stop_signals
 from trainlib.runs.terminal.colour import coloured
@@ -111,7 +98,7 @@ def _program_name() -> str:
 
 def _with_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.NoSuchOption:
     """Return the error with the words to type in place of another tool's option, if they are known."""
-    from launch.cli.other_words import for_option
+    from launch.cli.command_line.other_words import for_option
 
     command = error.ctx.command.name if error.ctx else None
     answer = for_option(error.option_name, words, command or "")
@@ -143,7 +130,7 @@ class _InOrder(click.Group):
         """Find the command; of one that there is not, say what to type."""
         word = args[0]
         if word not in self.commands and not word.startswith("-") and not ctx.resilient_parsing:
-            from launch.cli.other_words import for_command
+            from launch.cli.command_line.other_words import for_command
 
             answer = for_command(word, args[1:], list(self.commands))
             ctx.fail(f"No such command {word!r}." + (f" Type {answer}" if answer else ""))
@@ -174,11 +161,11 @@ _COMMANDS = (
     slurm.slurm_script,
     sweep.sweep,
     labels.labels,
-    runs.list_runs,
-    runs.status,
-    runs.logs,
-    runs.stop,
-    runs.cancel,
+    status.list_runs,
+    status.status,
+    status.logs,
+    status.stop,
+    status.cancel,
     doctor.doctor,
     disk.rm,
     disk.prune,

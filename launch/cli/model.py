@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from launch.cli.arguments import call, code_words, own_code, parse_processes
-from launch.cli.completion import complete_run
-from launch.cli.start_page import tell_next
+from launch.cli.command_line.arguments import call, code_words, own_code, parse_processes
+from launch.cli.command_line.completion import complete_run
+from launch.cli.command_line.start_page import tell_next
 from trainlib.errors import EXIT_OK, UserError
 
 MODEL = "RUN|CHECKPOINT"

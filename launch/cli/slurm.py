@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.arguments import ResumableCommand, call, checked_config, configs, own_code, refuse_fresh_resume
+from launch.cli.command_line.arguments import (
+    ResumableCommand,
+    call,
+    checked_config,
+    configs,
+    own_code,
+    refuse_fresh_resume,
+)
 from launch.local.command import Command, config_arguments, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED
 

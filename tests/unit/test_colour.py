@@ -12,7 +12,7 @@ from typing import TextIO
 import pytest
 
 from launch.cli import main
-from launch.cli.runs import _with_colours
+from launch.cli.runs.status import _with_colours
 from launch.local.console import say
 from trainlib.errors import UserError
 from trainlib.runs.terminal.printable import print_error

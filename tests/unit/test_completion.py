@@ -15,7 +15,7 @@ import yaml
 from paths import REPOSITORY
 
 from launch.cli import cli
-from launch.cli.completion import complete_config, complete_run
+from launch.cli.command_line.completion import complete_config, complete_run
 from trainlib.config import shipped_configs
 from trainlib.config.docs.descriptions import DESCRIPTIONS
 from trainlib.config.docs.json_schema import FILE, config_schema, schema_text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import cli, main
-from launch.cli.other_words import COMMANDS
+from launch.cli.command_line.other_words import COMMANDS
 from trainlib.config import load_config
 from trainlib.config.checking.other_words import KEYS, NO_KEY, VALUES, instead
 from trainlib.config.docs.reference import mistakes_of

@@ -13,7 +13,7 @@ import sklearn.metrics
 from sweep_files import written
 
 from launch.cli import main as launch
-from launch.cli import out_of_fold
+from launch.cli.sweeps import out_of_fold
 from launch.sweep.grid import Sweep, read_sweep
 from launch.sweep.repeated.predictions import FILE
 from launch.sweep.repeated.table import repeats_facts, repeats_of

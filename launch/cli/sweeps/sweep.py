@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.arguments import own_code, refuse_fresh_resume
-from launch.cli.out_of_fold import collect, repeated_facts, show_repeats
+from launch.cli.command_line.arguments import own_code, refuse_fresh_resume
+from launch.cli.command_line.start_page import tell_next
 from launch.cli.slurm import prepare
-from launch.cli.start_page import tell_next
+from launch.cli.sweeps.out_of_fold import collect, repeated_facts, show_repeats
 from launch.local.command import RESUME_LATEST, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError
 

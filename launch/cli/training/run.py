@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.arguments import (
+from launch.cli.command_line.arguments import (
     ResumableCommand,
     call,
     checked_config,
@@ -21,7 +21,7 @@ from launch.cli.arguments import (
     parse_processes,
     refuse_fresh_resume,
 )
-from launch.cli.start_page import tell_loading, tell_next
+from launch.cli.command_line.start_page import tell_loading, tell_next
 from launch.local.command import (
     TRAINING_MODULE,
     Command,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.completion import complete_config
-from launch.cli.start_page import tell_loading
+from launch.cli.command_line.completion import complete_config
+from launch.cli.command_line.start_page import tell_loading
 from trainlib.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from launch.cli.arguments import call
+from launch.cli.command_line.arguments import call
 from trainlib.errors import EXIT_OK, UserError
 
 
@@ -29,7 +29,7 @@ def labels(file: str, output: Path | None) -> int:
     """
     from datetime import UTC, datetime
 
-    from launch.cli.out_of_fold import collect
+    from launch.cli.sweeps.out_of_fold import collect
     from launch.report.labels_page import labels_page
     from launch.report.page import write_page
     from launch.sweep.grid import read_sweep

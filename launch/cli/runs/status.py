@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.completion import complete_run
+from launch.cli.command_line.completion import complete_run
 from trainlib.runs.terminal.colour import coloured
 
 if TYPE_CHECKING:

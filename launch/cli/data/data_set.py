@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from launch.cli.arguments import call, checked_config, code_words, configs, own_code
-from launch.cli.start_page import tell_next
+from launch.cli.command_line.arguments import call, checked_config, code_words, configs, own_code
+from launch.cli.command_line.start_page import tell_next
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from launch.cli.arguments import call
-from launch.cli.completion import complete_run
+from launch.cli.command_line.arguments import call
+from launch.cli.command_line.completion import complete_run
 
 
 @click.command()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from launch.cli.arguments import call
-from launch.cli.start_page import tell_next
+from launch.cli.command_line.arguments import call
+from launch.cli.command_line.start_page import tell_next
 from trainlib.errors import EXIT_OK, UserError
 
 

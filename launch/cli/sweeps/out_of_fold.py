@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.arguments import call
+from launch.cli.command_line.arguments import call
 from trainlib.errors import EXIT_OK, TrainlaunchError
 
 if TYPE_CHECKING:

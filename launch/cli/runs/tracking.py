@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from launch.cli.arguments import call
-from launch.cli.completion import complete_run
+from launch.cli.command_line.arguments import call
+from launch.cli.command_line.completion import complete_run
 from trainlib.errors import UserError
 
 

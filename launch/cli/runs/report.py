@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.completion import complete_run
-from launch.cli.start_page import tell_next
+from launch.cli.command_line.completion import complete_run
+from launch.cli.command_line.start_page import tell_next
 from trainlib.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
     repeats = None
     if sweep is not None:
         if sweep.repeated:
-            from launch.cli.out_of_fold import collect
+            from launch.cli.sweeps.out_of_fold import collect
             from launch.sweep.repeated.table import repeats_of, repeats_table
 
             collect(sweep)

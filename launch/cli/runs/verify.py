@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from launch.cli.arguments import code_words, own_code
-from launch.cli.completion import complete_run
+from launch.cli.command_line.arguments import code_words, own_code
+from launch.cli.command_line.completion import complete_run
 from trainlib.errors import EXIT_USER_ERROR, UserError
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.arguments import call, checked_config, code_words, configs, own_code, parse_processes
+from launch.cli.command_line.arguments import call, checked_config, code_words, configs, own_code, parse_processes
 from trainlib.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Commands for data sets: `data`, `pack`, `cache` and `labels`."""

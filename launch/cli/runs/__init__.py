@@ -1,0 +1,1 @@
+"""Commands for runs: `list`, `status`, `logs`, `stop`, `cancel`, `rm`, `prune`, `report`, `wandb-sync` and `verify`."""

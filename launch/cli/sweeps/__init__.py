@@ -1,0 +1,1 @@
+"""The command for sweeps, and what several commands do with repeated runs."""
