@@ -129,9 +129,9 @@ def _resolved(model: str) -> str:
 
 
 def _evaluate(words: list[str], processes: int | None) -> int:
-    from launch.local.command import command_here
-    from launch.local.devices import choose_processes
-    from launch.local.ranks import run_program
+    from launch.local.ranks.program import run_program
+    from launch.local.start.command import command_here
+    from launch.local.start.devices import choose_processes
     from trainlib.runs.machine.gpus import count_gpus
 
     module = "trainlib.inference.evaluate"

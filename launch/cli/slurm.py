@@ -20,7 +20,7 @@ from launch.cli.command_line.arguments import (
     own_code,
     refuse_fresh_resume,
 )
-from launch.local.command import Command, config_arguments, training_arguments
+from launch.local.start.command import Command, config_arguments, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:

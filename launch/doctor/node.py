@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.local.agent import Agent
-from launch.local.command import Command, Node, command_here
-from launch.local.network import interface_to, own_interfaces
+from launch.local.ranks.agent import Agent
+from launch.local.start.command import Command, Node, command_here
+from launch.local.start.network import interface_to, own_interfaces
 from launch.slurm.head import free_ports, node_names
 from trainlib.runs.machine.gpus import count_gpus
 

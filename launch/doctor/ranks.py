@@ -16,9 +16,9 @@ from typing import Any
 from launch.doctor.finding import Finding, note, ok, problem
 from launch.doctor.node import measuring_command, node_words, num_nodes
 from launch.doctor.storage import check_storage
-from launch.local.agent import Agent
-from launch.local.command import Command
-from launch.local.devices import choose_processes
+from launch.local.ranks.agent import Agent
+from launch.local.start.command import Command
+from launch.local.start.devices import choose_processes
 from launch.slurm.queue import QueueError, one_task_a_node
 from trainlib.isolation import child_variables
 from trainlib.runs.attempt.secret import make_secret

@@ -77,7 +77,10 @@ def test_a_wrong_name_is_found() -> None:
     assert not exists("trainlib.train.mainly")
     assert not exists("trainlib.shed.train")
     assert not exists("Plan.bunches")
-    text = "`run_ranks` in `launch/local/supervise.py`, and `train` in\n`trainlib/train.py`"
-    assert IN_FILE.findall(text) == [("run_ranks", "", "launch/local/supervise.py"), ("train", "", "trainlib/train.py")]
+    text = "`run_ranks` in `launch/local/ranks/supervise.py`, and `train` in\n`trainlib/train.py`"
+    assert IN_FILE.findall(text) == [
+        ("run_ranks", "", "launch/local/ranks/supervise.py"),
+        ("train", "", "trainlib/train.py"),
+    ]
     guides = "".join(guide.read_text() for guide in GUIDES)
     assert len(IN_FILE.findall(guides)) > 20

@@ -15,7 +15,13 @@ from paths import REPOSITORY
 from patience import HANG, wait_until
 from tiers import slow_but
 
-from launch.local.command import TRAINING_MODULE, Command, accelerate_launch, left_by_another_launch, training_command
+from launch.local.start.command import (
+    TRAINING_MODULE,
+    Command,
+    accelerate_launch,
+    left_by_another_launch,
+    training_command,
+)
 
 # Accelerate's own settings of a user, each of which would change how the ranks are started if it were read.
 HOSTILE_SETTINGS = """\
@@ -52,8 +58,8 @@ OTHER_LAUNCH = {
 LAUNCHER = """\
 import json, sys
 from pathlib import Path
-from launch.local.command import Command
-from launch.local.supervise import run_ranks
+from launch.local.start.command import Command
+from launch.local.ranks.supervise import run_ranks
 words, environment, without, directory = json.loads(sys.argv[1])
 sys.exit(run_ranks(Command(tuple(words), environment, without), Path(directory)))
 """

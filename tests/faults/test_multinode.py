@@ -19,7 +19,7 @@ from paths import REPOSITORY
 from patience import HANG, wait_until
 from soak import only_in_soak
 
-from launch.local.network import interface_to, parse_head
+from launch.local.start.network import interface_to, parse_head
 from trainlib.errors import UserError
 from trainlib.runs.attempt.secret import make_secret, secret_file
 from trainlib.runs.directory import RunDirectory

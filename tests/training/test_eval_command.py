@@ -20,8 +20,8 @@ from PIL import Image
 from trained import CLASSES, checkpoint_of, drawings, manifest_of, pixels, plain_logits
 
 from launch.cli import main as launch
-from launch.local.command import Command, accelerate_launch
-from launch.local.ranks import run_program
+from launch.local.ranks.program import run_program
+from launch.local.start.command import Command, accelerate_launch
 from trainlib.data.identity.splits import split_validation
 from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.inference.evaluation_text import evaluation_text
@@ -209,7 +209,7 @@ def test_ranks_that_fail(
         f"os.write(int(sys.argv[1]), {''.join(lines).encode()!r})\n"
         "sys.exit(1)\n"
     )
-    monkeypatch.setattr("launch.local.agent.AGENT_MODULE", "stub_agent")
+    monkeypatch.setattr("launch.local.ranks.agent.AGENT_MODULE", "stub_agent")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert run_program(Command((*accelerate_launch(sys.executable), "-m", "x"), {})) == exit_code
     assert capfd.readouterr().err == told

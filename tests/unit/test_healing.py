@@ -15,8 +15,8 @@ import pytest
 from parts import resolved
 from paths import REPOSITORY
 
-from launch.local.ending import Ending
-from launch.local.healing import Start, run_healing
+from launch.local.outcome.ending import Ending
+from launch.local.restarts.healing import Start, run_healing
 from launch.local.stop_request import StopRequest
 from launch.runs.control import ask_to_stop
 from trainlib.errors import EXIT_STOPPED, RunDirectoryError
@@ -144,7 +144,7 @@ def test_a_stop_between_two_starts_is_obeyed(
 ) -> None:
     directory = tmp_path / "run"
     starts = Starts(KILLED, then=lambda start: die(start, directory))
-    monkeypatch.setattr("launch.local.healing._tell_restart", lambda *told: ask_to_stop(directory))
+    monkeypatch.setattr("launch.local.restarts.healing._tell_restart", lambda *told: ask_to_stop(directory))
     assert heal(starts, directory) == EXIT_STOPPED
     assert "stopped between two starts" in capsys.readouterr().err
     assert len(starts.seen) == 1

@@ -12,7 +12,7 @@ import pytest
 from paths import REPOSITORY
 
 from launch.cli import main
-from launch.local.agent import AGENT_MODULE
+from launch.local.ranks.agent import AGENT_MODULE
 from trainlib.isolation import child_variables
 
 # Stands in for the training program: tells what it was given, and ends with 75.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.local.command import (
+from launch.local.start.command import (
     ACCELERATE_CONFIG,
     Command,
     accelerate_launch,

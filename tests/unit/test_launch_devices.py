@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from launch.local.devices import choose_processes, gpus_for, require_given_gpus
+from launch.local.start.devices import choose_processes, gpus_for, require_given_gpus
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.runs.machine.gpus import VISIBLE, count_gpus, gpu_loads, gpus_without, visible_gpus
 

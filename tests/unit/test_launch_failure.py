@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from paths import REPOSITORY
 
-from launch.local.agent import AGENT_MODULE, with_report
-from launch.local.command import accelerate_launch
-from launch.local.failure import AgentReport, RankFailure, describe, find_cause, judge_aborted
+from launch.local.outcome.failure import AgentReport, RankFailure, describe, find_cause, judge_aborted
+from launch.local.ranks.agent import AGENT_MODULE, with_report
+from launch.local.start.command import accelerate_launch
 
 FIRST, SECOND = 5069, 5070  # process ids
 

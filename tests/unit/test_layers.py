@@ -103,9 +103,9 @@ def test_imports_go_downwards() -> None:
         ),
         ("trainlib/data/batches/plan.py", "import launch.cli", "trainlib.data.batches.plan -> launch.cli"),
         (
-            "launch/local/ranks.py",
+            "launch/local/ranks/program.py",
             "from trainlib.data.batches import plan",
-            "launch.local.ranks -> trainlib.data.batches.plan",
+            "launch.local.ranks.program -> trainlib.data.batches.plan",
         ),
         (
             "trainlib/data/batches/rank_slice.py",

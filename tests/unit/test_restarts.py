@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.local.devices import processes_left
-from launch.local.restarts import decide
+from launch.local.restarts.decision import decide
+from launch.local.start.devices import processes_left
 from trainlib import errors
 from trainlib.runs.attempt.record import restart_of
 from trainlib.runs.attempt.step_file import StepFile, Steps, read_step_files

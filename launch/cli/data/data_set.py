@@ -35,7 +35,7 @@ def data(
     import shlex
     import tempfile
 
-    from launch.local.command import config_arguments
+    from launch.local.start.command import config_arguments
     from trainlib.errors import EXIT_OK, UserError
 
     words = config_arguments(arguments, None)

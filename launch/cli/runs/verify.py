@@ -42,9 +42,9 @@ def verify(
     place: told is whether all bits agree, else by how much each figure differs, and what of software, hardware and data
     is other than it was.
     """
-    from launch.local.command import command_here
-    from launch.local.devices import choose_processes, gpus_for
-    from launch.local.ranks import run_program
+    from launch.local.ranks.program import run_program
+    from launch.local.start.command import command_here
+    from launch.local.start.devices import choose_processes, gpus_for
     from launch.runs.verify import difference, read_records
     from trainlib.config import read_resolved
     from trainlib.runs.status import find_run

@@ -18,7 +18,7 @@ from launch.cli.command_line.arguments import own_code, refuse_fresh_resume
 from launch.cli.command_line.start_page import tell_next
 from launch.cli.slurm import prepare
 from launch.cli.sweeps.out_of_fold import collect, repeated_facts, show_repeats
-from launch.local.command import RESUME_LATEST, training_arguments
+from launch.local.start.command import RESUME_LATEST, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _tell_commands(elements: Sequence[Element], flags: Sequence[str], processes:
 
 def _shares(plan: Sweep, asked: _Asked) -> Shares:
     """Return how this machine is shared out among the runs that train at the same time."""
-    from launch.local.devices import gpus_for
+    from launch.local.start.devices import gpus_for
     from launch.sweep.shares import Shares, visible_names
     from trainlib.runs.machine.limits import usable_cores
 

@@ -91,15 +91,15 @@ def find_batch(arguments: tuple[str, ...], code: tuple[str, ...], processes: int
 
 def _checked(arguments: Sequence[str], code: Sequence[str]) -> Config:
     """Return the configuration, before torch is imported: mistakes are told at once."""
-    from launch.local.command import config_arguments
+    from launch.local.start.command import config_arguments
 
     return checked_config(config_arguments(arguments, None), code)
 
 
 def _run(module: str, words: Sequence[str], processes: int | None, config: Config) -> int:
-    from launch.local.command import command_here
-    from launch.local.devices import choose_processes, gpus_for
-    from launch.local.ranks import run_program
+    from launch.local.ranks.program import run_program
+    from launch.local.start.command import command_here
+    from launch.local.start.devices import choose_processes, gpus_for
 
     gpus = gpus_for(config.train.device)
     number = choose_processes(processes, gpus)

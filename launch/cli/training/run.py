@@ -22,7 +22,8 @@ from launch.cli.command_line.arguments import (
     refuse_fresh_resume,
 )
 from launch.cli.command_line.start_page import tell_loading, tell_next
-from launch.local.command import (
+from launch.local.restarts.decision import MOST_RESTARTS
+from launch.local.start.command import (
     TRAINING_MODULE,
     Command,
     Node,
@@ -31,15 +32,14 @@ from launch.local.command import (
     left_by_another_launch,
     training_arguments,
 )
-from launch.local.restarts import MOST_RESTARTS
 from trainlib.errors import EXIT_OK, EXIT_USER_ERROR, UserError
 from trainlib.runs.files.scratch import remove_abandoned
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.terminal.streams import keep_running_without_readers
 
 if TYPE_CHECKING:
-    from launch.local.ending import Ending
-    from launch.local.healing import Start
+    from launch.local.outcome.ending import Ending
+    from launch.local.restarts.healing import Start
     from trainlib.config import Config
 
 
@@ -96,8 +96,8 @@ def run(
 
     A rank that is killed, hangs or loses its device does not end the run, which goes on from its newest checkpoint.
     """
-    from launch.local.devices import choose_processes, gpus_for, require_given_gpus
-    from launch.local.one_process import can_fork
+    from launch.local.ranks.one_process import can_fork
+    from launch.local.start.devices import choose_processes, gpus_for, require_given_gpus
 
     keep_running_without_readers()
     _check_environment()
@@ -152,7 +152,7 @@ def _tell_next(code: int, name: str) -> int:
 
 def _run_once(config: Config, command: Command, node: Node | None) -> int:
     """Run the ranks of this machine, once; return the exit code."""
-    from launch.local.supervise import run_ranks
+    from launch.local.ranks.supervise import run_ranks
     from trainlib.runs import RUNS
     from trainlib.runs.attempt.secret import forget_unused, make_secret
 
@@ -173,11 +173,11 @@ def _run_healing(
     asked    the options of the first start, for `training_arguments`
     most     of restarts without a new step
     """
-    from launch.local.devices import processes_left
-    from launch.local.healing import run_healing
-    from launch.local.one_process import supervise_one
+    from launch.local.ranks.one_process import supervise_one
+    from launch.local.ranks.supervise import supervise
+    from launch.local.restarts.healing import run_healing
+    from launch.local.start.devices import processes_left
     from launch.local.stop_request import StopRequest
-    from launch.local.supervise import supervise
     from trainlib.runs import RUNS
     from trainlib.runs.machine.gpus import count_gpus, gpus_without
 
@@ -261,7 +261,7 @@ def _node(
 
     may_be_unknown  a head that cannot be reached from here is no error, as nothing will be started
     """
-    from launch.local.network import interface_to, own_interfaces, parse_head
+    from launch.local.start.network import interface_to, own_interfaces, parse_head
 
     nodes, most = least_and_most
     if most is not None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launch.local.nodes.members import End, Entry, Member
-from launch.local.restarts import decide
+from launch.local.restarts.decision import decide
 from trainlib.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.records.reasons import EndCode
 

@@ -9,14 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.local.command import Node, command_here, training_arguments
-from launch.local.ending import Ending
-from launch.local.network import interface_to, own_interfaces
 from launch.local.nodes.decision import Rules
 from launch.local.nodes.run import Nodes, Turn, new_member
-from launch.local.one_process import supervise_one
+from launch.local.outcome.ending import Ending
+from launch.local.ranks.one_process import supervise_one
+from launch.local.ranks.supervise import supervise
+from launch.local.start.command import Node, command_here, training_arguments
+from launch.local.start.network import interface_to, own_interfaces
 from launch.local.stop_request import StopRequest
-from launch.local.supervise import supervise
 from trainlib.config import Config, dump_config
 from trainlib.errors import UserError
 from trainlib.runs import RUNS

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launch.local.console import say
-from launch.local.ending import Ending
-from launch.local.healing import Place
 from launch.local.nodes.board import Board
 from launch.local.nodes.decision import Rules, lost, newcomers, next_entry
 from launch.local.nodes.heart import DEAD_SECONDS, Beacon, Heart
 from launch.local.nodes.members import End, Entry, Member
+from launch.local.outcome.ending import Ending
+from launch.local.restarts.healing import Place
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_PORT_TAKEN, EXIT_STOPPED, TrainlaunchError, UserError
 from trainlib.runs.attempt.owner import is_taken, new_identity, read_owner

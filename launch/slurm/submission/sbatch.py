@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.local.command import Command, left_by_another_launch
+from launch.local.start.command import Command, left_by_another_launch
 from launch.slurm.options import FLAG, OMITTED, Options, minutes_of
 from launch.slurm.submission.sites import Site
 from trainlib.config import SlurmConfig

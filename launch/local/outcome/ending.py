@@ -11,7 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.local.console import TAIL_LINES, last_lines
-from launch.local.failure import AgentReport, RankFailure, describe, find_cause, judge_aborted, killed_by, port_is_taken
+from launch.local.outcome.failure import (
+    AgentReport,
+    RankFailure,
+    describe,
+    find_cause,
+    judge_aborted,
+    killed_by,
+    port_is_taken,
+)
 from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_PORT_TAKEN, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.attempt.record import was_stopped
 from trainlib.runs.attempt.step_file import Steps, read_step_files, read_wrong_device

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from launch.local.agent import Agent
-from launch.local.command import Command
-from launch.local.failure import find_cause, killed_by
+from launch.local.outcome.failure import find_cause, killed_by
+from launch.local.ranks.agent import Agent
+from launch.local.start.command import Command
 from trainlib.errors import EXIT_USER_ERROR
 from trainlib.runs.terminal.printable import print_error
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.local.console import last_lines
-from launch.local.ending import Ending, ended_for_others, ending_of_rank, record_failure
-from launch.local.failure import RankFailure
-from launch.local.processes import FrozenProcesses, end_with_parent
+from launch.local.outcome.ending import Ending, ended_for_others, ending_of_rank, record_failure
+from launch.local.outcome.failure import RankFailure
+from launch.local.ranks.processes import FrozenProcesses, end_with_parent
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED
 from trainlib.runs.attempt.step_file import STEP_FILES

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from launch.local.command import Command, accelerate_launch
-from launch.local.failure import AgentReport
+from launch.local.outcome.failure import AgentReport
+from launch.local.start.command import Command, accelerate_launch
 
 AGENT_MODULE = "trainlib.distributed.rendezvous.agent"
 

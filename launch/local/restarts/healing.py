@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.local.console import append, say
-from launch.local.ending import Ending
-from launch.local.restarts import Decision, decide
+from launch.local.outcome.ending import Ending
+from launch.local.restarts.decision import Decision, decide
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from trainlib.runs.attempt.owner import (

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from launch.local.agent import Agent
-from launch.local.command import Command
 from launch.local.console import StderrRelay, append, say
-from launch.local.ending import Ending, ended_for_others, ending_of_ranks
-from launch.local.processes import (
+from launch.local.outcome.ending import Ending, ended_for_others, ending_of_ranks
+from launch.local.ranks.agent import Agent
+from launch.local.ranks.processes import (
     FrozenProcesses,
     adopt_orphans,
     end_orphans,
@@ -20,6 +19,7 @@ from launch.local.processes import (
     kill_tree,
     prepare_agent,
 )
+from launch.local.start.command import Command
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from trainlib.runs.attempt.step_file import STEP_FILES

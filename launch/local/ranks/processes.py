@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import psutil
 
-from launch.local.command import STOP_SECONDS
+from launch.local.start.command import STOP_SECONDS
 from trainlib.runs.attempt.stop_request import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h

@@ -1,0 +1,1 @@
+"""How a start ended: which rank failed, and what to tell of it."""

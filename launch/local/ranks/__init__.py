@@ -1,0 +1,1 @@
+"""The processes of this machine that train: started, watched and ended."""

@@ -1,0 +1,1 @@
+"""Starts after a fault of the machine: whether there is another one, and the loop that makes it."""
