@@ -17,7 +17,7 @@ from pathlib import Path
 from launch.slurm import queue
 from launch.slurm.ending.decision import Decision, Evidence
 from launch.slurm.queue import QueueError
-from launch.sweep.grid import Sweep
+from launch.sweep.file.grid import Sweep
 from launch.sweep.search import journal
 from launch.sweep.search.settings import Search
 from launch.sweep.standing import Standing, standing_of

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from launch.sweep.grid import Element
-from launch.sweep.names import short_keys, value_text
+from launch.sweep.file.grid import Element
+from launch.sweep.file.names import short_keys, value_text
 from launch.sweep.shares import Shares, begun
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
 from trainlib.isolation import child_variables

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launch.sweep.grid import Element, Sweep
-from launch.sweep.names import short_keys, value_text
+from launch.sweep.file.grid import Element, Sweep
+from launch.sweep.file.names import short_keys, value_text
 from launch.sweep.search.halving import FAILED
 from launch.sweep.search.settings import Search
 from launch.sweep.search.trials import Trial

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.sweep.grid import Sweep
+from launch.sweep.file.grid import Sweep
 from launch.sweep.search import journal
 from launch.sweep.search.halving import Targets, decide
 from launch.sweep.search.settings import TPE, Search

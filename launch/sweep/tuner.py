@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.sweep.grid import Element, Sweep, with_samples
+from launch.sweep.file.grid import Element, Sweep, with_samples
+from launch.sweep.file.names import numbered
 from launch.sweep.local import Pool, passing_signals_on, start, values_text
-from launch.sweep.names import numbered
 from launch.sweep.results import is_finished
 from launch.sweep.search import journal
 from launch.sweep.search.settings import TPE, Search

@@ -17,7 +17,7 @@ from launch.cli import main
 from launch.slurm import queue, search
 from launch.slurm.ending.decision import Evidence, decide
 from launch.slurm.queue import JobState, job_states
-from launch.sweep.grid import read_sweep
+from launch.sweep.file.grid import read_sweep
 from launch.sweep.results import results_facts
 from launch.sweep.search import journal
 from launch.sweep.search.settings import Search

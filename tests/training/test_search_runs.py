@@ -15,7 +15,7 @@ from paths import REPOSITORY
 from patience import HANG, wait_until
 from sweep_files import written
 
-from launch.sweep.grid import read_sweep
+from launch.sweep.file.grid import read_sweep
 from launch.sweep.results import results_facts, results_table
 from trainlib.runs.files.json_records import read_json, read_lines
 from trainlib.runs.machine.launch_variables import NUM_THREADS, STOP_AT

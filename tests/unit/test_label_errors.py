@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from launch.cli import main as launch
-from launch.sweep.grid import read_sweep
+from launch.sweep.file.grid import read_sweep
 from launch.sweep.repeated.label_errors import DoubtfulLabel, as_numbers, doubtful_labels, write_table
 from launch.sweep.repeated.predictions import FILE, Predictions
 from trainlib.config import dump_config

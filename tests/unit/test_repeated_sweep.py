@@ -14,7 +14,7 @@ from sweep_files import written
 
 from launch.cli import main as launch
 from launch.cli.sweeps import out_of_fold
-from launch.sweep.grid import Sweep, read_sweep
+from launch.sweep.file.grid import Sweep, read_sweep
 from launch.sweep.repeated.predictions import FILE
 from launch.sweep.repeated.table import repeats_facts, repeats_of
 from trainlib.errors import ConfigError

@@ -8,7 +8,7 @@ import pytest
 from sweep_files import SEARCH, written
 
 from launch.cli import main
-from launch.sweep.grid import read_sweep
+from launch.sweep.file.grid import read_sweep
 from launch.sweep.search.space import samples
 from trainlib.errors import ConfigError
 

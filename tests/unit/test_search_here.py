@@ -19,7 +19,7 @@ from sweep_files import written
 
 from launch.cli import main
 from launch.sweep import tuner
-from launch.sweep.grid import Element, Sweep, read_sweep, with_samples
+from launch.sweep.file.grid import Element, Sweep, read_sweep, with_samples
 from launch.sweep.results import results_facts, results_table
 from launch.sweep.search import journal
 from launch.sweep.shares import Shares

@@ -16,8 +16,8 @@ from paths import REPOSITORY
 from sweep_files import GRID, written
 
 from launch.cli import main
-from launch.sweep.grid import read_sweep
-from launch.sweep.names import element_names, short_keys
+from launch.sweep.file.grid import read_sweep
+from launch.sweep.file.names import element_names, short_keys
 from launch.sweep.results import results_table
 from trainlib.config import load_config
 from trainlib.errors import ConfigError

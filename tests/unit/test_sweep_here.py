@@ -20,7 +20,7 @@ from patience import HANG
 from sweep_files import written
 
 from launch.cli import main
-from launch.sweep.grid import read_sweep
+from launch.sweep.file.grid import read_sweep
 from launch.sweep.shares import Shares
 
 SHARES = Shares(1, None, (), 2)

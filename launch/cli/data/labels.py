@@ -32,7 +32,7 @@ def labels(file: str, output: Path | None) -> int:
     from launch.cli.sweeps.out_of_fold import collect
     from launch.report.labels_page import labels_page
     from launch.report.page import write_page
-    from launch.sweep.grid import read_sweep
+    from launch.sweep.file.grid import read_sweep
     from launch.sweep.repeated.label_errors import as_numbers, doubtful_labels, write_table
     from launch.sweep.repeated.predictions import pooled
     from launch.sweep.repeated.table import repeats_of

@@ -15,7 +15,7 @@ from launch.cli.command_line.start_page import tell_next
 from trainlib.errors import UserError
 
 if TYPE_CHECKING:
-    from launch.sweep.grid import Sweep
+    from launch.sweep.file.grid import Sweep
 
 
 @click.command()
@@ -61,7 +61,7 @@ def _sweep(names: Sequence[str]) -> Sweep | None:
     """Return the sweep that the words name; None where they name runs."""
     if len(names) != 1 or not names[0].endswith((".yaml", ".yml")):
         return None
-    from launch.sweep.grid import read_sweep
+    from launch.sweep.file.grid import read_sweep
 
     return read_sweep(Path(names[0]))
 

@@ -14,7 +14,7 @@ from trainlib.errors import EXIT_OK, TrainlaunchError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from launch.sweep.grid import Sweep
+    from launch.sweep.file.grid import Sweep
 
 
 def collect(sweep: Sweep) -> None:
@@ -25,7 +25,7 @@ def collect(sweep: Sweep) -> None:
 
     Raises TrainlaunchError where an evaluation fails.
     """
-    from launch.sweep.names import element_names
+    from launch.sweep.file.names import element_names
     from launch.sweep.repeated.predictions import FILE, write_pooled
     from launch.sweep.repeated.table import repeats_of
     from trainlib.runs import RUNS

@@ -22,7 +22,7 @@ from launch.local.start.command import RESUME_LATEST, training_arguments
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
-    from launch.sweep.grid import Element, Sweep
+    from launch.sweep.file.grid import Element, Sweep
     from launch.sweep.shares import Shares
 
 
@@ -78,7 +78,7 @@ def sweep(
     here with --local. Every configuration is checked before the first run starts.
     Given again, the command leaves out what is finished or in the queue, and continues the rest.
     """
-    from launch.sweep.grid import read_sweep
+    from launch.sweep.file.grid import read_sweep
     from trainlib.runs.own_code.sources import read_named
 
     asked = _Asked(**options)
@@ -159,7 +159,7 @@ def _run_here(plan: Sweep, elements: Sequence[Element], flags: Sequence[str], as
 
 def _search_here(plan: Sweep, flags: Sequence[str], asked: _Asked) -> int:
     """Search, and show the trials and the best one; return the exit code."""
-    from launch.sweep.grid import with_samples
+    from launch.sweep.file.grid import with_samples
     from launch.sweep.tuner import search_here
     from trainlib.runs import RUNS
 

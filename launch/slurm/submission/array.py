@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.slurm import search
 from launch.slurm.submission.sbatch import Job
-from launch.sweep.grid import Element, Sweep
+from launch.sweep.file.grid import Element, Sweep
 from launch.sweep.results import is_finished
 from launch.sweep.search import journal
 from launch.sweep.standing import standing

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.grid import Element, Sweep
-from launch.sweep.names import short_keys, value_text
+from launch.sweep.file.grid import Element, Sweep
+from launch.sweep.file.names import short_keys, value_text
 from launch.sweep.repeated.predictions import FILE, Predictions, figures, pooled, read_predictions
 from launch.sweep.repeated.statistics import Spread, spread
 from trainlib.runs import RUNS

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launch.sweep.repeats import VARIED, wrong_repeats
+from launch.sweep.file.repeats import VARIED, wrong_repeats
 from launch.sweep.search.settings import KEYS_OF_SEARCH, wrong_search
 from trainlib.config.checking.suggest import format_value, nearest
 from trainlib.config.schema.values import check_run_name

@@ -30,9 +30,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.form import MAX_ELEMENTS, VARYING, wrong_form
-from launch.sweep.names import element_names, numbered, sweep_name
-from launch.sweep.repeats import repeated_keys, with_repeats
+from launch.sweep.file.form import MAX_ELEMENTS, VARYING, wrong_form
+from launch.sweep.file.names import element_names, numbered, sweep_name
+from launch.sweep.file.repeats import repeated_keys, with_repeats
 from launch.sweep.search import journal
 from launch.sweep.search.settings import TPE, Search, has_search, search_of
 from launch.sweep.search.space import ends, samples

@@ -1,0 +1,1 @@
+"""The sweep file: its form, and the runs that it stands for."""
