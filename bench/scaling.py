@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from trainlib.distributed.stop_consensus import RANKS_AT_EVERY_STEP
+from trainlib.distributed.consensus.stop_consensus import RANKS_AT_EVERY_STEP
 
 NODE = 8  # GPUs of a node
 NODE_BANDWIDTH = 300e9  # bytes a second between the GPUs of a node: NVLink

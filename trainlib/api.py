@@ -13,7 +13,7 @@ from trainlib.config import Config, differences, is_free, keep_older_values, loa
 from trainlib.data import Dataset
 from trainlib.data.augment.custom import Transform
 from trainlib.data.images import InMemoryImages
-from trainlib.distributed.torch_settings import fresh_torch_settings
+from trainlib.distributed.devices.torch_settings import fresh_torch_settings
 from trainlib.errors import EXIT_STOPPED, StoppedError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.models.custom_parts import CustomParts, ModelSource, OwnMetric

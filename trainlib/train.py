@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
 
 def train_with_code(loaded: Loaded, flag: StopFlag, start: Mapping[str, Any]) -> bool:
     """Train as `train` does, with parts of one's own, whatever torch's settings are after their import."""
-    from trainlib.distributed.torch_settings import fresh_torch_settings
+    from trainlib.distributed.devices.torch_settings import fresh_torch_settings
     from trainlib.models.code_parts import parts_of
 
     with fresh_torch_settings():

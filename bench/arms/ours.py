@@ -8,8 +8,8 @@ from pathlib import Path
 from bench.rounds import Rounds
 from bench.workload import Workload, one_layer
 from trainlib.distributed import process_group
-from trainlib.distributed.channel import open_channel
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.channel import open_channel
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.attempt.record import Attempt, recorded_attempt
 from trainlib.runs.attempt.stop_request import StopFlag

@@ -14,7 +14,7 @@ import torch
 
 from bench.workload import Workload
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.hooks import Hook

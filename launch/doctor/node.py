@@ -13,7 +13,7 @@ from launch.local.start.network import interface_to, own_interfaces
 from launch.slurm.head import free_ports, node_names
 from trainlib.runs.machine.gpus import count_gpus
 
-MODULE = "trainlib.distributed.measure"
+MODULE = "trainlib.distributed.checks.measure"
 
 
 def num_nodes(environment: Mapping[str, str]) -> int:

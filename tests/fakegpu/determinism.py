@@ -12,7 +12,7 @@ from parts import build_trainer, make_dataset, resolved
 from trainings import BASE
 
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.models import build_model
 from trainlib.models.architectures.average_pool import replace_average_pools

@@ -17,14 +17,15 @@ from torch import Tensor
 from trainings import BASE
 
 from trainlib.distributed import process_group
-from trainlib.distributed.channel import open_channel
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.channel import open_channel
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
+from trainlib.distributed.devices import out_of_memory
 from trainlib.errors import NonFiniteError, UserError
 from trainlib.models.custom_parts import CustomParts
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
-from trainlib.training.step import out_of_memory, train_step
+from trainlib.training.step import train_step
 from trainlib.training.step.update import DeviceCheckedUpdate, UpdateStatus
 from trainlib.training.trainer import Trainer
 from trainlib.training.tuning import memory

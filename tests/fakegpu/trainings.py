@@ -16,8 +16,8 @@ from torch import Tensor
 from trainlib.config import Config
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce import shared_memory
-from trainlib.distributed.channel import open_channel
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.channel import open_channel
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import TrackerHook

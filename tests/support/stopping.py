@@ -30,7 +30,7 @@ def train_until(arguments: list[str], boundary: int) -> int:
     import os
 
     from trainlib.config import load_config
-    from trainlib.distributed.stop_consensus import StopConsensus
+    from trainlib.distributed.consensus.stop_consensus import StopConsensus
     from trainlib.runs.attempt.stop_request import StopFlag
     from trainlib.runs.records.reasons import EndCode, EndReason
     from trainlib.train import train

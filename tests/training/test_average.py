@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trainlib import load_model
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_STOPPED
 from trainlib.models.ema import ExponentialMovingAverage
 from trainlib.models.weights.files import weights_sha256

@@ -12,8 +12,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from trainlib.distributed import before_start
-from trainlib.distributed.before_start import multiplies_rightly
+from trainlib.distributed.checks import before_start
+from trainlib.distributed.checks.before_start import multiplies_rightly
 from trainlib.errors import WrongDeviceError
 from trainlib.runs.files.json_records import read_lines
 

@@ -114,7 +114,7 @@ def test_steps_are_those_of_a_plain_loop_over_the_shards() -> None:
 
 
 def _never() -> Any:
-    from trainlib.distributed.stop_consensus import StopConsensus
+    from trainlib.distributed.consensus.stop_consensus import StopConsensus
     from trainlib.runs.attempt.stop_request import StopFlag
 
     return StopConsensus(StopFlag(), None)
@@ -269,7 +269,7 @@ def with_threads(threads: str, stop_at: int | None, arguments: list[str]) -> int
     """The training program with so many threads, asked to stop at a step boundary."""
     import os
 
-    from trainlib.distributed.stop_consensus import StopConsensus
+    from trainlib.distributed.consensus.stop_consensus import StopConsensus
 
     os.environ["TRAINLAUNCH_NUM_THREADS"] = threads
     boundaries = iter(range(1, 1000))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trainlib.data.batches.feature_loader import FeatureLoader
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import UserError
 from trainlib.models.bitwise_probe import BitwiseProbe
 from trainlib.models.custom_parts import CustomParts

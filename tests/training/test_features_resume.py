@@ -12,7 +12,7 @@ import tiny
 from stopping import stop_within
 
 from trainlib.config import load_config
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_STOPPED, ConfigError
 from trainlib.train import main
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainlib.config import Config
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.trainer import Trainer

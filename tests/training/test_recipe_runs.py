@@ -13,7 +13,7 @@ from tiers import quick_or_soak
 from trainlib.config import load_config, shipped_configs
 from trainlib.data import load_data
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.models.ema import NoAverage
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import Hook

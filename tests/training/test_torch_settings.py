@@ -16,7 +16,7 @@ from fit_parts import CONFIG, Net, dataset
 from torch import backends
 
 import trainlib
-from trainlib.distributed.torch_settings import _BACKENDS, _backend, _settings, fresh_torch_settings
+from trainlib.distributed.devices.torch_settings import _BACKENDS, _backend, _settings, fresh_torch_settings
 from trainlib.errors import UserError
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -122,8 +122,8 @@ def test_the_settings_stay_after_an_error() -> None:
 
 def test_fresh_settings_are_those_of_a_process_that_has_just_started() -> None:
     program = (
-        "from trainlib.distributed.torch_settings import *\n"
-        "from trainlib.distributed.torch_settings import _settings, _backend, _BACKENDS\n"
+        "from trainlib.distributed.devices.torch_settings import *\n"
+        "from trainlib.distributed.devices.torch_settings import _settings, _backend, _BACKENDS\n"
         "for s in [*_settings(), *map(_backend, _BACKENDS)]:\n"
         "    assert s.fresh is KEEP or s.get() == s.fresh, (s, s.get())\n"
     )

@@ -17,7 +17,7 @@ from stopping import STEPS, VGG, train_until
 from torch import Tensor, nn
 
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_STOPPED, UserError
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import Hook

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainlib.distributed import devices
-from trainlib.distributed.devices import choose_device, choose_device_type
+from trainlib.distributed.devices import choice as devices
+from trainlib.distributed.devices.choice import choose_device, choose_device_type
 from trainlib.errors import UserError
 
 

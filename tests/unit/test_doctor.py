@@ -156,7 +156,8 @@ def measured(broken: bool) -> int:
     import torch.distributed as dist
 
     from trainlib.config import TrainConfig
-    from trainlib.distributed import measure, process_group
+    from trainlib.distributed import process_group
+    from trainlib.distributed.checks import measure
 
     with process_group.joined(TrainConfig()):
         if broken:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import trainlib
-from trainlib.distributed import hardware
+from trainlib.distributed.devices import hardware
 from trainlib.runs.machine import environment
 
 FACTS = environment.bits(hardware.describe(torch.device("cpu"), 2))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from trainlib.distributed.lockstep import Meet, run_in_lockstep
+from trainlib.distributed.shards.lockstep import Meet, run_in_lockstep
 from trainlib.randomness import seed_generators
 
 CPU = torch.device("cpu")

@@ -13,12 +13,12 @@ from parts import Rows, build_trainer, make_dataset, resolved
 from torch import Tensor, nn
 
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
+from trainlib.distributed.devices.out_of_memory import InPieces
 from trainlib.errors import UserError
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
-from trainlib.training.step.out_of_memory import InPieces
 from trainlib.training.step.train_step import train_step
 from trainlib.training.step.update import UpdateStatus
 from trainlib.training.trainer import Trainer

@@ -15,7 +15,7 @@ from torch import nn
 
 from launch.cli import main as launch
 from trainlib.distributed import process_group
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import UserError
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.attempt.stop_request import StopFlag

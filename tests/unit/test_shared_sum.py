@@ -16,7 +16,7 @@ from parts import build_trainer, make_dataset, resolved
 from trainlib.distributed import process_group
 from trainlib.distributed.allreduce import shared_memory
 from trainlib.distributed.allreduce.shared_memory import SLOT_BYTES, SharedMemoryAllReduce
-from trainlib.distributed.channel import GlooChannel, UnixSocketChannel, are_all_local, open_channel
+from trainlib.distributed.consensus.channel import GlooChannel, UnixSocketChannel, are_all_local, open_channel
 from trainlib.distributed.process_group import gather_objects
 from trainlib.runs.files.scratch import SHARED_MEMORY
 from trainlib.training.step.train_step import train_step

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.runs.attempt.stop_request import STOP_SIGNALS, StopFlag, mark_of, write_stop_file
 from trainlib.runs.records.reasons import LAUNCHER_DIED, EndCode, EndReason
 

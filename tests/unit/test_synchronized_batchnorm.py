@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from trainlib.distributed.lockstep import Meet, run_in_lockstep
+from trainlib.distributed.shards.lockstep import Meet, run_in_lockstep
 from trainlib.errors import UserError
 from trainlib.models.architectures.empty import empty_init
 from trainlib.models.synchronized_batchnorm import (

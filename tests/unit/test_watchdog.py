@@ -17,7 +17,7 @@ AGENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv
 # A rank that is deaf to being asked to stop.
 RANK = """\
 import sys, time
-from trainlib.distributed import watchdog
+from trainlib.distributed.checks import watchdog
 from trainlib.runs.attempt.stop_request import StopFlag
 watchdog.POLL_SECONDS, watchdog.ORPHAN_SECONDS = 0.05, 0.3
 flag = StopFlag()
@@ -50,7 +50,7 @@ def test_a_rank_without_its_agent_is_asked_to_stop_then_ended(full_disk: bool, t
 # Works for a second and a half, beating all the while, then hangs.
 WORKER = """\
 import sys, time
-from trainlib.distributed import watchdog
+from trainlib.distributed.checks import watchdog
 from trainlib.runs.attempt.stop_request import StopFlag
 watchdog.POLL_SECONDS = 0.05
 with watchdog.Watchdog(1.0, StopFlag(), open(sys.argv[1], "a", buffering=1), {}) as dog:

@@ -23,7 +23,7 @@ from accelerate.utils import (
 from torch import nn
 
 from trainlib.config import TrainConfig
-from trainlib.distributed.devices import choose_device, choose_device_type, on_device, variable
+from trainlib.distributed.devices.choice import choose_device, choose_device_type, on_device, variable
 from trainlib.errors import ConnectionLostError, DeviceLostError, TrainlaunchError, UserError
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.machine.kept_memory import keep_freed_memory

@@ -28,7 +28,8 @@ from trainlib.data.inspection import name_some
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.folders.class_folders import left_out_notices, list_class_folders
 from trainlib.distributed import process_group
-from trainlib.distributed.devices import choose_device_type
+from trainlib.distributed.devices.choice import choose_device_type
+from trainlib.distributed.devices.out_of_memory import explained, smaller_batch
 from trainlib.errors import EXIT_OK, DataError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.evaluation_text import evaluation_text
@@ -50,7 +51,6 @@ from trainlib.training.metrics.predictions import collector, describe, write_eva
 from trainlib.training.programs.arguments import add_code
 from trainlib.training.provenance import data_changes, read_listing
 from trainlib.training.step.evaluate import OnBatch, metrics_over
-from trainlib.training.step.out_of_memory import explained, smaller_batch
 
 logger = logging.getLogger("trainlib.inference")
 

@@ -12,13 +12,13 @@ from trainlib.data import find_images
 from trainlib.data.pictures.decode_some import decode_some
 from trainlib.data.pictures.files import PlainFiles, read_limited
 from trainlib.data.sources.folders.class_folders import left_out_notices
+from trainlib.distributed.devices.out_of_memory import explained, smaller_batch
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.trained_model import BATCH_SIZE, TrainedModel, trained_model
 from trainlib.runs.terminal.printable import encode_anything, print_error, printable
 from trainlib.runs.terminal.streams import OutputLostError, end_program
 from trainlib.training.programs.arguments import add_code
-from trainlib.training.step.out_of_memory import explained, smaller_batch
 
 STANDARD_INPUT = "-"
 

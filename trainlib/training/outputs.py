@@ -16,7 +16,7 @@ from trainlib.config import Config, dump_config, own_name
 from trainlib.config.libraries.timm_models import packages_of
 from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
-from trainlib.distributed import hardware
+from trainlib.distributed.devices import hardware
 from trainlib.models.losses import is_balanced
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.record import Attempt, count_failures, read_attempts

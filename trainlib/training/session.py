@@ -16,11 +16,11 @@ from trainlib.data import load_data
 from trainlib.data.batches.plan import to_steps
 from trainlib.data.dataset import Dataset
 from trainlib.distributed import process_group
-from trainlib.distributed.before_start import CHECK_SECONDS, check_devices, is_on_several_machines
-from trainlib.distributed.channel import open_channel
+from trainlib.distributed.checks.before_start import CHECK_SECONDS, check_devices, is_on_several_machines
+from trainlib.distributed.checks.watchdog import Watchdog
+from trainlib.distributed.consensus.channel import open_channel
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.distributed.process_group import broadcast_object
-from trainlib.distributed.stop_consensus import StopConsensus
-from trainlib.distributed.watchdog import Watchdog
 from trainlib.errors import UserError
 from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.runs.attempt.logs import attempt_header, redirect_output

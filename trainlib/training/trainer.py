@@ -14,7 +14,7 @@ from torch import Tensor
 from trainlib.config import Best, EarlyStopping
 from trainlib.data.batches.loader import BatchLoader, DataModule, MicroBatch
 from trainlib.data.batches.plan import Plan
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import TrainlaunchError
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.files.json_records import timestamp

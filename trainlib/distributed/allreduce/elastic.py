@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from trainlib.data.batches.rank_slice import shards_of_rank
-from trainlib.distributed import hardware
+from trainlib.distributed.devices import hardware
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import RanksDifferError, UserError
 from trainlib.models.snapshot import Snapshot

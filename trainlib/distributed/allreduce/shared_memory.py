@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainlib.distributed.channel import UnixSocketChannel, are_all_local
+from trainlib.distributed.consensus.channel import UnixSocketChannel, are_all_local
 from trainlib.distributed.pace.pace import NoPace, Pace
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.runs.files.scratch import Scratch, make_scratch

@@ -65,7 +65,7 @@ def kernel_variables(environ: Mapping[str, str]) -> str | None:
 def bits(facts: dict[str, Any]) -> dict[str, Any]:
     """Return those of the facts that decide bits, for a checkpoint to keep and `resume_report` to compare.
 
-    facts   as `trainlib.distributed.hardware.describe` returns them
+    facts   as `trainlib.distributed.devices.hardware.describe` returns them
     """
     return {name: facts[name] for name in DECIDES_BITS} | {"versions": facts["versions"]}
 

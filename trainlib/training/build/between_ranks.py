@@ -10,11 +10,11 @@ from torch import nn
 from trainlib.config import Config
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.distributed.allreduce import elastic
-from trainlib.distributed.named_device import NamedDevice
+from trainlib.distributed.devices.named_device import NamedDevice
 from trainlib.distributed.pace.pace import NoPace, Pace
 from trainlib.distributed.pace.stopwatch import GpuMarks, HostMarks
-from trainlib.distributed.pieces import PieceGather
 from trainlib.distributed.process_group import gather_objects, wrap_model
+from trainlib.distributed.shards.pieces import PieceGather
 from trainlib.errors import UserError
 from trainlib.models.synchronized_batchnorm import join_moments, synchronize, synchronized_layers
 from trainlib.training.step.audit import Audit

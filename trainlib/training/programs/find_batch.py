@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from trainlib.config import Config
+from trainlib.distributed.devices.out_of_memory import ADVICE
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.runs.attempt.logs import logging_to_console
 from trainlib.runs.machine import launch_variables
@@ -19,7 +20,6 @@ from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import Column, Table
 from trainlib.training.programs.arguments import add_code
 from trainlib.training.programs.without_run import load_trial, trial_training
-from trainlib.training.step.out_of_memory import ADVICE
 from trainlib.training.step.stages import last_stage
 from trainlib.training.tuning.batch_sizes import Trial, try_sizes
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainlib.config import Config
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, NonFiniteError, TrainlaunchError
 from trainlib.models.custom_parts import CustomParts
 from trainlib.runs.attempt.logs import logging_to_console

@@ -19,9 +19,10 @@ import torch
 from trainlib.config import read_resolved
 from trainlib.config.libraries.timm_models import packages_of
 from trainlib.data import load_data
-from trainlib.distributed import hardware, process_group
+from trainlib.distributed import process_group
 from trainlib.distributed.allreduce.elastic import digests
-from trainlib.distributed.stop_consensus import StopConsensus
+from trainlib.distributed.consensus.stop_consensus import StopConsensus
+from trainlib.distributed.devices import hardware
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.models.code_parts import parts_of
 from trainlib.models.weights.files import weights_sha256

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.targets import Targets
-from trainlib.distributed.named_device import NamedDevice
+from trainlib.distributed.devices.named_device import NamedDevice
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError, WrongDeviceError
 from trainlib.models import preserve_buffers

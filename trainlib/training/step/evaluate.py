@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.targets import are_sets
+from trainlib.distributed.devices.out_of_memory import ADVICE, InPieces, explained
 from trainlib.distributed.process_group import broadcast_buffers
 from trainlib.models import set_train_mode
 from trainlib.models.custom_parts import OwnMetric
@@ -20,7 +21,6 @@ from trainlib.training.metrics.class_counts import ClassCounter
 from trainlib.training.metrics.label_sets import SetPredictionCollector
 from trainlib.training.metrics.own import OwnMetricCollector
 from trainlib.training.metrics.sums import Metrics, MicroBatchResult, gather_sums, metrics_of, sums_of
-from trainlib.training.step.out_of_memory import ADVICE, InPieces, explained
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import measure
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.allreduce.reducer import Reducer
-from trainlib.distributed.lockstep import Meet, run_in_lockstep
-from trainlib.distributed.pieces import PieceGather
+from trainlib.distributed.shards.lockstep import Meet, run_in_lockstep
+from trainlib.distributed.shards.pieces import PieceGather
 from trainlib.errors import UserError
 from trainlib.models.synchronized_batchnorm import Moments, PieceMoments, join_moments, synchronized_layers
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from trainlib.data.batches.loader import MicroBatch
+from trainlib.distributed.devices.out_of_memory import ADVICE, explained
 from trainlib.models import preserve_buffers
 from trainlib.models.losses import count_correct
 from trainlib.models.synchronized_batchnorm import standing_in, synchronized_layers
 from trainlib.randomness import key, seed_generators
 from trainlib.training.metrics.sums import MicroBatchResult
-from trainlib.training.step.out_of_memory import ADVICE, explained
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.update import UpdateStatus
 

@@ -1,4 +1,4 @@
-"""Measure all-reduce and report the hardware: `python -m trainlib.distributed.measure FILE`.
+"""Measure all-reduce and report the hardware: `python -m trainlib.distributed.checks.measure FILE`.
 
 Started by `launch doctor` like a training. Rank 0 appends JSON lines to FILE: {"facts": ...}, then {"reduced": ...} for
 each size, so that what came before a crash is there. Bus bandwidth is that of nccl-tests, which can be compared across
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from trainlib.accelerators import synchronize
 from trainlib.config import TrainConfig
 from trainlib.distributed import process_group
-from trainlib.distributed.devices import choose_device_type
+from trainlib.distributed.devices.choice import choose_device_type
 from trainlib.errors import EXIT_OK, UserError
 from trainlib.runs.files.json_records import append_line
 from trainlib.runs.machine.cache_folder import cache_folder

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainlib.accelerators import synchronize
-from trainlib.distributed.named_device import NamedDevice
+from trainlib.distributed.devices.named_device import NamedDevice
 from trainlib.distributed.process_group import barrier, gather_objects
 from trainlib.errors import WrongDeviceError
 from trainlib.runs.machine import launch_variables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainlib.distributed.channel import Channel
+from trainlib.distributed.consensus.channel import Channel
 from trainlib.runs.attempt.stop_request import StopFlag
 
 RANKS_AT_EVERY_STEP = 16

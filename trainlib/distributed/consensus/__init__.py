@@ -1,0 +1,1 @@
+"""What ranks agree on: channels for yes and no, and the decision to stop."""
