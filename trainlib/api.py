@@ -16,10 +16,10 @@ from trainlib.data.images import InMemoryImages
 from trainlib.distributed.devices.torch_settings import fresh_torch_settings
 from trainlib.errors import EXIT_STOPPED, StoppedError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint
-from trainlib.models.custom_parts import CustomParts, ModelSource, OwnMetric
+from trainlib.models.forward.recomputation import keep_activations
+from trainlib.models.forward.synchronized_batchnorm import make_plain
 from trainlib.models.losses import CustomLoss
-from trainlib.models.recomputation import keep_activations
-from trainlib.models.synchronized_batchnorm import make_plain
+from trainlib.models.own_parts.custom_parts import CustomParts, ModelSource, OwnMetric
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.logs import logging_to_console
 from trainlib.runs.attempt.stop_request import StopFlag

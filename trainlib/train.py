@@ -46,7 +46,7 @@ from trainlib.training.programs.arguments import parse_arguments
 from trainlib.training.tracking.curves import draw_curves
 
 if TYPE_CHECKING:
-    from trainlib.models.custom_parts import CustomParts
+    from trainlib.models.own_parts.custom_parts import CustomParts
 
 logger = logging.getLogger("trainlib")
 
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
 def train_with_code(loaded: Loaded, flag: StopFlag, start: Mapping[str, Any]) -> bool:
     """Train as `train` does, with parts of one's own, whatever torch's settings are after their import."""
     from trainlib.distributed.devices.torch_settings import fresh_torch_settings
-    from trainlib.models.code_parts import parts_of
+    from trainlib.models.own_parts.code_parts import parts_of
 
     with fresh_torch_settings():
         custom = parts_of(loaded.config, loaded.parts)

@@ -10,7 +10,7 @@ from bench.workload import Workload, one_layer
 from trainlib.distributed import process_group
 from trainlib.distributed.consensus.channel import open_channel
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.attempt.record import Attempt, recorded_attempt
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory

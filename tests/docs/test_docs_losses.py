@@ -19,11 +19,11 @@ from torch.optim import Optimizer, lr_scheduler
 from trainlib.config import LossConfig, load_config
 from trainlib.config.libraries import catalog
 from trainlib.config.schema.defaults import ACTIVATIONS
-from trainlib.models.ema import ExponentialMovingAverage, update_decay
 from trainlib.models.losses import DENSE_TARGETS, Objective
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.muon import orthogonalize
 from trainlib.models.optimizers.schedule import Schedule
+from trainlib.models.weights.ema import ExponentialMovingAverage, update_decay
 
 PAGE = (REPOSITORY / "docs/losses-and-optimizers.md").read_text()
 EPOCHS, EPOCH_STEPS = 6, 4

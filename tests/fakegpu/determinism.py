@@ -16,7 +16,7 @@ from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.models import build_model
 from trainlib.models.architectures.average_pool import replace_average_pools
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.attempt.stop_request import StopFlag
 
 # Without an evaluation, which looks at numbers.

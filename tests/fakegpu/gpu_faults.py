@@ -21,7 +21,7 @@ from trainlib.distributed.consensus.channel import open_channel
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.distributed.devices import out_of_memory
 from trainlib.errors import NonFiniteError, UserError
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook

@@ -193,7 +193,7 @@ def with_other_code(cwd: Path) -> tuple[list[str], Path]:
     code = cwd / "code"
     for package in ("launch", "trainlib", "configs"):
         shutil.copytree(REPOSITORY / package, code / package)
-    with (code / "trainlib/models/ema.py").open("a") as file:
+    with (code / "trainlib/models/weights/ema.py").open("a") as file:
         file.write("\n# a change\n")
     return [f"data={{name: image_folder, root: {cwd / 'pictures'}}}"], code
 

@@ -12,7 +12,7 @@ from torch import nn
 from trainlib.config import Config
 from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.data.images import InMemoryImages
-from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.hooks import Hook

@@ -22,7 +22,7 @@ from trainlib import load_model
 from trainlib.distributed import process_group
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_STOPPED
-from trainlib.models.ema import ExponentialMovingAverage
+from trainlib.models.weights.ema import ExponentialMovingAverage
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.records.checkpoints import name_of

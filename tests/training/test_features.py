@@ -23,8 +23,8 @@ from trainlib.data.dataset import Dataset, ImageSet
 from trainlib.distributed import process_group
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import UserError
-from trainlib.models.bitwise_probe import BitwiseProbe
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.forward.bitwise_probe import BitwiseProbe
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.trainer import Trainer

@@ -26,7 +26,7 @@ from trainlib.config import load_config, read_resolved
 from trainlib.data import ImageSet
 from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.errors import EXIT_STOPPED, CheckpointError, ConfigError, RunDirectoryError
-from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_lines
 

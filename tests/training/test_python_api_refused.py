@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import trainlib
 from trainlib.config import load_config
 from trainlib.errors import ConfigError, UserError
-from trainlib.models.custom_parts import build_custom, check_custom_model
+from trainlib.models.own_parts.custom_parts import build_custom, check_custom_model
 
 
 def summed(logits: Tensor, labels: Tensor) -> Tensor:

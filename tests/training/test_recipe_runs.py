@@ -14,7 +14,7 @@ from trainlib.config import load_config, shipped_configs
 from trainlib.data import load_data
 from trainlib.distributed import process_group
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
-from trainlib.models.ema import NoAverage
+from trainlib.models.weights.ema import NoAverage
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import Hook
 from trainlib.training.step.train_step import StepResult

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainlib.data.pictures.threads import decoding_pool
 from trainlib.distributed import process_group
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.machine.kept_memory import keep_freed_memory
 from trainlib.training.build.model import build_classifier
 from trainlib.training.step.train_step import train_step

@@ -24,7 +24,7 @@ from trainlib.data.identity.splits import split_validation
 from trainlib.inference import export
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.trained_model import load_model
-from trainlib.models.tta import with_tta
+from trainlib.models.forward.tta import with_tta
 
 TEST_TIMES = ["none", "flip", "flip_translate"]
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainlib.distributed import process_group
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import NonFiniteError
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.step.accumulator import MetricAccumulator

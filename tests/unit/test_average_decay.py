@@ -8,7 +8,7 @@ from torch import nn
 
 from trainlib.config import load_config
 from trainlib.errors import ConfigError
-from trainlib.models.ema import ExponentialMovingAverage, scaled_decay, update_decay
+from trainlib.models.weights.ema import ExponentialMovingAverage, scaled_decay, update_decay
 
 STEPS = 60
 

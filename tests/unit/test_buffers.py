@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainlib.distributed.process_group import has_only_statistics
-from trainlib.models.snapshot import Snapshot
+from trainlib.models.weights.snapshot import Snapshot
 
 
 class WithTable(nn.Module):

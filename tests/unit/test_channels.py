@@ -27,7 +27,7 @@ from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.errors import ConfigError, WeightsError
 from trainlib.models import build_model, check_forward
 from trainlib.models.architectures.whitening import whitening_weights
-from trainlib.models.preprocessing import preprocessing_of
+from trainlib.models.sources.preprocessing import preprocessing_of
 from trainlib.models.sources.published import IMAGENET_MEAN, IMAGENET_STD
 from trainlib.training.build.run_weights import pin_weights
 

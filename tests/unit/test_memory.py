@@ -16,7 +16,7 @@ from trainlib.distributed import process_group
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.distributed.devices.out_of_memory import InPieces
 from trainlib.errors import UserError
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.step.train_step import train_step

@@ -14,7 +14,7 @@ from trainlib.config import Config, harmful, load_config
 from trainlib.data.pictures.configured import evaluation_of, frames_of
 from trainlib.data.pictures.framing import Framing, RandomCrop
 from trainlib.errors import ConfigError, WeightsError
-from trainlib.models.preprocessing import preprocessing_of
+from trainlib.models.sources.preprocessing import preprocessing_of
 from trainlib.models.sources.published import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from trainlib.runs.directory import RunDirectory
 from trainlib.training.build.model import build_classifier

@@ -17,7 +17,7 @@ from launch.cli import main as launch
 from trainlib.distributed import process_group
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import UserError
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.trainer import Trainer
 from trainlib.training.tuning.range_test import (

@@ -16,9 +16,9 @@ from torchvision.ops._utils import split_normalization_params
 from trainlib.config import Config, load_config, shipped_configs
 from trainlib.data.batches.plan import Plan
 from trainlib.models import build_model
-from trainlib.models.ema import update_decay
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
+from trainlib.models.weights.ema import update_decay
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 OF_TORCHVISION = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainlib.errors import UserError
 from trainlib.models.architectures.empty import empty_init
 from trainlib.models.architectures.own import cifar10_cnn, vgg16
-from trainlib.models.recomputation import keep_activations, recompute_blocks
+from trainlib.models.forward.recomputation import keep_activations, recompute_blocks
 
 # The smallest of each family, with the size of its images.
 TORCHVISION = {

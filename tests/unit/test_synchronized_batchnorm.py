@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainlib.distributed.shards.lockstep import Meet, run_in_lockstep
 from trainlib.errors import UserError
 from trainlib.models.architectures.empty import empty_init
-from trainlib.models.synchronized_batchnorm import (
+from trainlib.models.forward.synchronized_batchnorm import (
     Moments,
     PieceMoments,
     join_moments,

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainlib.distributed import process_group
 from trainlib.errors import UserError
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.directory import RunDirectory
 from trainlib.training.tuning import autotune
 

@@ -36,9 +36,9 @@ from trainlib.inference.evaluation_text import evaluation_text
 from trainlib.inference.own_parts import own_parts
 from trainlib.inference.prediction_file import Answers, check_target, open_prediction_file
 from trainlib.inference.trained_model import build_module
-from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.models.forward.tta import with_tta
 from trainlib.models.losses import Objective
-from trainlib.models.tta import with_tta
+from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.machine import launch_variables

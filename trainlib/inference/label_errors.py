@@ -19,7 +19,7 @@ import numpy as np
 from trainlib.config import read_resolved
 from trainlib.data.survey.thumbnails import picture_url
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
-from trainlib.models.code_parts import parts_of
+from trainlib.models.own_parts.code_parts import parts_of
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.own_code.loading import code_of_run
 from trainlib.runs.terminal.printable import print_error

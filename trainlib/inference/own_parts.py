@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from trainlib.config import is_code
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint
-from trainlib.models.code_parts import parts_of
-from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.models.own_parts.code_parts import parts_of
+from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.runs.own_code.loading import code_of_run
 
 

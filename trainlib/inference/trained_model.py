@@ -25,8 +25,8 @@ from trainlib.errors import CheckpointError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.own_parts import own_parts
 from trainlib.models import build_model
-from trainlib.models.custom_parts import ModelSource, build_custom
-from trainlib.models.tta import with_tta
+from trainlib.models.forward.tta import with_tta
+from trainlib.models.own_parts.custom_parts import ModelSource, build_custom
 from trainlib.training.metrics.label_sets import predicted_sets
 from trainlib.training.metrics.predictions import class_probabilities
 

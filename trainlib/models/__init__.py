@@ -1,7 +1,7 @@
 """Networks, their weights, losses, optimizers and schedules."""
 
 from trainlib.models.classifier import Classifier, build_model, check_forward, preserve_buffers, set_train_mode
-from trainlib.models.preprocessing import preprocessing_of
+from trainlib.models.sources.preprocessing import preprocessing_of
 from trainlib.models.sources.published import Preprocessing
 
 __all__ = [

@@ -22,7 +22,7 @@ from trainlib.distributed.consensus.channel import open_channel
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.errors import UserError
-from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.runs.attempt.logs import attempt_header, redirect_output
 from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.attempt.stop_request import StopFlag

@@ -31,8 +31,8 @@ from trainlib.data.batches.rank_slice import shards_of_rank
 from trainlib.distributed.devices import hardware
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import RanksDifferError, UserError
-from trainlib.models.snapshot import Snapshot
 from trainlib.models.weights.files import weights_sha256
+from trainlib.models.weights.snapshot import Snapshot
 from trainlib.runs.machine.launch_variables import NUM_THREADS
 
 _NOTHING: AbstractContextManager[None] = nullcontext()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainlib.accelerators import release_cached_memory
 from trainlib.errors import UserError
-from trainlib.models.tta import Network
+from trainlib.models.forward.tta import Network
 
 logger = logging.getLogger("trainlib")
 

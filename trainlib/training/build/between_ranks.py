@@ -16,7 +16,7 @@ from trainlib.distributed.pace.stopwatch import GpuMarks, HostMarks
 from trainlib.distributed.process_group import gather_objects, wrap_model
 from trainlib.distributed.shards.pieces import PieceGather
 from trainlib.errors import UserError
-from trainlib.models.synchronized_batchnorm import join_moments, synchronize, synchronized_layers
+from trainlib.models.forward.synchronized_batchnorm import join_moments, synchronize, synchronized_layers
 from trainlib.training.step.audit import Audit
 from trainlib.training.step.together import ShardsTogether
 

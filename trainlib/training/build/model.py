@@ -12,7 +12,13 @@ from trainlib.data.batches.plan import Plan
 from trainlib.errors import UserError
 from trainlib.models import Classifier, build_model, check_forward, set_train_mode
 from trainlib.models.architectures.average_pool import replace_average_pools
-from trainlib.models.custom_parts import (
+from trainlib.models.forward.recomputation import recompute_blocks
+from trainlib.models.forward.synchronized_batchnorm import synchronize
+from trainlib.models.freezing import unfreeze_stages
+from trainlib.models.losses import Objective, with_class_weights
+from trainlib.models.optimizers.build import build_optimizer
+from trainlib.models.optimizers.schedule import Schedule
+from trainlib.models.own_parts.custom_parts import (
     NO_CUSTOM_PARTS,
     CustomParts,
     ModelSource,
@@ -20,12 +26,6 @@ from trainlib.models.custom_parts import (
     check_custom_loss,
     check_custom_model,
 )
-from trainlib.models.freezing import unfreeze_stages
-from trainlib.models.losses import Objective, with_class_weights
-from trainlib.models.optimizers.build import build_optimizer
-from trainlib.models.optimizers.schedule import Schedule
-from trainlib.models.recomputation import recompute_blocks
-from trainlib.models.synchronized_batchnorm import synchronize
 from trainlib.randomness import key, seed_generators
 from trainlib.training.build.augmentation import build_augmentation
 from trainlib.training.build.data import build_plan, build_rank_slice

@@ -23,7 +23,7 @@ from trainlib.config.libraries.catalog import PRETRAINED
 from trainlib.config.libraries.timm_models import PREFIX
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import CheckpointError, WeightsError
-from trainlib.models.preprocessing import preprocessing_of
+from trainlib.models.sources.preprocessing import preprocessing_of
 from trainlib.models.sources.published import HALF, Preprocessing
 from trainlib.models.sources.registry import published_weights
 from trainlib.models.sources.torchvision_models import INCEPTIONS

@@ -22,19 +22,19 @@ from trainlib.distributed.process_group import first_of_machine_first, wrap_mode
 from trainlib.errors import CheckpointError, RunDirectoryError
 from trainlib.models import set_train_mode
 from trainlib.models.architectures.whitening import init_whitening
-from trainlib.models.custom_parts import (
-    NO_CUSTOM_PARTS,
-    CustomParts,
-    check_custom_loss,
-)
-from trainlib.models.ema import ExponentialMovingAverage, NoAverage, scaled_decay, update_decay
+from trainlib.models.forward.recomputation import recompute_blocks
 from trainlib.models.freezing import unfreeze_stages
 from trainlib.models.losses import Objective, with_class_weights
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.longer import describe_early_end, lengthen
 from trainlib.models.optimizers.schedule import Schedule
-from trainlib.models.recomputation import recompute_blocks
-from trainlib.models.snapshot import Snapshot
+from trainlib.models.own_parts.custom_parts import (
+    NO_CUSTOM_PARTS,
+    CustomParts,
+    check_custom_loss,
+)
+from trainlib.models.weights.ema import ExponentialMovingAverage, NoAverage, scaled_decay, update_decay
+from trainlib.models.weights.snapshot import Snapshot
 from trainlib.randomness import key
 from trainlib.training.build.between_ranks import build_audit, build_pace, synchronized
 from trainlib.training.build.data import (

@@ -14,7 +14,7 @@ from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.targets import is_of_class
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.errors import UserError
-from trainlib.models.custom_parts import OwnMetric
+from trainlib.models.own_parts.custom_parts import OwnMetric
 from trainlib.training.metrics.sums import gather_rows
 
 logger = logging.getLogger("trainlib")

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         config, _, parts = load_with_code(options.config, options.code, command, config)
         from trainlib.data import dataset_info, list_files
         from trainlib.data.survey.leaks import leak_notice
-        from trainlib.models.code_parts import parts_of
+        from trainlib.models.own_parts.code_parts import parts_of
         from trainlib.training.build.model import check_build
         from trainlib.training.checkpoints.space import require_room
 

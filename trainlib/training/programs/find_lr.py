@@ -19,7 +19,7 @@ from pathlib import Path
 from trainlib.config import Config
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, NonFiniteError, TrainlaunchError
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.attempt.logs import logging_to_console
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.files.durable import write_atomically

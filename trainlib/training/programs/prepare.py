@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         command = ["launch", "submit", *options.config]
         config, code, parts = load_with_code(options.config, options.code, command, config)
         from trainlib.data import dataset_info
-        from trainlib.models.code_parts import parts_of
+        from trainlib.models.own_parts.code_parts import parts_of
         from trainlib.training.build.model import check_build
         from trainlib.training.checkpoints.space import require_room
 

@@ -17,7 +17,7 @@ from trainlib.data.survey.facts import SPLITS, Surveyed, facts_of
 from trainlib.data.survey.looking import ArrayPictures, FilePictures, PictureSource, look_at_all, perceptual_hash
 from trainlib.data.survey.text import survey_text
 from trainlib.errors import EXIT_OK, TrainlaunchError
-from trainlib.models.code_parts import parts_of
+from trainlib.models.own_parts.code_parts import parts_of
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.own_code.loading import load_with_code

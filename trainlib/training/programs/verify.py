@@ -24,7 +24,7 @@ from trainlib.distributed.allreduce.elastic import digests
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.distributed.devices import hardware
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
-from trainlib.models.code_parts import parts_of
+from trainlib.models.own_parts.code_parts import parts_of
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory

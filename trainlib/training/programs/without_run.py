@@ -9,8 +9,8 @@ from dataclasses import replace
 from trainlib.config import Config
 from trainlib.data import load_data
 from trainlib.distributed import process_group
-from trainlib.models.code_parts import parts_of
-from trainlib.models.custom_parts import CustomParts
+from trainlib.models.own_parts.code_parts import parts_of
+from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.own_code.loading import load_with_code
 from trainlib.training.build.run_weights import pin_weights

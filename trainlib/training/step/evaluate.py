@@ -14,9 +14,9 @@ from trainlib.data.targets import are_sets
 from trainlib.distributed.devices.out_of_memory import ADVICE, InPieces, explained
 from trainlib.distributed.process_group import broadcast_buffers
 from trainlib.models import set_train_mode
-from trainlib.models.custom_parts import OwnMetric
+from trainlib.models.forward.tta import Network, with_tta
 from trainlib.models.losses import Objective
-from trainlib.models.tta import Network, with_tta
+from trainlib.models.own_parts.custom_parts import OwnMetric
 from trainlib.training.metrics.class_counts import ClassCounter
 from trainlib.training.metrics.label_sets import SetPredictionCollector
 from trainlib.training.metrics.own import OwnMetricCollector

@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from trainlib.distributed.allreduce.reducer import Reducer
 from trainlib.distributed.pace.pace import NoPace, Pace
 from trainlib.models import Classifier
-from trainlib.models.custom_parts import OwnMetric
-from trainlib.models.ema import ExponentialMovingAverage, NoAverage
 from trainlib.models.freezing import Stages
 from trainlib.models.losses import Objective
 from trainlib.models.optimizers.build import KERNEL_OPTIONS
-from trainlib.models.snapshot import Snapshot
+from trainlib.models.own_parts.custom_parts import OwnMetric
+from trainlib.models.weights.ema import ExponentialMovingAverage, NoAverage
+from trainlib.models.weights.snapshot import Snapshot
 from trainlib.training.step.audit import Audit
 from trainlib.training.step.together import ShardsTogether
 from trainlib.training.step.update import CheckedUpdate

@@ -14,7 +14,7 @@ from trainlib.distributed.allreduce.reducer import Reducer
 from trainlib.distributed.shards.lockstep import Meet, run_in_lockstep
 from trainlib.distributed.shards.pieces import PieceGather
 from trainlib.errors import UserError
-from trainlib.models.synchronized_batchnorm import Moments, PieceMoments, join_moments, synchronized_layers
+from trainlib.models.forward.synchronized_batchnorm import Moments, PieceMoments, join_moments, synchronized_layers
 
 LossOf = Callable[[nn.Module, MicroBatch], Tensor]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.devices.out_of_memory import ADVICE, explained
 from trainlib.models import preserve_buffers
+from trainlib.models.forward.synchronized_batchnorm import standing_in, synchronized_layers
 from trainlib.models.losses import count_correct
-from trainlib.models.synchronized_batchnorm import standing_in, synchronized_layers
 from trainlib.randomness import key, seed_generators
 from trainlib.training.metrics.sums import MicroBatchResult
 from trainlib.training.step.state import TrainState

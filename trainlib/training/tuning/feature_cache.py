@@ -34,7 +34,7 @@ from trainlib.data.images import DEVICE_MEMORY_FRACTION, InMemoryImages, Streame
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import StoppedError, UserError
 from trainlib.models import Classifier
-from trainlib.models.bitwise_probe import BitwiseProbe, layers_before, same_bits, timed
+from trainlib.models.forward.bitwise_probe import BitwiseProbe, layers_before, same_bits, timed
 from trainlib.models.weights.files import weights_sha256
 from trainlib.randomness import key, permutation
 from trainlib.runs.machine import launch_variables

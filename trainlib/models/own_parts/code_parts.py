@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from trainlib.config import Config, is_code, own_name
 from trainlib.data import Dataset, fingerprint
 from trainlib.errors import DataError
-from trainlib.models.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.parts import Part, Parts
 
 

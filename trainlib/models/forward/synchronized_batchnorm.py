@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainlib.errors import UserError
-from trainlib.models.recomputation import active_recomputation
+from trainlib.models.forward.recomputation import active_recomputation
 
 _HALF = (torch.float16, torch.bfloat16)
 

@@ -1,0 +1,1 @@
+"""Parts of the user's own, given in Python or by `--code`: models, losses, metrics and others."""
