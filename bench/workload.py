@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from trainlib.config import Config, load_config
 from trainlib.data import load_data
 from trainlib.data.batches.plan import Plan
-from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.training.build.data import build_plan, build_preprocess
 from trainlib.training.build.model import build_classifier
 

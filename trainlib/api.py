@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from trainlib.config import Config, differences, is_free, keep_older_values, load_config, read_resolved
 from trainlib.data import Dataset
 from trainlib.data.augment.custom import Transform
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.distributed.devices.torch_settings import fresh_torch_settings
 from trainlib.errors import EXIT_STOPPED, StoppedError, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint

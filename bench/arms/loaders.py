@@ -29,8 +29,8 @@ def ours(folder: Path, threads: int) -> Iterator[Any]:
     from trainlib.data.augment.preprocess import Preprocess
     from trainlib.data.batches.loader import BatchLoader
     from trainlib.data.batches.rank_slice import RankSlice
-    from trainlib.data.dataset import ImageSet
-    from trainlib.data.images import StreamedImages
+    from trainlib.data.datasets.dataset import ImageSet
+    from trainlib.data.datasets.images import StreamedImages
     from trainlib.data.pictures.files import PlainFiles
     from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
     from trainlib.data.pictures.reader import PictureReader

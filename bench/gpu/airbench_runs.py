@@ -22,7 +22,7 @@ import torch
 
 from trainlib.config import load_config
 from trainlib.data import load_data
-from trainlib.data.dataset import ImageSet
+from trainlib.data.datasets.dataset import ImageSet
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPT = "airbench94_muon.py"  # of a clone

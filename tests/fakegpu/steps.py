@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trainings import BASE, with_graph
 
 from trainlib.config import Config
-from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.datasets.dataset import Dataset, ImageSet
 from trainlib.distributed import process_group
 from trainlib.training.trainer import Trainer
 from trainlib.training.tuning.memory import step_that_fits

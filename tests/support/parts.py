@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainlib.config import Config
-from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints.checkpoint import Checkpoint

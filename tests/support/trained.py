@@ -12,7 +12,7 @@ import torch
 from parts import tutorial_cnn
 from torch import Tensor, nn
 
-from trainlib.data.dataset import ImageSet
+from trainlib.data.datasets.dataset import ImageSet
 from trainlib.data.sources.arrays.synthetic import make_synthetic
 
 # Two epochs of eight steps on drawings of ten shapes, and a checkpoint after each: it learns something, and errs a lot.

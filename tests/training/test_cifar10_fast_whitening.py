@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from trainlib.config import DataConfig
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.images import Images, InMemoryImages, StreamedImages
+from trainlib.data.datasets.images import Images, InMemoryImages, StreamedImages
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.distributed import process_group

@@ -19,7 +19,7 @@ from parts import Rows, build_trainer, make_dataset, resolved
 from torch import Tensor, nn
 
 from trainlib.data.batches.feature_loader import FeatureLoader
-from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.datasets.dataset import Dataset, ImageSet
 from trainlib.distributed import process_group
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import UserError

@@ -17,7 +17,7 @@ from launch.cli import main as launch
 from trainlib import load_model
 from trainlib.config import load_config
 from trainlib.data import load_data
-from trainlib.data.images import as_images
+from trainlib.data.datasets.images import as_images
 from trainlib.inference import export, predict
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.evaluate import evaluate

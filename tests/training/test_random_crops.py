@@ -16,8 +16,8 @@ from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.rank_slice import RankSlice
-from trainlib.data.framed import FramedImages
-from trainlib.data.images import Images, InMemoryImages, StreamedImages, as_images
+from trainlib.data.datasets.framed import FramedImages
+from trainlib.data.datasets.images import Images, InMemoryImages, StreamedImages, as_images
 from trainlib.data.pictures.configured import frames_of
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader

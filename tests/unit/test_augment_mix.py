@@ -21,8 +21,8 @@ from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.plan import Plan
 from trainlib.data.batches.rank_slice import RankSlice
-from trainlib.data.dataset import ImageSet
-from trainlib.data.images import InMemoryImages, StreamedImages
+from trainlib.data.datasets.dataset import ImageSet
+from trainlib.data.datasets.images import InMemoryImages, StreamedImages
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.targets import Targets

@@ -19,9 +19,9 @@ from trainlib.data.augment.custom import CustomTransform
 from trainlib.data.augment.draws import Draws
 from trainlib.data.augment.policies import AugMix, AutoAugment, Policy, RandAugment, TrivialAugment
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.framed import frame_dataset
-from trainlib.data.images import InMemoryImages, Pictures
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.framed import frame_dataset
+from trainlib.data.datasets.images import InMemoryImages, Pictures
 from trainlib.data.pictures.channels import in_channels
 from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.errors import ConfigError, WeightsError

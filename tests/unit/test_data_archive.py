@@ -17,11 +17,11 @@ from class_folders import save_classes, save_picture
 
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import Dataset, load_data
-from trainlib.data.archives.members import ArchiveFiles
-from trainlib.data.archives.tar import list_tar
 from trainlib.data.sources.folders.image_folder import list_image_folder
 from trainlib.data.sources.packed.archive import list_archive
+from trainlib.data.sources.packed.members import ArchiveFiles
 from trainlib.data.sources.packed.pack import pack
+from trainlib.data.sources.packed.tar import list_tar
 from trainlib.errors import DataError
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cached_pictures import SHARD_PICTURES, decoded, everything, folder, load, root, shard_of, shards
 
-from trainlib.data.images import InMemoryImages, StreamedImages
+from trainlib.data.datasets.images import InMemoryImages, StreamedImages
 from trainlib.data.storage import choice, make, store
 from trainlib.errors import DataError, StoppedError
 

@@ -15,7 +15,7 @@ from cached_pictures import decoded, everything, folder, load, root, shards
 from PIL import Image
 
 from trainlib.data import Dataset
-from trainlib.data.images import StreamedImages
+from trainlib.data.datasets.images import StreamedImages
 from trainlib.data.storage import cache, choice
 from trainlib.errors import DataError, StoppedError
 from trainlib.runs.machine import cache_folder

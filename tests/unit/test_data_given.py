@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainlib.data import Dataset, ImageSet, fingerprint, image_dataset
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)  # [N, H, W, 3]

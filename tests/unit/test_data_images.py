@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from trainlib.config import DataConfig
-from trainlib.data.dataset import channel_statistics
-from trainlib.data.images import InMemoryImages, StreamedImages
+from trainlib.data.datasets.dataset import channel_statistics
+from trainlib.data.datasets.images import InMemoryImages, StreamedImages
 from trainlib.data.pictures import threads
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
@@ -86,7 +86,7 @@ def test_statistics_are_those_of_the_pixels(array: np.ndarray, paths: list[str])
 
 
 def test_statistics_are_taken_over_evenly_spaced_images(monkeypatch: pytest.MonkeyPatch, array: np.ndarray) -> None:
-    monkeypatch.setattr("trainlib.data.dataset.STATISTICS_SAMPLES", 4)
+    monkeypatch.setattr("trainlib.data.datasets.dataset.STATISTICS_SAMPLES", 4)
     mean, _ = channel_statistics(InMemoryImages(torch.from_numpy(array)))
     np.testing.assert_allclose(mean, (array[[0, 5, 11, 17]] / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
 

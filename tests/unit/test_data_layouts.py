@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from trainlib.config.schema.sections import Config, DataConfig
 from trainlib.data import Dataset, dataset_info, load_data
-from trainlib.data.inspection import summary
+from trainlib.data.survey.inspection import summary
 from trainlib.errors import DataError
 from trainlib.training.build.data import plan_of
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import load_data
-from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.datasets.dataset import Dataset, ImageSet
 from trainlib.data.sources.arrays.synthetic import make_synthetic
 
 

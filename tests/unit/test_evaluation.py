@@ -20,8 +20,8 @@ from trainlib.config import LossConfig
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
-from trainlib.data.dataset import ImageSet
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.dataset import ImageSet
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.data.targets import Targets
 from trainlib.runs.records.confusion import whole
 from trainlib.training import final_test

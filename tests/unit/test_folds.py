@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainlib.config import DataConfig, load_config
 from trainlib.data import Dataset, dataset_info, load_data
-from trainlib.data.folds import some_pictures
+from trainlib.data.datasets.folds import some_pictures
 from trainlib.data.identity.splits import split_fold
 from trainlib.errors import ConfigError, DataError
 

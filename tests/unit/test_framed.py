@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trainlib.config import DataConfig
 from trainlib.data import Dataset, ImageSet, image_dataset, load_data
-from trainlib.data.framed import FramedImages, frame_dataset
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.framed import FramedImages, frame_dataset
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.data.pictures.configured import frames_of
 
 IDS = torch.tensor([5, 0, 19, 5, 7, 11, 3])

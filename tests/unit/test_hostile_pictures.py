@@ -22,7 +22,7 @@ from decoding import decode_all
 from PIL import Image
 
 from trainlib.config import DataConfig
-from trainlib.data.images import StreamedImages
+from trainlib.data.datasets.images import StreamedImages
 from trainlib.data.pictures import files as of_files
 from trainlib.data.pictures import reader as of_reader
 from trainlib.data.pictures import threads
@@ -147,7 +147,7 @@ def test_a_stop_ends_a_training_that_waits_for_such_a_picture(
     hanging: PlainFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though not at once, as the step that is under way is to be finished."""
-    monkeypatch.setattr("trainlib.data.images.STOP_SECONDS", 0.5)
+    monkeypatch.setattr("trainlib.data.datasets.images.STOP_SECONDS", 0.5)
     began = time.monotonic()
     images = StreamedImages(hanging, READER, lambda: time.monotonic() > began + 0.3)
     with pytest.raises(StoppedError):

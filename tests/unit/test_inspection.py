@@ -13,7 +13,7 @@ from PIL import Image
 
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import Dataset, image_dataset, load_data
-from trainlib.data.inspection import inspect, text_order_notice
+from trainlib.data.survey.inspection import inspect, text_order_notice
 from trainlib.errors import DataError
 
 LABELS = [0, 1] * 20

@@ -15,8 +15,8 @@ from trainlib.data.batches.loader import BatchLoader
 from trainlib.data.batches.plan import USES, Plan
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.batches.sampling import Sampling
-from trainlib.data.dataset import ImageSet
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.dataset import ImageSet
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.errors import ConfigError
 
 SIZES = {0: 50, 1: 7, 3: 1, 4: 20}  # no sample is of class 2

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from trainlib.data.datasets.images import InMemoryImages, StreamedImages
 from trainlib.data.identity.stamp import Stamp, Stamps
-from trainlib.data.images import InMemoryImages, StreamedImages
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
 from trainlib.data.pictures.reader import PictureReader

@@ -108,7 +108,7 @@ def test_data_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Two images of one array: the same pixels are an exact duplicate."""
     import torch
 
-    from trainlib.data.images import InMemoryImages
+    from trainlib.data.datasets.images import InMemoryImages
     from trainlib.data.survey.looking import ArrayPictures, look_at_all
 
     images_NCHW = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)

@@ -12,10 +12,10 @@ from torch import Tensor
 from trainlib.config import DataConfig, is_custom
 from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.folds import fold_rows, in_fold
-from trainlib.data.framed import frame_dataset
-from trainlib.data.images import Images
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.folds import fold_rows, in_fold
+from trainlib.data.datasets.framed import frame_dataset
+from trainlib.data.datasets.images import Images
 from trainlib.data.sources.arrays.cifar10 import load_cifar10
 from trainlib.data.sources.arrays.in_memory import fingerprint, image_dataset
 from trainlib.data.sources.arrays.synthetic import NUM_TRAIN, SHAPES, make_synthetic

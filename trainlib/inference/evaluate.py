@@ -24,9 +24,9 @@ from trainlib.data import ImageSet, load_class_folder, load_data
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.identity.listing import Listing
-from trainlib.data.inspection import name_some
 from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.folders.class_folders import left_out_notices, list_class_folders
+from trainlib.data.survey.inspection import name_some
 from trainlib.distributed import process_group
 from trainlib.distributed.devices.choice import choose_device_type
 from trainlib.distributed.devices.out_of_memory import explained, smaller_batch

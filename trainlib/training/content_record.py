@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Iterator
 
-from trainlib.data.dataset import Dataset
+from trainlib.data.datasets.dataset import Dataset
+from trainlib.data.datasets.images import StreamedImages
 from trainlib.data.identity.content import FileContent
 from trainlib.data.identity.sample_files import SampleFiles
-from trainlib.data.images import StreamedImages
 from trainlib.runs.directory import RunDirectory
 from trainlib.training.hooks import Hook
 from trainlib.training.provenance import CONTENT_FILES, read_listing

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from trainlib.config import Config
-from trainlib.data.dataset import Dataset
+from trainlib.data.datasets.dataset import Dataset
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.errors import CheckpointError, TrainlaunchError
 from trainlib.runs.directory import RunDirectory

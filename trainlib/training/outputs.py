@@ -15,7 +15,7 @@ import torch
 from trainlib.config import Config, dump_config, own_name
 from trainlib.config.libraries.timm_models import packages_of
 from trainlib.data.batches.plan import to_steps
-from trainlib.data.dataset import Dataset
+from trainlib.data.datasets.dataset import Dataset
 from trainlib.distributed.devices import hardware
 from trainlib.models.losses import is_balanced
 from trainlib.models.weights.files import weights_sha256

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from trainlib.config import Config
 from trainlib.data import load_data
 from trainlib.data.batches.plan import to_steps
-from trainlib.data.dataset import Dataset
+from trainlib.data.datasets.dataset import Dataset
 from trainlib.distributed import process_group
 from trainlib.distributed.checks.before_start import CHECK_SECONDS, check_devices, is_on_several_machines
 from trainlib.distributed.checks.watchdog import Watchdog

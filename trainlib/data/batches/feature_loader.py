@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trainlib.data.batches.loader import BatchLoader
-from trainlib.data.dataset import ImageSet
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.dataset import ImageSet
+from trainlib.data.datasets.images import InMemoryImages
 
 
 class FeatureLoader(BatchLoader):

@@ -13,8 +13,8 @@ from trainlib.data.augment.augmentation import Augmentation
 from trainlib.data.augment.mix import mix
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.rank_slice import RankSlice
-from trainlib.data.dataset import ImageSet
-from trainlib.data.images import InMemoryImages, as_images
+from trainlib.data.datasets.dataset import ImageSet
+from trainlib.data.datasets.images import InMemoryImages, as_images
 from trainlib.data.targets import Targets
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trainlib.config import DataConfig, custom_part_missing
-from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.folds import fold_rows
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.folds import fold_rows
 from trainlib.data.identity.listing import Listing, identities
 from trainlib.data.identity.sample_files import SampleFiles
 from trainlib.data.identity.splits import split_test

@@ -22,10 +22,10 @@ from pathlib import Path
 import PIL
 import torch
 
-from trainlib.data.dataset import PerChannel
+from trainlib.data.datasets.dataset import PerChannel
+from trainlib.data.datasets.images import Images, InMemoryImages, StreamedImages
 from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.stamp import Stamps
-from trainlib.data.images import Images, InMemoryImages, StreamedImages
 from trainlib.data.pictures.files import PictureFiles, SomeFiles, is_plain
 from trainlib.data.pictures.reader import PictureReader, Reader
 from trainlib.data.pictures.threads import decoding_threads

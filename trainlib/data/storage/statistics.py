@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from trainlib.data.dataset import STATISTICS_SAMPLES, PerChannel, channel_statistics
+from trainlib.data.datasets.dataset import STATISTICS_SAMPLES, PerChannel, channel_statistics
+from trainlib.data.datasets.images import Images
 from trainlib.data.identity.stamp import Stamps
-from trainlib.data.images import Images
 from trainlib.data.pictures.files import PictureFiles
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.locks import exclusive_lock

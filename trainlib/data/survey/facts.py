@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainlib.data.inspection import name_some
 from trainlib.data.survey.duplicates import exact_groups, near_groups
+from trainlib.data.survey.inspection import name_some
 from trainlib.data.survey.looking import Looks
 from trainlib.data.targets import class_names_of, class_sizes
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from trainlib.data.images import Pictures
+from trainlib.data.datasets.images import Pictures
 from trainlib.data.pictures.decode import decode_picture
 from trainlib.data.pictures.files import PictureFiles
 

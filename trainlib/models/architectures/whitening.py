@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.images import Pictures
+from trainlib.data.datasets.images import Pictures
 from trainlib.models.architectures.cifar10_fast import PATCH_SIDE, Cifar10Fast
 
 NUM_IMAGES = 5_000

@@ -10,15 +10,15 @@ from accelerate import Accelerator
 
 from trainlib.config import Augment, Config, DataConfig, ModelConfig, Normalize, TrainConfig, is_custom
 from trainlib.config.libraries.catalog import weights_file
-from trainlib.data import inspection
 from trainlib.data.augment.custom import Transform
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, DataModule
 from trainlib.data.batches.plan import Plan, steps_per_epoch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.batches.sampling import Sampling
-from trainlib.data.dataset import Dataset, ImageSet, PerChannel
+from trainlib.data.datasets.dataset import Dataset, ImageSet, PerChannel
 from trainlib.data.identity.splits import limit_samples, split_validation
+from trainlib.data.survey import inspection
 from trainlib.data.targets import are_sets, strata
 from trainlib.errors import DataError, UserError
 from trainlib.models import losses, preprocessing_of

@@ -13,7 +13,7 @@ from torch import nn
 
 from trainlib.config import AverageConfig, Config, with_older_values
 from trainlib.data.batches.plan import Plan, to_steps
-from trainlib.data.dataset import Dataset
+from trainlib.data.datasets.dataset import Dataset
 from trainlib.distributed.allreduce import elastic
 from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.distributed.allreduce.reducer import DataParallelReducer

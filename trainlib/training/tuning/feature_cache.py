@@ -29,8 +29,8 @@ from trainlib.config import Augment, Config
 from trainlib.data.batches.feature_loader import CachedFeatures, FeatureLoader
 from trainlib.data.batches.loader import DataModule
 from trainlib.data.batches.plan import Plan
-from trainlib.data.framed import FramedImages
-from trainlib.data.images import DEVICE_MEMORY_FRACTION, InMemoryImages, StreamedImages
+from trainlib.data.datasets.framed import FramedImages
+from trainlib.data.datasets.images import DEVICE_MEMORY_FRACTION, InMemoryImages, StreamedImages
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import StoppedError, UserError
 from trainlib.models import Classifier

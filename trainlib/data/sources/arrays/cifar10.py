@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.data.identity.listing import Listing
-from trainlib.data.images import InMemoryImages
 from trainlib.errors import DataError
 from trainlib.runs.files.locks import exclusive_lock
 

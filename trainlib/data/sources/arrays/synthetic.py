@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
+from trainlib.data.datasets.dataset import Dataset, ImageSet, channel_statistics
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.data.identity.listing import Listing
-from trainlib.data.images import InMemoryImages
 from trainlib.randomness import draw, key
 
 SIZE = 32

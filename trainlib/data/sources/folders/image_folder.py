@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainlib.data.dataset import ImageSet
+from trainlib.data.datasets.dataset import ImageSet
 from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.reader import PictureReader

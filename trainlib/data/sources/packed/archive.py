@@ -7,15 +7,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainlib.data.archives.index import read_index
-from trainlib.data.archives.members import Archive, ArchiveFiles, Member, open_archive
-from trainlib.data.archives.tar import list_tar
-from trainlib.data.archives.zip import list_zip
 from trainlib.data.identity.stamp import Stamp, Stamps
 from trainlib.data.sources.folders.class_folders import SplitFolder, samples_of
 from trainlib.data.sources.folders.folder_walk import FoundFiles, is_hidden_picture, is_image, is_junk, visible
 from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, absolute, choose_layout
+from trainlib.data.sources.packed.index import read_index
+from trainlib.data.sources.packed.members import Archive, ArchiveFiles, Member, open_archive
+from trainlib.data.sources.packed.tar import list_tar
 from trainlib.data.sources.packed.webdataset import is_webdataset, label_folders
+from trainlib.data.sources.packed.zip import list_zip
 from trainlib.data.sources.samples import Samples
 from trainlib.errors import DataError
 

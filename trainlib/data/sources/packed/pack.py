@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from trainlib.data.archives.index import INDEX_FILE, dump_index
 from trainlib.data.pictures.files import read_picture
 from trainlib.data.sources.folders.image_folder import list_image_folder
 from trainlib.data.sources.folders.layout import absolute
+from trainlib.data.sources.packed.index import INDEX_FILE, dump_index
 from trainlib.errors import DataError, UserError
 from trainlib.runs.files.durable import sync_directory
 from trainlib.runs.terminal.printable import print_error

@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from trainlib.data.archives.members import Archive, ArchiveFiles, Member
 from trainlib.data.sources.folders.folder_walk import is_image
 from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, name_some
+from trainlib.data.sources.packed.members import Archive, ArchiveFiles, Member
 from trainlib.errors import DataError
 
 LABEL_ENDINGS = ("cls", "json")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from trainlib.config import DataConfig
-from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.grey import grey_dataset
-from trainlib.data.images import InMemoryImages, Pictures
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.grey import grey_dataset
+from trainlib.data.datasets.images import InMemoryImages, Pictures
 from trainlib.data.pictures.configured import frames_of
 from trainlib.data.pictures.framing import Frames, Framing
 from trainlib.runs.machine.limits import usable_cores

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainlib.data.dataset import Dataset, ImageSet, channel_statistics
-from trainlib.data.images import InMemoryImages, Pictures
+from trainlib.data.datasets.dataset import Dataset, ImageSet, channel_statistics
+from trainlib.data.datasets.images import InMemoryImages, Pictures
 from trainlib.data.pictures.channels import in_channels
 
 AT_ONCE = 1_000  # images

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainlib.data.archives.members import Archive, Member, open_archive, safe_name
 from trainlib.data.identity.stamp import Stamp
+from trainlib.data.sources.packed.members import Archive, Member, open_archive, safe_name
 from trainlib.errors import DataError
 
 INDEX_FILE = "index.jsonl"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainlib.data.dataset import Dataset, ImageSet
-from trainlib.data.images import InMemoryImages
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.images import InMemoryImages
 from trainlib.data.targets import are_sets, class_sizes
 from trainlib.errors import DataError
 

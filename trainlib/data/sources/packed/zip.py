@@ -7,8 +7,8 @@ import stat
 import zipfile
 from pathlib import Path
 
-from trainlib.data.archives.members import DEFLATED, STORED, Archive, Member, open_archive, safe_name
 from trainlib.data.identity.stamp import Stamp
+from trainlib.data.sources.packed.members import DEFLATED, STORED, Archive, Member, open_archive, safe_name
 from trainlib.errors import DataError
 
 _ENCRYPTED = 1  # of flag_bits

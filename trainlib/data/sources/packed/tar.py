@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainlib.data.archives.members import Archive, Member, open_archive, safe_name
 from trainlib.data.identity.stamp import Stamp
+from trainlib.data.sources.packed.members import Archive, Member, open_archive, safe_name
 from trainlib.errors import DataError
 
 BLOCK = 512

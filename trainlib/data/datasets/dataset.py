@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trainlib.data.datasets.images import Pictures
 from trainlib.data.identity.listing import Listing
-from trainlib.data.images import Pictures
 
 PerChannel = tuple[float, ...]  # one value each for red, green and blue, or one for grey
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trainlib.config import DataConfig, fold_of
-from trainlib.data.dataset import Dataset, ImageSet
+from trainlib.data.datasets.dataset import Dataset, ImageSet
+from trainlib.data.datasets.images import InMemoryImages, Pictures, as_images
 from trainlib.data.identity.splits import split_fold
-from trainlib.data.images import InMemoryImages, Pictures, as_images
 from trainlib.errors import DataError
 
 

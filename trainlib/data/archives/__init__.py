@@ -1,1 +1,0 @@
-"""Archives of pictures, read in place: tar and zip files, and the index beside shards."""
