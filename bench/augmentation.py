@@ -19,9 +19,9 @@ from torchvision.transforms import v2
 from trainlib.data.augment.augmentation import flip
 from trainlib.data.augment.draws import Draws
 from trainlib.data.augment.erase import draw_boxes, erase
-from trainlib.data.augment.jitter import ColorJitter
 from trainlib.data.augment.mix import Mixing, mix
-from trainlib.data.augment.policies import AugMix, AutoAugment, RandAugment, TrivialAugment
+from trainlib.data.augment.policies.jitter import ColorJitter
+from trainlib.data.augment.policies.policy import AugMix, AutoAugment, RandAugment, TrivialAugment
 
 SIZE, BATCH, ROUNDS = 224, 32, 7
 

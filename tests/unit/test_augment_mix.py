@@ -14,9 +14,9 @@ from torchvision.transforms import v2
 
 from trainlib.config import DataConfig, LossConfig
 from trainlib.data.augment.augmentation import Augmentation
-from trainlib.data.augment.jitter import ColorJitter
 from trainlib.data.augment.mix import Box, Mixing, Mixture, mix
-from trainlib.data.augment.policies import RandAugment
+from trainlib.data.augment.policies.jitter import ColorJitter
+from trainlib.data.augment.policies.policy import RandAugment
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.plan import Plan

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as torchvision_functional
 
 from trainlib.data.augment.augmentation import flip
-from trainlib.data.augment.operations import Operation, Operations, apply_operations
+from trainlib.data.augment.policies.operations import Operation, Operations, apply_operations
 
 O = Operation  # noqa: E741
 SIZES = [(3, 32, 32), (3, 33, 47), (3, 224, 200), (1, 32, 32), (3, 2, 5), (3, 1, 1)]

@@ -10,13 +10,13 @@ import torch
 from torchvision.transforms import v2
 
 from trainlib.data.augment.augmentation import Augmentation
-from trainlib.data.augment.autoaugment import POLICIES
 from trainlib.data.augment.draws import Draws
 from trainlib.data.augment.erase import draw_boxes, erase
-from trainlib.data.augment.jitter import ColorJitter
 from trainlib.data.augment.mix import Mixing, mix
-from trainlib.data.augment.operations import Operation, Operations
-from trainlib.data.augment.policies import (
+from trainlib.data.augment.policies.autoaugment import POLICIES
+from trainlib.data.augment.policies.jitter import ColorJitter
+from trainlib.data.augment.policies.operations import Operation, Operations
+from trainlib.data.augment.policies.policy import (
     AugMix,
     AutoAugment,
     RandAugment,

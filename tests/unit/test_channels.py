@@ -17,7 +17,7 @@ from trainlib.config import Config, DataConfig, Normalize, load_config
 from trainlib.data import image_dataset, load_data
 from trainlib.data.augment.custom import CustomTransform
 from trainlib.data.augment.draws import Draws
-from trainlib.data.augment.policies import AugMix, AutoAugment, Policy, RandAugment, TrivialAugment
+from trainlib.data.augment.policies.policy import AugMix, AutoAugment, Policy, RandAugment, TrivialAugment
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.datasets.dataset import Dataset, ImageSet
 from trainlib.data.datasets.framed import frame_dataset

@@ -9,7 +9,7 @@ import pytest
 
 from trainlib.config import load_config
 from trainlib.config.schema.values import POLICY_ARGUMENTS
-from trainlib.data.augment.policies import AugMix, RandAugment
+from trainlib.data.augment.policies.policy import AugMix, RandAugment
 from trainlib.errors import ConfigError
 from trainlib.training.build.augmentation import POLICIES, build_augmentation
 

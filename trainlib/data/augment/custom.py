@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainlib.data.augment.draws import Draws
-from trainlib.data.augment.operations import to_device
+from trainlib.data.augment.policies.operations import to_device
 from trainlib.errors import UserError
 from trainlib.randomness import draw
 

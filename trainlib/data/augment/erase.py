@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainlib.data.augment.draws import Draws
-from trainlib.data.augment.operations import to_device
+from trainlib.data.augment.policies.operations import to_device
 
 _SCALE, _RATIO, _ATTEMPTS = (0.02, 0.33), (0.3, 3.3), 10  # torchvision's defaults
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from trainlib.config import Config, PolicyConfig, sides
 from trainlib.data.augment.augmentation import Augmentation, Change
 from trainlib.data.augment.custom import CustomTransform, Transform
-from trainlib.data.augment.jitter import ColorJitter
 from trainlib.data.augment.mix import Mixing
-from trainlib.data.augment.policies import AugMix, AutoAugment, Policy, RandAugment, TrivialAugment
+from trainlib.data.augment.policies.jitter import ColorJitter
+from trainlib.data.augment.policies.policy import AugMix, AutoAugment, Policy, RandAugment, TrivialAugment
 
 POLICIES = {"trivial": TrivialAugment, "randaugment": RandAugment, "autoaugment": AutoAugment, "augmix": AugMix}
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trainlib.data.augment.draws import Draws
-from trainlib.data.augment.operations import Operation, Operations
-from trainlib.data.augment.policies import apply_stages
+from trainlib.data.augment.policies.operations import Operation, Operations
+from trainlib.data.augment.policies.policy import apply_stages
 
 
 @dataclass(frozen=True)

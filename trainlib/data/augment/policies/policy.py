@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainlib.data.augment.autoaugment import POLICIES
 from trainlib.data.augment.draws import Draws
-from trainlib.data.augment.operations import Operation, Operations, apply_operations, to_device
+from trainlib.data.augment.policies.autoaugment import POLICIES
+from trainlib.data.augment.policies.operations import Operation, Operations, apply_operations, to_device
 
 _O = Operation
 _FACTORS = (_O.BRIGHTNESS, _O.COLOR, _O.CONTRAST, _O.SHARPNESS)

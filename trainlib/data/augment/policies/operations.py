@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainlib.accelerators import pins_memory
-from trainlib.data.augment import color, geometry
+from trainlib.data.augment.policies import color, geometry
 
 
 class Operation(IntEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from trainlib.data.augment.operations import Operation
+from trainlib.data.augment.policies.operations import Operation
 
 
 class Choice(NamedTuple):

@@ -1,0 +1,1 @@
+"""Policies of augmentation, and the operations on whole batches that they are made of."""
