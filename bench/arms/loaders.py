@@ -31,9 +31,9 @@ def ours(folder: Path, threads: int) -> Iterator[Any]:
     from trainlib.data.batches.rank_slice import RankSlice
     from trainlib.data.datasets.dataset import ImageSet
     from trainlib.data.datasets.images import StreamedImages
+    from trainlib.data.pictures.decoding.reader import PictureReader
     from trainlib.data.pictures.files import PlainFiles
     from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
-    from trainlib.data.pictures.reader import PictureReader
 
     paths = sorted(map(str, folder.glob("train/*/*.jpg")))
     reader = PictureReader(Frames(Framing(SIZE, SIZE), RandomCrop(0, SIZE, SIZE)))
@@ -146,9 +146,9 @@ def photos(folder: Path, threads: int) -> Iterator[Any]:
     """Do what a decoding thread does with each photograph of 12 megapixels for an evaluation at 224 pixels."""
     from bench.arms.feeds import tune
     from trainlib.config import DataConfig
+    from trainlib.data.pictures.decoding.reader import PictureReader
+    from trainlib.data.pictures.decoding.threads import DecodingJob
     from trainlib.data.pictures.files import PlainFiles
-    from trainlib.data.pictures.reader import PictureReader
-    from trainlib.data.pictures.threads import DecodingJob
 
     tune()
     files = PlainFiles(_photos(folder))

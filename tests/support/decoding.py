@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainlib.data.pictures.failures import Failure
+from trainlib.data.pictures.decoding.failures import Failure
+from trainlib.data.pictures.decoding.reader import PictureReader
+from trainlib.data.pictures.decoding.threads import DecodingJob, decode_ahead, decoding_pool
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.pictures.reader import PictureReader
-from trainlib.data.pictures.threads import DecodingJob, decode_ahead, decoding_pool
 
 
 def decode_all(

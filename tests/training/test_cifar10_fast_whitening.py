@@ -17,8 +17,8 @@ from torch.nn import functional as F  # noqa: N812
 from trainlib.config import DataConfig
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.datasets.images import Images, InMemoryImages, StreamedImages
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
-from trainlib.data.pictures.reader import PictureReader
 from trainlib.distributed import process_group
 from trainlib.models.architectures.whitening import whitening_weights
 

@@ -19,8 +19,8 @@ from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.datasets.framed import FramedImages
 from trainlib.data.datasets.images import Images, InMemoryImages, StreamedImages, as_images
 from trainlib.data.pictures.configured import frames_of
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
-from trainlib.data.pictures.reader import PictureReader
 
 CONFIG = DataConfig.model_validate(
     {"image_size": 16, "train_image_size": [12, 14], "resize": {"size": 20}, "augment": {"crop": {"scale": [0.2, 1.0]}}}

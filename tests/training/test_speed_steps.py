@@ -14,7 +14,7 @@ import torch
 from parts import build_trainer, make_dataset, resolved
 from torch import nn
 
-from trainlib.data.pictures.threads import decoding_pool
+from trainlib.data.pictures.decoding.threads import decoding_pool
 from trainlib.distributed import process_group
 from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.runs.machine.kept_memory import keep_freed_memory

@@ -23,8 +23,8 @@ from trainlib.data.batches.plan import Plan
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.datasets.dataset import ImageSet
 from trainlib.data.datasets.images import InMemoryImages, StreamedImages
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
-from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.targets import Targets
 from trainlib.models.losses import Objective
 from trainlib.training.tuning.memory import split_to_limit

@@ -13,10 +13,10 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from trainlib.config import DataConfig
-from trainlib.data.pictures.decode_some import decode_some
-from trainlib.data.pictures.failures import damaged_images
+from trainlib.data.pictures.decoding.decode_some import decode_some
+from trainlib.data.pictures.decoding.failures import damaged_images
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
-from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import DataError, StoppedError
 from trainlib.runs.attempt.logs import logging_to_file
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from trainlib.config import DataConfig
 from trainlib.data.datasets.dataset import channel_statistics
 from trainlib.data.datasets.images import InMemoryImages, StreamedImages
-from trainlib.data.pictures import threads
+from trainlib.data.pictures.decoding import threads
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
-from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import DataError
 
 NUM_IMAGES, SIZE = 23, 12

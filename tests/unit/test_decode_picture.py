@@ -14,9 +14,9 @@ from needs import missing_here
 from pictures import encoded, png_16, smooth_pixels, tiff_16
 from PIL import Image, ImageOps
 
-from trainlib.data.pictures import decode
-from trainlib.data.pictures.decode import FORMATS, decode_picture, picture_pixels
-from trainlib.data.pictures.jpeg import dct_scale, jpeg_header
+from trainlib.data.pictures.decoding import decode
+from trainlib.data.pictures.decoding.decode import FORMATS, decode_picture, picture_pixels
+from trainlib.data.pictures.decoding.jpeg import dct_scale, jpeg_header
 
 
 def by_pillow(data: bytes, channels: int = 3) -> np.ndarray:

@@ -24,13 +24,13 @@ from PIL import Image
 from trainlib.config import DataConfig
 from trainlib.data.datasets.images import StreamedImages
 from trainlib.data.pictures import files as of_files
-from trainlib.data.pictures import reader as of_reader
-from trainlib.data.pictures import threads
-from trainlib.data.pictures.decode import MAX_PIXELS, decode_picture
-from trainlib.data.pictures.decode_some import decode_some
-from trainlib.data.pictures.failures import damaged_images
+from trainlib.data.pictures.decoding import reader as of_reader
+from trainlib.data.pictures.decoding import threads
+from trainlib.data.pictures.decoding.decode import MAX_PIXELS, decode_picture
+from trainlib.data.pictures.decoding.decode_some import decode_some
+from trainlib.data.pictures.decoding.failures import damaged_images
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
-from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import DataError, StoppedError
 
 READER = PictureReader.of(DataConfig(image_size=16))

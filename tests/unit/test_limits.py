@@ -13,7 +13,7 @@ import psutil
 import pytest
 from needs import need
 
-from trainlib.data.pictures import threads
+from trainlib.data.pictures.decoding import threads
 from trainlib.runs.machine import limits
 
 MIB = 1 << 20

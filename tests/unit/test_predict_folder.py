@@ -10,7 +10,7 @@ import torch
 from class_folders import save_classes, save_picture
 
 from trainlib.config import DataConfig
-from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.inference import predict
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from trainlib.data.datasets.images import InMemoryImages, StreamedImages
 from trainlib.data.identity.stamp import Stamp, Stamps
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.framing import Frames, Framing, RandomCrop
-from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.storage import cache, choice, store
 from trainlib.data.storage.cache import DecodedImages, load_decoded
 

@@ -99,7 +99,7 @@ def test_a_decoder_that_does_not_return_keeps_no_program(tmp_path: Path, is_idle
     program = f"""
 import atexit, sys, types
 from trainlib.runs.terminal.streams import end_program
-sys.modules["trainlib.data.pictures.threads"] = types.SimpleNamespace(are_decoders_idle=lambda: {is_idle})
+sys.modules["trainlib.data.pictures.decoding.threads"] = types.SimpleNamespace(are_decoders_idle=lambda: {is_idle})
 atexit.register(print, "the interpreter ends")
 end_program(lambda: print("printed") or 5)
 """

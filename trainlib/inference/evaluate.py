@@ -24,7 +24,7 @@ from trainlib.data import ImageSet, load_class_folder, load_data
 from trainlib.data.batches.loader import BatchLoader, MicroBatch
 from trainlib.data.batches.rank_slice import RankSlice
 from trainlib.data.identity.listing import Listing
-from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.sources.folders.class_folders import left_out_notices, list_class_folders
 from trainlib.data.survey.inspection import name_some
 from trainlib.distributed import process_group

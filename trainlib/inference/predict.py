@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from trainlib.data import find_images
-from trainlib.data.pictures.decode_some import decode_some
+from trainlib.data.pictures.decoding.decode_some import decode_some
 from trainlib.data.pictures.files import PlainFiles, read_limited
 from trainlib.data.sources.folders.class_folders import left_out_notices
 from trainlib.distributed.devices.out_of_memory import explained, smaller_batch

@@ -16,11 +16,11 @@ from trainlib.config import Config, custom_part_missing, is_custom
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.pictures.channels import in_channels
 from trainlib.data.pictures.configured import evaluation_of
-from trainlib.data.pictures.decode_some import decode_some
-from trainlib.data.pictures.failures import damaged_images
+from trainlib.data.pictures.decoding.decode_some import decode_some
+from trainlib.data.pictures.decoding.failures import damaged_images
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
 from trainlib.data.pictures.framing import Framing
-from trainlib.data.pictures.reader import PictureReader
 from trainlib.errors import CheckpointError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.own_parts import own_parts

@@ -17,7 +17,7 @@ from trainlib.data.datasets.folds import fold_rows
 from trainlib.data.identity.listing import Listing, identities
 from trainlib.data.identity.sample_files import SampleFiles
 from trainlib.data.identity.splits import split_test
-from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.sources.folders.image_folder import list_image_folder
 from trainlib.data.sources.hugging_face import list_hugging_face
 from trainlib.data.sources.packed.archive import list_archive

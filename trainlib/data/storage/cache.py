@@ -26,9 +26,9 @@ from trainlib.data.datasets.dataset import PerChannel
 from trainlib.data.datasets.images import Images, InMemoryImages, StreamedImages
 from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.stamp import Stamps
+from trainlib.data.pictures.decoding.reader import PictureReader, Reader
+from trainlib.data.pictures.decoding.threads import decoding_threads
 from trainlib.data.pictures.files import PictureFiles, SomeFiles, is_plain
-from trainlib.data.pictures.reader import PictureReader, Reader
-from trainlib.data.pictures.threads import decoding_threads
 from trainlib.data.storage.choice import Choice, Room, choose
 from trainlib.data.storage.make import make_records
 from trainlib.data.storage.records import Records, image_bytes, pixels_of

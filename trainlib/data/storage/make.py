@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from trainlib.data.pictures.failures import Failure
+from trainlib.data.pictures.decoding.failures import Failure
+from trainlib.data.pictures.decoding.threads import PIECE, DecodingJob, decode_ahead, decoding_pool
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.pictures.threads import PIECE, DecodingJob, decode_ahead, decoding_pool
 from trainlib.data.storage.records import Records
 
 JOB_PICTURES = 2 * PIECE

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainlib.data.pictures.reader import PictureReader
+from trainlib.data.pictures.decoding.reader import PictureReader
 
 _SIDES = struct.Struct("<II")  # height and width, before the pixels
 

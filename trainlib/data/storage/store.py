@@ -20,7 +20,7 @@ import numpy as np
 
 from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.stamp import Stamps
-from trainlib.data.pictures.failures import Failure, damaged_images
+from trainlib.data.pictures.decoding.failures import Failure, damaged_images
 from trainlib.data.pictures.files import PictureFiles, places
 from trainlib.data.storage.make import make_records
 from trainlib.data.storage.records import Records

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from trainlib.data.datasets.images import Pictures
-from trainlib.data.pictures.decode import decode_picture
+from trainlib.data.pictures.decoding.decode import decode_picture
 from trainlib.data.pictures.files import PictureFiles
 
 NEEDED = 64  # pixels of the shorter side: enough for a hash of what a picture shows, and all of the file is read

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 EXIT_PIPE = 141  # 128 + SIGPIPE: as `ls | head` ends, which says nothing
-_DECODERS = "trainlib.data.pictures.threads"  # looked at where it was imported, which is a slow import
+_DECODERS = "trainlib.data.pictures.decoding.threads"  # looked at where it was imported, which is a slow import
 _NAMES = {1: "standard output", 2: "standard error"}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainlib.data.datasets.dataset import Dataset, ImageSet, channel_statistics
 from trainlib.data.datasets.images import InMemoryImages
 from trainlib.data.identity.listing import Listing
-from trainlib.data.pictures.decode import picture_pixels
+from trainlib.data.pictures.decoding.decode import picture_pixels
 from trainlib.data.sources.folders.layout import name_some
 from trainlib.data.targets import are_sets
 from trainlib.errors import DataError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from trainlib.data.datasets.dataset import ImageSet
 from trainlib.data.identity.names import PrefixedNames
+from trainlib.data.pictures.decoding.reader import PictureReader
 from trainlib.data.pictures.files import PlainFiles
-from trainlib.data.pictures.reader import PictureReader
 from trainlib.data.sources.folders.class_folders import SplitFolder, list_split, samples_of
 from trainlib.data.sources.folders.folder_walk import named_junk, walk_folders
 from trainlib.data.sources.folders.layout import DiskTree, absolute, choose_layout, older_layout, require_folder

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainlib.config import DataConfig
 from trainlib.data.pictures.configured import frames_of
-from trainlib.data.pictures.decode import decode_picture, picture_pixels
+from trainlib.data.pictures.decoding.decode import decode_picture, picture_pixels
 from trainlib.data.pictures.framing import Frames, needed_pixels
 
 

@@ -22,9 +22,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from trainlib.data.pictures.failures import Failure, reason_of
+from trainlib.data.pictures.decoding.failures import Failure, reason_of
+from trainlib.data.pictures.decoding.reader import Reader
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.pictures.reader import Reader
 from trainlib.errors import DataError, StoppedError
 from trainlib.runs.machine.kept_memory import keep_freed_memory
 from trainlib.runs.machine.launch_variables import local_world_size

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainlib.data.pictures.decoding.reader import PictureReader
+from trainlib.data.pictures.decoding.threads import DecodingJob, decode_ahead
 from trainlib.data.pictures.files import PictureFiles
-from trainlib.data.pictures.reader import PictureReader
-from trainlib.data.pictures.threads import DecodingJob, decode_ahead
 
 
 def decode_some(files: PictureFiles, indices: Sequence[int], reader: PictureReader) -> tuple[Tensor, dict[int, str]]:

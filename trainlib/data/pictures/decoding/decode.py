@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from trainlib.data.pictures.jpeg import dct_scale, jpeg_header
+from trainlib.data.pictures.decoding.jpeg import dct_scale, jpeg_header
 
 # Decoders of pictures made of pixels. Pillow has others: it gives PostScript, for one, to Ghostscript to run; and that
 # of JPEG 2000 lets no other thread run until it has ended.
