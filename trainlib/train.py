@@ -42,8 +42,8 @@ from trainlib.runs.own_code.loading import Loaded, load_with_code
 from trainlib.runs.own_code.sources import NO_CODE, OwnCode
 from trainlib.runs.terminal.printable import lines, print_error
 from trainlib.runs.terminal.streams import keep_running_without_readers, leave, secure_streams
+from trainlib.training.hooks.tracking.curves import draw_curves
 from trainlib.training.programs.arguments import parse_arguments
-from trainlib.training.tracking.curves import draw_curves
 
 if TYPE_CHECKING:
     from trainlib.models.own_parts.custom_parts import CustomParts

@@ -17,7 +17,7 @@ from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.hooks import Hook
-from trainlib.training.outputs import open_trainer
+from trainlib.training.session.outputs import open_trainer
 from trainlib.training.step.train_step import StepResult
 from trainlib.training.trainer import Trainer
 

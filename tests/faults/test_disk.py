@@ -28,7 +28,7 @@ from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
-from trainlib.training.tracking import MetricsFile
+from trainlib.training.hooks.tracking import MetricsFile
 
 EVERY = 4
 CODES = [errno.ENOSPC, errno.EIO]

@@ -78,7 +78,7 @@ def test_what_is_edited_after_the_submission_changes_nothing(
     assert sorted(path.name for path in code.iterdir() if path.is_dir()) == ["launch", "slurm", "trainlib"]
     commit = (code / "COMMIT").read_text().strip() if (code / "COMMIT").exists() else None
     assert not list(code.rglob("__pycache__"))
-    with (code / "trainlib/training/session.py").open("a") as copied:
+    with (code / "trainlib/training/session/__init__.py").open("a") as copied:
         copied.write("\nprint('the code of the submission')\n")
     assert (REPOSITORY / "slurm/train.sbatch").read_bytes() == (code / "slurm/train.sbatch").read_bytes()
     slurm.run(["scontrol", "release", job_id])

@@ -29,7 +29,7 @@ _context.set_forkserver_preload(
         "torchvision",
         "trainlib.train",
         "trainlib.training.session",
-        "trainlib.training.tracking.curves",
+        "trainlib.training.hooks.tracking.curves",
         "torch.distributed.algorithms.ddp_comm_hooks",
         "numpy.ctypeslib",
         "psutil",

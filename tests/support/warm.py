@@ -8,7 +8,7 @@ import os
 from drawn import draw_once
 
 from trainlib.config import load_config
-from trainlib.training.tracking.curves import picture
+from trainlib.training.hooks.tracking.curves import picture
 
 load_config(["quickstart"])
 draw_once()

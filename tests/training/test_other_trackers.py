@@ -18,9 +18,9 @@ from patience import HANG
 from trainlib.config import load_config
 from trainlib.errors import ConfigError
 from trainlib.runs.records.rows import scalars
-from trainlib.training.tracking.others import process
-from trainlib.training.tracking.others.follower import Follower, flat
-from trainlib.training.tracking.others.process import TrackerJob, TrackerProcess, _environment
+from trainlib.training.hooks.tracking.others import process
+from trainlib.training.hooks.tracking.others.follower import Follower, flat
+from trainlib.training.hooks.tracking.others.process import TrackerJob, TrackerProcess, _environment
 
 
 class Recording(accelerate.tracking.GeneralTracker):  # type: ignore[misc]

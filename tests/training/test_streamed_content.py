@@ -10,7 +10,7 @@ import ranks
 import tiny
 
 from trainlib.runs.directory import RunDirectory
-from trainlib.training.provenance import read_listing
+from trainlib.training.checkpoints.provenance import read_listing
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from trainlib.distributed.consensus.stop_consensus import StopConsensus
 from trainlib.errors import EXIT_STOPPED, UserError
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import Hook
-from trainlib.training.metrics.health import HealthHook
+from trainlib.training.hooks.health import HealthHook
 from trainlib.training.step.train_step import StepResult
 from trainlib.training.trainer import Trainer
 

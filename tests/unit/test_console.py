@@ -15,8 +15,8 @@ import pytest
 import rich
 
 from trainlib.runs.attempt.logs import logging_to_console
-from trainlib.training.tracking import console as console_module
-from trainlib.training.tracking.console import Console, fitting
+from trainlib.training.hooks.tracking import console as console_module
+from trainlib.training.hooks.tracking.console import Console, fitting
 
 
 def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_plain_lines_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str
 def test_lines_come_every_few_seconds_and_no_more(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr(console_module, "LINE_INTERVAL", 5.0)
     now = 100.0
-    monkeypatch.setattr("trainlib.training.tracking.console.time.monotonic", lambda: now)
+    monkeypatch.setattr("trainlib.training.hooks.tracking.console.time.monotonic", lambda: now)
     console = Console(total_steps=1000, steps_per_epoch=1000, step=0)
     with caplog.at_level(logging.INFO, "trainlib"):
         for step in range(1, 201):

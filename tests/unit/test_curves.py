@@ -16,7 +16,7 @@ from patience import HANG
 from PIL import Image
 from report_runs import training_rows
 
-from trainlib.training.tracking import curves
+from trainlib.training.hooks.tracking import curves
 
 
 def write_rows(run: Path, rows: list[dict[str, object]]) -> Path:

@@ -24,7 +24,6 @@ from trainlib.data.datasets.dataset import ImageSet
 from trainlib.data.datasets.images import InMemoryImages
 from trainlib.data.targets import Targets
 from trainlib.runs.records.confusion import whole
-from trainlib.training import final_test
 from trainlib.training.metrics.predictions import (
     PredictionCollector,
     Predictions,
@@ -36,6 +35,7 @@ from trainlib.training.metrics.predictions import (
     per_class,
 )
 from trainlib.training.metrics.sums import Metrics
+from trainlib.training.session import final_test
 
 CPU = torch.device("cpu")
 CROSS_ENTROPY = LossConfig()

@@ -16,7 +16,7 @@ import wandb_files
 from torch import nn
 
 from trainlib.runs.files.json_records import read_lines
-from trainlib.training.metrics.health import Health, histogram
+from trainlib.training.hooks.health import Health, histogram
 
 
 @pytest.fixture(scope="module")

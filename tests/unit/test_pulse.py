@@ -20,8 +20,8 @@ from trainlib.runs.attempt.pulse import PULSE_FILE, read_pulse, remove_pulse, wr
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.status import read_run
-from trainlib.training.metrics import gpu_load
-from trainlib.training.pulse import Pulse
+from trainlib.training.hooks import gpu_load
+from trainlib.training.hooks.pulse import Pulse
 
 NOW = {"phase": "training", "step": 70, "total": 200, "epoch": 1, "epochs": 2, "loss": 0.5, "seconds_left": 130.0}
 
@@ -78,7 +78,7 @@ def result(*losses: float) -> Any:
 
 def test_loss_and_speed_are_those_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("trainlib.training.pulse.time.monotonic", lambda: now)
+    monkeypatch.setattr("trainlib.training.hooks.pulse.time.monotonic", lambda: now)
     pulse = Pulse(total_steps=1000, steps_per_epoch=100, step=0)
     trainer: Any = SimpleNamespace(progress=SimpleNamespace(step=0), plan=SimpleNamespace(global_batch_size=8))
     pulse.on_start(trainer)

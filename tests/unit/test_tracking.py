@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from trainlib.runs.files.json_records import to_json
-from trainlib.training.tracking import MetricsFile, TensorBoard
-from trainlib.training.tracking.wandb.follower import Follower
-from trainlib.training.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking import MetricsFile, TensorBoard
+from trainlib.training.hooks.tracking.wandb.follower import Follower
+from trainlib.training.hooks.tracking.wandb.process import Job
 
 
 def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:

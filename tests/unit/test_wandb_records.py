@@ -10,11 +10,11 @@ import pytest
 from wandb_files import of_run, record, row, write_log
 
 from trainlib.errors import UserError
-from trainlib.training.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
-from trainlib.training.tracking.wandb.log import history, segments
-from trainlib.training.tracking.wandb.run import run_id
-from trainlib.training.tracking.wandb.sync import sync
-from trainlib.training.tracking.wandb.temporary import PREFIX, TemporaryFolder, remove_leftovers
+from trainlib.training.hooks.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
+from trainlib.training.hooks.tracking.wandb.log import history, segments
+from trainlib.training.hooks.tracking.wandb.run import run_id
+from trainlib.training.hooks.tracking.wandb.sync import sync
+from trainlib.training.hooks.tracking.wandb.temporary import PREFIX, TemporaryFolder, remove_leftovers
 
 
 def test_the_order_of_attempts_is_that_of_their_rows_not_of_local_time(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from wandb_files import of_run, row, write_log
 
 from trainlib.errors import UserError
 from trainlib.runs.records.rows import scalars
-from trainlib.training.tracking.wandb import sync as program
-from trainlib.training.tracking.wandb.foreign import own_environment
-from trainlib.training.tracking.wandb.log import segments
-from trainlib.training.tracking.wandb.process import Job
-from trainlib.training.tracking.wandb.run import WandbRun, make_marker, recorded_id, run_id, synced_marker
+from trainlib.training.hooks.tracking.wandb import sync as program
+from trainlib.training.hooks.tracking.wandb.foreign import own_environment
+from trainlib.training.hooks.tracking.wandb.log import segments
+from trainlib.training.hooks.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.run import WandbRun, make_marker, recorded_id, run_id, synced_marker
 
 ROWS = [{"step": step, "epoch": 1, "split": "train", "scope": "step", "loss": 0.5} for step in range(6)]
 FIRST, SECOND = "offline-run-20300101_010000-abc", "offline-run-20300101_020000-abc"

@@ -47,9 +47,9 @@ from trainlib.runs.terminal.printable import encode_anything, print_error, print
 from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import show
 from trainlib.training.build.data import plan_of
+from trainlib.training.checkpoints.provenance import data_changes, read_listing
 from trainlib.training.metrics.predictions import collector, describe, write_evaluation
 from trainlib.training.programs.arguments import add_code
-from trainlib.training.provenance import data_changes, read_listing
 from trainlib.training.step.evaluate import OnBatch, metrics_over
 
 logger = logging.getLogger("trainlib.inference")

@@ -22,4 +22,4 @@ def wandb_sync(run: str) -> int:
     directory = find_run(run)
     if is_running(directory):
         raise UserError(f"{directory} is training; wait for its end, or stop it with `launch stop {directory.name}`")
-    return call("trainlib.training.tracking.wandb.sync", [str(directory)])
+    return call("trainlib.training.hooks.tracking.wandb.sync", [str(directory)])

@@ -37,9 +37,9 @@ from trainlib.training.build.data import plan_of
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.checkpoints.provenance import require_same_config, require_same_data
 from trainlib.training.hooks import Hook
 from trainlib.training.programs.arguments import add_code
-from trainlib.training.provenance import require_same_config, require_same_data
 from trainlib.training.step.train_step import StepResult
 from trainlib.training.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""Follow a run and show it to W&B, in a process of its own: `python -m trainlib.training.tracking.wandb.follower`.
+"""Follow a run and show it to W&B, in an own process: `python -m trainlib.training.hooks.tracking.wandb.follower`.
 
 It follows the files of the run directory and logs what W&B has not got yet. Whatever happens to W&B's library, its
 processes or its server happens here, where training does not notice.
@@ -28,10 +28,10 @@ from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.checkpoints import name_of, steps_in
 from trainlib.runs.records.rows import METRICS_FILE, Row, scalars
 from trainlib.runs.records.shapes import ROW, SUMMARY
-from trainlib.training.tracking.wandb.foreign import require_own_files
-from trainlib.training.tracking.wandb.media import evaluation_media, health_values
-from trainlib.training.tracking.wandb.process import Job
-from trainlib.training.tracking.wandb.run import WandbRun
+from trainlib.training.hooks.tracking.wandb.foreign import require_own_files
+from trainlib.training.hooks.tracking.wandb.media import evaluation_media, health_values
+from trainlib.training.hooks.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.run import WandbRun
 
 LOST = 3
 POLL_SECONDS = 0.5

@@ -1,4 +1,4 @@
-"""Upload what W&B keeps of a run on disk: `python -m trainlib.training.tracking.wandb.sync RUN_DIRECTORY`.
+"""Upload what W&B keeps of a run on disk: `python -m trainlib.training.hooks.tracking.wandb.sync RUN_DIRECTORY`.
 
 Each attempt of a run has left a log of its own. Those of offline attempts are uploaded by `wandb sync`, in order, under
 the run's one id, each appended to what the server has. Where an upload was cut off, or an online attempt did not get to
@@ -23,19 +23,19 @@ from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.rows import METRICS_FILE, scalars
 from trainlib.runs.records.shapes import ROW
 from trainlib.runs.terminal.printable import lines, print_error
-from trainlib.training.tracking.wandb.follower import Follower, hold_lock
-from trainlib.training.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
-from trainlib.training.tracking.wandb.log import cut_to_records, key_of, logged_rows, says_its_run, segments
-from trainlib.training.tracking.wandb.process import Job
-from trainlib.training.tracking.wandb.run import WandbRun, is_synced, make_marker, recorded_id, synced_marker
-from trainlib.training.tracking.wandb.temporary import TemporaryFolder
+from trainlib.training.hooks.tracking.wandb.follower import Follower, hold_lock
+from trainlib.training.hooks.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
+from trainlib.training.hooks.tracking.wandb.log import cut_to_records, key_of, logged_rows, says_its_run, segments
+from trainlib.training.hooks.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.run import WandbRun, is_synced, make_marker, recorded_id, synced_marker
+from trainlib.training.hooks.tracking.wandb.temporary import TemporaryFolder
 
 LOGIN_SECONDS = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `errors`)."""
-    parser = argparse.ArgumentParser(prog="python -m trainlib.training.tracking.wandb.sync")
+    parser = argparse.ArgumentParser(prog="python -m trainlib.training.hooks.tracking.wandb.sync")
     parser.add_argument("directory", type=Path)
     try:
         message = sync(parser.parse_args(arguments).directory.absolute())

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from trainlib.errors import UserError
-from trainlib.training.tracking.wandb.log import record_kinds, wandb_records
+from trainlib.training.hooks.tracking.wandb.log import record_kinds, wandb_records
 
 # Settings that decide what a log is called, whether there is one, and who else writes into the run.
 _PRIVATE = (

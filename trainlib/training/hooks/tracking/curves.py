@@ -21,7 +21,7 @@ from trainlib.runs.records.rows import tested_step
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-logger = logging.getLogger("trainlib.training.tracking.curves")
+logger = logging.getLogger("trainlib.training.hooks.tracking.curves")
 
 PATIENCE = 15.0  # seconds; matplotlib looks through all fonts when it is used for the first time on a machine
 SMOOTH_FROM = 40  # rows of scope step; fewer are drawn as they are

@@ -19,9 +19,9 @@ from typing import Any
 from trainlib.isolation import child_variables
 from trainlib.runs.records.rows import Row
 
-logger = logging.getLogger("trainlib.training.tracking")
+logger = logging.getLogger("trainlib.training.hooks.tracking")
 
-PROGRAM = "trainlib.training.tracking.others.follower"
+PROGRAM = "trainlib.training.hooks.tracking.others.follower"
 CLOSING_SECONDS = 15.0  # for what is left to be logged when the training is over
 _OF_A_RANK = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET|ACCELERATE)_.*")
 

@@ -17,8 +17,8 @@ from trainlib.errors import UserError
 from trainlib.regular_files import open_regular, read_regular
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.records.rows import Row
-from trainlib.training.tracking.wandb.log import RowKey, ids_in, key_of, logged_rows, points_of, segments
-from trainlib.training.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.log import RowKey, ids_in, key_of, logged_rows, points_of, segments
+from trainlib.training.hooks.tracking.wandb.process import Job
 
 ID_FILE = "run-id"
 INIT_SECONDS = 10.0

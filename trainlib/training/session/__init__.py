@@ -35,12 +35,12 @@ from trainlib.runs.records.reasons import EndCode, EndReason
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
+from trainlib.training.checkpoints.content_record import ContentHook, forget_content, learn_content
+from trainlib.training.checkpoints.provenance import record_data, require_alike, require_same_config, require_same_data
 from trainlib.training.checkpoints.space import checkpoint_size, space_problem
-from trainlib.training.content_record import ContentHook, forget_content, learn_content
-from trainlib.training.final_test import TestResult, evaluate_test_split, write_test_evaluation
 from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook, OwnershipHook, StepFileHook
-from trainlib.training.outputs import open_trainer, summary_of
-from trainlib.training.provenance import record_data, require_alike, require_same_config, require_same_data
+from trainlib.training.session.final_test import TestResult, evaluate_test_split, write_test_evaluation
+from trainlib.training.session.outputs import open_trainer, summary_of
 from trainlib.training.trainer import Trainer, Training
 from trainlib.training.tuning.feature_cache import cache_features
 

@@ -14,13 +14,13 @@ from trainlib.runs.notebook import html
 from trainlib.runs.notebook.display import Display, in_notebook
 from trainlib.runs.records.rows import Row
 from trainlib.training.hooks import Hook
-from trainlib.training.pulse import WINDOW, Pulse
+from trainlib.training.hooks.pulse import WINDOW, Pulse
 
 if TYPE_CHECKING:
     from trainlib.training.step.train_step import StepResult
     from trainlib.training.trainer import Trainer
 
-logger = logging.getLogger("trainlib.training.tracking")
+logger = logging.getLogger("trainlib.training.hooks.tracking")
 
 BAR_INTERVAL = 0.5  # seconds between redraws of the bar: one takes a millisecond or two
 NOTEBOOK_INTERVAL = 1.0  # seconds between redraws in a notebook

@@ -18,7 +18,7 @@ from trainlib.training.hooks import Hook, Tracker
 if TYPE_CHECKING:
     from trainlib.training.trainer import Trainer
 
-logger = logging.getLogger("trainlib.training.metrics.health")
+logger = logging.getLogger("trainlib.training.hooks.health")
 
 NUM_BINS = 64
 CHUNK = 2**24  # elements that a histogram takes at a time: their bins are 64-bit numbers

@@ -1,4 +1,4 @@
-"""Follow a run and show it to one of Accelerate's trackers: `python -m trainlib.training.tracking.others.follower`.
+"""Follow a run and show it to a tracker of Accelerate's: `python -m trainlib.training.hooks.tracking.others.follower`.
 
 Whatever happens to the tracker's library or server happens here, where training does not notice.
 
@@ -28,7 +28,7 @@ from trainlib.runs.files.locks import acquire
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.runs.records.rows import METRICS_FILE, Row, scalars
 from trainlib.runs.records.shapes import ROW
-from trainlib.training.tracking.others.process import TrackerJob
+from trainlib.training.hooks.tracking.others.process import TrackerJob
 
 POLL_SECONDS = 0.5
 PREDECESSOR_SECONDS = 20.0  # for the follower of a killed attempt to end

@@ -11,8 +11,8 @@ from trainlib.data.datasets.images import StreamedImages
 from trainlib.data.identity.content import FileContent
 from trainlib.data.identity.sample_files import SampleFiles
 from trainlib.runs.directory import RunDirectory
+from trainlib.training.checkpoints.provenance import CONTENT_FILES, read_listing
 from trainlib.training.hooks import Hook
-from trainlib.training.provenance import CONTENT_FILES, read_listing
 
 
 class ContentHook(Hook):

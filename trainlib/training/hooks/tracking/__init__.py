@@ -14,9 +14,9 @@ from trainlib.config import TrackingConfig
 from trainlib.runs.files.json_records import read_lines
 from trainlib.runs.records.rows import MetricsFile, Row, scalars
 from trainlib.training.hooks import Tracker
-from trainlib.training.tracking.others.process import TrackerJob, TrackerProcess
-from trainlib.training.tracking.tensorboard import TensorBoard
-from trainlib.training.tracking.wandb.process import Job, WandbProcess
+from trainlib.training.hooks.tracking.others.process import TrackerJob, TrackerProcess
+from trainlib.training.hooks.tracking.tensorboard import TensorBoard
+from trainlib.training.hooks.tracking.wandb.process import Job, WandbProcess
 
 __all__ = [
     "BestEffortTracker",
@@ -29,7 +29,7 @@ __all__ = [
     "scalars",
 ]
 
-logger = logging.getLogger("trainlib.training.tracking")
+logger = logging.getLogger("trainlib.training.hooks.tracking")
 
 
 @dataclass(frozen=True)

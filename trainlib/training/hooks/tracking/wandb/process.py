@@ -19,12 +19,12 @@ from typing import IO, Any, Literal
 from trainlib.config import WandbConfig
 from trainlib.isolation import child_variables
 from trainlib.runs.records.rows import Row
-from trainlib.training.tracking.wandb.foreign import own_environment
-from trainlib.training.tracking.wandb.temporary import TemporaryFolder
+from trainlib.training.hooks.tracking.wandb.foreign import own_environment
+from trainlib.training.hooks.tracking.wandb.temporary import TemporaryFolder
 
-logger = logging.getLogger("trainlib.training.tracking")
+logger = logging.getLogger("trainlib.training.hooks.tracking")
 
-PROGRAM = "trainlib.training.tracking.wandb.follower"
+PROGRAM = "trainlib.training.hooks.tracking.wandb.follower"
 CLOSING_SECONDS = 15.0  # for what is left to be written or uploaded when the training is over
 ARTIFACT_SECONDS = 300.0  # more of them, for a checkpoint that goes to a server
 

@@ -27,11 +27,11 @@ from trainlib.runs.records.rows import EVALUATION_NUMBERS
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.hooks import Hook, TrackerHook
-from trainlib.training.metrics.gpu_load import GpuLoad
-from trainlib.training.metrics.health import HealthHook
-from trainlib.training.pulse import Pulse
-from trainlib.training.tracking import Trackers, open_trackers
-from trainlib.training.tracking.console import Console
+from trainlib.training.hooks.gpu_load import GpuLoad
+from trainlib.training.hooks.health import HealthHook
+from trainlib.training.hooks.pulse import Pulse
+from trainlib.training.hooks.tracking import Trackers, open_trackers
+from trainlib.training.hooks.tracking.console import Console
 from trainlib.training.trainer import Trainer, Training
 
 logger = logging.getLogger("trainlib")
