@@ -1,4 +1,4 @@
-"""The page about a data set, made from the facts that `trainlib.training.programs.survey_data` writes."""
+"""The page about a data set, made from the facts that `trainlib.training.programs.data.survey_data` writes."""
 
 from __future__ import annotations
 

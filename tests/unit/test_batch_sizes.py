@@ -51,7 +51,7 @@ def find_batch(words: list[str], of_rank: dict[int, int]) -> int:
     """The program as one of the ranks, each of which has room for so many images."""
     import os
 
-    from trainlib.training.programs.find_batch import main
+    from trainlib.training.programs.find.find_batch import main
 
     room = of_rank[int(os.environ.get("RANK", "0"))]
     original = memory.fits

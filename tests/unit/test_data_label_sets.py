@@ -19,8 +19,8 @@ from trainlib.data.sources.table import list_table
 from trainlib.data.targets import Targets, class_names_of, set_of
 from trainlib.errors import ConfigError, DataError, UserError
 from trainlib.training.build.data import require_labels
-from trainlib.training.programs.first_batch import label_lines
-from trainlib.training.programs.survey_data import survey
+from trainlib.training.programs.data.first_batch import label_lines
+from trainlib.training.programs.data.survey_data import survey
 
 CELLS = ["sun;sea", "", "sea", " sea ; sun;", "palm;;sun", "sun;sun"]
 SETS = [["sea", "sun"], [], ["sea"], ["sea", "sun"], ["palm", "sun"], ["sun"]]

@@ -16,7 +16,7 @@ from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.data.targets import Targets
 from trainlib.training.build.data import plan_of
-from trainlib.training.programs.first_batch import CELL, GAP, denormalised, grid, label_lines
+from trainlib.training.programs.data.first_batch import CELL, GAP, denormalised, grid, label_lines
 
 
 def test_the_sheet_holds_the_models_pixels(

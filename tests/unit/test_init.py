@@ -16,7 +16,7 @@ from trainlib.config import load_config
 from trainlib.config.docs.json_schema import FILE
 from trainlib.config.load import configs_folder
 from trainlib.training.programs.check import main as check
-from trainlib.training.programs.new_config import Seen, yaml_text
+from trainlib.training.programs.data.new_config import Seen, yaml_text
 
 
 def pictures(*folders: Path, count: int = 12, side: int = 48) -> None:

@@ -151,7 +151,7 @@ WORDS = ["quickstart", "data.limit=100", "train.batch_size=20", "train.virtual_s
 
 def find_lr(words: list[str]) -> int:
     """The program, as one of the ranks."""
-    from trainlib.training.programs.find_lr import main
+    from trainlib.training.programs.find.find_lr import main
 
     return main([*words, "--lowest", "1e-4", "--highest", "10"])
 

@@ -24,7 +24,7 @@ from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.own_code.loading import code_of_run
 from trainlib.runs.terminal.printable import print_error
 from trainlib.runs.terminal.streams import end_program
-from trainlib.training.programs.survey_data import samples_of
+from trainlib.training.programs.data.survey_data import samples_of
 
 MOST_PICTURES = 200
 

@@ -46,7 +46,7 @@ def data(
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{option}: {file.parent} is no folder; make it, or choose another place")
     words += [*code_words(code), *(["--batch", str(batch)] if batch else []), *(["--json"] if as_json else [])]
-    program = "trainlib.training.programs.survey_data"
+    program = "trainlib.training.programs.data.survey_data"
     if html is None:
         exit_code = call(program, words, config=config)
         if exit_code == EXIT_OK and not as_json:

@@ -59,7 +59,7 @@ def find_lr(
         raise UserError(f"--output: got {output}, must end in .csv")
     options = {"--steps": steps, "--lowest": lowest, "--highest": highest, "--output": output}
     words = [*arguments, *code_words(code), *(str(word) for option in options.items() for word in option)]
-    return _run("trainlib.training.programs.find_lr", words, processes, config)
+    return _run("trainlib.training.programs.find.find_lr", words, processes, config)
 
 
 @click.command("find-batch")
@@ -86,7 +86,7 @@ def find_batch(arguments: tuple[str, ...], code: tuple[str, ...], processes: int
             "micro-batch to find: set it to false here, or try values of train.batch_size"
         )
     words = [*arguments, *code_words(code), *(["--most", str(most)] if most else [])]
-    return _run("trainlib.training.programs.find_batch", words, processes, config)
+    return _run("trainlib.training.programs.find.find_batch", words, processes, config)
 
 
 def _checked(arguments: Sequence[str], code: Sequence[str]) -> Config:

@@ -31,7 +31,7 @@ def init(folder: str) -> int:
             f"{file} exists already, and is not written over: launch run {_word(file)} uses it; move it away to have a "
             "new one written"
         )
-    code = call("trainlib.training.programs.new_config", [str(path), str(file)])
+    code = call("trainlib.training.programs.data.new_config", [str(path), str(file)])
     if code == EXIT_OK:
         tell_next(f"launch run {_word(file)}")
     return code

@@ -1,4 +1,4 @@
-"""Find the largest micro-batch that fits: `python -m trainlib.training.programs.find_batch CONFIG... [--most N]`.
+"""Find the largest micro-batch that fits: `python -m trainlib.training.programs.find.find_batch CONFIG... [--most N]`.
 
 Every rank runs it; rank 0 prints a table. There is no run directory.
 """
@@ -19,7 +19,7 @@ from trainlib.runs.terminal.printable import print_error
 from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import Column, Table
 from trainlib.training.programs.arguments import add_code
-from trainlib.training.programs.without_run import load_trial, trial_training
+from trainlib.training.programs.find.without_run import load_trial, trial_training
 from trainlib.training.step.stages import last_stage
 from trainlib.training.tuning.batch_sizes import Trial, try_sizes
 
@@ -78,7 +78,7 @@ def text_of(trials: Sequence[Trial], config: Config, share: int, most: int, *, o
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainlib.training.programs.find_batch", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m trainlib.training.programs.find.find_batch", allow_abbrev=False)
     parser.add_argument("config", nargs="+", metavar="CONFIG | key=value")
     add_code(parser)
     parser.add_argument("--most", type=int)

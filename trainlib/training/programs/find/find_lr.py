@@ -1,4 +1,4 @@
-"""Find a learning rate by a range test: `python -m trainlib.training.programs.find_lr CONFIG... --output FILE.csv`.
+"""Find a learning rate by a range test: `python -m trainlib.training.programs.find.find_lr CONFIG... --output FILE`.
 
 Every rank runs it; rank 0 writes the curve and prints the value. There is no run directory.
 """
@@ -27,7 +27,7 @@ from trainlib.runs.machine import launch_variables
 from trainlib.runs.terminal.printable import print_error
 from trainlib.runs.terminal.streams import end_program
 from trainlib.training.programs.arguments import add_code
-from trainlib.training.programs.without_run import load_trial, trial_training
+from trainlib.training.programs.find.without_run import load_trial, trial_training
 from trainlib.training.trainer import Trainer
 from trainlib.training.tuning.range_test import (
     RangeTest,
@@ -152,7 +152,7 @@ def picture(rates: Sequence[float], losses: Sequence[float], found: Suggestion |
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainlib.training.programs.find_lr", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m trainlib.training.programs.find.find_lr", allow_abbrev=False)
     parser.add_argument("config", nargs="+", metavar="CONFIG | key=value")
     add_code(parser)
     parser.add_argument("--steps", type=int, required=True)

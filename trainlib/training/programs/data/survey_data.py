@@ -1,4 +1,4 @@
-"""Tell about a data set before anyone trains on it: `python -m trainlib.training.programs.survey_data CONFIG...`."""
+"""Tell about a data set before training: `python -m trainlib.training.programs.data.survey_data CONFIG...`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         custom = parts_of(config, parts)
         own = custom.load_dataset()
         if options.batch is not None:
-            from trainlib.training.programs.first_batch import write_first_batch
+            from trainlib.training.programs.data.first_batch import write_first_batch
 
             write_first_batch(config, options.batch, own, custom.transform)
         if options.batch is None or options.facts is not None or options.json:
@@ -128,7 +128,7 @@ def _progress(count: int) -> Callable[[int], None]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m trainlib.training.programs.survey_data",
+        prog="python -m trainlib.training.programs.data.survey_data",
         description="Tell about a data set.",
         allow_abbrev=False,
     )

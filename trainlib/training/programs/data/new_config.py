@@ -1,4 +1,4 @@
-"""Write a configuration for a folder of pictures: `python -m trainlib.training.programs.new_config FOLDER FILE`."""
+"""Write a configuration for pictures: `python -m trainlib.training.programs.data.new_config FOLDER FILE`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Programs about a data set: its survey, its first batch, a configuration for it."""
