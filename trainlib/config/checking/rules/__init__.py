@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from trainlib.config.checking import label_rules, metric_rules, model_rules, picture_rules, step_rules
+from trainlib.config.checking.rules import label_rules, metric_rules, model_rules, picture_rules, step_rules
 from trainlib.config.checking.suggest import format_value
 from trainlib.config.custom import is_custom
 from trainlib.config.libraries import catalog
