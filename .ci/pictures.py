@@ -24,7 +24,7 @@ from browser import Page, browser  # noqa: E402
 
 from trainlib.runs.files.json_records import read_lines  # noqa: E402
 from trainlib.runs.notebook import html as notebook  # noqa: E402
-from trainlib.runs.run import open_run  # noqa: E402
+from trainlib.runs.notebook.run import open_run  # noqa: E402
 
 COLOURS = {"31": "#ff7b72", "32": "#7ee2a8", "33": "#e3b341", "36": "#79c0ff"}
 MONO = "font:13px/1.45 'DejaVu Sans Mono',monospace"

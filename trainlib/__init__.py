@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainlib.api import fit
     from trainlib.data import image_dataset
     from trainlib.inference.trained_model import load_model
-    from trainlib.runs.run import open_run
+    from trainlib.runs.notebook.run import open_run
     from trainlib.training.hooks import Hook
 
 leave_current_folder()
@@ -51,7 +51,7 @@ _MODULES = {
     "fit": "trainlib.api",
     "image_dataset": "trainlib.data",
     "load_model": "trainlib.inference.trained_model",
-    "open_run": "trainlib.runs.run",
+    "open_run": "trainlib.runs.notebook.run",
 }
 
 

@@ -25,7 +25,7 @@ from trainlib.runs.attempt.logs import logging_to_console
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.notebook.display import in_notebook
-from trainlib.runs.run import Run
+from trainlib.runs.notebook.run import Run
 from trainlib.runs.terminal.python_words import to_python_words
 from trainlib.train import train
 from trainlib.training.build.run_weights import pin_weights

@@ -114,7 +114,7 @@ def export(model: str, code: tuple[str, ...], export_format: str, output: str | 
 
 def _resolved(model: str) -> str:
     """Return the run's directory, or the checkpoint as given; refuse anything else before torch is imported."""
-    from trainlib.runs.status import find_run
+    from trainlib.runs.attempt.status import find_run
 
     path = Path(model)
     if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp") and not path.is_dir():

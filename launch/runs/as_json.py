@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from launch.runs.show import Jobs, job_of, last_error, status_word
-from trainlib.runs.status import Run
+from trainlib.runs.attempt.status import Run
 
 
 def run_facts(run: Run, now: datetime, jobs: Jobs = None) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from trainlib.errors import UserError
 from trainlib.regular_files import open_regular
 from trainlib.runs.attempt.owner import Owner, read_owner
 from trainlib.runs.attempt.record import last_start
+from trainlib.runs.attempt.status import is_running, read_run
 from trainlib.runs.attempt.stop_request import write_stop_file
 from trainlib.runs.records import jobs
 from trainlib.runs.records.jobs import JobStart, job_lines, open_jobs
-from trainlib.runs.status import is_running, read_run
 
 _POLL_SECONDS = 0.2
 _QUEUE_SECONDS = 5.0  # between two questions to SLURM's controller

@@ -10,9 +10,9 @@ from pathlib import Path
 from launch.slurm.follow import active_job
 from launch.slurm.queue import QueueError
 from trainlib.errors import UserError
+from trainlib.runs.attempt.status import is_running
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.records.checkpoints import steps_in
-from trainlib.runs.status import is_running
 
 
 def require_idle(directories: Sequence[Path]) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from launch.slurm.follow import state_text
 from launch.slurm.queue import JobState
+from trainlib.runs.attempt.status import Run, time_of
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.failure_record import read_all, root_cause
 from trainlib.runs.records.jobs import open_jobs, queue_id
-from trainlib.runs.status import Run, time_of
 from trainlib.runs.terminal.tables import STATUS_STYLES, Column, Table, hang
 
 _UNITS = (("step", "total"), ("epoch", "epochs"))

@@ -16,7 +16,7 @@ from launch.sweep.search.trials import Trial
 from launch.sweep.standing import standing
 from trainlib.config import differences, is_harmless, read_resolved
 from trainlib.runs import RUNS
-from trainlib.runs.status import Run, read_run
+from trainlib.runs.attempt.status import Run, read_run
 from trainlib.runs.terminal.tables import STATUS_STYLES, Column, Table
 
 

@@ -25,11 +25,11 @@ from launch.sweep.standing import Standing, standing
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.record import last_event
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.attempt.stop_request import write_stop_file
 from trainlib.runs.files.locks import acquire
 from trainlib.runs.machine.launch_variables import STOP_AT
 from trainlib.runs.records.reasons import machine_fault
-from trainlib.runs.status import read_run
 
 MOST_STARTS = 3  # of a trial that the machine ends before it has come further
 _KILLED = 128  # exit codes above it tell of a signal

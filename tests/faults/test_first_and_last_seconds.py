@@ -13,8 +13,8 @@ import trainlib.train
 from launch.cli import main
 from launch.runs.control import ask_to_stop
 from trainlib.runs.attempt.record import Attempt
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.status import read_run
 from trainlib.training.checkpoints.manager import CheckpointManager
 
 RUN = Path("runs/run")

@@ -22,7 +22,7 @@ from patience import HANG, wait_until
 from soak import only_in_soak
 
 from trainlib.errors import WrongDeviceError
-from trainlib.runs.status import read_run
+from trainlib.runs.attempt.status import read_run
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from paths import REPOSITORY
 from patience import HANG
 from soak import only_in_soak
 
-from trainlib.runs.status import Run, read_run
+from trainlib.runs.attempt.status import Run, read_run
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,9 @@ from trainlib.config import load_config
 from trainlib.errors import RunDirectoryError
 from trainlib.runs.attempt import owner
 from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, read_owner
+from trainlib.runs.attempt.status import is_running, read_run
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_json
-from trainlib.runs.status import is_running, read_run
 
 RUN = Path("runs/run")
 LONGER = ["run", *TRAINING, "train.epochs=3", "--resume"]

@@ -12,8 +12,8 @@ import tiny
 from locks import owning
 
 from launch.cli import main
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.status import read_run
 
 RUN = Path("runs/run")
 

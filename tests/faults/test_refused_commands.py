@@ -17,9 +17,9 @@ from launch.slurm.submission.snapshot import take_snapshot
 from launch.slurm.submission.undo import undone_on_failure
 from trainlib.config import load_config
 from trainlib.runs.attempt.secret import forget_unused, make_secret
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import append_line, read_lines
-from trainlib.runs.status import read_run
 from trainlib.training.programs.prepare import main as prepare
 
 RUN = Path("runs/run")

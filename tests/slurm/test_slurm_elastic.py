@@ -18,7 +18,7 @@ from soak import only_in_soak, rounds
 from launch.report.facts.run_facts import read_facts
 from launch.report.page import page
 from launch.runs.show import run_details
-from trainlib.runs.status import read_run
+from trainlib.runs.attempt.status import read_run
 
 EVERY = 4  # steps from checkpoint to checkpoint
 INTERRUPTIONS = rounds(2, 10)

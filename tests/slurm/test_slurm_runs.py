@@ -20,10 +20,10 @@ from launch.runs.show import run_details, runs_table
 from launch.slurm.follow import state_text
 from launch.slurm.queue import JobState
 from trainlib.errors import UserError
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.files.json_records import read_lines
 from trainlib.runs.records.failure_record import FailureRecord, save
 from trainlib.runs.records.jobs import open_jobs
-from trainlib.runs.status import read_run
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

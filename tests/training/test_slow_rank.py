@@ -15,8 +15,8 @@ import tiny
 from soak import only_in_soak
 
 from launch.runs.show import run_details
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.files.json_records import read_lines
-from trainlib.runs.status import read_run
 
 ELASTIC = ("train.reproducibility=elastic", "train.virtual_shards=4")
 

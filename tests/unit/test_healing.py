@@ -21,11 +21,11 @@ from launch.local.stop_request import StopRequest
 from launch.runs.control import ask_to_stop
 from trainlib.errors import EXIT_STOPPED, RunDirectoryError
 from trainlib.runs.attempt.owner import LAUNCHER, read_owner
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.attempt.step_file import Steps
 from trainlib.runs.attempt.stop_request import is_meant_for, write_stop_file
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.records.reasons import EndCode
-from trainlib.runs.status import read_run
 
 CONFIG = resolved({"name": "run"})
 KILLED = Ending(137, "error: rank 1 died", EndCode.KILLED, "rank 1 was killed by SIGKILL", "host h", 1, begun=True)

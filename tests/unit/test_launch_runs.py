@@ -15,8 +15,8 @@ from launch.runs.control import ask_to_stop, kill_run, log_chunks
 from launch.runs.show import run_details, runs_table
 from trainlib.errors import UserError
 from trainlib.runs.attempt.owner import read_owner
+from trainlib.runs.attempt.status import all_runs, find_run, is_running, read_run
 from trainlib.runs.files.json_records import read_json
-from trainlib.runs.status import all_runs, find_run, is_running, read_run
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

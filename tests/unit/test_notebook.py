@@ -19,7 +19,7 @@ from trainlib.errors import RunDirectoryError, UserError
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.notebook import html
 from trainlib.runs.notebook.display import in_notebook
-from trainlib.runs.run import Run
+from trainlib.runs.notebook.run import Run
 from trainlib.runs.terminal.python_words import to_python_words
 
 HOSTILE = "<script>alert(1)</script>"

@@ -19,9 +19,9 @@ from trainlib.errors import RunDirectoryError
 from trainlib.runs.attempt import owner
 from trainlib.runs.attempt.owner import OWNER_FILE, Ownership, is_taken, read_owner
 from trainlib.runs.attempt.record import Attempt
+from trainlib.runs.attempt.status import is_running
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_json
-from trainlib.runs.status import is_running
 
 CONFIG = resolved({"name": "run"})
 

@@ -17,9 +17,9 @@ from launch.runs.show import now_text, run_details, runs_table
 from trainlib.config import load_config
 from trainlib.runs.attempt import owner
 from trainlib.runs.attempt.pulse import PULSE_FILE, read_pulse, remove_pulse, write_pulse
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import to_json
-from trainlib.runs.status import read_run
 from trainlib.training.hooks import gpu_load
 from trainlib.training.hooks.pulse import Pulse
 

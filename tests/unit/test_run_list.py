@@ -13,8 +13,8 @@ import pytest
 from launch.cli import main
 from launch.runs.control import log_chunks
 from launch.runs.show import run_details, runs_table
+from trainlib.runs.attempt.status import all_runs, read_run
 from trainlib.runs.files.json_records import parse_lines
-from trainlib.runs.status import all_runs, read_run
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

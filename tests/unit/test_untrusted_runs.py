@@ -17,11 +17,11 @@ from needs import need
 from launch.cli import main
 from trainlib.errors import ConfigError
 from trainlib.regular_files import open_regular, read_regular
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import MAX_DEPTH, parse_record
 from trainlib.runs.records.confusion import counts_in, entry
 from trainlib.runs.records.rows import MetricsFile, lost_rows
-from trainlib.runs.status import read_run
 from trainlib.runs.terminal.printable import printable
 
 FILES = ["lock", "attempts.jsonl", "metrics.jsonl", "summary.json", "jobs.jsonl", "config.yaml"]

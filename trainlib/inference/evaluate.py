@@ -39,10 +39,10 @@ from trainlib.inference.trained_model import build_module
 from trainlib.models.forward.tta import with_tta
 from trainlib.models.losses import Objective
 from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.machine import launch_variables
-from trainlib.runs.status import read_run
 from trainlib.runs.terminal.printable import encode_anything, print_error, printable
 from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import show

@@ -47,6 +47,6 @@ def prune(names: tuple[str, ...], keep: tuple[str, ...], weights_only: bool) -> 
 
 
 def _found(names: tuple[str, ...]) -> list[Path]:
-    from trainlib.runs.status import find_run
+    from trainlib.runs.attempt.status import find_run
 
     return list(dict.fromkeys(find_run(name) for name in names))

@@ -31,7 +31,7 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
     """
     from launch.report.facts.run_facts import read_facts
     from launch.report.page import page, write_page
-    from trainlib.runs.status import find_run
+    from trainlib.runs.attempt.status import find_run
 
     sweep = _sweep(names)
     repeats = None

@@ -15,7 +15,7 @@ from trainlib.runs.terminal.colour import coloured
 
 if TYPE_CHECKING:
     from launch.slurm.queue import JobState
-    from trainlib.runs.status import Run
+    from trainlib.runs.attempt.status import Run
 
 
 @click.command("list")
@@ -25,8 +25,8 @@ def list_runs(as_json: bool) -> int:
     from launch.runs.as_json import run_facts
     from launch.runs.show import runs_table
     from trainlib.runs import RUNS
+    from trainlib.runs.attempt.status import all_runs
     from trainlib.runs.files.json_records import to_json
-    from trainlib.runs.status import all_runs
     from trainlib.runs.terminal.tables import show
 
     runs, now = all_runs(), datetime.now(UTC)
@@ -47,8 +47,8 @@ def status(run: str, as_json: bool) -> int:
     """Show how far a run is: RUN is its name or its directory."""
     from launch.runs.as_json import whole_run_facts
     from launch.runs.show import run_details
+    from trainlib.runs.attempt.status import find_run, read_run
     from trainlib.runs.files.json_records import to_json
-    from trainlib.runs.status import find_run, read_run
     from trainlib.runs.terminal.tables import terminal
 
     found = read_run(find_run(run))
@@ -80,7 +80,7 @@ def _with_colours(text: str) -> str:
 def logs(run: str, follow: bool, rank: int, attempt: int | None, lines: int | None) -> int:
     """Show what a rank of a run has printed."""
     from launch.runs.control import log_chunks
-    from trainlib.runs.status import find_run
+    from trainlib.runs.attempt.status import find_run
     from trainlib.runs.terminal.printable import printable
 
     for chunk in log_chunks(find_run(run), rank, follow=follow, attempt=attempt, lines=lines):
@@ -93,7 +93,7 @@ def logs(run: str, follow: bool, rank: int, attempt: int | None, lines: int | No
 def stop(run: str) -> int:
     """Ask a run to write a checkpoint at its next step, and end."""
     from launch.runs.control import ask_to_stop
-    from trainlib.runs.status import find_run
+    from trainlib.runs.attempt.status import find_run
 
     click.echo(ask_to_stop(find_run(run)))
     return 0
@@ -107,7 +107,7 @@ def cancel(run: str) -> int:
     Started again, it continues from its last checkpoint.
     """
     from launch.runs.control import end_run
-    from trainlib.runs.status import find_run
+    from trainlib.runs.attempt.status import find_run
 
     click.echo(end_run(find_run(run)))
     return 0

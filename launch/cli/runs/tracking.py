@@ -17,7 +17,7 @@ def wandb_sync(run: str) -> int:
     RUN is its name or its directory. All attempts of a run that was stopped, killed and resumed become one run there,
     each row once. Log in with `wandb login`, or set WANDB_API_KEY.
     """
-    from trainlib.runs.status import find_run, is_running
+    from trainlib.runs.attempt.status import find_run, is_running
 
     directory = find_run(run)
     if is_running(directory):

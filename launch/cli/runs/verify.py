@@ -47,7 +47,7 @@ def verify(
     from launch.local.start.devices import choose_processes, gpus_for
     from launch.runs.verify import difference, read_records
     from trainlib.config import read_resolved
-    from trainlib.runs.status import find_run
+    from trainlib.runs.attempt.status import find_run
 
     directory = find_run(run)
     if not (directory / "config.yaml").is_file():

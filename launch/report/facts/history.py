@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
+from trainlib.runs.attempt.status import time_of
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.records.jobs import queue_id
-from trainlib.runs.status import time_of
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any, TypeGuard
 from launch.report.facts.evaluation import Evaluation, evaluation_of
 from launch.report.facts.history import Attempt, Event, attempts_of, events_of, jobs_of
 from launch.report.facts.series import Point
+from trainlib.runs.attempt.status import Run, read_run
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.rows import METRICS_FILE, tested_step
 from trainlib.runs.records.shapes import ROW, whole_number
-from trainlib.runs.status import Run, read_run
 from trainlib.runs.terminal.printable import printable
 
 SPLITS = ("test", "val", "train")  # in the order in which their evaluations are shown

@@ -15,13 +15,13 @@ from launch.slurm.queue import JobState, QueueError, insist
 from trainlib.errors import EXIT_CONNECTION_LOST
 from trainlib.runs.attempt.owner import stop_token_of
 from trainlib.runs.attempt.record import read_attempts
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.attempt.stop_request import is_meant_for, read_stop_file
 from trainlib.runs.files.json_records import Record, read_json
 from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.failure_record import read_all, root_cause
 from trainlib.runs.records.jobs import JobStart
 from trainlib.runs.records.reasons import EndCode, code_of_end
-from trainlib.runs.status import read_run
 
 # seconds to wait for a controller that does not answer, which costs nothing: it gives the nodes to no other job
 PATIENCE = 3600.0

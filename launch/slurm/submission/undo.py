@@ -10,9 +10,9 @@ from pathlib import Path
 from launch.slurm.submission.snapshot import NAME as CODE
 from launch.slurm.submission.snapshot import REPLACED
 from trainlib.runs import RUNS
+from trainlib.runs.attempt.status import is_running
 from trainlib.runs.files.as_it_was import AsItWas
 from trainlib.runs.records.jobs import JOBS_FILE
-from trainlib.runs.status import is_running
 
 _SMALL_FILES = ("*.yaml", "*.json", JOBS_FILE, "STOP")
 

@@ -13,9 +13,9 @@ from launch.sweep.file.names import short_keys, value_text
 from launch.sweep.repeated.predictions import FILE, Predictions, figures, pooled, read_predictions
 from launch.sweep.repeated.statistics import Spread, spread
 from trainlib.runs import RUNS
+from trainlib.runs.attempt.status import read_run
 from trainlib.runs.files.json_records import read_json
 from trainlib.runs.records.rows import EVALUATION_NUMBERS
-from trainlib.runs.status import read_run
 from trainlib.runs.terminal.tables import Column, Table
 
 NUMBERS = ("loss", "accuracy", *EVALUATION_NUMBERS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from trainlib.runs.attempt.status import find_run, read_run
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_lines
 from trainlib.runs.notebook import html
 from trainlib.runs.records.shapes import ROW
-from trainlib.runs.status import find_run, read_run
 
 
 class Run(RunDirectory):
