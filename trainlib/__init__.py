@@ -10,8 +10,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from trainlib.errors import ConfigError, TrainlaunchError, UserError
-from trainlib.isolation import leave_current_folder
 from trainlib.parts import dataset, loss, metric, model, optimizer, transform
+from trainlib.platform.isolation import leave_current_folder
 
 if TYPE_CHECKING:
     from trainlib.api import fit

@@ -20,7 +20,7 @@ from launch.local.ranks.agent import Agent
 from launch.local.start.command import Command
 from launch.local.start.devices import choose_processes
 from launch.slurm.queue import QueueError, one_task_a_node
-from trainlib.isolation import child_variables
+from trainlib.platform.isolation import child_variables
 from trainlib.runs.attempt.secret import make_secret
 from trainlib.runs.machine.gpus import count_gpus
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from trainlib.regular_files import open_regular, read_tail
+from trainlib.platform.regular_files import open_regular, read_tail
 from trainlib.runs.terminal.colour import coloured
 
 TAIL_LINES, _TAIL_BYTES = 15, 1 << 16

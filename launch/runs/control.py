@@ -14,7 +14,7 @@ from pathlib import Path
 from launch.slurm import queue
 from launch.slurm.follow import active_job
 from trainlib.errors import UserError
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 from trainlib.runs.attempt.owner import Owner, read_owner
 from trainlib.runs.attempt.record import last_start
 from trainlib.runs.attempt.status import is_running, read_run

@@ -15,7 +15,7 @@ from typing import Any
 import trainlib.runs
 from trainlib.config import weights_run
 from trainlib.errors import TrainlaunchError, UserError
-from trainlib.isolation import child_variables
+from trainlib.platform.isolation import child_variables
 from trainlib.runs.files.json_records import Record, read_json, read_lines, read_yaml
 from trainlib.runs.machine.environment import bit_changes, bits
 from trainlib.runs.records.checkpoints import steps_in

@@ -16,7 +16,7 @@ from launch.sweep.file.grid import Element
 from launch.sweep.file.names import short_keys, value_text
 from launch.sweep.shares import Shares, begun
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
-from trainlib.isolation import child_variables
+from trainlib.platform.isolation import child_variables
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.stop_request import STOP_SIGNALS
 from trainlib.runs.terminal.printable import print_error

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from paths import REPOSITORY
 
-from trainlib import isolation
+from trainlib.platform import isolation
 
 # Python's own, ours, and those that we and torch import; one in a folder, one in a file.
 SHADOWS = (

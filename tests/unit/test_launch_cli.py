@@ -13,7 +13,7 @@ from paths import REPOSITORY
 
 from launch.cli import main
 from launch.local.ranks.agent import AGENT_MODULE
-from trainlib.isolation import child_variables
+from trainlib.platform.isolation import child_variables
 
 # Stands in for the training program: tells what it was given, and ends with 75.
 PROGRAM = """\

@@ -21,7 +21,7 @@ LIGHT_ROOMS = {
     "launch",
     "trainlib.config",
     "trainlib.errors",
-    "trainlib.regular_files",
+    "trainlib.platform.regular_files",
     "trainlib.runs",
 }  # without torch
 

@@ -16,7 +16,7 @@ from needs import need
 
 from launch.cli import main
 from trainlib.errors import ConfigError
-from trainlib.regular_files import open_regular, read_regular
+from trainlib.platform.regular_files import open_regular, read_regular
 from trainlib.runs.attempt.status import read_run
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import MAX_DEPTH, parse_record

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.local.nodes.members import Entry, Member, entry_from, member_from, to_text
-from trainlib.regular_files import read_regular
+from trainlib.platform.regular_files import read_regular
 
 _MOST_BYTES = 1 << 20
 _KEPT = 3  # entries; a machine that was frozen for longer sees that it is not in the newest

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from trainlib.isolation import child_variables
+from trainlib.platform.isolation import child_variables
 from trainlib.runs.machine.launch_variables import of_accelerate
 
 TRAINING_MODULE = "trainlib.train"

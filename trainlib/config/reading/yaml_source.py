@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from trainlib.errors import ConfigError, Mistake
-from trainlib.regular_files import read_regular
+from trainlib.platform.regular_files import read_regular
 
 COMMAND_LINE = "command line"
 MAX_VALUES = 10_000  # aliases can make a short file expand without end

@@ -10,12 +10,12 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from trainlib.accelerators import free_memory, pins_memory
 from trainlib.data.identity.content import FileContent
 from trainlib.data.pictures.decoding.failures import damaged_images
 from trainlib.data.pictures.decoding.reader import Reader
 from trainlib.data.pictures.decoding.threads import STOP_SECONDS, DecodingJob, decode_ahead, jobs_ahead
 from trainlib.data.pictures.files import PictureFiles
+from trainlib.platform.accelerators import free_memory, pins_memory
 
 DEVICE_MEMORY_FRACTION = 0.5  # of what is free: the model needs room too
 

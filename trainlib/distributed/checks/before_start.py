@@ -13,10 +13,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainlib.accelerators import synchronize
 from trainlib.distributed.devices.named_device import NamedDevice
 from trainlib.distributed.process_group import barrier, gather_objects
 from trainlib.errors import WrongDeviceError
+from trainlib.platform.accelerators import synchronize
 from trainlib.runs.machine import launch_variables
 
 logger = logging.getLogger("trainlib")

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainlib.accelerators import synchronize
 from trainlib.config import TrainConfig
 from trainlib.distributed import process_group
 from trainlib.distributed.devices.choice import choose_device_type
 from trainlib.errors import EXIT_OK, UserError
+from trainlib.platform.accelerators import synchronize
 from trainlib.runs.files.json_records import append_line
 from trainlib.runs.machine.cache_folder import cache_folder
 

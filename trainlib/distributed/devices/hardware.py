@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainlib.accelerators import device_name
+from trainlib.platform.accelerators import device_name
 from trainlib.runs.machine.environment import code_sha256, git_commit, kernel_variables, processor, versions
 
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from trainlib.accelerators import release_cached_memory
 from trainlib.errors import UserError
 from trainlib.models.forward.tta import Network
+from trainlib.platform.accelerators import release_cached_memory
 
 logger = logging.getLogger("trainlib")
 

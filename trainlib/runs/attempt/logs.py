@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trainlib.errors import ConnectionLostError, RunDirectoryError
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.records.jobs import slurm_job
 from trainlib.runs.terminal.printable import encode_anything, printable

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 from trainlib.runs.files.json_records import read_json
 from trainlib.runs.records.jobs import slurm_job
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from trainlib.errors import EXIT_INTERRUPTED
-from trainlib.regular_files import read_regular
+from trainlib.platform.regular_files import read_regular
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.records.reasons import EndCode, EndReason, reason_of_stop_file
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from trainlib.regular_files import read_regular
+from trainlib.platform.regular_files import read_regular
 from trainlib.runs.files.durable import write_atomically
 
 _MOST_BYTES = 1 << 26  # of one file

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.errors import ConfigError
-from trainlib.regular_files import open_regular, read_regular, read_tail
+from trainlib.platform.regular_files import open_regular, read_regular, read_tail
 
 Record = dict[str, Any]
 Fits = Callable[[Record], str | None]  # what is wrong with a record, in words; None where it fits

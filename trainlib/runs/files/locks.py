@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trainlib.errors import StoppedError
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 
 POLL_SECONDS = 0.05
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainlib.errors import ConfigError
-from trainlib.regular_files import open_regular, read_regular, read_tail
+from trainlib.platform.regular_files import open_regular, read_regular, read_tail
 from trainlib.runs.files.json_records import (
     LINES_BYTES,
     RECORD_BYTES,

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainlib.errors import RunDirectoryError
-from trainlib.regular_files import open_regular, read_regular
+from trainlib.platform.regular_files import open_regular, read_regular
 from trainlib.runs.attempt.record import ATTEMPTS_FILE
 from trainlib.runs.files.json_records import RECORD_BYTES, Record, parse_record
 from trainlib.runs.mirror.layout import (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from trainlib.errors import EXIT_OK, EXIT_USER_ERROR, RunDirectoryError
-from trainlib.isolation import child_variables
+from trainlib.platform.isolation import child_variables
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.mirror.program import Job
 from trainlib.runs.mirror.store import require_usable

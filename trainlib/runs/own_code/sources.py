@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trainlib.config.schema.values import is_code_name
 from trainlib.errors import UserError
-from trainlib.regular_files import read_regular
+from trainlib.platform.regular_files import read_regular
 from trainlib.runs.files.durable import DurableFile, sync_directory
 
 FOLDER = "own_code"  # in the run directory

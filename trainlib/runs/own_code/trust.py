@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainlib.errors import UserError
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 
 logger = logging.getLogger("trainlib")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.parts import ROW_KEYS
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import scan_lines, to_json
 from trainlib.runs.records.shapes import ROW

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from trainlib.accelerators import captures_graphs
 from trainlib.config import Config
 from trainlib.data.batches.loader import DataModule
 from trainlib.models.optimizers.build import all_fused
 from trainlib.models.own_parts.custom_parts import CustomParts
+from trainlib.platform.accelerators import captures_graphs
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.graph import GraphSteps
 from trainlib.training.step.state import TrainState

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from trainlib.errors import CheckpointError
-from trainlib.regular_files import open_regular, read_regular
+from trainlib.platform.regular_files import open_regular, read_regular
 from trainlib.runs.files.durable import DurableFile, sync_directory, write_atomically
 from trainlib.runs.files.json_records import RECORD_BYTES, parse_record
 from trainlib.runs.records.checkpoints import PREFIX, name_of, steps_in

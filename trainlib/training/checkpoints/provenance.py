@@ -21,7 +21,7 @@ from trainlib.config.libraries.timm_models import packages_of
 from trainlib.data.identity.listing import Listing, changes, dump_listing, parse_listing
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
-from trainlib.regular_files import open_regular, read_regular
+from trainlib.platform.regular_files import open_regular, read_regular
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import read_lines

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainlib.accelerators import synchronize
 from trainlib.config import TrainConfig
 from trainlib.data.batches.loader import DataModule
 from trainlib.distributed.process_group import broadcast_object, gather_objects
 from trainlib.errors import UserError
+from trainlib.platform.accelerators import synchronize
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.stages import last_stage
 from trainlib.training.step.state import TrainState

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainlib.accelerators import release_cached_memory, synchronize
 from trainlib.distributed.process_group import gather_objects
+from trainlib.platform.accelerators import release_cached_memory, synchronize
 from trainlib.runs.machine.limits import available_memory
 from trainlib.training.step.state import TrainState
 from trainlib.training.step.train_step import trial

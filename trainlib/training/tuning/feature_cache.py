@@ -24,7 +24,6 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from trainlib.accelerators import free_memory
 from trainlib.config import Augment, Config
 from trainlib.data.batches.feature_loader import CachedFeatures, FeatureLoader
 from trainlib.data.batches.loader import DataModule
@@ -36,6 +35,7 @@ from trainlib.errors import StoppedError, UserError
 from trainlib.models import Classifier
 from trainlib.models.forward.bitwise_probe import BitwiseProbe, layers_before, same_bits, timed
 from trainlib.models.weights.files import weights_sha256
+from trainlib.platform.accelerators import free_memory
 from trainlib.randomness import key, permutation
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.machine.limits import available_memory

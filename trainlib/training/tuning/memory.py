@@ -13,12 +13,12 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from trainlib.accelerators import release_cached_memory
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.devices.out_of_memory import ADVICE
 from trainlib.distributed.process_group import gather_objects
 from trainlib.errors import UserError
 from trainlib.models.forward.synchronized_batchnorm import synchronized_layers
+from trainlib.platform.accelerators import release_cached_memory
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.graph import GraphSteps
 from trainlib.training.step.state import TrainState

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainlib.accelerators import pins_memory
 from trainlib.data.augment.policies import color, geometry
+from trainlib.platform.accelerators import pins_memory
 
 
 class Operation(IntEnum):

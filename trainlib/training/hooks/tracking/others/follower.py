@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.errors import UserError
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 from trainlib.runs.attempt.logs import redirect_output
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import parse_lines, read_json

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainlib.isolation import child_variables
+from trainlib.platform.isolation import child_variables
 from trainlib.runs.records.rows import Row
 
 logger = logging.getLogger("trainlib.training.hooks.tracking")

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 from trainlib.runs.attempt.logs import redirect_output
 from trainlib.runs.files.json_records import Fits, anything, parse_lines
 from trainlib.runs.files.locks import acquire

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainlib.regular_files import open_regular, read_regular
+from trainlib.platform.regular_files import open_regular, read_regular
 
 MAX_BYTES = 1 << 30  # of one log
 BLOCK_SIZE = 32768

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from trainlib.config import WandbConfig
-from trainlib.isolation import child_variables
+from trainlib.platform.isolation import child_variables
 from trainlib.runs.records.rows import Row
 from trainlib.training.hooks.tracking.wandb.foreign import own_environment
 from trainlib.training.hooks.tracking.wandb.temporary import TemporaryFolder

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from trainlib.errors import UserError
-from trainlib.regular_files import open_regular, read_regular
+from trainlib.platform.regular_files import open_regular, read_regular
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.records.rows import Row
 from trainlib.training.hooks.tracking.wandb.log import RowKey, ids_in, key_of, logged_rows, points_of, segments

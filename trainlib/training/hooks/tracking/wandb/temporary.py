@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from trainlib.regular_files import open_regular
+from trainlib.platform.regular_files import open_regular
 from trainlib.runs.files.scratch import lock_is_free
 
 PREFIX = "trainlaunch-wandb-"

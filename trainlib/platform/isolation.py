@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_ROOT = str(Path(__file__).resolve().parents[1])  # the folder that holds the packages
+_ROOT = str(Path(__file__).resolve().parents[2])  # the folder that holds the packages
 _kept_root = False
 
 
