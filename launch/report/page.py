@@ -83,7 +83,7 @@ def rendered(template_name: str, now: datetime, command: str, **facts: Any) -> s
 
 
 def _text(name: str) -> str:
-    return (files("launch.report") / "templates" / name).read_text(encoding="utf-8")
+    return (files("launch.report") / "templates/assets" / name).read_text(encoding="utf-8")
 
 
 @cache
