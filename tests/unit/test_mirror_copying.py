@@ -68,6 +68,15 @@ def test_the_newest_checkpoint_is_copied_first_and_its_manifest_last(run: Path, 
     assert store.done.index("write metrics.jsonl") < store.done.index("write checkpoints/step-00000008/manifest.json")
 
 
+def test_the_best_checkpoint_is_there_before_the_one_that_names_it(run: Path, tmp_path: Path) -> None:
+    """Else a machine that goes on from the newest alone has lost the best weights."""
+    store = FailingStore(f"{tmp_path}/mirror")
+    write_checkpoint(run, 12, best=4)
+    copy(run, store)
+    whole = [what for what in store.done if what.startswith("write checkpoints/") and what.endswith("manifest.json")]
+    assert [int(what.split("step-")[1][:8]) for what in whole] == [4, 12, 8]
+
+
 def test_cut_off_anywhere_only_whole_checkpoints_come_back(tmp_path: Path) -> None:
     """Also while the run prunes, a step is trained anew to other bytes, and a whole copy is already there."""
     changes = 0

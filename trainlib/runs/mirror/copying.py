@@ -69,12 +69,14 @@ class Copier:
                 self._manifests[step] = content
 
     def copy(self) -> None:
-        """Bring everything up to date, the newest checkpoint first. MirrorError where the mirror does not answer."""
+        """Bring everything up to date, the newest checkpoint and the best one first. MirrorError if nothing answers."""
         tried: set[int] = set()  # one that is pruned meanwhile is not tried for ever
         while (step := self._newest_missing(tried)) is not None and self._may_go_on():
-            tried.add(step)
             self._copy_records()
-            self._copy_checkpoint(step)
+            for each in (self._best_of(step), step):  # where only the second came back, the best weights would be lost
+                if each is not None and each not in tried and self._is_missing(each):
+                    tried.add(each)
+                    self._copy_checkpoint(each)
         self._copy_records()
         self._prune()
 
@@ -94,6 +96,11 @@ class Copier:
     def _newest_missing(self, tried: Collection[int] = ()) -> int | None:
         steps = reversed(steps_in(self._checkpoints))
         return next((step for step in steps if step not in tried and self._is_missing(step)), None)
+
+    def _best_of(self, step: int) -> int | None:
+        """Return the step of the best checkpoint so far, as a checkpoint's manifest names it."""
+        best = parse_record(self._manifest(steps_in(self._checkpoints).get(step)) or b"{}").get("best_step")
+        return best if isinstance(best, int) else None
 
     def _is_missing(self, step: int) -> bool:
         content = self._manifest(steps_in(self._checkpoints).get(step))
