@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from trainlib.runs.files.json_records import append_line
+from trainlib.runs.mirror.copying import Copier
+from trainlib.runs.mirror.restoring import restore
 from trainlib.runs.mirror.store import MirrorError, Store
 from trainlib.runs.records.checkpoints import name_of
 
@@ -45,6 +48,23 @@ def tree(folder: Path) -> dict[str, bytes]:
     """The bytes of every file below a folder, but locks, by its name there."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def copy(run: Path, store: Store, from_step: int = 0) -> Copier:
+    """Bring a mirror up to date, as one that follows an attempt does."""
+    copier = Copier(run, store)
+    copier.begin(from_step)
+    copier.copy()
+    return copier
+
+
+def brought_back(store: Store, tmp_path: Path) -> tuple[Path, list[str]]:
+    """The run as it comes back into an empty directory, and what is warned of."""
+    said: list[str] = []
+    there = tmp_path / "elsewhere/run"
+    shutil.rmtree(there, ignore_errors=True)
+    restore(there, store, lambda level, text: said.append(text) if level == "warning" else None)
+    return there, said
 
 
 class FailingStore(Store):

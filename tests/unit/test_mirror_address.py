@@ -1,22 +1,14 @@
-"""Addresses of mirrors, and the lease by which one machine at a time copies to one."""
+"""Addresses of mirrors."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from mirrored_runs import make_run
 
 from trainlib.config import dump_config, harmful, is_free, load_config
-from trainlib.errors import ConfigError, RunDirectoryError, UserError
-from trainlib.runs.attempt.owner import Owner, this_process
-from trainlib.runs.mirror import lease
-from trainlib.runs.mirror.restoring import restore
+from trainlib.errors import ConfigError, UserError
 from trainlib.runs.mirror.store import MirrorError, Store, require_usable
 
 
@@ -82,77 +74,6 @@ def test_where_nothing_can_be_copied_is_told_before_training(
 def test_a_folder_beside_the_runs_can_be_a_mirror(workdir: Path) -> None:
     for address in ("copies", f"file://{workdir}/copies", "memory://x", ".."):
         require_usable(address, Path("runs/run"))
-
-
-def elsewhere(**changes: object) -> Owner:
-    return replace(this_process(), id="another", host="there", machine="another machine", **changes)  # type: ignore[arg-type]
-
-
-def write_lease(there: Store, owner: Owner, age: float = 0.0) -> None:
-    time = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
-    there.write(lease.LEASE, json.dumps(asdict(owner) | {"time": time}).encode())
-
-
-@pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.02)
-    return Store(f"{tmp_path}/mirror", "run")
-
-
-@pytest.mark.parametrize(
-    ("owner", "age", "lives"),
-    [
-        (this_process, 0.0, True),
-        (this_process, 1e6, True),  # renewed long ago, and here: the process is looked at, not the clock
-        (lambda: replace(this_process(), started="1"), 0.0, False),  # its number is another process's by now
-        (elsewhere, 0.0, False),
-        (elsewhere, 1e6, False),
-    ],
-)
-def test_a_holder_that_does_not_renew_is_dead(
-    there: Store, owner: Callable[[], Owner], age: float, lives: bool
-) -> None:
-    write_lease(there, holder := owner(), age)
-    assert lease.living_holder(there, None) == (holder if lives else None)
-    assert lease.living_holder(there, holder) is None
-
-
-@pytest.mark.parametrize("skew", [0.0, -300.0, 300.0])
-def test_a_holder_elsewhere_that_renews_lives_whatever_its_clock_says(there: Store, skew: float) -> None:
-    write_lease(there, elsewhere(), skew)
-    renewed = lease.living_holder(there, None, lambda: None)
-    assert renewed is None
-
-    def renew() -> None:
-        lease._POLL_SECONDS = 0.0
-        original = there.read
-
-        def read(name: str) -> bytes | None:
-            write_lease(there, elsewhere(), skew - 1)
-            return original(name)
-
-        there.read = read  # type: ignore[method-assign]
-
-    assert lease.living_holder(there, None, renew) == elsewhere()
-
-
-def test_a_start_while_another_machine_trains_is_refused(there: Store, tmp_path: Path) -> None:
-    make_run(tmp_path / "mirror/run", 4)
-    write_lease(there, this_process())
-    with pytest.raises(RunDirectoryError, match=r"trains this run into .*; wait for it, stop it there"):
-        restore(tmp_path / "here/run", there, print)
-    assert not (tmp_path / "here").exists()
-
-
-def test_a_lease_is_given_back_by_its_holder_alone(there: Store) -> None:
-    own = this_process()
-    lease.renew(there, own)
-    assert lease.holds(there, own)
-    lease.release(there, elsewhere())
-    assert lease.holds(there, own)
-    lease.release(there, own)
-    assert there.sizes() == {}
 
 
 def test_what_a_file_system_raises_is_told_in_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from mirrored_runs import FailingStore, add_attempt, make_run, tree, write_checkpoint
+from mirrored_runs import FailingStore, add_attempt, brought_back, copy, make_run, tree, write_checkpoint
 
 from trainlib.errors import RunDirectoryError
 from trainlib.runs.mirror.copying import Copier
@@ -30,22 +30,6 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "here/run", 4, 8)
 
 
-def copy(run: Path, store: Store, from_step: int = 0) -> Copier:
-    copier = Copier(run, store)
-    copier.begin(from_step)
-    copier.copy()
-    return copier
-
-
-def brought_back(store: Store, tmp_path: Path) -> tuple[Path, list[str]]:
-    """The run as it comes back into an empty directory, and what is warned of."""
-    said: list[str] = []
-    there = tmp_path / "elsewhere/run"
-    shutil.rmtree(there, ignore_errors=True)
-    restore(there, store, lambda level, text: said.append(text) if level == "warning" else None)
-    return there, said
-
-
 def test_what_comes_back_is_what_was_there(run: Path, address: str, tmp_path: Path) -> None:
     store = Store(address, "run")
     (run / "own_code/package").mkdir(parents=True)
@@ -56,7 +40,6 @@ def test_what_comes_back_is_what_was_there(run: Path, address: str, tmp_path: Pa
     there, said = brought_back(store, tmp_path)
     assert tree(there) == {name: content for name, content in tree(run).items() if not name.startswith("logs")}
     assert not said
-    assert not (run / ".mirror").exists()
 
 
 def test_the_newest_checkpoint_is_copied_first_and_its_manifest_last(run: Path, tmp_path: Path) -> None:

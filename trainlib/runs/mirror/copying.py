@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from trainlib.errors import RunDirectoryError
@@ -16,7 +15,7 @@ from trainlib.runs.mirror.layout import (
     MANIFEST,
     checkpoint_files,
     files_of,
-    is_record,
+    may_be_removed,
     place_of,
     records_in,
     starts,
@@ -24,16 +23,15 @@ from trainlib.runs.mirror.layout import (
 from trainlib.runs.mirror.store import Store
 from trainlib.runs.records.checkpoints import name_of, steps_in
 
-HELD = ".mirror"  # in the run directory: hard links to the checkpoint that is being copied
-
 
 class Copier:
     """Brings a mirror up to date with a run directory.
 
-    may_go_on   asked before each change there: False once the training that this is for has ended, or its directory
-                is not its own any more; nothing is copied or removed then
+    may_go_on   asked before each change there: False once the training that this is for has ended, or its directory or
+                the mirror is not its own any more; nothing is copied or removed then
 
-    A checkpoint's manifest is copied last, and removed first, so that what has one is whole.
+    A checkpoint's manifest is copied last, and removed first, so that what has one is whole. In the run directory
+    nothing is made: it may be vanishing.
     """
 
     def __init__(self, run: Path, store: Store, may_go_on: Callable[[], bool] = lambda: True):
@@ -48,9 +46,7 @@ class Copier:
         from_step   of the attempt that has begun
         Raises RunDirectoryError where the mirror has what this run directory does not go on from, and MirrorError.
         """
-        shutil.rmtree(self._run / HELD, ignore_errors=True)  # of a process that was killed
         self.learn()
-        require_same_history(self._run, self._store)
         if from_step == 0 and self._manifests:
             raise RunDirectoryError(
                 f"mirror: {self._store.name} holds checkpoints, and this start has begun without one. "
@@ -61,11 +57,16 @@ class Copier:
                 self._remove(step)
 
     def learn(self) -> None:
-        """Learn what is at the mirror by now: after it was away, that may be less than was copied."""
+        """Learn what is at the mirror by now: after it was away, that may be less than was copied.
+
+        Raises RunDirectoryError where another machine has gone on with the run meanwhile, and MirrorError.
+        """
+        require_same_history(self._run, self._store)
         self._there, self._manifests = self._store.sizes(), {}
         self._sent = {name: state for name, state in self._sent.items() if name in self._there}
         for step, files in checkpoint_files(self._there).items():
-            if MANIFEST in files and (content := self._store.read(place_of(step, MANIFEST))) is not None:
+            content = self._store.read(place_of(step, MANIFEST)) if MANIFEST in files else None
+            if content is not None and self._is_whole(step, content):
                 self._manifests[step] = content
 
     def copy(self) -> None:
@@ -106,36 +107,40 @@ class Copier:
         content = self._manifest(steps_in(self._checkpoints).get(step))
         return content is not None and self._manifests.get(step) != content
 
+    def _is_whole(self, step: int, manifest: bytes) -> bool:
+        """Return True if the mirror has every file of a checkpoint, in the size that its manifest says."""
+        with suppress(ValueError):
+            files = files_of(parse_record(manifest))
+            return all(self._there.get(place_of(step, name)) == facts["size"] for name, facts in files.items())
+        return False
+
     def _manifest(self, checkpoint: Path | None) -> bytes | None:
-        with suppress(OSError):
-            return read_regular(checkpoint / MANIFEST, RECORD_BYTES) if checkpoint is not None else None
+        with suppress(OSError, ValueError):
+            content = read_regular(checkpoint / MANIFEST, RECORD_BYTES) if checkpoint is not None else None
+            return content if content is not None and files_of(parse_record(content)) else None
         return None
 
     def _copy_records(self) -> None:
-        """Copy the records that have changed, whole lines only, and remove those that are here no more."""
+        """Copy the records that have changed, whole lines only, and remove results that are here no more."""
         here = records_in(self._run)
         for name in here:
             before = _state(self._run / name)
             if before is None or self._sent.get(name) == before or not self._may_go_on():
                 continue
-            with suppress(FileNotFoundError), os.fdopen(open_regular(self._run / name, within=self._run), "rb") as file:
+            with suppress(OSError), os.fdopen(open_regular(self._run / name, within=self._run), "rb") as file:
                 content = file.read()
                 whole = content[: content.rfind(b"\n") + 1] if name.endswith(".jsonl") else content
                 self._store.write(name, whole)
                 self._there[name] = len(whole)
                 self._sent[name] = before
-        for name in [name for name in self._there if is_record(name) and name not in here]:
+        for name in [name for name in self._there if may_be_removed(name) and name not in here]:
             if self._may_go_on() and not (self._run / name).exists():
                 self._store.remove(name)
                 del self._there[name]
 
     def _copy_checkpoint(self, step: int) -> None:
-        """Copy one checkpoint; give up, without harm, where it is pruned here before a link to it is made."""
-        held = self._hold(step)
-        try:
-            content = self._manifest(held)
-            if content is None:
-                return
+        """Copy one checkpoint; give up, without harm, where the run prunes it before its files are open."""
+        with suppress(OSError, ValueError), _opened(self._checkpoints / name_of(step)) as (content, sources):
             files = files_of(parse_record(content))
             known = files_of(parse_record(self._manifests[step])) if step in self._manifests else {}
             changed = [name for name, facts in files.items() if known.get(name) != facts]
@@ -144,7 +149,7 @@ class Copier:
             for name in changed:
                 if not self._may_go_on():
                     return
-                self._store.put(place_of(step, name), held / name)
+                self._store.put(place_of(step, name), sources[name])
                 self._there[place_of(step, name)] = int(files[name]["size"])
             if self._may_go_on():
                 self._store.write(place_of(step, MANIFEST), content)
@@ -152,27 +157,6 @@ class Copier:
                 self._manifests[step] = content
                 for name in checkpoint_files(self._there)[step] - files.keys() - {MANIFEST}:
                     self._forget(step, name)
-        except FileNotFoundError:
-            return
-        finally:
-            if held.parent.name == HELD:
-                shutil.rmtree(held.parent, ignore_errors=True)
-
-    def _hold(self, step: int) -> Path:
-        """Return a folder whose files stay while they are copied, though the run prunes the checkpoint: hard links."""
-        path, held = self._checkpoints / name_of(step), self._run / HELD / name_of(step)  # it may be pruned by now
-        shutil.rmtree(held.parent, ignore_errors=True)
-        try:
-            held.mkdir(parents=True)
-            for name in (
-                MANIFEST,
-                *files_of(parse_record(self._manifest(path) or b"{}")),
-            ):  # it first: the rest is older
-                os.link(path / name, held / name)
-        except (OSError, ValueError):  # a file system without links
-            shutil.rmtree(held.parent, ignore_errors=True)
-            return path
-        return held
 
     def _prune(self) -> None:
         """Remove there the checkpoints that are here no more, once all that are here are whole there."""
@@ -193,6 +177,23 @@ class Copier:
         self._there.pop(place_of(step, name), None)
         if name == MANIFEST:
             self._manifests.pop(step, None)
+
+
+@contextmanager
+def _opened(checkpoint: Path) -> Iterator[tuple[bytes, dict[str, Path]]]:
+    """Context manager: hold the files of a checkpoint open, so that they can be read though the run prunes it.
+
+    Yields its manifest, and a path for each file that it lists. Raises OSError where one is gone already.
+    """
+    content = read_regular(checkpoint / MANIFEST, RECORD_BYTES)  # first: the files that it lists are older
+    with ExitStack() as stack:
+        sources = {}
+        for name in files_of(parse_record(content)):
+            descriptor = open_regular(checkpoint / name)
+            stack.callback(os.close, descriptor)
+            by_number = Path(f"/proc/self/fd/{descriptor}")
+            sources[name] = by_number if by_number.exists() else checkpoint / name
+        yield content, sources
 
 
 def require_same_history(run: Path, store: Store) -> None:

@@ -26,9 +26,16 @@ RECORDS = (
     ATTEMPTS_FILE,
     "summary.json",
 )
+_PASSING = ("summary.json", "evaluation-*.json", "content-*.jsonl")  # which a new attempt may remove
 _CHECKPOINT = re.compile(rf"checkpoints/{PREFIX}(\d{{8,}})/([\w.]+)")
 _OWN_CODE = re.compile(rf"{OWN_CODE}(/[^/\\]+)+")
-_IS_RECORD = re.compile("|".join(re.escape(name).replace(r"\*", r"[\w-]+") for name in RECORDS))
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(name).replace(r"\*", r"[\w-]+") for name in patterns))
+
+
+_IS_RECORD, _IS_PASSING = _any_of(RECORDS), _any_of(_PASSING)
 
 
 def records_in(run: Path) -> list[str]:
@@ -43,6 +50,11 @@ def is_record(name: str) -> bool:
     if _IS_RECORD.fullmatch(name):
         return True
     return _OWN_CODE.fullmatch(name) is not None and not {".", ".."} & set(name.split("/"))
+
+
+def may_be_removed(name: str) -> bool:
+    """Return True for a record that a new attempt may remove; any other is missing only where a directory is lost."""
+    return _IS_PASSING.fullmatch(name) is not None
 
 
 def checkpoint_files(names: Iterable[str]) -> dict[int, set[str]]:

@@ -25,6 +25,7 @@ logger = logging.getLogger("trainlib.runs")
 PROGRAM = "trainlib.runs.mirror.program"
 CLOSING_SECONDS = 300.0  # for what is still to be copied when the training has ended as it should
 FAILED_SECONDS = 5.0  # the same after an error: others wait for the exit code
+_END_SECONDS = 5.0  # for a process that is killed to be gone
 
 
 def restore_from_mirror(address: str | None, run: Path, *, fresh: bool) -> None:
@@ -81,6 +82,7 @@ class MirrorProcess:
     def __init__(self, address: str, run: RunDirectory, from_step: int):
         self._address, self._run, self._from_step = address, run, from_step
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_given_up = False
 
     def start(self) -> None:
         """Begin to copy."""
@@ -101,12 +103,14 @@ class MirrorProcess:
                 "mirror: within %.0f s not everything was copied to %s; all of it is in %s",
                 *(seconds, self._address, self._run.path),
             )
+            self._is_given_up = True
             self._process.kill()
+            self._relay.join(_END_SECONDS)
 
     def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
         for level, text in _told(process.stdout):
             logger.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
-        if process.wait() > 0:
+        if process.wait() != 0 and not self._is_given_up:
             logger.warning("mirror: its process has died; training goes on, and nothing more is copied")
 
     def _tell(self, line: str) -> None:

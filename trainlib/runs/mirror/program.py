@@ -18,14 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainlib.errors import EXIT_OK, UserError
 from trainlib.runs.attempt.owner import Owner, read_owner
-from trainlib.runs.mirror import lease
 from trainlib.runs.mirror.copying import Copier
+from trainlib.runs.mirror.lease import LEASE, Lease
 from trainlib.runs.mirror.restoring import restore
 from trainlib.runs.mirror.store import MirrorError, Store
 from trainlib.runs.records.rows import METRICS_FILE
@@ -38,6 +38,7 @@ ROWS_BYTES_PER_SECOND = 1e5
 RETRY_SECONDS = 5.0
 LAST_TRIES_SECONDS = 15.0  # at the end of the training, for a mirror that does not answer
 _ORPHAN_POLL_SECONDS = 0.1
+_told_to = 1  # the descriptor that the training reads
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Job:
 
     run         path of the run directory
     from_step   of the attempt; 0 where the run begins
+    training    id of the process that started this one, which ends with it
     fresh       to restore: nothing is brought back, and what is at the mirror is moved aside there
     owner       the process that trains, as owner.json names it; None to restore
     """
@@ -55,26 +57,25 @@ class Job:
     from_step: int = 0
     fresh: bool = False
     owner: Mapping[str, Any] | None = None
+    training: int = field(default_factory=os.getpid)
 
 
 def main(arguments: list[str]) -> int:
     """Run the program; return its exit code."""
-    parent = os.getppid()
     job = Job(**json.loads(_line()))
+    threading.Thread(target=_end_with, args=[job.training], daemon=True).start()
     if arguments == ["restore"]:
         return _restore(job)
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     with suppress(OSError):
         os.nice(10)  # whatever is left of the processors: the training comes first
-    Follower(job, lambda: os.getppid() == parent).run()
+    Follower(job, lambda: os.getppid() == job.training).run()
     return EXIT_OK
 
 
 def tell(level: str, text: str) -> None:
     """Have the training log a sentence."""
     with suppress(OSError):
-        sys.stdout.write(json.dumps([level, text]) + "\n")
-        sys.stdout.flush()
+        os.write(_told_to, json.dumps([level, text]).encode() + b"\n")
 
 
 def _restore(job: Job) -> int:
@@ -82,7 +83,7 @@ def _restore(job: Job) -> int:
     threading.Thread(target=_give_up_after, args=[reached], daemon=True).start()
     try:
         store = Store(job.address, Path(job.run).name)
-        store.read(lease.LEASE)
+        store.read(LEASE)
         reached.set()
         restore(Path(job.run), store, tell, fresh=job.fresh)
     except UserError as error:
@@ -107,10 +108,10 @@ class Follower:
         self._job, self._run = job, Path(job.run)
         self._owner = Owner(**(job.owner or {}))
         self._training_lives = training_lives
-        self._store: Store | None = None
+        self._lease: Lease | None = None
         self._copier: Copier | None = None
         self._is_away = False
-        self._renewed = self._copied = self._tried = 0.0
+        self._copied = self._tried = 0.0
 
     def run(self) -> None:
         """Follow the training to its end."""
@@ -121,6 +122,7 @@ class Follower:
                 self._finish(float(word.split()[1]))
         except UserError as error:  # somebody else's run is there
             tell("warning", f"{error}. Training goes on, and nothing more is copied")
+            self._release()
 
     def _try(self, *, at_once: bool = False) -> bool:
         """Do what is due; return False where the mirror does not answer, which is told once."""
@@ -130,9 +132,6 @@ class Follower:
         self._tried = now
         try:
             self._connect()
-            if self._is_away and self._copier is not None:
-                self._copier.learn()
-            self._keep_lease(now)
             self._copy(now, at_once)
         except MirrorError as error:
             if not self._is_away:
@@ -142,39 +141,28 @@ class Follower:
                     "copied once it can be reached again",
                 )
             self._is_away = True
+            if self._lease is not None:
+                self._lease.lapse()  # when it is back, all is to be looked at again
             return False
         if self._is_away:
             tell("info", f"mirror: {self._job.address} can be reached again; copying goes on")
         self._is_away = False
-        return True
+        return self._lease is not None and self._lease.is_fresh
 
     def _connect(self) -> None:
+        """Hold the mirror, and know what is there: for the first time, or after it could not be held for a while."""
+        if self._lease is not None and self._lease.is_fresh and self._copier is not None:
+            return
+        if self._lease is None:
+            self._lease = Lease(Store(self._job.address, self._run.name), self._owner)
+        self._lease.take()
         if self._copier is not None:
+            self._copier.learn()
             return
-        store = self._store = Store(self._job.address, self._run.name)
-        if (holder := lease.living_holder(store, self._owner)) is not None:
-            raise UserError(
-                f"mirror: process {holder.pid} on {holder.host} trains this run, too, and copies it to {store.name}"
-            )
-        copier = Copier(self._run, store, self._may_go_on)
+        copier = Copier(self._run, self._lease.store, self._may_go_on)
         copier.begin(self._job.from_step)
-        lease.renew(store, self._owner)
-        self._renewed = time.monotonic()
         self._copier = copier
-        tell("info", f"mirror: copying to {store.name} in the background")
-
-    def _keep_lease(self, now: float) -> None:
-        assert self._store is not None
-        if now - self._renewed < lease.RENEW_SECONDS:
-            return
-        found = lease.read_lease(self._store)
-        if found is not None and found[0] != self._owner:
-            raise UserError(
-                f"mirror: process {found[0].pid} on {found[0].host} has taken over {self._store.name}: it trains this "
-                "run as well"
-            )
-        lease.renew(self._store, self._owner)
-        self._renewed = now
+        tell("info", f"mirror: copying to {self._lease.store.name} in the background")
 
     def _copy(self, now: float, at_once: bool) -> None:
         assert self._copier is not None
@@ -186,7 +174,8 @@ class Follower:
             self._copier.copy()
 
     def _may_go_on(self) -> bool:
-        return self._training_lives() and read_owner(self._run) == self._owner
+        assert self._lease is not None
+        return self._training_lives() and read_owner(self._run) == self._owner and self._lease.is_fresh
 
     def _finish(self, seconds: float) -> None:
         """Copy the rest, and tell what could not be copied."""
@@ -200,13 +189,16 @@ class Follower:
                 f"mirror: not everything is at {self._job.address}; missing there: {', '.join(missing)}; "
                 f"all of it is in {self._run}",
             )
-        if self._store is not None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._lease is not None:
             with suppress(MirrorError):
-                lease.release(self._store, self._owner)
+                self._lease.release()
 
 
 def _end_with(parent: int) -> None:
-    """End at once where the training was killed: what it goes on with must not be copied over by this process."""
+    """End at once where the training was killed: what it goes on with must not be written over by this process."""
     while os.getppid() == parent:
         time.sleep(_ORPHAN_POLL_SECONDS)
     os._exit(EXIT_OK)
@@ -226,5 +218,7 @@ def _line() -> str:
 
 
 if __name__ == "__main__":
+    _told_to = os.dup(1)
+    os.dup2(2, 1)  # what a cloud's library prints is no sentence for the training
     code = main(sys.argv[1:])
     os._exit(code)  # past threads of a cloud's library

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainlib.errors import RunDirectoryError
+from trainlib.runs.attempt.owner import read_owner, was_renewed_lately
 from trainlib.runs.attempt.record import ATTEMPTS_FILE
 from trainlib.runs.files import locks
 from trainlib.runs.files.durable import DurableFile, sync_directory, write_atomically
@@ -17,6 +18,7 @@ from trainlib.runs.mirror.lease import living_holder
 from trainlib.runs.mirror.store import MirrorError, Store
 from trainlib.runs.records.checkpoints import name_of, steps_in
 
+LOCK_PATIENCE = 60.0  # seconds: another start may be bringing the run back
 Say = Callable[[str, str], None]  # a level of logging, and a sentence
 
 
@@ -41,14 +43,29 @@ def restore(run: Path, store: Store, say: Say, *, fresh: bool = False) -> None:
         store.move_aside()
         return
     try:
-        lock = locks.acquire(run / "lock", seconds=1.0)
+        lock = locks.acquire(run / "lock", seconds=LOCK_PATIENCE, on_wait=lambda: _require_idle(run))
     except BlockingIOError:
-        return  # this start will be refused, with the name of the process that trains here
-    with lock:
+        if _is_in_training(run) or steps_in(run / "checkpoints"):
+            return  # this start will be refused, with the name of the process that trains here
+        raise RunDirectoryError(
+            f"{run}: another process holds its lock, and may be bringing it back from {store.name}: try again once it "
+            f"has ended, or choose another name with `--name`"
+        ) from None
+    with lock:  # of two starts that bring the run back, the later one waits
         if steps_in(run / "checkpoints"):
             require_same_history(run, store)
         else:
             _bring_back(run, store, names, say)
+
+
+def _require_idle(run: Path) -> None:
+    if _is_in_training(run):
+        raise BlockingIOError
+
+
+def _is_in_training(run: Path) -> bool:
+    owner = read_owner(run)
+    return owner is not None and (owner.lives_here if owner.is_on_this_machine else was_renewed_lately(run))
 
 
 def _bring_back(run: Path, store: Store, names: dict[str, int], say: Say) -> None:
