@@ -1,69 +1,91 @@
-"""What a step costs with and without a mirror: `python -m bench.mirroring`.
+"""What a step of `launch run` costs with and without a mirror: `python -m bench.mirroring [key=value ...]`.
 
-One process trains. The process that copies its checkpoints is stopped and continued in turns, between blocks of steps,
-and the CPU time of the training's own thread for each step is compared, so that other load on the machine counts less.
+One run trains. The process that copies it is stopped and continued in turns, and the CPU time of the training's own
+thread for each step is compared between the turns, so that other load on the machine counts less.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
+from trainlib.runs.mirror.process import PROGRAM
 
-from trainlib.config import load_config
-from trainlib.runs.directory import RunDirectory
-from trainlib.runs.mirror.process import MirrorProcess
-from trainlib.training.checkpoints import checkpoint
+TURNS = 24
+TURN_SECONDS = 4.0
+KEYS = (
+    "mirror=copies",
+    "train.epochs=1000",
+    "checkpoint.every=20st",
+    "tracking={log_every: 1, tensorboard: false, progress: false, wandb: {mode: disabled}}",
+)
+RUN = Path("runs/quickstart")
 
-BLOCKS, STEPS, WARM_UP = 24, 10, 5
 
-
-def main() -> None:
-    """Print the median CPU time of a step in either case, and what the other process took."""
-    torch.set_num_threads(1)
+def main(arguments: list[str]) -> None:
+    """Print the median CPU time of a step in either case, and what was copied."""
     os.chdir(tempfile.mkdtemp())
-    config = load_config(["quickstart", "mirror=copies"])
-    run = RunDirectory.open(config)
-    run.begin(config)
-    mirror = MirrorProcess("copies", run, 0)
-    mirror.start()
-    process = mirror._process
-    assert process is not None
-    weights = torch.zeros(4_000_000)
-    layer = torch.nn.Linear(512, 512)
-    optimizer, images = torch.optim.SGD(layer.parameters(), 1e-3), torch.randn(256, 512)
+    command = [sys.executable, "-m", "launch", "run", "quickstart", *KEYS, *arguments]
+    run = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    while not _steps() or (pair := _copier()) is None:
+        if run.poll() is not None:
+            raise SystemExit("the run has ended before its first step")
+        time.sleep(0.1)
+    copier, training = pair
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for block in range(BLOCKS):
-        copies = block % 2 == 0
-        os.kill(process.pid, signal.SIGCONT if copies else signal.SIGSTOP)
-        checkpoint.save(run.checkpoints, block + 1, {"weights": weights + block}, {}, {})
-        checkpoint.prune(run.checkpoints, 3, (), set())
-        for step in range(WARM_UP + STEPS):
-            began = time.thread_time()
-            for _ in range(10):
-                optimizer.zero_grad()
-                layer(images).square().mean().backward()
-                optimizer.step()
-            if step >= WARM_UP:
-                seconds[copies].append(time.thread_time() - began)
-            time.sleep(0.05)
-    os.kill(process.pid, signal.SIGCONT)
-    mirror.close(60)
-    run.close()
-    there = sum(path.stat().st_size for path in Path("copies").rglob("*") if path.is_file())
-    for copies, of_steps in seconds.items():
-        quartiles = statistics.quantiles(of_steps, n=4)
+    for turn in range(TURNS):
+        os.kill(copier, signal.SIGCONT if turn % 2 == 0 else signal.SIGSTOP)
+        time.sleep(TURN_SECONDS / 4)
+        before = _cpu_seconds(training), _steps()
+        time.sleep(TURN_SECONDS)
+        after = _cpu_seconds(training), _steps()
+        if after[1] > before[1]:
+            seconds[turn % 2 == 0].append((after[0] - before[0]) / (after[1] - before[1]))
+    os.kill(copier, signal.SIGCONT)
+    steps = _steps()
+    run.send_signal(signal.SIGTERM)
+    run.wait()
+    for copies, of_turns in seconds.items():
+        low, median, high = statistics.quantiles(of_turns, n=4)
         print(
-            f"{'with' if copies else 'without'} a mirror: median {quartiles[1] * 1e3:.2f} ms of CPU time a step, "
-            f"quartiles {quartiles[0] * 1e3:.2f} to {quartiles[2] * 1e3:.2f}"
+            f"{'with' if copies else 'without'} a mirror: median {median * 1e3:.2f} ms of CPU time a step, "
+            f"quartiles {low * 1e3:.2f} to {high * 1e3:.2f}, of {len(of_turns)} turns"
         )
-    print(f"{there / 1e6:.0f} MB are at the mirror")
+    there = sum(path.stat().st_size for path in Path("copies").rglob("*") if path.is_file())
+    print(f"{steps} steps, a checkpoint every 20; {there / 1e6:.1f} MB are at the mirror")
+
+
+def _steps() -> int:
+    try:
+        return (RUN / "metrics.jsonl").read_bytes().count(b'"scope": "step"')
+    except FileNotFoundError:
+        return 0
+
+
+def _copier() -> tuple[int, int] | None:
+    """Return the ids of the process that copies the run in this folder, and of the one that trains."""
+    for process in Path("/proc").iterdir():
+        try:
+            is_it = process.name.isdecimal() and f"{PROGRAM}\0follow".encode() in (process / "cmdline").read_bytes()
+            if is_it and (process / "cwd").resolve() == Path.cwd():
+                found = re.search(r"(?m)^PPid:\s*(\d+)$", (process / "status").read_text())
+                return (int(process.name), int(found[1])) if found else None
+        except OSError:  # it has ended meanwhile
+            continue
+    return None
+
+
+def _cpu_seconds(process: int) -> float:
+    """Return for how long the main thread of a process has computed."""
+    return int(Path(f"/proc/{process}/task/{process}/schedstat").read_text().split()[0]) / 1e9
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
