@@ -16,10 +16,10 @@ from trainlib.runs.records.failure_record import read_all, root_cause
 from trainlib.runs.records.jobs import open_jobs, queue_id
 from trainlib.runs.terminal.tables import STATUS_STYLES, Column, Table, hang
 
-_UNITS = (("step", "total"), ("epoch", "epochs"))
+_UNITS = (("decoded", "pictures"), ("step", "total"), ("epoch", "epochs"))
 _LONGEST = 1e9  # seconds that are shown
 _LAST_LINES = 5  # of the log of a job that ended before Python began
-Jobs = Mapping[str, JobState] | None  # the waiting and running jobs by id; None where the queue was not asked
+Jobs = Mapping[str, JobState] | None  # the jobs that the queue knows, by id; None where it was not asked
 
 
 def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> Table:
@@ -54,14 +54,14 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
     facts = {
         "run": run.name,
         "status": _explain(run, jobs),
-        "job": f"{job.job_id}, {state_text(job)}" if job else "",
+        "job": f"{job.job_id}, {state_text(job)}{_why_held(job, run)}" if job else "",
         "progress": _progress(run.newest_metrics, run.planned),
         "now": now_text(run.pulse),
         "slow": str(run.pulse.get("slow") or (run.last.get(("train", "step")) or {}).get("slow") or ""),
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
         "val": _metrics(run.last.get(("val", None))),
         "test": _metrics(run.last.get(("test", None)) or run.summary.get("test")),
-        "last error": last_error(run, left_queue=job is None and jobs is not None),
+        "last error": last_error(run, jobs),
         "problem": "; ".join(run.problems),
         "checkpoints": ", ".join(path.name for path in run.checkpoints.values()),
         "seconds": _seconds(run, now),
@@ -75,7 +75,18 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
 
 def job_of(run: Run, jobs: Jobs) -> JobState | None:
     """Return the newest job of a run that waits or runs."""
-    return next((jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs), None) if jobs else None
+    found = [jobs[job_id] for job_id in reversed(open_jobs(run.jobs)) if job_id in jobs] if jobs else []
+    return next((job for job in found if job.active), None)
+
+
+def _why_held(job: JobState, run: Run) -> str:
+    """Return what can be done about a job that SLURM holds as its node could not start it; empty for another."""
+    if not (job.waiting and "launch failed" in job.reason):
+        return ""
+    return (
+        ": its node could not start it (a prolog that fails, a folder that the node does not have): "
+        f"scontrol release {job.job_id} tries again, launch cancel {run.name} takes it out"
+    )
 
 
 def now_text(pulse: Record) -> str:
@@ -104,7 +115,7 @@ def status_word(run: Run, jobs: Jobs) -> str:
     """Return the state of a run in one word, from the queue where it has a job there, and what a job waits for."""
     job = job_of(run, jobs)
     if job is None and run.status == "new" and open_jobs(run.jobs):
-        return "submitted" if jobs is None else "failed" if _log_before_python(run) else "new"
+        return "submitted" if jobs is None else "failed" if _log_before_python(run) or _failed_job(run, jobs) else "new"
     if job is None:
         return run.status
     if not job.waiting:
@@ -152,21 +163,39 @@ def _metrics(record: Record | None) -> str:
     return ", ".join(texts)
 
 
-def last_error(run: Run, *, left_queue: bool = False) -> str:
-    """Return how the newest failure of a run came about; empty where nothing failed.
-
-    left_queue   its jobs are known not to wait or run any more
-    """
+def last_error(run: Run, jobs: Jobs = None) -> str:
+    """Return how the newest failure of a run came about; empty where nothing failed."""
     left = root_cause(read_all(run.directory))
-    if left_queue and run.status == "new" and left is None and (log := _log_before_python(run)):
-        lines = RunFiles(log.parent).end_of_text(log.name).splitlines()[-_LAST_LINES:]
-        said = f"; the last lines of {log}: {' | '.join(lines)}" if lines else f" ({log} is empty)"
-        return f"job {open_jobs(run.jobs)[-1]} ended before the training began{said}"
+    if left is None and run.status == "new" and jobs is not None and open_jobs(run.jobs) and job_of(run, jobs) is None:
+        return _before_python(run, jobs)
     if left is not None:
         return _failure(asdict(left))
     failures = [record for record in run.jobs if record.get("cause") == "failure"]
     reasons = [record["reason"] for record in run.attempts if record.get("status") == "failed" and record.get("reason")]
     return _failure(failures[-1]) if failures else str(reasons[-1]) if reasons else ""
+
+
+def _before_python(run: Run, jobs: Mapping[str, JobState]) -> str:
+    """Return what is known of a run's newest job, which has left the queue, and of which Python never began."""
+    name = open_jobs(run.jobs)[-1]
+    if (log := _log_before_python(run)) is not None:
+        lines = RunFiles(log.parent).end_of_text(log.name).splitlines()[-_LAST_LINES:]
+        said = f"; the last lines of {log}: {' | '.join(lines)}" if lines else f" ({log} is empty)"
+        return f"job {name} ended before the training began{said}"
+    if (job := _failed_job(run, jobs)) is not None:
+        return (
+            f"job {name} ended before the training began, without a log: {state_text(job)}, and SLURM says {job.reason}"
+        )
+    return (
+        f"job {name} left the queue before the training began, without a log: it was cancelled while it waited, or its "
+        f"node could not start it (a prolog that fails); sacct -j {name} tells, where SLURM keeps accounts"
+    )
+
+
+def _failed_job(run: Run, jobs: Mapping[str, JobState]) -> JobState | None:
+    """Return the newest job of a run where the queue still knows that it failed."""
+    job = jobs.get(open_jobs(run.jobs)[-1])
+    return job if job is not None and not job.active and job.state not in ("COMPLETED", "CANCELLED") else None
 
 
 def _log_before_python(run: Run) -> Path | None:

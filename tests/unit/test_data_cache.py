@@ -30,6 +30,16 @@ def test_images_are_decoded_once(root: Path, folder: Path, decoded: list[str]) -
     np.testing.assert_allclose(first.mean, everything(first)[:24].div(255).mean(dim=(0, 2, 3)), rtol=1e-6)
 
 
+def test_how_many_pictures_are_decoded_is_told(root: Path) -> None:
+    told: list[tuple[int, int]] = []
+    load(root, tell_decoded=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert told[-1] == (34, 34)
+    told.clear()
+    load(root, tell_decoded=lambda done, total: told.append((done, total)))
+    assert told == []
+
+
 def test_writing_to_the_images_does_not_reach_the_file(root: Path) -> None:
     first = load(root)
     before = everything(first)

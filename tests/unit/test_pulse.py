@@ -55,6 +55,11 @@ def test_a_run_that_trains_tells_how_far_it_is(workdir: Path, monkeypatch: pytes
     assert read_run(run.path).pulse == {}
 
 
+def test_while_pictures_are_decoded_their_number_is_told(tmp_path: Path) -> None:
+    write_pulse(tmp_path, {"phase": "decoding pictures", "decoded": 1200, "pictures": 10000})
+    assert now_text(read_pulse(tmp_path)) == "decoding pictures, decoded 1200 of 10000"
+
+
 def test_what_is_old_or_damaged_says_nothing(tmp_path: Path) -> None:
     write_pulse(tmp_path, NOW)
     assert read_pulse(tmp_path)["step"] == 70

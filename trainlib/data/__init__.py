@@ -49,6 +49,7 @@ def load_data(
     is_main: bool = True,
     start_folder: Path | None = None,
     own: Dataset | None = None,
+    tell_decoded: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Load the whole data set that the configuration names, in its own order.
 
@@ -57,6 +58,7 @@ def load_data(
     is_main         True on the one rank that shows progress and warnings
     start_folder    a folder that the ranks of this start on this machine share: one of them lists the files for all
     own             a data set of the user's own, which takes the place of the configured one
+    tell_decoded    called with how many pictures are decoded, and of how many, while the cache is filled
     Images have the configured size, whatever the size of their pictures.
 
     Raises DataError for data that is missing, damaged or of the wrong form, StoppedError when asked to stop.
@@ -75,7 +77,7 @@ def load_data(
     )
     if is_main:
         tell(found.samples)
-    return load_files(found, config, seed, stop_requested=stop_requested, is_main=is_main)
+    return load_files(found, config, seed, stop_requested=stop_requested, is_main=is_main, tell_decoded=tell_decoded)
 
 
 def list_files(config: DataConfig, seed: int = 0, *, warn: bool = True) -> Samples | None:

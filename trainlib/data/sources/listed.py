@@ -92,9 +92,15 @@ def listed_files(config: DataConfig, seed: int) -> Listed:
 
 
 def load_files(
-    listed: Listed, config: DataConfig, seed: int = 0, *, stop_requested: Callable[[], bool], is_main: bool
+    listed: Listed,
+    config: DataConfig,
+    seed: int = 0,
+    *,
+    stop_requested: Callable[[], bool],
+    is_main: bool,
+    tell_decoded: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
-    """Return the data set of listed samples; random cuts are drawn from the seed.
+    """Return the data set of listed samples; random cuts are drawn from the seed. The rest is as for `load_data`.
 
     Raises DataError for damaged pictures, StoppedError when asked to stop.
     """
@@ -110,6 +116,7 @@ def load_files(
         verify=config.verify == "full",
         stop_requested=stop_requested,
         is_main=is_main,
+        tell_decoded=tell_decoded,
     )
     return Dataset(
         train=ImageSet(decoded.train, facts.labels_N, facts.identities_N, facts.groups_N),

@@ -75,21 +75,23 @@ def load_decoded(
     verify: bool = False,
     stop_requested: Callable[[], bool],
     is_main: bool,
+    tell_decoded: Callable[[int, int], None] = lambda done, total: None,
 ) -> DecodedImages:
     """Return the files' images, as `reader` makes them.
 
     What the cache lacks is decoded into it, by all processes together, if `choose` says so.
 
-    files       the pictures, those of training, `num_train` of them, first
-    stamps      of the files, as they are now
-    place       where the data lie, whatever pictures there are at the moment
-    cache       `data.cache`
-    verify      read every file again, also where its stamp is the one that it was read under
+    files         the pictures, those of training, `num_train` of them, first
+    stamps        of the files, as they are now
+    place         where the data lie, whatever pictures there are at the moment
+    cache         `data.cache`
+    verify        read every file again, also where its stamp is the one that it was read under
+    tell_decoded  called with how many pictures are decoded, and of how many, while the cache is filled
 
     Raises DataError for damaged images, and for a cache that was asked for and cannot be written; StoppedError when
     asked to stop. Without room on the disk, or with `auto`, images are decoded for each batch instead.
     """
-    load = _Load(files, stamps, num_train, reader, place, cache, verify, stop_requested, is_main)
+    load = _Load(files, stamps, num_train, reader, place, cache, verify, stop_requested, is_main, tell_decoded)
     choice = load.choose()
     cached = load.cached(choice) if choice.kept != "none" else None
     if is_main and (cached is not None or choice.kept == "none"):
@@ -112,6 +114,7 @@ class _Load:
     verify: bool
     stop_requested: Callable[[], bool]
     is_main: bool
+    tell_decoded: Callable[[int, int], None]
 
     def choose(self) -> Choice:
         """Return what the cache keeps."""
@@ -208,7 +211,15 @@ class _Load:
         if not missing:
             return
         first = rank() * len(store.shards) // max(world_size(), 1)
-        with _progress(missing, show_bar=self.is_main and sys.stderr.isatty()) as advance:
+        done = 0
+        with _progress(missing, show_bar=self.is_main and sys.stderr.isatty()) as show:
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                self.tell_decoded(done, missing)
+                show(count)
+
             store.complete(advance, self.stop_requested, first=first, only_one=only_one)
 
     def _pays(self, store: Store) -> bool:

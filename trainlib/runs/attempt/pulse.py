@@ -38,6 +38,7 @@ def read_pulse(directory: Path) -> Record:
     """Return how far the run in a directory is; empty where that is not known, or too old.
 
     phase             what the run does, in words
+    decoded, pictures while the cache is filled: how many are decoded, and of how many
     step, total       steps done, and of the whole run
     epoch, epochs     the epoch that it is in, from 1, and their number
     loss              mean loss of the last minute, of rank 0's samples; None where the host does not know it

@@ -195,6 +195,8 @@ PULSE = fitting(
     {
         "time": text,
         "phase": text,
+        "decoded": whole_number,
+        "pictures": whole_number,
         "step": whole_number,
         "total": whole_number,
         "epoch": whole_number,

@@ -78,6 +78,7 @@ def run_session(
         is_main=is_main,
         start_folder=launch_variables.start_folder() or agent_folder,
         own=custom.load_dataset(),
+        tell_decoded=lambda done, total: _show_decoded(run, done, total),
     )
     if start is not None:
         require_same_data(run, start, dataset.listing)
@@ -106,6 +107,10 @@ def run_session(
                     flag.acknowledge()
                     _tell_results(run, trainer, dataset, attempt, result, config.data.root)
     return completed
+
+
+def _show_decoded(run: RunDirectory, done: int, total: int) -> None:
+    run.pulse = lambda: {"phase": "decoding pictures", "decoded": done, "pictures": total}
 
 
 def _step_to_stop_at(training: Training) -> int | None:
