@@ -13,7 +13,7 @@ def run_facts(run: Run, now: datetime, jobs: Jobs = None) -> dict[str, Any]:
     """Return what a list of runs says of one; null stands for what is not known.
 
     now   the moment of asking
-    jobs  the waiting and running jobs by id; None where the queue was not asked
+    jobs  the jobs that the queue knows, by id; None where the queue was not asked
     """
     job = job_of(run, jobs)
     tested = run.last.get(("test", None)) or run.summary.get("test")
@@ -39,7 +39,7 @@ def whole_run_facts(run: Run, now: datetime, jobs: Jobs = None) -> dict[str, Any
         "planned": run.planned,
         "train": run.last.get(("train", "epoch")) or run.last.get(("train", "step")),
         "summary": run.summary or None,
-        "last_error": last_error(run, left_queue=jobs is not None and job_of(run, jobs) is None) or None,
+        "last_error": last_error(run, jobs) or None,
         "checkpoints": [str(path) for path in run.checkpoints.values()],
         "attempts": run.attempts,
         "jobs": run.jobs,

@@ -35,13 +35,12 @@ def active_job(directory: Path) -> JobState | None:
     return next((job for job in reversed(states.values()) if job.active), None)
 
 
-def active_jobs(jobs: Sequence[Sequence[Record]]) -> dict[str, JobState]:
-    """Return the waiting and running jobs of several runs, by id, with one call of squeue. Raises QueueError.
+def known_jobs(jobs: Sequence[Sequence[Record]]) -> dict[str, JobState]:
+    """Return the jobs of several runs that the queue knows, by id, with one call of squeue. Raises QueueError.
 
     jobs   the lines of jobs.jsonl of each run
     """
-    ids = [job_id for lines in jobs for job_id in open_jobs(list(lines))]
-    return {job_id: job for job_id, job in job_states(ids).items() if job.active}
+    return job_states([job_id for lines in jobs for job_id in open_jobs(list(lines))])
 
 
 def wait_for(job_id: str, directory: Path, tell: Callable[[str], None]) -> int:

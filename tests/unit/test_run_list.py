@@ -13,6 +13,7 @@ import pytest
 from launch.cli import main
 from launch.runs.control import log_chunks
 from launch.runs.show import run_details, runs_table
+from launch.slurm.queue import JobState
 from trainlib.runs.attempt.status import all_runs, read_run
 from trainlib.runs.files.json_records import parse_lines
 
@@ -54,6 +55,30 @@ def test_a_job_that_ends_before_python_begins_has_failed(
     assert f"     {status}" in str(runs_table([found], NOW, jobs))
     said = f"job 7_2 ended before the training began; the last lines of {tmp_path / log}: one | two | module: command"
     assert (said in text) == (status == "failed")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "word", "said"),
+    [
+        ("NODE_FAIL", "NodeDown", "failed", "job 7 ended before the training began, without a log: node_fail"),
+        ("FAILED", "NonZeroExitCode", "failed", "without a log: failed on n0, and SLURM says NonZeroExitCode"),
+        ("CANCELLED", "", "new", "it was cancelled while it waited, or its node could not start it"),
+        ("PENDING", "launch failed requeued held", "requeued", "scontrol release 7 tries again, launch cancel x takes"),
+        (None, "", "new", "sacct -j 7 tells"),
+    ],
+)
+def test_a_job_that_no_node_could_start_leaves_no_log(
+    state: str | None, reason: str, word: str, said: str, tmp_path: Path
+) -> None:
+    """As where a prolog fails: the queue knows it for some minutes."""
+    run = make_run(tmp_path / "x")
+    (run / "jobs.jsonl").write_text(json.dumps({"event": "submitted", "job_id": "7"}) + "\n")
+    job = JobState("7", state or "", reason, int(word == "requeued"), None, None, "n0", 1)
+    jobs = {"7": job} if state else {}
+    text = run_details(read_run(run), NOW, jobs)
+    assert f"status:      {word}" in text
+    assert said in text
+    assert f"     {word}" in str(runs_table([read_run(run)], NOW, jobs))
 
 
 def test_the_last_lines_of_a_log(tmp_path: Path) -> None:

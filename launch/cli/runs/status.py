@@ -30,7 +30,7 @@ def list_runs(as_json: bool) -> int:
     from trainlib.runs.terminal.tables import show
 
     runs, now = all_runs(), datetime.now(UTC)
-    jobs = _active_jobs(runs)
+    jobs = _known_jobs(runs)
     if as_json:
         for run in runs:
             click.echo(to_json(run_facts(run, now, jobs)))
@@ -53,11 +53,11 @@ def status(run: str, as_json: bool) -> int:
 
     found = read_run(find_run(run))
     if as_json:
-        click.echo(to_json(whole_run_facts(found, datetime.now(UTC), _active_jobs([found])), indent=2))
+        click.echo(to_json(whole_run_facts(found, datetime.now(UTC), _known_jobs([found])), indent=2))
         return 0
     console = terminal()
     width = console.width if console else None
-    click.echo(_with_colours(run_details(found, datetime.now(UTC), _active_jobs([found]), width=width)))
+    click.echo(_with_colours(run_details(found, datetime.now(UTC), _known_jobs([found]), width=width)))
     return 0
 
 
@@ -113,13 +113,13 @@ def cancel(run: str) -> int:
     return 0
 
 
-def _active_jobs(runs: Sequence[Run]) -> dict[str, JobState] | None:
-    """Return the runs' jobs that wait or run, by job id; None, with a note, where SLURM does not answer."""
-    from launch.slurm.follow import active_jobs
+def _known_jobs(runs: Sequence[Run]) -> dict[str, JobState] | None:
+    """Return the runs' jobs that the queue knows, by job id; None, with a note, where SLURM does not answer."""
+    from launch.slurm.follow import known_jobs
     from launch.slurm.queue import QueueError
 
     try:
-        return active_jobs([run.jobs for run in runs])
+        return known_jobs([run.jobs for run in runs])
     except QueueError as error:
         click.echo(f"note: {' '.join(str(error).split())}; what follows is from the runs' files alone", err=True)
         return None
