@@ -67,16 +67,27 @@ def test_a_damaged_manifest_does_not_end_the_copying(run: Path, tmp_path: Path, 
         copy(run, store)
     place = run if where == "here" else tmp_path / "mirror/run"
     (place / "checkpoints/step-00000008/manifest.json").write_bytes(content)
-    copy(run, store)
+    copy(run, store, from_step=8)
     steps = list(steps_in(brought_back(store, tmp_path)[0] / "checkpoints"))
     assert steps == ([4] if where == "here" else [4, 8])
+
+
+def test_what_a_killed_process_left_half_written_is_removed(run: Path, tmp_path: Path) -> None:
+    store = Store(f"{tmp_path}/mirror", "run")
+    copy(run, store)
+    there = tmp_path / "mirror/run"
+    before = tree(there)
+    for place in (there / ".a.0123456789abcdef.tmp", there / "checkpoints/step-00000008/.b.0123456789abcdef.tmp"):
+        place.write_bytes(b"half")
+    copy(run, store, from_step=8)
+    assert tree(there) == before
 
 
 def test_what_somebody_removed_at_the_mirror_is_copied_again(run: Path, tmp_path: Path) -> None:
     store = Store(f"{tmp_path}/mirror", "run")
     copy(run, store)
     (tmp_path / "mirror/run/checkpoints/step-00000008/trainer.pt").unlink()
-    copy(run, store)
+    copy(run, store, from_step=8)
     assert tree(brought_back(store, tmp_path)[0]) == tree(run)
 
 

@@ -47,6 +47,7 @@ class Copier:
         Raises RunDirectoryError where the mirror has what this run directory does not go on from, and MirrorError.
         """
         self.learn()
+        self._store.remove_partial()
         if from_step == 0 and self._manifests:
             raise RunDirectoryError(
                 f"mirror: {self._store.name} holds checkpoints, and this start has begun without one. "

@@ -126,7 +126,7 @@ def read_lease(store: Store) -> Holder | None:
         return None
     try:
         found = parse_record(content)
-        training = Owner(**{field.name: found[field.name] for field in fields(Owner)})
+        training = Owner(**{field.name: found[field.name] for field in fields(Owner) if field.name in found})
         copier = replace(training, **found["copier"]) if "copier" in found else None
         return Holder(training, copier, datetime.fromisoformat(found["time"]))
     except (ValueError, KeyError, TypeError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.errors import UserError
-from trainlib.runs.files.durable import DurableFile, sync_directory, write_atomically
+from trainlib.runs.files.durable import DurableFile, remove_temporary, sync_directory, write_atomically
 
 IN_EXTRA = {"s3fs"}  # packages that `trainlaunch[mirror]` brings
 _CHUNK = 1 << 23  # bytes that are copied at a time
@@ -138,6 +138,12 @@ class Store:
             if self._is_folder and "/" in name:
                 with suppress(OSError):
                     Path(self._path(name)).parent.rmdir()
+
+    def remove_partial(self) -> None:
+        """Remove what processes that were killed left half written in a folder; nobody else may write there."""
+        with self._told():
+            for folder, _, _ in os.walk(self._root) if self._is_folder else ():
+                remove_temporary(Path(folder))
 
     def move_aside(self) -> None:
         """Rename the run, so that another one can have its place: `NAME.old-1`, or the first number that is free."""
