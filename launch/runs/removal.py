@@ -50,7 +50,7 @@ def remove_runs(directories: Sequence[Path], *, force: bool) -> None:
         for (
             directory
         ) in directories:  # all of them first: no training may begin in any, or stand in the way of the last
-            held.enter_context(RunDirectory.held(directory))
+            held.enter_context(RunDirectory.held(directory, "launch rm"))
         for directory in directories:
             _remove(directory)
 

@@ -57,6 +57,7 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
         "job": f"{job.job_id}, {state_text(job)}{_why_held(job, run)}" if job else "",
         "progress": _progress(run.newest_metrics, run.planned),
         "now": now_text(run.pulse),
+        "in use": _in_use(run),
         "slow": str(run.pulse.get("slow") or (run.last.get(("train", "step")) or {}).get("slow") or ""),
         "train": _metrics(run.last.get(("train", "epoch")) or run.last.get(("train", "step"))),
         "val": _metrics(run.last.get(("val", None))),
@@ -71,6 +72,11 @@ def run_details(run: Run, now: datetime, jobs: Jobs = None, *, width: int | None
     for heading, records, in_words in (("attempts:", run.attempts, _attempt), ("jobs:", run.jobs, _job)):
         lines += [*([heading] if records else []), *(hang(*in_words(record), width) for record in records)]
     return "\n".join(lines)
+
+
+def _in_use(run: Run) -> str:
+    owner = run.owner
+    return f"{owner.purpose}, process {owner.pid} on {owner.host}" if owner is not None and owner.purpose else ""
 
 
 def job_of(run: Run, jobs: Jobs) -> JobState | None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from needs import need
 from parts import resolved
 from paths import REPOSITORY
 
+from launch.runs.show import run_details
 from trainlib.errors import RunDirectoryError
 from trainlib.runs.attempt import owner
 from trainlib.runs.attempt.owner import OWNER_FILE, Ownership, is_taken, read_owner
 from trainlib.runs.attempt.record import Attempt
-from trainlib.runs.attempt.status import is_running
+from trainlib.runs.attempt.status import is_running, read_run
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_json
 
@@ -275,3 +277,17 @@ def test_many_starts_at_once_have_one_owner(tmp_path: Path, locks_hold: bool) ->
     for process in starts:
         process.communicate("\n")
     assert sorted(said) == ["begun\n", *["refused\n"] * 5]
+
+
+def test_a_run_that_is_pruned_does_not_run(tmp_path: Path) -> None:
+    """Nor can it be started meanwhile; who looks at it is told."""
+    run = begun(tmp_path)
+    status = read_run(run.path).status
+    with RunDirectory.held(run.path, "launch prune"):
+        assert not is_running(run.path)
+        found = read_run(run.path)
+        assert found.status == status
+        assert f"in use:      launch prune, process {os.getpid()} on" in run_details(found, datetime.now(UTC))
+        with pytest.raises(RunDirectoryError, match=r"in use: process \d+ on .* is at `launch prune`; "):
+            RunDirectory.open(CONFIG, runs=tmp_path)
+    assert "in use" not in run_details(read_run(run.path), datetime.now(UTC))

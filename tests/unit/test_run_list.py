@@ -15,7 +15,7 @@ from launch.runs.control import log_chunks
 from launch.runs.show import run_details, runs_table
 from launch.slurm.queue import JobState
 from trainlib.runs.attempt.status import all_runs, read_run
-from trainlib.runs.files.json_records import parse_lines
+from trainlib.runs.files.json_records import parse_record
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -94,23 +94,25 @@ def test_the_last_lines_of_an_attempt(tmp_path: Path) -> None:
     assert "".join(log_chunks(run, 0, follow=False, attempt=1, lines=1)) == "b\n"
 
 
-def test_a_list_reads_ends_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand rows a list reads some of the last, and finds the newest evaluation among them."""
+@pytest.mark.parametrize("evaluated", [3, 990])
+def test_a_list_reads_ends_of_files(evaluated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand rows a list parses the newest, and the newest evaluation, however far back that is."""
     rows = [metrics(step, "train", 0.5, scope="step") for step in range(1000)]
-    rows[990:990] = [metrics(990, "train", 0.5, scope="epoch"), metrics(990, "val", 0.7)]
+    rows[evaluated:evaluated] = [metrics(evaluated, "train", 0.5, scope="epoch"), metrics(evaluated, "val", 0.7)]
     make_run(tmp_path / "x", rows=rows)
-    parsed: list[int] = []
-    original = parse_lines
+    parsed: list[bytes] = []
+    original = parse_record
 
     def counted(content: bytes, fits: Any) -> Any:
-        parsed.append(len(content.splitlines()))
+        parsed.append(content)
         return original(content, fits)
 
-    monkeypatch.setattr("trainlib.runs.files.run_files.parse_lines", counted)
+    monkeypatch.setattr("trainlib.runs.attempt.status.parse_record", counted)
     [run] = all_runs(tmp_path)
     assert run.step == 999
     assert run.last["val", None]["accuracy"] == 0.7
-    assert sum(parsed) < 120
+    assert run.last["train", "epoch"]["step"] == evaluated
+    assert len(parsed) < 10
 
 
 def test_lists_and_states_as_json(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,9 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, within: Path | None = 
 
     Raises OSError, at once, for anything that is no regular file.
     """
-    folder = path.parent if within is None else within
-    *parents, name = path.relative_to(folder).parts
+    folder, parents, name = path.parent, [], path.name
+    if within is not None and within != folder:
+        folder, parents = within, list(path.parent.relative_to(within).parts)
     at = os.open(folder, _FOLDER)
     try:
         for parent in parents:
@@ -67,11 +68,16 @@ def read_regular(path: Path, limit: int, *, within: Path | None = None) -> bytes
 def read_tail(path: Path, limit: int, *, within: Path | None = None) -> tuple[bytes, int]:
     """Return the last `limit` bytes of a regular file, all where it has fewer, and the number of bytes before them."""
     descriptor = open_regular(path, within=within)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         size = os.fstat(descriptor).st_size
-        left_out = max(0, size - limit)
-        file.seek(left_out)
-        return file.read(size - left_out), left_out
+        left_out = at = max(0, size - limit)
+        pieces = list[bytes]()
+        while at < size and (piece := os.pread(descriptor, size - at, at)):  # a list of runs reads thousands of files
+            pieces.append(piece)
+            at += len(piece)
+        return b"".join(pieces), left_out
+    finally:
+        os.close(descriptor)
 
 
 def _require_regular(status: os.stat_result, path: Path) -> None:

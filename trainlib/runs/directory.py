@@ -88,14 +88,15 @@ class RunDirectory:
 
     @classmethod
     @contextmanager
-    def held(cls, path: Path) -> Iterator[None]:
+    def held(cls, path: Path, purpose: str) -> Iterator[None]:
         """Context manager: own a run for something else than training, so that no training begins meanwhile.
 
+        purpose   the command that does it, `launch prune`
         Raises RunDirectoryError: in use, also by a process that only reads and holds the lock, or not writable.
         """
         run = cls(path)
         try:
-            run._take()
+            run._take(purpose=purpose)
             if run._lock is None:
                 raise RunDirectoryError(f"{path} is in use by a process that reads it: try again")
             yield
@@ -216,7 +217,7 @@ class RunDirectory:
                     "remove it, or choose another name with `--name`"
                 )
 
-    def _take(self, owner: Owner | None = None) -> None:
+    def _take(self, owner: Owner | None = None, purpose: str | None = None) -> None:
         """Become the owner, under the identity given or a new one; a process that only holds the lock is none."""
         self._made = [path for path in (self.path / "lock", self.path, self.path.parent) if not path.exists()]
         try:
@@ -230,7 +231,7 @@ class RunDirectory:
             self._left = self._left or AsItWas([self.path / OWNER_FILE, self.path / PULSE_FILE])
             (self.path / OWNER_FILE).unlink(missing_ok=True)  # of a process that was killed
             with suppress(FileExistsError):  # another start was faster
-                self._ownership = Ownership(self.path, owner, self._beat)
+                self._ownership = Ownership(self.path, owner, self._beat, purpose=purpose)
 
     def _beat(self) -> None:
         if self.pulse is not None:
@@ -239,6 +240,10 @@ class RunDirectory:
     def _in_use(self) -> RunDirectoryError:
         owner = read_owner(self.path)
         who = f"process {owner.pid} on {owner.host}" if owner else "another process"
+        if owner is not None and owner.purpose is not None:
+            return RunDirectoryError(
+                f"{self.path} is in use: {who} is at `{owner.purpose}`; try again once it has ended"
+            )
         return RunDirectoryError(
             f"{self.path} is in use: {who} is training into it; wait for it, stop it with "
             f"`launch stop {self.path.name}`, or choose another name with `--name`"

@@ -18,7 +18,7 @@ from launch.local.start.command import Node, command_here, training_arguments
 from launch.local.start.network import interface_to, own_interfaces
 from launch.local.stop_request import StopRequest
 from trainlib.config import Config, dump_config
-from trainlib.errors import UserError
+from trainlib.errors import EXIT_USER_ERROR, UserError
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.record import RESTART
 from trainlib.runs.attempt.secret import forget_unused, make_secret
@@ -38,8 +38,10 @@ def run_on_nodes(
     _require_elastic(config, processes, rules)
     directory, hang_seconds = RUNS / config.name, config.train.hang_seconds
     stop = StopRequest(directory)
+    has_made_secret = False
 
     def start(turn: Turn) -> Ending:
+        nonlocal has_made_secret
         entry = turn.entry
         training = training_arguments(words, **asked)
         if entry.begun:  # as the options said, and only to be continued
@@ -49,7 +51,7 @@ def run_on_nodes(
             interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_to(entry.address, own_interfaces())
             node = Node(count, turn.number, (entry.address, entry.port), interface, f"entry-{entry.number}")
             if turn.number == 0:
-                make_secret(directory)
+                has_made_secret |= make_secret(directory)
         variables = dict(turn.variables) | ({RESTART: json.dumps(entry.restart)} if entry.restart else {})
         command = command_here(training, processes, gpus, node=node)
         if count * processes > 1:
@@ -70,11 +72,13 @@ def run_on_nodes(
         return supervise_one(train, directory, stop, hang_seconds, on_poll=turn.on_poll)
 
     member = new_member(own_addresses(), processes, _kind(config, processes))
+    code = EXIT_USER_ERROR  # as that of an error that this raises
     try:
         with stop.catching_signals():
-            return Nodes(start, directory, stop, rules, member).run()
+            code = Nodes(start, directory, stop, rules, member).run()
     finally:
-        forget_unused(directory)
+        forget_unused(directory, is_refused=has_made_secret and code == EXIT_USER_ERROR)
+    return code
 
 
 def own_addresses() -> tuple[str, ...]:

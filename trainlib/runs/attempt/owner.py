@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from trainlib.platform.regular_files import open_regular
-from trainlib.runs.files.json_records import read_json
+from trainlib.runs.files.json_records import Record, read_json
 from trainlib.runs.records.jobs import slurm_job
 
 OWNER_FILE = "owner.json"
@@ -31,12 +31,13 @@ _POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that trains, or is about to.
+    """A process that trains, or is about to, or holds a run for something else.
 
     id        no other start of any run has it; all starts by one launcher that starts the run again share it
     machine   names the host, its boot and the container: process ids of equal machines may be compared
     started   when the process began, as the system tells it: another process that gets its id later has another one
     job       the SLURM job, which all its restarts share; None outside of one
+    purpose   what it does in place of training, as `launch prune`; None where it trains
     """
 
     id: str
@@ -45,6 +46,7 @@ class Owner:
     machine: str
     started: str
     job: str | None
+    purpose: str | None = None
 
     @property
     def stop_token(self) -> str:
@@ -68,14 +70,15 @@ def stop_token_of(job: str) -> str:
 
 
 def read_owner(directory: Path) -> Owner | None:
-    """Return who trains into this directory, or did until it was killed; None where there is nobody."""
+    """Return who owns this directory, or did until it was killed; None where there is nobody."""
     if not os.path.lexists(directory / OWNER_FILE):  # which is asked of every run in a list
         return None
-    content = read_json(directory / OWNER_FILE)
+    content: Record = {"purpose": None, **read_json(directory / OWNER_FILE)}
     if set(content) != {field.name for field in fields(Owner)} or type(content["pid"]) is not int:
         return None
-    is_text = [isinstance(value, str) for name, value in content.items() if name not in ("pid", "job")]
-    return Owner(**content) if all(is_text) and isinstance(content["job"], str | None) else None
+    may_be_none = ("job", "purpose")
+    is_text = [isinstance(value, str) for name, value in content.items() if name not in ("pid", *may_be_none)]
+    return Owner(**content) if all(is_text) and all(isinstance(content[n], str | None) for n in may_be_none) else None
 
 
 def was_renewed_lately(directory: Path) -> bool:
@@ -111,6 +114,7 @@ class Ownership:
 
     owner       the identity to take, by default this process's
     on_renewal  called by the thread each time, as long as the file is this process's
+    purpose     what this process does in place of training
     renewed     False: no thread; the caller calls `renew` every few seconds
     Raises FileExistsError where another process is the owner, dead or alive, and OSError where nothing can be written.
     """
@@ -121,15 +125,17 @@ class Ownership:
         owner: Owner | None = None,
         on_renewal: Callable[[], None] = lambda: None,
         *,
+        purpose: str | None = None,
         renewed: bool = True,
     ):
         self._on_renewal = on_renewal
         self._file = directory / OWNER_FILE
-        self.owner = owner or this_process()
+        self.owner = replace(owner or this_process(), purpose=purpose)
         self._since = time.monotonic()
         self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            os.write(self._descriptor, json.dumps(asdict(self.owner)).encode() + b"\n")
+            content = {name: value for name, value in asdict(self.owner).items() if (name, value) != ("purpose", None)}
+            os.write(self._descriptor, json.dumps(content).encode() + b"\n")
         except OSError:
             os.close(self._descriptor)
             self._file.unlink()

@@ -16,15 +16,16 @@ from trainlib.runs.attempt.owner import OWNER_FILE, Owner, read_owner, was_renew
 from trainlib.runs.attempt.pulse import read_pulse
 from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt, last_event
 from trainlib.runs.files import locks
-from trainlib.runs.files.json_records import Record
+from trainlib.runs.files.json_records import Record, parse_record
 from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.runs.records.jobs import JOBS_FILE
 from trainlib.runs.records.rows import METRICS_FILE, lost_rows, miscounted_rows
 from trainlib.runs.records.shapes import ATTEMPT, JOB, MANIFEST, ROW, SUMMARY, whole_number
 
-_FILES = (ATTEMPTS_FILE, "config.yaml", JOBS_FILE, OWNER_FILE)  # of a run, of which each has at least one
-_TAILS = (1 << 9, 1 << 13, 1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
+_FILES = frozenset((ATTEMPTS_FILE, "config.yaml", JOBS_FILE, OWNER_FILE))  # of a run, of which each has at least one
+_TAILS = (1 << 12, 1 << 18, 1 << 24)  # bytes of metrics.jsonl that a list of runs looks at
+_OF_A_STEP = b'"scope": "step"'
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Run:
 
     @property
     def owner(self) -> Owner | None:
-        """Return the process that trains, where the run is running."""
-        return read_owner(self.directory)
+        """Return the process that trains, where the run is running, or holds the run for something else."""
+        owner = read_owner(self.directory)
+        return owner if owner is not None and _lives(self.directory, owner) else None
 
     @property
     def started(self) -> datetime | None:
@@ -115,7 +117,7 @@ def read_run(directory: Path, *, whole: bool = True) -> Run:
 
     whole   read all of metrics.jsonl and say what is damaged or lost in it, not only its end
     """
-    files = RunFiles(directory, frozenset(os.listdir(directory)) if directory.is_dir() else ())
+    files = RunFiles(directory, _names_in(directory))
     attempts, jobs = files.lines(ATTEMPTS_FILE, ATTEMPT), files.lines(JOBS_FILE, JOB)
     summary = files.record("summary.json", SUMMARY)
     step, num_rows = _rows_at_checkpoint(files) if whole else (0, None)  # first: rows come before their checkpoint
@@ -131,9 +133,16 @@ def all_runs(root: Path = RUNS) -> list[Run]:
     runs = list[Run]()
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(root) as entries:
         folders = sorted(entry.path for entry in entries if entry.name[0] != "." and entry.is_dir())
-        runs = [_read_any(Path(folder)) for folder in folders if any(os.path.exists(f"{folder}/{f}") for f in _FILES)]
+        runs = [_read_any(Path(folder)) for folder in folders if not _FILES.isdisjoint(_names_in(folder))]
     never = datetime.min.replace(tzinfo=UTC)
     return sorted(runs, key=lambda run: max(run.started or never, run.submitted or never))
+
+
+def _names_in(directory: str | Path) -> frozenset[str]:
+    """Return the names in a folder; none where it is none, or may not be read."""
+    with suppress(OSError):
+        return frozenset(os.listdir(directory))
+    return frozenset()
 
 
 def _read_any(directory: Path) -> Run:
@@ -160,7 +169,7 @@ def find_run(name: str, root: Path = RUNS) -> Path:
 def is_running(directory: Path, attempts: Sequence[Record] | None = None) -> bool:
     """Return True if a process trains into this directory now, or is about to, here or on a machine that shares it.
 
-    A process that only holds the lock, such as a backup, does not.
+    A process that only holds the lock, such as a backup, or the run, such as `launch prune`, does not.
 
     attempts   the lines of attempts.jsonl, where the caller has read them
     """
@@ -168,6 +177,10 @@ def is_running(directory: Path, attempts: Sequence[Record] | None = None) -> boo
     if owner is None:  # a version before owner.json may train
         is_open = has_open_attempt(directory) if attempts is None else [a["event"] for a in attempts[-1:]] == ["start"]
         return is_open and locks.is_locked(directory / "lock")
+    return owner.purpose is None and _lives(directory, owner)
+
+
+def _lives(directory: Path, owner: Owner) -> bool:
     if owner.is_on_this_machine:
         return owner.lives_here
     return was_renewed_lately(directory) or locks.is_locked(directory / "lock")
@@ -218,14 +231,27 @@ def _lost_end(rows: list[Record], summary: Record) -> str | None:
 
 
 def _newest_rows(files: RunFiles) -> list[Record]:
-    """Return the rows at the end of metrics.jsonl, so many that those of an epoch are among them if there were any.
+    """Return the rows at the end of metrics.jsonl back to that of an epoch, if there is one; of steps, the newest.
 
     An epoch ends with its training row, and that of the validation where there is one.
     """
     rows: list[Record] = []
     for limit in _TAILS:
-        rows, are_all = files.newest_lines(METRICS_FILE, limit, ROW)
-        ends_epoch = any(row.get("scope") == "epoch" for row in rows[:-1])
-        if are_all or ends_epoch or any(row["split"] != "train" for row in rows):
+        content, left_out = files.end(METRICS_FILE, limit)
+        rows = _rows_of_the_end(content)
+        if not left_out or any(row.get("scope") == "epoch" for row in rows[:-1]):
             break
     return rows
+
+
+def _rows_of_the_end(content: bytes) -> list[Record]:
+    rows, has_step = list[Record](), False
+    for line in reversed(content.split(b"\n")):
+        if has_step and _OF_A_STEP in line:  # to parse all of a thousand takes longer than the rest of a list
+            continue
+        with suppress(ValueError):
+            rows.append(parse_record(line, ROW))
+            has_step = has_step or rows[-1].get("scope") == "step"
+            if len(rows) > 1 and rows[-1].get("scope") == "epoch":
+                break
+    return rows[::-1]

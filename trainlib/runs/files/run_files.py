@@ -53,17 +53,9 @@ class RunFiles:
 
         return self._tried(name, read) or []
 
-    def newest_lines(self, name: str, limit: int, fits: Fits = anything) -> tuple[list[Record], bool]:
-        """Return the records in the last `limit` bytes of a file of JSON lines, and whether these are all.
-
-        Nothing is said about damaged lines: the file is not read as a whole.
-        """
-
-        def read(path: Path) -> tuple[list[Record], bool]:
-            content, left_out = read_tail(path, limit, within=self.directory)
-            return parse_lines(content, fits).records, not left_out
-
-        return self._tried(name, read) or ([], True)
+    def end(self, name: str, limit: int) -> tuple[bytes, int]:
+        """Return the last `limit` bytes of a file, and the number of bytes before them."""
+        return self._tried(name, lambda path: read_tail(path, limit, within=self.directory)) or (b"", 0)
 
     def record(self, name: str, fits: Fits = anything) -> Record:
         """Return the JSON object in a file."""
@@ -91,8 +83,7 @@ class RunFiles:
 
     def end_of_text(self, name: str) -> str:
         """Return the last TEXT_BYTES of a file's text, as `text` does the whole of it."""
-        found = self._tried(name, lambda path: read_tail(path, TEXT_BYTES, within=self.directory))
-        return (found[0] if found else b"").decode("utf-8", errors="replace")
+        return self.end(name, TEXT_BYTES)[0].decode("utf-8", errors="replace")
 
     def open(self, name: str) -> int | None:
         """Return a descriptor to read a file with, None where it cannot be opened."""

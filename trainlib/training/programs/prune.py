@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as held:
             for run in options.runs:  # a training that begins meanwhile would lose what it has just written
-                held.enter_context(RunDirectory.held(run))
+                held.enter_context(RunDirectory.held(run, "launch prune"))
             kept = {run: choose_kept(run, options.keep or ["best", "last"]) for run in options.runs}
             for run in options.runs:
                 freed = remove_others(run, kept[run], optimizer=not options.weights_only)
