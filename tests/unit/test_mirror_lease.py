@@ -20,7 +20,10 @@ from trainlib.runs.mirror.lease import Lease
 from trainlib.runs.mirror.restoring import restore
 from trainlib.runs.mirror.store import MirrorError, Store
 
-DEAD = {"started": "1"}  # a process whose number is another one's by now
+
+def dead(owner: Owner) -> Owner:
+    """The same as a process whose number is another one's by now."""
+    return replace(owner, started="1")
 
 
 def elsewhere(**changes: object) -> Owner:
@@ -45,7 +48,7 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     [
         (this_process, 0.0, True),
         (this_process, 1e6, True),  # renewed long ago, and here: the process is looked at, not the clock
-        (lambda: replace(this_process(), **DEAD), 0.0, False),  # its number is another process's by now
+        (lambda: dead(this_process()), 0.0, False),  # its number is another process's by now
         (elsewhere, 0.0, False),
         (elsewhere, 1e6, False),
     ],
@@ -88,7 +91,7 @@ def test_a_start_while_another_machine_trains_is_refused(there: Store, tmp_path:
 def killed(copier: Owner) -> dict[str, object]:
     """What is in the lease of a training of this machine that was killed."""
     process = {"pid": copier.pid, "started": copier.started}
-    return asdict(replace(this_process(), id="killed", **DEAD)) | {"copier": process}  # type: ignore[arg-type]
+    return asdict(replace(dead(this_process()), id="killed")) | {"copier": process}
 
 
 def test_a_start_waits_for_what_copies_for_a_training_that_was_killed_here(there: Store) -> None:
@@ -97,7 +100,7 @@ def test_a_start_waits_for_what_copies_for_a_training_that_was_killed_here(there
     found = lease.living_holder(there, None)
     assert found is not None
     assert found.id == "killed"
-    there.write(lease.LEASE, json.dumps(killed(replace(this_process(), started="1")) | time).encode())
+    there.write(lease.LEASE, json.dumps(killed(dead(this_process())) | time).encode())
     assert lease.living_holder(there, None) is None
 
 
@@ -151,11 +154,11 @@ def test_a_lease_that_was_not_renewed_in_time_is_none(there: Store, monkeypatch:
 
 def test_of_two_that_take_it_at_the_same_moment_one_has_it(there: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Lease(there, this_process())
-    monkeypatch.setattr(lease.time, "sleep", lambda seconds: write_lease(there, elsewhere()))
+    monkeypatch.setattr("time.sleep", lambda seconds: write_lease(there, elsewhere()))
     with pytest.raises(UserError, match="on there trains this run, too, and copies it to"):
         first.take()
     assert not first.is_fresh
-    monkeypatch.setattr(lease.time, "sleep", lambda seconds: there.remove(lease.LEASE))
+    monkeypatch.setattr("time.sleep", lambda seconds: there.remove(lease.LEASE))
     there.remove(lease.LEASE)
     with pytest.raises(MirrorError, match="has vanished"):
         first.take()
