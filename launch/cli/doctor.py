@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launch.cli.command_line.arguments import WholeNumber
+
 if TYPE_CHECKING:
     from launch.doctor.finding import Finding
 
@@ -16,7 +18,7 @@ _COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
 @click.command()
 @click.option(
     "--processes",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Ranks that measure the all-reduce: one for each GPU if not given, two without GPUs.",
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from launch.cli.command_line.arguments import call, code_words, own_code, parse_processes
+from launch.cli.command_line.arguments import WholeNumber, call, code_words, own_code, parse_processes
 from launch.cli.command_line.completion import complete_run
 from launch.cli.command_line.start_page import tell_next
 from trainlib.errors import EXIT_OK, UserError
@@ -24,7 +24,7 @@ MODEL = "RUN|CHECKPOINT"
 @click.option(
     "--processes", default="1", callback=parse_processes, metavar="N|auto", help="Ranks here; auto: one for each GPU."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time, in each process.")
+@click.option("--batch-size", type=WholeNumber(min=1), help="Images at a time, in each process.")
 @click.option("--predictions", metavar="FILE.csv", help="Also write the answer to each sample, as a table.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the whole confusion matrix.")
 def evaluate(
@@ -69,12 +69,12 @@ def evaluate(
 @own_code
 @click.option(
     "--top",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=1,
     show_default=True,
     help="How many classes to name; not of a model of several labels.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
+@click.option("--batch-size", type=WholeNumber(min=1), default=64, show_default=True, help="Images at a time.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def predict(
     model: str, images: tuple[str, ...], code: tuple[str, ...], top: int, batch_size: int, as_json: bool

@@ -14,6 +14,7 @@ import click
 
 from launch.cli.command_line.arguments import (
     ResumableCommand,
+    WholeNumber,
     call,
     checked_config,
     configs,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @configs
 @own_code
 @click.option("--nodes", metavar="N|MIN:MAX", help="How many nodes; the same as slurm.nodes=N. MIN-MAX is the same.")
-@click.option("--gpus-per-node", type=click.IntRange(min=0), help="GPUs of each node; 0 trains on the CPUs.")
+@click.option("--gpus-per-node", type=WholeNumber(min=0), help="GPUs of each node; 0 trains on the CPUs.")
 @click.option("--time", metavar="TIME", help="Time limit of the job, like 4:00:00; the run goes on in the next one.")
 @click.option("--partition", help="Where to queue; the same as slurm.partition=NAME.")
 @click.option("--sbatch", "options", multiple=True, metavar="KEY=VALUE", help="Anything else that sbatch takes.")

@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,17 @@ from trainlib.errors import UserError
 
 if TYPE_CHECKING:
     from trainlib.config import Config
+
+
+class WholeNumber(click.IntRange):
+    """The type of an option that takes a whole number from `min` on."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; refuse anything else with the value and the rule."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"got {value}, must be a whole number from {self.min} on", param, ctx)
 
 
 class ResumableCommand(click.Command):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from launch.cli.command_line.arguments import call
+from launch.cli.command_line.arguments import WholeNumber, call
 from launch.cli.command_line.start_page import tell_next
 from trainlib.errors import EXIT_OK
 
@@ -16,7 +16,7 @@ from trainlib.errors import EXIT_OK
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
-    "--shard-size", type=click.IntRange(min=1), default=1000, show_default=True, help="Megabytes of pictures in each."
+    "--shard-size", type=WholeNumber(min=1), default=1000, show_default=True, help="Megabytes of pictures in each."
 )
 def pack(folder: Path, out: Path, shard_size: int) -> int:
     """Make shards of class folders of pictures, for file systems that forbid millions of files.

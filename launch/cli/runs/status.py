@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launch.cli.command_line.arguments import WholeNumber
 from launch.cli.command_line.completion import complete_run
 from trainlib.runs.terminal.colour import coloured
 
@@ -74,9 +75,9 @@ def _with_colours(text: str) -> str:
 @click.command()
 @click.argument("run", shell_complete=complete_run)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends, in a later job too.")
-@click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
-@click.option("--attempt", type=click.IntRange(min=1), help="Only what this start of the run printed.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N lines; -f goes on there.")
+@click.option("--rank", type=WholeNumber(min=0), default=0, show_default=True, help="Whose log.")
+@click.option("--attempt", type=WholeNumber(min=1), help="Only what this start of the run printed.")
+@click.option("-n", "--lines", type=WholeNumber(min=0), metavar="N", help="Only the last N lines; -f goes on there.")
 def logs(run: str, follow: bool, rank: int, attempt: int | None, lines: int | None) -> int:
     """Show what a rank of a run has printed."""
     from launch.runs.control import log_chunks

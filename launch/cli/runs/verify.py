@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from launch.cli.command_line.arguments import code_words, own_code
+from launch.cli.command_line.arguments import WholeNumber, code_words, own_code
 from launch.cli.command_line.completion import complete_run
 from trainlib.errors import EXIT_USER_ERROR, UserError
 
@@ -24,7 +24,7 @@ def _parse_sizes(context: click.Context, option: click.Parameter, value: str) ->
 @click.command()
 @click.argument("run", shell_complete=complete_run)
 @own_code
-@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="How many steps to repeat.")
+@click.option("--steps", type=WholeNumber(min=1), default=10, show_default=True, help="How many steps to repeat.")
 @click.option(
     "--processes", default="1,2", show_default=True, callback=_parse_sizes, help="Numbers of ranks to compare."
 )

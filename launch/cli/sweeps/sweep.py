@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli.command_line.arguments import own_code, refuse_fresh_resume
+from launch.cli.command_line.arguments import WholeNumber, own_code, refuse_fresh_resume
 from launch.cli.command_line.start_page import tell_next
 from launch.cli.slurm import prepare
 from launch.cli.sweeps.out_of_fold import collect, repeated_facts, show_repeats
@@ -50,9 +50,9 @@ class _Asked:
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
 @own_code
 @click.option("--local", is_flag=True, help="Run them here, one after another.")
-@click.option("--parallel", type=click.IntRange(min=1), metavar="N", help="With --local: so many at a time.")
-@click.option("--processes", type=click.IntRange(min=1), metavar="N", help="With --local: as for launch run.")
-@click.option("--throttle", type=click.IntRange(min=1), metavar="N", help="At most so many at the same time on SLURM.")
+@click.option("--parallel", type=WholeNumber(min=1), metavar="N", help="With --local: so many at a time.")
+@click.option("--processes", type=WholeNumber(min=1), metavar="N", help="With --local: as for launch run.")
+@click.option("--throttle", type=WholeNumber(min=1), metavar="N", help="At most so many at the same time on SLURM.")
 @click.option("--sbatch", "options", multiple=True, metavar="KEY=VALUE", help="Anything else that sbatch takes.")
 @click.option("--site", metavar="NAME|FILE", envvar="TRAINLAUNCH_SITE", help="A preset of what this cluster wants.")
 @click.option("--fresh", is_flag=True, help="Begin all runs again; earlier ones are kept aside.")

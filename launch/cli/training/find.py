@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli.command_line.arguments import call, checked_config, code_words, configs, own_code, parse_processes
+from launch.cli.command_line.arguments import (
+    WholeNumber,
+    call,
+    checked_config,
+    code_words,
+    configs,
+    own_code,
+    parse_processes,
+)
 from trainlib.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +33,7 @@ PROCESSES = click.option(
 @configs
 @own_code
 @PROCESSES
-@click.option("--steps", type=click.IntRange(min=20), default=100, show_default=True, help="How many values to try.")
+@click.option("--steps", type=WholeNumber(min=20), default=100, show_default=True, help="How many values to try.")
 @click.option("--lowest", type=click.FloatRange(0, min_open=True), default=1e-7, show_default=True, help="The first.")
 @click.option("--highest", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="The last.")
 @click.option(
@@ -68,7 +76,7 @@ def find_lr(
 @PROCESSES
 @click.option(
     "--most",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Images to try.  [default: all of the training set; on CPUs a process's share of train.batch_size]",
 )

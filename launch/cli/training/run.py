@@ -12,6 +12,7 @@ import click
 
 from launch.cli.command_line.arguments import (
     ResumableCommand,
+    WholeNumber,
     call,
     checked_config,
     code_words,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     metavar="N|MIN:MAX",
     help="Machines, each given the same command; MIN:MAX: they may come and go.",
 )
-@click.option("--node-rank", type=click.IntRange(min=0), help="Which of them this one is, from 0 on.")
+@click.option("--node-rank", type=WholeNumber(min=0), help="Which of them this one is, from 0 on.")
 @click.option("--head", metavar="HOST[:PORT]", help="An address of machine 0, and a port there that is free.")
 @click.option("--name", help="The run's name, and its directory runs/NAME; the same as name=NAME.")
 @click.option("--fresh", is_flag=True, help="Begin again; an earlier run of this name is kept aside.")
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--restarts",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     metavar="N",
     help="Starts again by itself after a fault of the machine, so often without a new step; 3, with --nodes 0.",
 )
