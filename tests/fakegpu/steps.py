@@ -34,12 +34,20 @@ Counts = dict[str, float]
 DATA: dict[str, Any] = BASE["data"] | {"val_fraction": 0.0, "augment": {}}
 FLIP_AND_CROP = {"flip": True, "crop_padding": 2}
 TRAIN: dict[str, Any] = {"epochs": 1, "batch_size": BATCH}
+# A learning rate that changes at each step, which is one copy more.
+EACH_STEP: Case = {
+    "data": DATA,
+    "train": TRAIN,
+    "scheduler": BASE["scheduler"] | {"total_iters": 1000},
+    "tracking": {"log_every": 1000},
+}
 # Few, for the ceilings of the tests.
 CASES: Mapping[str, Case] = {
     "cnn": {},
     "cnn, flip and crop": {"data": DATA | {"augment": FLIP_AND_CROP}},
     "cnn, clipping": {"train": TRAIN | {"clip_grad_norm": 1.0}},
     "cnn, EMA": {"train": TRAIN | {"average": {"decay": 0.9}}},
+    "cnn, MuonSGD": {"optimizer": {"name": "MuonSGD", "lr": 0.02}},
     "resnet18, bf16, AdamW": {
         "model": {"name": "resnet18"},
         "optimizer": {"name": "AdamW", "lr": 0.001, "fused": True},
@@ -91,7 +99,7 @@ def count(output: str, names: Sequence[str], loops: Sequence[str]) -> None:
 
 def _counted(changes: Case, loop: Loop) -> Counts | None:
     """Return the counts of a step of this loop, without those of the first steps; None where it has no such step."""
-    config = resolved({**BASE, "data": DATA, "train": TRAIN, "tracking": {"log_every": 1000}, **changes})
+    config = resolved({**BASE, **EACH_STEP, **changes})
     size = int(config.data.image_size)  # type: ignore[arg-type]
     dataset = make_dataset(BATCH * (WARM + STEPS), size=size)
     if size > 32:  # too many to be kept on the device

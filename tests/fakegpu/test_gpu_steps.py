@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import ranks
 from gpu_ranks import Gpus
+from soak import only_in_soak
+from steps import MODELS, table_cases
 
 pytestmark = pytest.mark.slow
 # Launches of kernels in a step; steps that need fewer are welcome, and lower these.
+COPIES = 5  # of a replayed step: learning rates, indices, labels, crops and flips, and its numbers
 CEILINGS = {"cnn": 56, "cnn, flip and crop": 66, "cnn, clipping": 61, "cnn, EMA": 57, "resnet18, bf16, AdamW": 315}
 
 
@@ -31,3 +34,19 @@ def test_steps_wait_for_nothing_and_launch_no_more_than_before(gpus: Gpus, tmp_p
         assert captured["graph"] == 1, name
         assert captured["launch"] + captured["graph"] <= 3, name
         assert (captured["wait"], captured["copy D2H"]) == (0, 0), name
+        assert captured["copy H2D"] + captured["copy D2D"] <= COPIES, name
+
+
+@only_in_soak
+@pytest.mark.parametrize("model", list(MODELS))
+def test_a_captured_step_of_each_network_and_optimizer_is_three_launches_at_most(
+    gpus: Gpus, tmp_path: Path, model: str
+) -> None:
+    names, output = [name for name in table_cases() if name.startswith(f"{model} |")], tmp_path / "counts.json"
+    for name in names:  # a process for each: its memory is the host's
+        arguments = (str(output), [name], ["ours, captured"])
+        codes = gpus.run("steps:count", *arguments, world_size=1, cwd=tmp_path, emulate=False)
+        assert codes == [0], ranks.console(tmp_path)
+        of_step = json.loads(output.read_text())[name]["ours, captured"]
+        assert of_step["launch"] + of_step["graph"] <= 3, name
+        assert (of_step["graph"], of_step["wait"], of_step["copy D2H"]) == (1, 0, 0), name

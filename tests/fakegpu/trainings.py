@@ -18,6 +18,7 @@ from trainlib.distributed import process_group
 from trainlib.distributed.allreduce import shared_memory
 from trainlib.distributed.consensus.channel import open_channel
 from trainlib.distributed.consensus.stop_consensus import StopConsensus
+from trainlib.errors import NonFiniteError
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.training.hooks import TrackerHook
@@ -63,6 +64,17 @@ TRAININGS: Mapping[str, Mapping[str, Any]] = {
         "train": {"steps": 2, "batch_size": 4},
     },
 }
+# A rate for each of three groups: matrices of a fixed norm, those that shrink, and what SGD updates.
+MUON = {
+    "name": "MuonSGD",
+    "lr": 0.1,
+    "momentum": 0.6,
+    "normalize_weights": True,
+    "param_groups": [
+        {"match": "*.bias", "lr": 0.05, "weight_decay": 0.001},
+        {"match": "head", "lr": 0.01, "normalize_weights": False, "weight_decay": 0.01},
+    ],
+}
 # Trained with graphs and without: epochs of 8, 8 and 2 images, the learning rate changes at each step.
 LONGER = {"steps": 9, "batch_size": 8}
 CAPTURED: Mapping[str, Mapping[str, Any]] = {
@@ -72,7 +84,15 @@ CAPTURED: Mapping[str, Mapping[str, Any]] = {
         "optimizer": {"name": "AdamW", "lr": 0.001, "fused": True},
         "train": LONGER | {"clip_grad_norm": 1.0},
     },
+    "cnn, bf16, MuonSGD": {"optimizer": MUON, "train": LONGER | {"precision": "bf16"}},
     "resnet18, bf16": {"model": {"name": "resnet18"}, "train": LONGER | {"precision": "bf16"}},
+    "resnet18, MuonSGD": {"model": {"name": "resnet18"}, "optimizer": MUON, "train": LONGER},
+}
+# The weights leave all bounds in the seventh step, and the eighth one is not applied.
+DIVERGING = {
+    "scheduler": {"name": "MultiStepLR", "milestones": [6], "gamma": 1e30, "interval": "step"},
+    "train": LONGER,
+    "tracking": {"log_every": 20},
 }
 NUM_IMAGES = 24
 ELASTIC = ("elastic", "elastic resnet18")
@@ -131,6 +151,26 @@ def train_captured(name: str, output: str) -> None:
     """Write what a training of CAPTURED gives with graphs and without, by `train.cuda_graph`."""
     config = resolved({**BASE, **CAPTURED[name]})
     results = {str(choice): trained(with_graph(config, choice)) for choice in ("auto", False)}
+    Path(output).write_text(json.dumps(results))
+
+
+def train_diverging(output: str) -> None:
+    """Write how training of DIVERGING ends with graphs and without, by `train.cuda_graph`."""
+    results = {}
+    for choice in ("auto", False):
+        config = with_graph(resolved({**BASE, **DIVERGING}), choice)
+        with process_group.joined(config.train) as accelerator:
+            trainer = build_trainer(config, make_dataset(NUM_IMAGES), accelerator, None)
+            try:
+                trainer.run(StopConsensus(StopFlag(), None))
+            except NonFiniteError as error:
+                told = str(error)
+            results[str(choice)] = {
+                "told": told,
+                "step": trainer.progress.step,
+                "weights": weights_sha256({str(i): p for i, p in enumerate(trainer.state.parameters)}),
+                "captured": trainer.graph is not None and trainer.graph.is_captured,
+            }
     Path(output).write_text(json.dumps(results))
 
 

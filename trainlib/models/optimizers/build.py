@@ -112,14 +112,9 @@ def has_fused_kernel(name: str, options: Mapping[str, Any], device: torch.device
 def skips_on_found_inf(optimizer: Optimizer) -> bool:
     """Return True if the optimizer leaves all weights unchanged when its device tensor `found_inf` is 1.
 
-    torch's fused kernels do, and MuonSGD.
+    torch's fused kernels do, and MuonSGD. They also take a learning rate that is a scalar of the device.
     """
-    return isinstance(optimizer, MuonSGD) or all_fused(optimizer)
-
-
-def all_fused(optimizer: Optimizer) -> bool:
-    """Return True if the optimizer updates all parameters by torch's fused kernels."""
-    return all(group.get("fused") for group in optimizer.param_groups)
+    return isinstance(optimizer, MuonSGD) or all(group.get("fused") for group in optimizer.param_groups)
 
 
 def undecorated(optimizer_class: type[Optimizer]) -> type[Optimizer]:

@@ -84,11 +84,17 @@ class MuonSGD(Optimizer):
         for group in self.param_groups:
             used = [parameter for parameter in group["params"] if parameter.grad is not None]
             smallest_ndim = 2 if group["muon"] else math.inf
-            self._step_matrices(group, [parameter for parameter in used if parameter.ndim >= smallest_ndim])
-            self._step_others(group, [parameter for parameter in used if parameter.ndim < smallest_ndim])
+            lr = self._rate(group)
+            self._step_matrices(group, lr, [parameter for parameter in used if parameter.ndim >= smallest_ndim])
+            self._step_others(group, lr, [parameter for parameter in used if parameter.ndim < smallest_ndim])
         return loss
 
-    def _step_matrices(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+    def _rate(self, group: dict[str, Any]) -> float | Tensor:
+        """Return the learning rate; beside `found_inf` a scalar of the device, as kernels in a CUDA graph read it."""
+        lr: float | Tensor = group["lr"]
+        return lr if self.found_inf is None or isinstance(lr, Tensor) else torch.full_like(self.found_inf, lr)
+
+    def _step_matrices(self, group: dict[str, Any], lr: float | Tensor, weights: list[Tensor]) -> None:
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for weight, update in zip(weights, self._updates(group, weights), strict=True):
             # By index, not by place in memory: the matrix is the same in whichever layout the weight is.
@@ -103,8 +109,12 @@ class MuonSGD(Optimizer):
                     norm = torch.linalg.vector_norm(weight).clamp(min=SMALLEST_NORM)
                     weight.mul_(self._unless_found(math.sqrt(len(weight)) / norm, 1.0))
                 elif group["weight_decay"]:
-                    weight.mul_(self._unless_found(1 - group["lr"] * group["weight_decay"], 1.0))
-                weight.add_(direction_OI.reshape(weight.shape), alpha=-group["lr"])
+                    weight.mul_(self._unless_found(1 - lr * group["weight_decay"], 1.0))
+                direction = direction_OI.reshape(weight.shape)
+                if isinstance(lr, Tensor):
+                    weight.addcmul_(direction, lr, value=-1)
+                else:
+                    weight.add_(direction, alpha=-lr)
 
     def _unless_found(self, value: Any, otherwise: float) -> Any:
         """Return the value, or the other one if `found_inf` is 1."""
@@ -125,7 +135,7 @@ class MuonSGD(Optimizer):
             return buffers
         return list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
 
-    def _step_others(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _step_others(self, group: dict[str, Any], lr: float | Tensor, parameters: list[Tensor]) -> None:
         buffers = [self.state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
         sgd(
             parameters,
@@ -133,7 +143,7 @@ class MuonSGD(Optimizer):
             buffers,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
-            lr=group["lr"],
+            lr=lr,
             dampening=0.0,
             nesterov=group["nesterov"],
             maximize=False,

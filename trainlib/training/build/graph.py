@@ -6,7 +6,6 @@ import logging
 
 from trainlib.config import Config
 from trainlib.data.batches.loader import DataModule
-from trainlib.models.optimizers.build import all_fused
 from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.platform.accelerators import captures_graphs
 from trainlib.training.metrics.progress import Progress
@@ -39,7 +38,6 @@ def _why_not(
         "as several processes train": state.accelerator.num_processes > 1,
         "as elastic mode sets seeds within a step": config.train.reproducibility == "elastic",
         "as the host decides about each update": not isinstance(state.update, DeviceCheckedUpdate),
-        "as the optimizer takes its learning rate from the host": not all_fused(state.optimizer.optimizer),
         "as policies, colour jitter, erasing and mixing are drawn by the host": any(map(bool, of_host)),
         "as a batch is computed in pieces": limit is not None and limit < samples.micro_batch_size,
         "as train.audit computes some batches again": state.audit is not None,

@@ -124,6 +124,7 @@ class GraphSteps:
         self._options = _options(self._update.stepped)
         self._results = torch.zeros(3, dtype=torch.float64, device=device)
         self._rates = torch.zeros(len(groups), dtype=torch.float64, device=device)
+        self._rates_there: list[float] = []
         places = None if raw.places_KN is None else raw.places_KN.clone()
         targets = Targets(raw.targets.labels_N.clone(), raw.targets.cpu_labels_N)
         self._inputs = raw._replace(images_NCHW=raw.images_NCHW.clone(), targets=targets, places_KN=places)
@@ -152,8 +153,10 @@ class GraphSteps:
     def _replay(self, step: int, raw: MicroBatch, denominator: float) -> StepResult:
         assert self._graph is not None
         rates = [group["lr"] for group in self._update.stepped.param_groups]
-        # Pinned memory is new each time: the host may be many steps ahead of the device.
-        self._rates.copy_(torch.tensor(rates, dtype=torch.float64, pin_memory=True), non_blocking=True)
+        if rates != self._rates_there:
+            # Pinned memory is new each time: the host may be many steps ahead of the device.
+            self._rates.copy_(torch.tensor(rates, dtype=torch.float64, pin_memory=True), non_blocking=True)
+            self._rates_there = rates
         self._inputs.images_NCHW.copy_(raw.images_NCHW)
         self._inputs.targets.labels_N.copy_(raw.targets.labels_N)
         if self._inputs.places_KN is not None and raw.places_KN is not None:
