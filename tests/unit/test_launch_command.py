@@ -9,8 +9,11 @@ import pytest
 
 from launch.local.start.command import (
     ACCELERATE_CONFIG,
+    INTERFACE_VARIABLES,
     Command,
+    Node,
     accelerate_launch,
+    command_here,
     config_arguments,
     left_by_another_launch,
     training_arguments,
@@ -52,6 +55,28 @@ def test_accelerate_is_started_with_the_packages_of_this_interpreter(tmp_path: P
     assert accelerate_launch(python) == (python, "-m", "accelerate.commands.launch")
     (tmp_path / "accelerate").touch()
     assert accelerate_launch(python) == (str(tmp_path / "accelerate"), "launch")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gloo", "nccl"),
+    [
+        ({}, "eth0", "eth0"),
+        ({"NCCL_SOCKET_IFNAME": "ib0,ib1"}, "eth0", "ib0,ib1"),
+        ({"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": ""}, "eth1", "eth0"),
+    ],
+)
+def test_ranks_of_several_machines_talk_through_the_interface_to_the_first_one(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], gloo: str, nccl: str
+) -> None:
+    for name in INTERFACE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    command = command_here(["x.yaml"], 2, 2, node=Node(2, 1, ("10.0.0.1", 29500), "eth0"))
+    assert [command.environment[name] for name in INTERFACE_VARIABLES] == [gloo, nccl]
+    alone = command_here(["x.yaml"], 2, 2)  # its ranks need no network, and NCCL finds its own way within a machine
+    assert alone.environment["GLOO_SOCKET_IFNAME"].startswith("lo")
+    assert "NCCL_SOCKET_IFNAME" not in alone.environment
 
 
 def test_what_another_launch_left_is_told_from_the_rest() -> None:

@@ -61,6 +61,7 @@ FOREIGN = {
     "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
     "ACCELERATE_DEBUG_MODE": "true",
+    "ACCELERATE_CPU_AFFINITY": "true",
 }
 
 
@@ -76,6 +77,7 @@ def test_accelerate_does_not_see_its_variables(
     assert FOREIGN.items() <= os.environ.items()
     assert "ACCELERATE_TORCH_DEVICE=cuda" in caplog.text
     assert "ACCELERATE_MIXED_PRECISION=fp16" in caplog.text
+    assert "ACCELERATE_CPU_AFFINITY=true" in caplog.text
 
 
 def test_what_accelerate_launch_sets_unasked_is_not_worth_a_word() -> None:
@@ -83,6 +85,7 @@ def test_what_accelerate_launch_sets_unasked_is_not_worth_a_word() -> None:
         "ACCELERATE_MIXED_PRECISION": "no",
         "ACCELERATE_DYNAMO_BACKEND": "NO",
         "ACCELERATE_DYNAMO_MODE": "default",
+        "ACCELERATE_CPU_AFFINITY": "false",
     }
     assert launch_variables.not_obeyed(unasked) == []
     assert launch_variables.of_accelerate(unasked | {"ACCELERATE_USE_CPU": "1"}) == sorted(unasked)
