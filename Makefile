@@ -12,7 +12,9 @@ IN_PARALLEL = -n $(or $(WORKERS),$(1)) --no-loadscope-reorder --durations=10
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test test-slow coverage soak lint docs site lock bench bench-gpu clean
+BENCH_INSTALL := .venv-bench/bin/python -m pip install --disable-pip-version-check $(if $(wildcard wheels),--no-index -f wheels)
+
+.PHONY: run test test-slow coverage soak lint docs site lock bench bench-gpu bench-gpu-wheels clean
 
 run: $(VENV)/installed
 	$(BIN)/launch run quickstart $(ARGS)
@@ -59,17 +61,22 @@ lock: $(BIN)/python
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m bench.run $(BENCH_ARGS)
 
+# All that bench-gpu installs, into wheels/, for a machine without a network: of the same system and version of Python.
+bench-gpu-wheels:
+	$(PYTHON) -m pip download --disable-pip-version-check -d wheels hatchling editables . \
+		-r bench/requirements.txt -r bench/requirements-gpu.txt
+
 # On a machine with an NVIDIA GPU: the same loops there, airbench, VGG16, and where steps wait for the GPU.
 bench-gpu: .venv-bench/installed-gpu
 	.venv-bench/bin/python -m bench.gpu.run $(BENCH_ARGS)
 
 .venv-bench/installed: pyproject.toml bench/requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --disable-pip-version-check -e . -r bench/requirements.txt
+	$(BENCH_INSTALL) -e . -r bench/requirements.txt
 	touch $@
 
 .venv-bench/installed-gpu: .venv-bench/installed bench/requirements-gpu.txt
-	.venv-bench/bin/python -m pip install --disable-pip-version-check -r bench/requirements-gpu.txt
+	$(BENCH_INSTALL) -r bench/requirements-gpu.txt
 	touch $@
 
 clean:

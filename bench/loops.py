@@ -22,6 +22,7 @@ from bench.workload import Workload
 TOLERANCE, GPU_TOLERANCE = 2e-3, 1e-2
 STEPS = 100  # steps for which that holds; each further 100 allow ten times as much
 PATIENCE = 300.0  # seconds for an arm to get ready, or for a round
+LEAST_ROUNDS = 2  # that count, also where there is no more time
 SETTLING = 0.2  # seconds after a turn, in which its workers fill their queues, and disturb nobody
 
 
@@ -60,6 +61,8 @@ def time_arms(workload: Workload, arms: Mapping[str, Arm], directory: Path) -> d
                 processes.append(process)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for number in range(workload.rounds + 1):
+            if number > LEAST_ROUNDS and time.monotonic() > workload.until:
+                break
             turn = number % len(names)
             order = [*names[turn:], *names[:turn]][:: -1 if number % 2 else 1]  # nobody has always the same neighbours
             results = {name: _turn(name, connections[name]) for name in order}

@@ -35,9 +35,10 @@ class Rounds:
     An arm calls `begin` before its first step, and `step` after every step.
     """
 
-    def __init__(self, connection: Connection, steps: int):
+    def __init__(self, connection: Connection, steps: int, clock: Callable[[], float] = time.perf_counter):
         self._connection = connection
         self._steps = steps
+        self._clock = clock
         self._losses: list[float | Tensor] = []
 
     def begin(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -51,7 +52,7 @@ class Rounds:
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if len(self._losses) == self._steps:
             _wait_for_gpu()
-            seconds = time.perf_counter() - self._began
+            seconds = self._clock() - self._began
             self._connection.send((seconds, [float(loss) for loss in self._losses]))
             self._wait()
 
@@ -60,9 +61,11 @@ class Rounds:
         if not self._connection.recv():
             raise OverError
         self._network.load_state_dict(self._initial)
-        self._optimizer.state.clear()
+        for state in self._optimizer.state.values():  # in place, as a CUDA graph may hold it; SGD goes on as from none
+            for value in state.values():
+                value.zero_()
         _wait_for_gpu()
-        self._began = time.perf_counter()
+        self._began = self._clock()
 
 
 def _wait_for_gpu() -> None:
@@ -91,7 +94,8 @@ def run_arm(
     module, _, function = arm.place.partition(":")
     train: Callable[..., None] = getattr(import_module(module), function)
     try:
-        train(workload, Rounds(connection, workload.steps), **arm.options)
+        clock = time.process_time if workload.cpu_time else time.perf_counter
+        train(workload, Rounds(connection, workload.steps, clock), **arm.options)
     except OverError:
         pass
     except BaseException:  # noqa: BLE001 - the parent tells, and the log has it all

@@ -6,6 +6,7 @@ speed      images a second of every arm (see bench/arms) on the tutorial CNN, ba
 overhead   what each arm adds to a step of a bare loop, on a network of one layer, with one thread
 startup    from a cold start to the first step
 ranks      two processes (or --processes) against one with as many threads in all, 300 steps a round
+gloo       as many processes as --processes says beside DistributedDataParallel over gloo, for three models
 loading    pictures that a CPU second loads, decoded from JPEG files; see bench/loading.py
 listing    processor time and memory to the first step with --files small files; see bench/listing.py
 
@@ -17,13 +18,14 @@ bench/results/<time>/: table.md, plot.png and seconds.json. bench/gpu does the s
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.arms import ARMS, BARE, FAST, ONE, OURS, Arm, of_ranks
+from bench.arms import ARMS, BARE, DDP, FAST, ONE, OURS, Arm, beside_gloo, of_ranks
 from bench.intervals import Seconds
 from bench.listing import listing_table, measure_listing
 from bench.loading import loading_table, make_pictures, time_loaders
@@ -35,7 +37,8 @@ from bench.verdicts import verdict_table, verdicts
 from bench.workload import Workload
 from trainlib.distributed.process_group import num_threads
 
-PARTS = ("speed", "overhead", "startup", "ranks", "loading", "listing")
+PARTS = ("speed", "overhead", "startup", "ranks", "gloo", "loading", "listing")
+BESIDE_GLOO = ("cnn", "resnet18", "vgg16-half")  # all of VGG16 would take two gigabytes in each process
 RESULTS = Path(__file__).parent / "results"
 FEW_FILES = 20_000  # of the part `listing`, with --quick
 MORE_STEPS = 10  # in a round of `overhead`, whose steps are short
@@ -78,10 +81,20 @@ def time_overhead(workload: Workload, arms: Mapping[str, Arm], directory: Path) 
     return time_arms(workload, loops, directory)
 
 
+def time_beside_gloo(workload: Workload, number: int, results: Results) -> None:
+    """Time our training and a bare loop in this number of processes, and add the table."""
+    seconds = time_arms(workload, beside_gloo(number), results.folder / f"gloo-{number}")
+    unit = "of the processor a step" if workload.cpu_time else "a step"
+    title = f"{workload.model}, {number} processes"
+    results.add(title, seconds_table(seconds, DDP, unit, workload.steps), seconds)
+
+
 def main() -> None:
     command = parser(__doc__)
     command.add_argument("--batch-size", type=int, default=64)
-    command.add_argument("--processes", default="2", help="of the part `ranks`, separated by commas")
+    command.add_argument("--processes", default="2", help="of the parts `ranks` and `gloo`, separated by commas")
+    command.add_argument("--models", default=",".join(BESIDE_GLOO), help="of the part `gloo`, separated by commas")
+    command.add_argument("--cpu-time", action="store_true", help="the processor's time: of the part `gloo`")
     command.add_argument("--files", type=int, default=600_000, help="of the part `listing`")
     options = command.parse_args()
     parts, arms = chosen_parts(options, PARTS), chosen_arms(options)
@@ -90,8 +103,10 @@ def main() -> None:
     folder: Path = options.results.absolute()
     results = Results(folder, f"{machine(options.threads)}; {rounds} rounds of {steps} steps")
 
-    def workload(model: str, steps: int, threads: int) -> Workload:
-        made = Workload(root, folder / "images.pt", model, steps, rounds, threads, options.batch_size)
+    def workload(model: str, steps: int, threads: int, *, cpu_time: bool = False) -> Workload:
+        made = Workload(
+            root, folder / "images.pt", model, steps, rounds, threads, options.batch_size, cpu_time=cpu_time
+        )
         made.prepare()
         return made
 
@@ -107,11 +122,15 @@ def main() -> None:
     if "startup" in parts:
         seconds = time_starts(root, rounds, folder / "startup")
         results.add("startup", seconds_table(seconds, SCRIPT, "to the first step"), seconds)
+    numbers = [int(number) for number in options.processes.split(",")]
     if "ranks" in parts:
         of_round = steps if options.quick else MORE_OF_RANKS * steps
-        numbers = [int(number) for number in options.processes.split(",")]
         seconds = time_arms(workload("cnn", of_round, max(2, options.threads)), of_ranks(numbers), folder)
         results.add("ranks", seconds_table(seconds, ONE, "a step", of_round), seconds)
+    if "gloo" in parts:
+        threads = max(2, options.threads)
+        for model, number in itertools.product(options.models.split(","), numbers):
+            time_beside_gloo(workload(model, steps, threads, cpu_time=options.cpu_time), number, results)
     if "loading" in parts:
         made = RESULTS / "pictures"
         make_pictures(made, *((200, 2) if options.quick else (3000, 12)))

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from bench.arms import BARE, DOCUMENTED, ONE, OURS, TENSORS, TUTORIALS, TWO
+from bench.arms import BARE, DDP, DOCUMENTED, ONE, OURS, TENSORS, TUTORIALS, TWO
 from bench.intervals import Interval, Seconds, bootstrap, ratio
 from bench.startup import LAUNCH, SCRIPT
 
@@ -49,6 +49,9 @@ def verdicts(measured: Mapping[str, Seconds], steps: int) -> Iterator[Verdict]:
         yield Verdict("start-up / imports and model", ratio(startup[LAUNCH], startup[SCRIPT]), 1.25, at_most=True)
     if TWO in (ranks := measured.get("ranks", {})):
         yield Verdict("two processes / one with two threads", ratio(ranks[ONE], ranks[TWO]), 0.9)
+    for part, seconds in measured.items():
+        if DDP in seconds:
+            yield Verdict(f"{part}: ours / {DDP}", ratio(seconds[DDP], seconds[OURS]), 1.0)
 
 
 def _of_speed(seconds: Seconds) -> Iterator[Verdict]:

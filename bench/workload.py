@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ LEARNING_RATE, MOMENTUM = 0.01, 0.9
 MODELS = {
     "cnn": "{name: cifar10_cnn}",
     "one-layer": "{name: cifar10_cnn}",  # in whose place `one_layer` is trained
+    "resnet18": "{name: resnet18}",
+    "resnet50": "{name: resnet50}",
     "vgg16": "{name: vgg16, dropout: 0.0}",  # what is dropped would differ from arm to arm
+    "vgg16-half": "{name: vgg16, width: 0.5, dropout: 0.0}",
     "vgg16-thin": "{name: vgg16, width: 0.03, dropout: 0.0}",
 }
 
@@ -42,6 +46,8 @@ class Workload:
     gpu         True to train on the GPU, else on the CPU
     precision   no, fp32, bf16 or fp16
     noise       train on this many images of noise, `image_size` on a side, instead of `root`
+    cpu_time    take the time of the processor, of all threads of a process, instead of the wall's
+    until       no round begins after this moment of time.monotonic, once two of them count
     """
 
     root: str | None
@@ -55,6 +61,8 @@ class Workload:
     precision: str = "no"
     image_size: int = 32
     noise: int | None = None
+    cpu_time: bool = False
+    until: float = math.inf
 
     @cached_property
     def config(self) -> Config:

@@ -26,6 +26,7 @@ class Arm(NamedTuple):
 OURS, BARE, FLOOR = "ours", "bare loop", "one repeated batch"
 FAST = "ours, fast"  # on GPUs
 ONE, TWO = "1 process", "2 processes"  # of `of_ranks`
+DDP = "DistributedDataParallel over gloo"  # of `beside_gloo`
 WORKERS = max(1, (os.cpu_count() or 1) // 2)
 TUNED = {"tuned": True, "keep_memory": True}
 OF_EXAMPLES = 4  # workers in Accelerate's example, and by default in timm's script
@@ -73,3 +74,8 @@ def of_ranks(numbers: Iterable[int]) -> dict[str, Arm]:
     """Return trainlib's training with one process, and with these numbers of processes that share its threads."""
     several = {f"{number} processes": Arm(ARMS[OURS].place, {}, processes=number) for number in numbers}
     return {ONE: ARMS[OURS]} | several
+
+
+def beside_gloo(number: int) -> dict[str, Arm]:
+    """Return trainlib's training in this number of processes, and a bare loop in as many that talk through gloo."""
+    return {OURS: Arm(ARMS[OURS].place, {}, processes=number), DDP: Arm("bench.arms.ddp:train", {}, processes=number)}

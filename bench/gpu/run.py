@@ -1,14 +1,16 @@
 """Our training beside others on an NVIDIA GPU: `make bench-gpu BENCH_ARGS='--data DIR'`, or
 
-    python -m bench.gpu.run --data DIR [--airbench CLONE] [--parts loops,airbench,vgg16,waits] [--runs 50] [--quick]
+    python -m bench.gpu.run --data DIR [--airbench CLONE] [--parts smoke,waits,...] [--runs 50] [--quick]
 
 loops      images a second of every arm (see bench/arms), and what each adds to a bare loop, in batches of 64 and 1,024;
            ours also with reproducibility: fast
 airbench   airbench94 of the package, and airbench94_muon.py of a clone, beside our fast recipe (--config): accuracy,
            seconds, seconds from a cold start; airbench's network in our training beside its own loop
-vgg16      VGG16 at 224 pixels in bfloat16: images a second, and what part of a large matrix product that is
+vgg16      VGG16 and ResNet-50 at 224 pixels in bfloat16: images a second, what part of a large matrix product that is
+smoke      a training in fp16, and one that is killed, goes on, and is trained again with the same bits
 waits      how often, and where, our steps wait for the GPU
 
+`--budget 8m` plans what fits into eight minutes: fewer arms, runs and rounds, and a part without time is left out.
 DIR holds CIFAR-10 as class folders; without it the part `airbench` is left out, and the others train on drawings.
 `--cpu --quick` does all of it on a CPU, to see that it works. bench/results/<time>/ has table.md and seconds.json.
 """
@@ -16,18 +18,21 @@ DIR holds CIFAR-10 as class folders; without it the part `airbench` is left out,
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from bench.arms import ARMS_ON_GPU, FAST, OURS
+from bench.arms import ARMS_ON_GPU, BARE, FAST, OURS, TENSORS
 from bench.gpu import airbench_runs as airbench
+from bench.gpu.budget import RUNS, Budget, minutes
+from bench.gpu.smoke import smoke_tests
 from bench.gpu.syncs import count_waits, waits_text
-from bench.gpu.vgg import peak_flops, step_flops, time_vgg, vgg_table
+from bench.gpu.vgg import LOOPS, peak_flops, step_flops, time_vgg, vgg_table
 from bench.intervals import Interval, bootstrap, ratio
 from bench.loops import time_arms
 from bench.plot import plot
@@ -36,7 +41,6 @@ from bench.table import Results, machine, overhead_table, rows_table, speed_tabl
 from bench.verdicts import Verdict, verdict_table, verdicts
 from bench.workload import Workload
 
-PARTS = ("loops", "airbench", "vgg16", "waits")
 SKIPPED_STEPS = 10  # before waits are counted: kernels are chosen and memory is asked for in the first ones
 
 
@@ -49,6 +53,8 @@ class Setting:
     root: str | None
     rounds: int
     steps: int
+    budget: Budget
+    until: float = math.inf
 
     @property
     def quick(self) -> bool:
@@ -58,6 +64,7 @@ class Setting:
         folder, gpu = self.results.folder, not self.options.cpu
         copy = folder / ("noise.pt" if "noise" in more else "images.pt")
         threads = self.options.threads
+        more |= {"until": self.until}
         made = Workload(self.root, copy, model, steps, self.rounds, threads, batch_size, gpu, **more)  # type: ignore[arg-type]
         made.prepare()
         return made
@@ -66,6 +73,8 @@ class Setting:
 def loops(setting: Setting) -> list[Verdict]:
     found: list[Verdict] = []
     arms, results = chosen_arms(setting.options) | {FAST: ARMS_ON_GPU[FAST]}, setting.results
+    if setting.budget.is_limited and not setting.options.arms:
+        arms = {name: arm for name, arm in arms.items() if name in (OURS, FAST, BARE, *TENSORS)}
     for batch_size in map(int, setting.options.batch_sizes.split(",")):
         title, folder = f"batches of {batch_size}", results.folder / f"batches-of-{batch_size}"
         folder.mkdir()
@@ -84,15 +93,17 @@ def compare_airbench(setting: Setting) -> list[Verdict]:
         setting.results.add("airbench", "Left out: it needs CIFAR-10 as class folders, `--data DIR`.")
         return []
     options, folder = setting.options, setting.results.folder / "airbench"
+    number = min(options.runs, RUNS) if setting.budget.is_limited else options.runs
     clone = options.airbench.absolute() if options.airbench else None
     num_images = airbench.write_tensors(setting.root, folder)
     runs = {
-        OURS: airbench.our_runs(options.config, setting.root, folder, options.runs),
-        "airbench94": airbench.package_runs(folder, options.runs),
+        OURS: airbench.our_runs(options.config, setting.root, folder, number),
+        "airbench94": airbench.package_runs(folder, number),
     }
     if clone:
-        runs["airbench94_muon"] = airbench.script_runs(clone, folder, options.runs)
-    cold = airbench.cold_seconds(options.config, setting.root, folder, clone, 1 if setting.quick else 3)
+        runs["airbench94_muon"] = airbench.script_runs(clone, folder, number)
+    repeats = 1 if setting.quick or setting.budget.is_limited else 3
+    cold = airbench.cold_seconds(options.config, setting.root, folder, clone, repeats)
     found = _recipes(setting.results, runs, cold)
     batch_size = 16 if setting.quick else airbench.PACKAGE_BATCH_SIZE
     speeds = {
@@ -132,11 +143,25 @@ def vgg16(setting: Setting) -> list[Verdict]:
     small = setting.options.cpu
     batch_size = 4 if small else setting.options.vgg_batch_size
     more = {"precision": "bf16", "image_size": 32 if small else 224, "noise": 32 * batch_size}
-    workload = setting.workload("vgg16-thin" if small else "vgg16", batch_size, setting.steps, **more)
-    seconds = time_vgg(workload, setting.results.folder)
-    peak = peak_flops(workload.device, 256 if small else 8192)
-    setting.results.add("vgg16", vgg_table(seconds, workload, step_flops(workload), peak), seconds)
-    return list(_titled("VGG16", verdicts({"speed": seconds}, setting.steps)))
+    names = chosen_arms(setting.options) if setting.options.arms else LOOPS
+    found: list[Verdict] = []
+    for title, model in (("VGG16", "vgg16-thin"),) if small else (("VGG16", "vgg16"), ("ResNet-50", "resnet50")):
+        workload = setting.workload(model, batch_size, setting.steps, **more)
+        seconds = time_vgg(workload, setting.results.folder, names)
+        peak = peak_flops(workload.device, 256 if small else 8192)
+        setting.results.add(title, vgg_table(seconds, workload, step_flops(workload), peak), seconds)
+        found += _titled(title, verdicts({"speed": seconds}, setting.steps))
+    return found
+
+
+def smoke(setting: Setting) -> list[Verdict]:
+    if setting.options.cpu:
+        setting.results.add("smoke", "Left out: fp16 needs a GPU.")
+        return []
+    tried = [(what, float(holds)) for what, holds in smoke_tests(setting.results.folder / "smoke")]
+    rows = {what: ("yes" if holds else "no",) for what, holds in tried}
+    setting.results.add("smoke", rows_table(("", "holds"), rows))
+    return [Verdict(what, Interval(holds, holds, holds), 1.0) for what, holds in tried]
 
 
 def waits(setting: Setting) -> list[Verdict]:
@@ -152,6 +177,9 @@ def _titled(title: str, found: Iterable[Verdict]) -> Iterable[Verdict]:
     return (verdict._replace(what=f"{title}: {verdict.what}") for verdict in found)
 
 
+PARTS = {"smoke": smoke, "waits": waits, "loops": loops, "vgg16": vgg16, "airbench": compare_airbench}  # in this order
+
+
 def main() -> None:
     command = parser(__doc__)
     command.add_argument("--airbench", type=Path, help=f"a clone of airbench's repository, with {airbench.SCRIPT}")
@@ -159,26 +187,31 @@ def main() -> None:
     command.add_argument("--runs", type=int, default=50, help="of each recipe")
     command.add_argument("--batch-sizes", default="64,1024", help="of the part `loops`")
     command.add_argument("--vgg-batch-size", type=int, default=64)
+    command.add_argument("--budget", type=minutes, default=math.inf, help="minutes for all parts, like 8m")
     command.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU: to see that it works")
     options = command.parse_args()
-    parts = chosen_parts(options, PARTS)
+    asked = chosen_parts(options, tuple(PARTS))
+    parts = [name for name in PARTS if name in asked]
     if not (options.cpu or torch.cuda.is_available()):
         raise SystemExit("no NVIDIA GPU was found; --cpu --quick tries it on the CPU")
     rounds, steps = (2, 3) if options.quick else (options.rounds, options.steps)
     device = "no GPU" if options.cpu else torch.cuda.get_device_name()
     facts = machine(options.threads, ("torch", "torchvision", "accelerate", "lightning", "timm", "airbench"))
     results = Results(options.results.absolute(), f"{device}; {facts}; {rounds} rounds of {steps} steps")
-    setting = Setting(options, results, os.path.abspath(options.data) if options.data else None, rounds, steps)
+    root = os.path.abspath(options.data) if options.data else None
+    setting = Setting(options, results, root, rounds, steps, Budget(options.budget))
     found: list[Verdict] = []
     failed: list[str] = []
-    for name, part in zip(PARTS, (loops, compare_airbench, vgg16, waits), strict=True):
-        if name in parts:
-            try:
-                found += part(setting)
-            except Exception as error:  # noqa: BLE001 - the other parts are not to be lost
-                failed.append(name)
-                results.add(f"{name}: failed", f"{type(error).__name__}: {error}")
-            (results.folder / "noise.pt").unlink(missing_ok=True)
+    for i, name in enumerate(parts):
+        if (until := setting.budget.until(name, parts[i + 1 :])) is None:
+            results.add(name, "Left out: no time is left for it.")
+            continue
+        try:
+            found += PARTS[name](replace(setting, until=until))
+        except Exception as error:  # noqa: BLE001 - the other parts are not to be lost
+            failed.append(name)
+            results.add(f"{name}: failed", f"{type(error).__name__}: {error}")
+        (results.folder / "noise.pt").unlink(missing_ok=True)
     if table := verdict_table(iter(found)):
         results.add("verdicts", table)
     (results.folder / "images.pt").unlink(missing_ok=True)

@@ -1,11 +1,14 @@
 """The benchmarks for a GPU, on the CPU at tiny sizes, with stand-ins for airbench."""
 
+import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +18,10 @@ from tiny import make_images
 
 from bench.gpu import run as benchmark
 from bench.gpu.airbench_runs import Run, package_speed, parse_runs, run_of, write_tensors
+from bench.gpu.budget import Budget, minutes
 from bench.gpu.syncs import count_waits, waits_text
 from bench.gpu.vgg import peak_flops, step_flops
+from bench.rounds import OverError, Rounds
 from bench.workload import Workload
 
 # As airbench94_muon.py prints: a first run that warms up, the run's number once, times that add up.
@@ -142,6 +147,51 @@ def test_loops_are_compared_for_each_size_of_batches(tmp_path: Path, monkeypatch
     assert sizes == [("cnn", 8), ("one-layer", 8), ("cnn", 16), ("one-layer", 16)]
     table = (tmp_path / "results" / "table.md").read_text()
     assert "| batches of 16: ours / timm, tensors | 3.000 (3.000 to 3.000) | >= 1 | yes |" in table
+
+
+def test_a_budget_is_shared_by_weight_and_what_has_no_time_is_left_out() -> None:
+    now = 100.0
+    budget = Budget(120.0, lambda: now)
+    assert budget.until("waits", ["loops", "airbench"]) is None  # a ninth of it: too little
+    assert budget.until("loops", ["airbench"]) == 160.0
+    now = 110.0  # it was done early: the rest has more
+    assert budget.until("airbench", []) == 220.0
+    now = 210.0
+    assert budget.until("airbench", []) is None
+    assert Budget(clock=lambda: now).until("waits", ["airbench"]) == math.inf
+    assert minutes("8m") == 480.0
+    for text in ("8", "0m", "m", "8 m", "-1m"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be minutes like 8m"):
+            minutes(text)
+
+
+def test_each_round_begins_as_the_first_one_did_with_memory_in_its_place() -> None:
+    """A CUDA graph holds on to it."""
+    network = torch.nn.Linear(2, 1)
+    told: list[tuple[float, list[float]]] = []
+    places: set[int] = set()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    turns = iter([True, True, True, False])
+    parent = SimpleNamespace(recv=lambda: next(turns), send=told.append)
+    rounds = Rounds(parent, 2)  # type: ignore[arg-type]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = (network(torch.ones(1, 2)) - 3).square().sum()
+        loss.backward()
+        optimizer.step()
+        places.update(state["momentum_buffer"].data_ptr() for state in optimizer.state.values())
+        rounds.step(loss)
+
+    rounds.begin(network, optimizer)
+    for _ in range(5):
+        step()
+    with pytest.raises(OverError):
+        step()
+    assert len(places) == 2  # of weight and bias
+    first, *others = [losses for _, losses in told]
+    assert first[0] != first[1]
+    assert others == [first, first]
 
 
 def test_what_airbench_prints_is_read() -> None:

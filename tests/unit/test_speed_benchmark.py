@@ -86,6 +86,18 @@ def test_ranks_share_a_step(tmp_path: Path) -> None:
     assert "| two processes / one with two threads |" in table
 
 
+@pytest.mark.soak
+def test_ranks_are_compared_with_gloo(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.run", "--quick", "--batch-size", "16", "--parts", "gloo", "--cpu-time"]
+    command += ["--models", "cnn,resnet18", "--results", str(tmp_path / "results")]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRAINLAUNCH_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    table = (tmp_path / "results" / "table.md").read_text()
+    for model in ("cnn", "resnet18"):
+        assert f"\n| {model}, 2 processes: ours / DistributedDataParallel over gloo |" in table
+
+
 def test_verdicts_name_arms_that_there_are() -> None:
     assert {*TUTORIALS, *DOCUMENTED, *TENSORS} <= {*ARMS}
     for name, arm in ARMS.items():
@@ -127,6 +139,7 @@ def test_verdicts_are_those_of_the_seconds() -> None:
         "overhead": {name: [seconds] * 3 for name, seconds in overhead.items()},
         "startup": {"launch run": [2.4] * 3, "imports and model": [2.0] * 3, "accelerate launch": [3.0] * 3},
         "ranks": {"1 process": [1.0] * 3, "2 processes": [1.25] * 3},
+        "cnn, 4 processes": {"ours": [1.0] * 3, "DistributedDataParallel over gloo": [1.1] * 3},
     }
     found = {verdict.what: (round(verdict.interval.median, 9), verdict.answer) for verdict in verdicts(measured, 1000)}
     assert found == {
@@ -138,6 +151,7 @@ def test_verdicts_are_those_of_the_seconds() -> None:
         "Lightning, tensors: its step takes longer than ours by": (-50.0, "no"),
         "start-up / imports and model": (1.2, "yes"),
         "two processes / one with two threads": (0.8, "no"),
+        "cnn, 4 processes: ours / DistributedDataParallel over gloo": (1.1, "yes"),
     }
     assert verdict_table(verdicts({}, 1)) == ""
     assert verdict_table(verdicts({"startup": measured["startup"]}, 1)).splitlines()[2:] == [
