@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,13 +160,13 @@ def test_files_and_functions_are_short() -> None:
 
 def crowded_folders(root: Path) -> list[str]:
     """Names of the folders of the packages below `root` that hold more files and folders than the rule allows."""
-    return [
-        str(folder.relative_to(root))
-        for package in PACKAGES
-        for folder in [root / package, *sorted((root / package).rglob("*/"))]
-        if folder.name != "__pycache__"
-        and len({entry.name for entry in folder.iterdir()} - {"__init__.py", "__pycache__", "py.typed"}) > MAX_ENTRIES
-    ]
+    entries = defaultdict[Path, set[str]](set)
+    for path in (path for package in PACKAGES for path in (root / package).rglob("*")):
+        if path.is_file() and path.parent.name != "__pycache__" and path.name not in ("__init__.py", "py.typed"):
+            inside = path.relative_to(root)
+            for entry in [inside, *inside.parents][:-1]:
+                entries[entry.parent].add(entry.name)
+    return sorted(str(folder) for folder, names in entries.items() if len(names) > MAX_ENTRIES)
 
 
 def test_folders_hold_few_entries(tmp_path: Path) -> None:
