@@ -15,13 +15,8 @@ from paths import REPOSITORY
 from patience import HANG, wait_until
 from tiers import slow_but
 
-from launch.local.start.command import (
-    TRAINING_MODULE,
-    Command,
-    accelerate_launch,
-    left_by_another_launch,
-    training_command,
-)
+from launch.local.start import command as start
+from launch.local.start.command import Command
 
 # Accelerate's own settings of a user, each of which would change how the ranks are started if it were read.
 HOSTILE_SETTINGS = """\
@@ -125,9 +120,11 @@ def start_training(directory: Path, delay: float = 0.0) -> subprocess.Popen[str]
 def under_accelerate(program: str, directory: Path, without: Sequence[str] = ()) -> Command:
     """The real command for two ranks, with `program` in place of the training."""
     (directory.parent / "probe.py").write_text(program)
-    accelerate = accelerate_launch(sys.executable)
-    command = training_command(["a b"], 2, on_cpu=True, python=sys.executable, accelerate=accelerate, without=without)
-    words = tuple("probe" if word == TRAINING_MODULE else word for word in command.words)
+    accelerate = start.accelerate_launch(sys.executable)
+    command = start.training_command(
+        ["a b"], 2, on_cpu=True, python=sys.executable, accelerate=accelerate, without=without
+    )
+    words = tuple("probe" if word == start.TRAINING_MODULE else word for word in command.words)
     return Command(words, command.environment, command.without)
 
 
@@ -142,7 +139,7 @@ names = ("RANK", "WORLD_SIZE", "TRAINLAUNCH_WORLD_SIZE", "ACCELERATE_USE_CPU", "
 with open(f"rank-{os.environ['RANK']}.json", "w") as file:
     json.dump([sys.argv[1:], {name: os.environ[name] for name in names if name in os.environ}], file)
 """
-    command = under_accelerate(program, tmp_path / "run", left_by_another_launch(OTHER_LAUNCH))
+    command = under_accelerate(program, tmp_path / "run", start.left_by_another_launch(OTHER_LAUNCH))
     launcher = start_launcher(command, tmp_path / "run", OTHER_LAUNCH | {"HF_HOME": str(tmp_path / "hf")})
     stdout, stderr = launcher.communicate(timeout=HANG)
     assert (launcher.returncode, stdout, stderr) == (0, "", "")
