@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torchvision
 from PIL import Image
@@ -61,6 +60,8 @@ def test_every_classifier_of_torchvision_is_built_on_the_meta_device(name: str) 
 
 @pytest.mark.parametrize("name", quick_or_soak(["resnet18", "vit_tiny_patch16_224"], TIMM))
 def test_models_of_timm_are_built_on_the_meta_device(name: str) -> None:
+    import timm
+
     facts = timm.models.get_pretrained_cfg(name)
     assert facts is not None
     size = facts.input_size[1]

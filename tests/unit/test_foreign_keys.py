@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 import torchvision
 from torch import Tensor
@@ -24,6 +23,8 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("source", ["timm/resnet18", "timm/tf_efficientnet_lite0", "resnet18", "mobilenet_v2"])
 def test_every_tensor_comes_to_its_place(source: str) -> None:
+    import timm
+
     torch.manual_seed(0)
     name = source.removeprefix("timm/")
     made = [timm.create_model(name) if name != source else torchvision.models.get_model(name) for _ in range(2)]

@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from launch.cli import main as launch
 from launch.sweep.file.grid import read_sweep
@@ -30,6 +27,10 @@ NAMES = [str(digit) for digit in range(10)]
 
 def flipped(share: float) -> tuple[Predictions, set[str]]:
     """Real pictures of digits with some labels flipped; the answers are out of fold. Return the flipped samples."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     images, true = load_digits(return_X_y=True)
     draw = np.random.default_rng(0)
     wrong = draw.choice(len(true), size=round(share * len(true)), replace=False)

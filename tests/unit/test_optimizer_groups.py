@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torchvision
-from timm.optim import _param_groups as timm_groups
 from torch import nn
 
 from trainlib.config import Config, OptimizerConfig
@@ -33,6 +31,8 @@ TORCHVISION = (
 
 
 def of_timm(name: str) -> nn.Module:
+    import timm
+
     with empty_init():
         module: nn.Module = timm.create_model(name)
     return module
@@ -56,6 +56,8 @@ def options(module: nn.Module, groups: list[dict[str, Any]], lr: str) -> dict[st
 
 @pytest.mark.parametrize("name", TIMM)
 def test_what_timm_makes(name: str) -> None:
+    from timm.optim import _param_groups as timm_groups
+
     module = of_timm(name)
     listed: set[str] = getattr(module, "no_weight_decay", set)()
     theirs = timm_groups.param_groups_weight_decay(module, 0.05, no_weight_decay_list=listed)

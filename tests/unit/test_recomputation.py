@@ -7,7 +7,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torchvision
 from tiers import quick_or_soak
@@ -38,6 +37,8 @@ ALL = [("torchvision", name) for name in TORCHVISION] + [("timm", name) for name
 
 
 def built(source: str, name: str) -> tuple[nn.Module, int]:
+    import timm
+
     torch.manual_seed(2)
     if source == "timm":
         arguments = {"drop_path_rate": 0.3} if name in ("test_vit", "test_convnext") else {}

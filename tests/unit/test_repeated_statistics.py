@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
-import sklearn.metrics
 
 from launch.sweep.repeated.noise import difference, paired_bootstrap
 from launch.sweep.repeated.predictions import Predictions, figures, pooled, read_predictions, write_pooled
@@ -20,11 +18,15 @@ CLASSES = ("ant", "bee", "cow", "dog")
 
 @pytest.mark.parametrize("freedom", [1, 2, 4, 9, 30, 500])
 def test_student_quantiles(freedom: int) -> None:
+    import scipy.stats
+
     assert t_quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-9)
 
 
 @pytest.mark.parametrize("values", [[0.9, 0.91, 0.85, 0.95, 0.88], [1.0, 2.0], [3.0, 3.0, 3.0]])
 def test_mean_deviation_and_interval(values: list[float]) -> None:
+    import scipy.stats
+
     found = spread(values)
     assert found.mean == pytest.approx(np.mean(values))
     assert found.deviation == pytest.approx(np.std(values, ddof=1))
@@ -48,6 +50,8 @@ def drawn(count: int, seed: int = 0, first: int = 0) -> Predictions:
 
 
 def test_figures_are_those_of_scikit_learn() -> None:
+    import sklearn.metrics
+
     found = drawn(200)
     true, answers = found.labels, found.answers
     recalls = [np.mean([a == t for t, a in zip(true, answers, strict=True) if t == name]) for name in sorted(set(true))]
@@ -95,6 +99,8 @@ def test_a_difference_is_larger_than_noise(better: int, worse: int, larger: bool
 
 
 def test_the_bootstrap_is_that_of_scipy() -> None:
+    import scipy.stats
+
     gains = [1] * 60 + [-1] * 40 + [0] * 900
     expected = scipy.stats.bootstrap([gains], np.mean, method="percentile", n_resamples=2000, rng=1).confidence_interval
     found = paired_bootstrap(60, 40, 1000)

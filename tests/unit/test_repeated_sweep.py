@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sklearn.metrics
 from sweep_files import written
 
 from launch.cli import main as launch
@@ -102,6 +101,8 @@ def predictions(run: Path, first: int, count: int, seed: int) -> tuple[list[str]
 
 
 def test_mean_interval_and_pooled_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    import sklearn.metrics
+
     sweep = read(FOLDS)
     labels, answers = [], []
     for number, (element, accuracy) in enumerate(zip(sweep.elements, (0.8, 0.9, 0.7), strict=True)):

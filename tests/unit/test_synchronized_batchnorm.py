@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -226,6 +225,8 @@ def test_images_that_stand_for_no_samples_count_for_nothing() -> None:
 
 
 def test_timms_layer_keeps_its_activation_and_its_names() -> None:
+    import timm
+
     torch.manual_seed(2)
     with empty_init():
         names = list(timm.create_model("efficientnet_b0").state_dict())

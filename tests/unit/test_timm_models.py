@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
-from timm import data as timm_data
 from torch import nn
 
 from trainlib.config import Config, ModelConfig, load_config
@@ -55,6 +53,8 @@ def place(cache: Path, repository: str, model: nn.Module, **facts: Any) -> None:
 
 
 def test_names_are_those_of_timm() -> None:
+    import timm
+
     assert set(timm.list_models()) <= names.architectures()
     assert "tf_efficientnet_b0_ap" in names.architectures()  # of an older timm, for which it has a new name
 
@@ -70,6 +70,9 @@ def pictures() -> list[Image.Image]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_picture_is_evaluated_as_timm_does(name: str) -> None:
     """In the same bits before it is normalised, and within a rounding of float32 after it."""
+    import timm
+    from timm import data as timm_data
+
     facts = timm.models.get_pretrained_cfg(name)
     assert facts is not None
     settings = timm_data.resolve_data_config({}, pretrained_cfg=facts.to_dict())
@@ -92,6 +95,8 @@ def built(config: str, classes: int = 3, size: int = 64) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["timm/test_vit.r160_in1k", "hf-hub:somebody/nice-net"])
 def test_published_weights_come_from_the_cache_with_a_new_head(cache: Path, name: str) -> None:
+    import timm
+
     torch.manual_seed(1)
     original = timm.create_model("test_vit", num_classes=7 if name.startswith("hf-hub:") else 1000)
     repository = "somebody/nice-net" if name.startswith("hf-hub:") else "timm/test_vit.r160_in1k"
@@ -117,6 +122,8 @@ def test_published_weights_come_from_the_cache_with_a_new_head(cache: Path, name
 
 def test_positions_are_resampled_for_another_image_size(cache: Path) -> None:
     """As timm itself does when it is asked for that size."""
+    import timm
+
     torch.manual_seed(1)
     place(cache, "timm/test_vit.r160_in1k", timm.create_model("test_vit"))
     module = built("{name: timm/test_vit, weights: pretrained}", size=96)
@@ -125,6 +132,8 @@ def test_positions_are_resampled_for_another_image_size(cache: Path) -> None:
 
 
 def test_a_file_of_a_timm_model_is_normalised_as_timm_says(tmp_path: Path) -> None:
+    import timm
+
     model = timm.create_model("tf_efficientnet_lite0")
     save_file(model.state_dict(), tmp_path / "whole.safetensors")
     section = {"name": "timm/tf_efficientnet_lite0", "weights": str(tmp_path / "whole.safetensors")}
@@ -173,6 +182,8 @@ def test_a_fit_that_is_given_is_kept() -> None:
 
 def test_its_version_is_part_of_what_decides_the_bits_of_its_runs() -> None:
     """And of no other run, for which another timm changes nothing."""
+    import timm
+
     assert environment.versions(*names.packages_of("timm/resnet18"))["timm"] == timm.__version__
     assert "timm" not in environment.versions(*names.packages_of("resnet18"))
     now = dict.fromkeys(environment.DECIDES_BITS) | {"versions": {"timm": "2.0"}}
