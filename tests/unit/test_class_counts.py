@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -15,8 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+import trainlib.data
 from trainlib.config import Best, load_config
 from trainlib.data.batches.loader import MicroBatch
+from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.data.targets import Targets
 from trainlib.errors import ConfigError
 from trainlib.training.metrics.class_counts import ClassCounter, ClassCounts, is_in_top
@@ -141,9 +144,16 @@ DECIDING = [
 ]
 
 
+def train_on_few(arguments: list[str]) -> int:
+    ranks.replace(trainlib.data, "make_synthetic", functools.partial(make_synthetic, 400, 200))
+    return ranks.main(arguments)
+
+
 def evaluation_rows(folder: Path, world_size: int) -> list[dict[str, Any]]:
     folder.mkdir()
-    assert ranks.train(DECIDING, world_size=world_size, cwd=folder) == [0] * world_size, ranks.console(folder)
+    assert ranks.run(train_on_few, DECIDING, world_size=world_size, cwd=folder) == [0] * world_size, ranks.console(
+        folder
+    )
     rows = [json.loads(line) for line in (folder / "runs/run/metrics.jsonl").read_text().splitlines()]
     assert all(name not in row for row in rows if row["split"] == "train" for name in ("top5", "macro_f1"))
     return [row for row in rows if row["split"] != "train"]
