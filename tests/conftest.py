@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 import ranks
 from gpu_ranks import Gpus
 from needs import missing_here, need
+from rank_server import rank_server
 from slurm_cluster import PROGRAMS, Cluster
 from soak import SOAK, rounds
 
@@ -35,6 +37,21 @@ hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, m
 hypothesis.settings.load_profile("tests")
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()  # number of tests by marker
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the process that ranks are forked from; the drawings are made once. Not where tests are only handed out."""
+    if config.option.dist == "no" and not config.option.collectonly:
+        rank_server()
+        import made_once  # noqa: F401
+
+        gc.disable()  # what is collected stays, and is a million objects
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look for what tests leave behind, not through modules and tests."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -97,9 +114,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded images go where they are removed again; the drawings are made once."""
-    import drawn  # noqa: F401
-
+    """Decoded images go where they are removed again."""
     cache = tmp_path_factory.mktemp("cache")
     os.environ["TRAINLAUNCH_CACHE"] = str(cache)
     yield

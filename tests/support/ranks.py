@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
 import socket
@@ -12,32 +10,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-import pytest
 from patience import HANG, wait_until
+from rank_server import Process, rank_server
 
 CLOSING_SECONDS = 30.0
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "ranks",  # and pytest with it
-        "torch",
-        "accelerate",
-        "torchvision",
-        "trainlib.train",
-        "trainlib.training.session",
-        "trainlib.training.hooks.tracking.curves",
-        "torch.distributed.algorithms.ddp_comm_hooks",
-        "numpy.ctypeslib",
-        "psutil",
-        "matplotlib.figure",
-        "matplotlib.backends.backend_agg",
-        "warm",
-    ]
-)
 
 
 def free_port() -> int:
@@ -49,7 +27,7 @@ def free_port() -> int:
 class Ranks:
     """Ranks under way: to be signalled and waited for."""
 
-    def __init__(self, processes: list[ForkServerProcess]):
+    def __init__(self, processes: list[Process]):
         self._processes = processes
 
     @property
@@ -65,7 +43,6 @@ class Ranks:
         """Send a signal to one rank, if it still runs."""
         process = self._processes[rank]
         if process.is_alive():
-            assert process.pid is not None
             os.kill(process.pid, number)
 
     def wait(self, timeout: float = HANG, closing: float = CLOSING_SECONDS) -> list[int]:
@@ -73,7 +50,7 @@ class Ranks:
         are killed, which shows as -9."""
         deadline = time.monotonic() + timeout
         while any(process.is_alive() for process in self._processes) and time.monotonic() < deadline:
-            wait([process.sentinel for process in self._processes if process.is_alive()], timeout=0.2)
+            wait([process.report.fileno() for process in self._processes if process.is_alive()], timeout=0.2)
             if any(process.exitcode for process in self._processes):
                 deadline = min(deadline, time.monotonic() + closing)
                 closing = timeout  # the deadline is set
@@ -81,20 +58,15 @@ class Ranks:
         late = [process for process in self._processes if process.is_alive()]
         for process in late:
             process.kill()
-            process.join()
         assert not (late and timed_out), f"{len(late)} of {len(self._processes)} ranks did not end in {timeout} s"
         return [process.exitcode or 0 for process in self._processes]
 
 
-def _start_fork_server() -> None:
-    """Let it find `warm`: Python 3.11 does not tell it the `sys.path` of this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        multiprocessing.forkserver.ensure_running()
-
-
-def _handles_stop(process: ForkServerProcess) -> bool:
-    status = Path(f"/proc/{process.pid}/status").read_text()
+def _handles_stop(process: Process) -> bool:
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except FileNotFoundError:
+        return True  # it has just ended
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGUSR2 - 1) & 1)
 
@@ -104,14 +76,10 @@ def start(function: Callable[..., int | None], *args: object, world_size: int, c
 
     What they print goes to `cwd/console-<rank>.txt`. A rank that raises exits with 1.
     """
-    _start_fork_server()
     port = free_port()
     processes = [
-        _context.Process(target=_rank, args=(function, args, rank, world_size, port, str(cwd)))
-        for rank in range(world_size)
+        rank_server().start(_rank, function, args, rank, world_size, port, str(cwd)) for rank in range(world_size)
     ]
-    for process in processes:
-        process.start()
     return Ranks(processes)
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import gc
-import os
 
-from drawn import draw_once
+import made_once
 
 from trainlib.config import load_config
-from trainlib.training.hooks.tracking.curves import picture
+from trainlib.runs.machine.environment import code_sha256
 
 load_config(["quickstart"])
-draw_once()
-picture([{"step": 1, "split": "val", "loss": 1.0, "accuracy": 0.5}], "fonts")
-
-os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].partition(os.pathsep)[2]  # this module's own: see ranks.py
-if not os.environ["PYTHONPATH"]:
-    del os.environ["PYTHONPATH"]
+made_once.draw_once()
+made_once.picture_once()
+made_once.git_commit()
+code_sha256()
 
 gc.collect()
 gc.freeze()  # what ranks share is not looked through, and so not copied, by each rank's own collections

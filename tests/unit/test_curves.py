@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import made_once
 import numpy as np
 import pytest
 import ranks
@@ -17,6 +18,12 @@ from PIL import Image
 from report_runs import training_rows
 
 from trainlib.training.hooks.tracking import curves
+
+
+@pytest.fixture(autouse=True)
+def _real_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw, where other tests take a picture that is always the same."""
+    monkeypatch.setattr(curves, "picture", made_once.draw_picture)
 
 
 def write_rows(run: Path, rows: list[dict[str, object]]) -> Path:
@@ -90,11 +97,16 @@ def test_the_end_of_a_run_does_not_wait_for_long(
     released.set()
 
 
+def train_and_draw(arguments: list[str]) -> int:
+    ranks.replace(curves, "picture", made_once.draw_picture)
+    return ranks.main(arguments)
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_ends_with_its_picture(world_size: int, tmp_path: Path) -> None:
     """A real one, of one rank and of two; of the two, only rank 0 draws."""
     tiny.make_images(tmp_path / "images")
     arguments = tiny.arguments(tmp_path / "images", 1, 4)
-    assert ranks.train(arguments, world_size=world_size, cwd=tmp_path) == [0] * world_size
-    assert Image.open(tmp_path / "runs/run/curves.png").format == "PNG"
+    assert ranks.run(train_and_draw, arguments, world_size=world_size, cwd=tmp_path) == [0] * world_size
+    assert all(count > 20 for count in colours_in(tmp_path / "runs/run/curves.png").values())
     assert all("curves.png" not in ranks.console(tmp_path, rank) for rank in range(world_size))
