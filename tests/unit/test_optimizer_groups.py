@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from tiers import quick_or_soak
 from torch import nn
 
 from trainlib.config import Config, OptimizerConfig
@@ -28,6 +29,13 @@ TORCHVISION = (
     "densenet121", "vgg16_bn", "shufflenet_v2_x1_0", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5",
     "mobilenet_v2", "resnext50_32x4d", "swin_v2_t", "wide_resnet50_2", "efficientnet_b0", "vit_h_14",
 )  # fmt: skip
+
+# Of each kind of network one; the others are tried under `make soak`.
+QUICK = {
+    "resnet50", "convnext_tiny", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mobilenetv3_large_100",
+    "levit_128s", "eva02_tiny_patch14_224", "mobilenet_v3_large", "vit_b_16", "swin_t", "densenet121", "vgg16_bn",
+    "mnasnet0_5",
+}  # fmt: skip
 
 
 def of_timm(name: str) -> nn.Module:
@@ -54,7 +62,7 @@ def options(module: nn.Module, groups: list[dict[str, Any]], lr: str) -> dict[st
     return {name_of[id(p)]: (g["weight_decay"], g.get(lr, 1.0)) for g in groups for p in g["params"]}
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", quick_or_soak(QUICK, TIMM))
 def test_what_timm_makes(name: str) -> None:
     from timm.optim import _param_groups as timm_groups
 
@@ -70,7 +78,7 @@ def test_what_timm_makes(name: str) -> None:
         assert group["lr"] == 0.01 * group["lr_scale"]
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", quick_or_soak(QUICK, TORCHVISION))
 def test_what_torchvisions_training_script_makes(name: str) -> None:
     """Its norms are these classes; it asks `isinstance` of every module and takes the module's own parameters."""
     norms = (

@@ -28,10 +28,7 @@ TIMM = {
     "test_resnet": 64, "test_vit": 160, "test_efficientnet": 64, "test_convnext": 64, "test_byobnet": 64,
     "regnety_002": 32, "densenet121": 32, "swin_tiny_patch4_window7_224": 224,
 }  # fmt: skip
-QUICK = [
-    ("torchvision", name)
-    for name in ("resnet18", "densenet121", "shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small")
-]
+QUICK = [("torchvision", name) for name in ("shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small")]
 QUICK += [("timm", "test_resnet"), ("timm", "test_vit"), ("timm", "test_convnext")]
 ALL = [("torchvision", name) for name in TORCHVISION] + [("timm", name) for name in TIMM]
 

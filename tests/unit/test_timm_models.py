@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
+from tiers import quick_or_soak
 from torch import nn
 
 from trainlib.config import Config, ModelConfig, load_config
@@ -30,6 +31,12 @@ MODELS = (
     "densenet121", "mixer_b16_224", "beit_base_patch16_224", "inception_v3", "edgenext_small", "test_resnet",
     "coat_lite_medium_384", "tf_efficientnetv2_b3.in21k_ft_in1k",
 )  # fmt: skip
+
+# The other models are tried under `make soak`.
+QUICK = {
+    "resnet50.a1_in1k", "vit_base_patch16_224", "convnext_tiny.fb_in22k_ft_in1k_384", "tf_efficientnet_lite0",
+    "mobilenetv3_large_100", "densenet121", "inception_v3", "test_resnet", "tf_efficientnetv2_b3.in21k_ft_in1k",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def pictures() -> list[Image.Image]:
     return [*resized, Image.new("RGB", (300, 200), (255, 0, 7))]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick_or_soak(QUICK, MODELS))
 def test_a_picture_is_evaluated_as_timm_does(name: str) -> None:
     """In the same bits before it is normalised, and within a rounding of float32 after it."""
     import timm
