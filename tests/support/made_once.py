@@ -16,6 +16,7 @@ from trainlib.runs.machine import environment
 from trainlib.training.hooks.tracking import curves
 
 draw_once = functools.cache(make_synthetic)
+draw_few = functools.cache(functools.partial(make_synthetic, 800, 200))  # as 2,000 of the test take a second
 git_commit = functools.cache(environment.git_commit)
 draw_picture = curves.picture
 

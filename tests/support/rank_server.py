@@ -125,8 +125,7 @@ def _serve(requests: socket.socket) -> NoReturn:
         if not head:
             os._exit(0)
         request = _receive(requests, LENGTH.unpack(head)[0])
-        import warm  # noqa: F401 - what all ranks need, once the first one is asked for
-
+        _prepare(request)
         pid = os.fork()
         if not pid:
             signal.set_wakeup_fd(-1)
@@ -135,6 +134,14 @@ def _serve(requests: socket.socket) -> NoReturn:
             _call(request)
         reports[pid] = files[0]
         requests.sendall(NUMBER.pack(pid))
+
+
+def _prepare(request: bytes) -> None:
+    """Import here what the rank, and others after it, would import anew."""
+    import warm  # noqa: F401 - of all ranks, once the first one is asked for
+
+    if b"timm/" in request:  # the name of a model
+        import timm  # noqa: F401
 
 
 def _report_ended(reports: dict[int, int]) -> None:

@@ -11,6 +11,7 @@ from trainlib.runs.machine.environment import code_sha256
 
 load_config(["quickstart"])
 made_once.draw_once()
+made_once.draw_few()
 made_once.picture_once()
 made_once.git_commit()
 code_sha256()

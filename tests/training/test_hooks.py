@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import made_once
 import pytest
 import ranks
 import tiny
 from tiers import slow_but
 
 import trainlib
+import trainlib.data
 from trainlib.runs.records.rows import Row
 
 ARGUMENTS = ("data.limit=40", "train.epochs=2", "train.batch_size=20", "tracking.log_every=1", "name=run")
@@ -72,6 +74,7 @@ def fit_with_a_story(folder: str) -> int:
     import os
 
     story = Story()
+    ranks.replace(trainlib.data, "make_synthetic", made_once.draw_few)
     trainlib.fit("quickstart", *ARGUMENTS, hooks=[story])
     Path(folder, f"story-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(story.events))
     return 0
@@ -97,7 +100,8 @@ class Broken(Story):
             raise ValueError("of the hook")
 
 
-def test_an_exception_of_a_hook_ends_the_run_and_all_are_closed(workdir: Path) -> None:
+def test_an_exception_of_a_hook_ends_the_run_and_all_are_closed(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainlib.data, "make_synthetic", made_once.draw_few)
     broken, other = Broken(), Story()
     with pytest.raises(ValueError, match="of the hook"):
         trainlib.fit("quickstart", *ARGUMENTS, hooks=[broken, other])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import made_once
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ from torch.nn import functional
 import trainlib
 import trainlib.data
 from trainlib.config import LossConfig, load_config
-from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.errors import ConfigError
 from trainlib.inference.evaluate import main as evaluate
 from trainlib.models.losses import Objective, with_class_weights
@@ -72,14 +72,13 @@ def test_a_run_trains_with_the_weights_of_its_training_samples_and_records_them(
 ) -> None:
     """With data.limit and a validation split: only what is trained on counts. `launch eval` needs the numbers later."""
     monkeypatch.chdir(tmp_path)
-    drawings = make_synthetic(200, 100)
-    monkeypatch.setattr(trainlib.data, "make_synthetic", lambda: drawings)
+    monkeypatch.setattr(trainlib.data, "make_synthetic", made_once.draw_few)
     words = ["quickstart", "data.limit=90", "train={epochs: 1, batch_size: 45}", "scheduler=null"]
     words += ["tracking={log_every: 1, tensorboard: false, progress: false, wandb: {mode: disabled}}"]
     balanced = trainlib.fit(*words, "name=balanced", "loss={weight: balanced}")
     assert "loss.weight by class: " in capsys.readouterr().out
     manifest = json.loads(next(balanced.checkpoints.glob("step-*/manifest.json")).read_text())
-    labels_N = drawings.train.labels_N
+    labels_N = made_once.draw_few().train.labels_N
     plan, _ = build_plan(load_config(words), labels_N)
     counts = torch.bincount(labels_N[plan.ids_N], minlength=10).tolist()
     assert manifest["class_weights"] == [90 / (10 * n) for n in counts]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+import made_once
 import numpy as np
 import pytest
 import ranks
@@ -19,7 +19,6 @@ from hypothesis import strategies as some
 import trainlib.data
 from trainlib.config import Best, load_config
 from trainlib.data.batches.loader import MicroBatch
-from trainlib.data.sources.arrays.synthetic import make_synthetic
 from trainlib.data.targets import Targets
 from trainlib.errors import ConfigError
 from trainlib.training.metrics.class_counts import ClassCounter, ClassCounts, is_in_top
@@ -145,7 +144,7 @@ DECIDING = [
 
 
 def train_on_few(arguments: list[str]) -> int:
-    ranks.replace(trainlib.data, "make_synthetic", functools.partial(make_synthetic, 400, 200))
+    ranks.replace(trainlib.data, "make_synthetic", made_once.draw_few)
     return ranks.main(arguments)
 
 
