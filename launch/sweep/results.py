@@ -14,6 +14,7 @@ from launch.sweep.search.halving import FAILED
 from launch.sweep.search.settings import Search
 from launch.sweep.search.trials import Trial
 from launch.sweep.standing import standing
+from launch.sweep.validation import ranked_by, validated
 from trainlib.config import differences, is_harmless, read_resolved
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.status import Run, read_run
@@ -32,12 +33,12 @@ def is_finished(element: Element) -> bool:
 def results_table(sweep: Sweep) -> Table:
     """Return a row for each run: what sets it apart, how far it is, its best validation and test accuracy, its name.
 
-    The best one comes first: by what its configuration calls best, or by the test accuracy where it names nothing. In a
-    search, a run that came to a later rung is better, and of those at the same rung the one with the better result
-    there.
+    The best one comes first, by the validation (see `ranked_by`); without a validation split they keep the order of the
+    file. In a search, a run that came to a later rung is better, and of those at the same rung the one with the better
+    result there.
     """
     seen = _seen(sweep)
-    metrics = {one.element.config.checkpoint.best.metric for one in seen if one.element.config.checkpoint.best}
+    metrics = {metric for one in seen if (metric := one.metric) is not None}
     columns = [
         _column(title, [value_text(one.element.values[key]) if key in one.element.values else "" for one in seen])
         for key, title in short_keys(sweep.varied).items()
@@ -52,7 +53,7 @@ def results_table(sweep: Sweep) -> Table:
         )
     if metrics:
         title = metrics.pop() if len(metrics) == 1 else "best"
-        columns.append(_column(title, [_number(_best(one.element, one.run)) for one in seen]))
+        columns.append(_column(title, [_number(one.value) for one in seen]))
     columns += [
         _column("test/accuracy", [_number(_test_accuracy(one.run)) for one in seen]),
         Column("RUN", [one.element.name for one in seen]),
@@ -69,8 +70,8 @@ def results_facts(sweep: Sweep) -> list[dict[str, Any]]:
             "values": {key: one.element.values.get(key) for key in sweep.varied},
             "status": one.status,
             "step": one.run.step,
-            "metric": one.element.config.checkpoint.best.metric if one.element.config.checkpoint.best else None,
-            "best": _best(one.element, one.run),
+            "metric": one.metric,
+            "best": one.value,
             "test_accuracy": _test_accuracy(one.run),
             **(
                 {"rungs": {f"{r}ep": v for r, v in zip(rungs, one.trial.at_rungs, strict=True)}, "command": one.command}
@@ -98,6 +99,16 @@ class _Seen:
     run: Run
     trial: Trial | None
     status: str
+
+    @property
+    def value(self) -> float | None:
+        return validated(self.element.config, self.run)
+
+    @property
+    def metric(self) -> str | None:
+        """Return the metric that ranks the run; None where it has none of a validation, and is to have none."""
+        config = self.element.config
+        return None if config.checkpoint.best is None and self.value is None else ranked_by(config)[0]
 
     @property
     def command(self) -> str:
@@ -145,22 +156,10 @@ def _rank_of_trial(trial: Trial, search: Search | None) -> tuple[float, ...]:
 
 def _rank(element: Element, run: Run) -> tuple[bool, float]:
     """Return the sort key of a run: the best one comes first, and runs without a result come last."""
-    best = element.config.checkpoint.best
-    value = _test_accuracy(run) if best is None else _best(element, run)
+    value = validated(element.config, run)
     if value is None:
         return True, 0.0
-    return False, value if best is not None and best.mode == "min" else -value
-
-
-def _best(element: Element, run: Run) -> float | None:
-    """Return the best value of the metric that chooses the best checkpoint; the newest value while the run goes on."""
-    best = element.config.checkpoint.best
-    if best is None:
-        return None
-    split, _, quantity = best.metric.partition("/")
-    newest = run.last.get((split, None)) or run.last.get((split, "epoch")) or {}
-    value = (run.summary.get("best") or {}).get("value", newest.get(quantity))
-    return value if isinstance(value, int | float) else None
+    return False, value if ranked_by(element.config)[1] == "min" else -value
 
 
 def _test_accuracy(run: Run) -> float | None:

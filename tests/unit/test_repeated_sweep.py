@@ -142,6 +142,21 @@ def test_configurations_are_ranked_by_validation(capsys: pytest.CaptureFixture[s
     assert [one.label for one in repeats_of(sweep)] == ["lr=0.2", "lr=0.1"]
 
 
+def test_without_a_best_checkpoint_the_last_validation_ranks() -> None:
+    sweep = read(
+        "configs: [quickstart]\nseeds: 2\noverrides: {checkpoint.best: null}\ngrid: {optimizer.lr: [0.1, 0.2]}\n"
+    )
+    for element in sweep.elements:
+        better = element.values["optimizer.lr"] == 0.2
+        run = complete(element.name, accuracy=0.6 if better else 0.9, best=0.1)
+        row = {"split": "val", "step": 1, "loss": 1.0, "accuracy": 0.8 if better else 0.7}
+        (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert [(one.label, one.spreads["val/accuracy"].mean) for one in repeats_of(sweep)] == [
+        ("lr=0.2", 0.8),
+        ("lr=0.1", 0.7),
+    ]
+
+
 def test_unfinished_runs_do_not_count() -> None:
     sweep = read(FOLDS)
     complete(sweep.elements[0].name, 0.8)

@@ -18,7 +18,7 @@ from sweep_files import GRID, written
 from launch.cli import main
 from launch.sweep.file.grid import read_sweep
 from launch.sweep.file.names import element_names, short_keys
-from launch.sweep.results import results_table
+from launch.sweep.results import results_facts, results_table
 from trainlib.config import load_config
 from trainlib.errors import ConfigError
 
@@ -236,3 +236,31 @@ def test_results_best_first(metric: str, order: list[int], capsys: pytest.Captur
     assert str(results_table(read_sweep(Path("s.yaml")))).splitlines() == [header, *(rows[index] for index in order)]
     assert main(["sweep", "s.yaml", "--results"]) == 0
     assert capsys.readouterr().out == "\n".join([header, *(rows[index] for index in order)]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "metric", "validation", "order"),
+    [
+        ("checkpoint.best: null", "val/accuracy", True, [2, 0, 1]),
+        ("data.val_fraction: 0.0", None, False, [0, 1, 2]),
+        ("checkpoint.best: {metric: val/loss}", "val/loss", True, [1, 2, 0]),
+    ],
+)
+@pytest.mark.usefixtures("workdir")
+def test_runs_are_never_ranked_by_the_test(
+    overrides: str, metric: str | None, validation: bool, order: list[int]
+) -> None:
+    """The better on the test, the earlier the run in the file. Without a best checkpoint, the last weights count."""
+    written(f"configs: [quickstart]\noverrides: {{{overrides}}}\ngrid: {{seed: [0, 1, 2]}}\n")
+    rows = [(0.7, 0.5, 0.3), (0.9, 0.4, 0.1), (0.8, 0.6, 0.2)]  # accuracy before, and at the end with its loss
+    for seed, (before, last, loss) in enumerate(rows):
+        best = {"best": {"metric": metric, "value": loss}} if metric == "val/loss" else {"best": None}
+        summary = {"status": "completed", "step": 2, **best, "test": {"accuracy": 0.9 - 0.1 * seed}}
+        val = [
+            {"split": "val", "step": 1, "loss": 1.0, "accuracy": before},
+            {"split": "val", "step": 2, "loss": loss, "accuracy": last},
+        ]
+        fabricated(f"s-seed{seed}", summary, *(val if validation else []))
+    facts = results_facts(read_sweep(Path("s.yaml")))
+    assert [fact["name"] for fact in facts] == [f"s-seed{seed}" for seed in order]
+    assert {fact["metric"] for fact in facts} == {metric}

@@ -12,6 +12,7 @@ from launch.sweep.file.grid import Element, Sweep
 from launch.sweep.file.names import short_keys, value_text
 from launch.sweep.repeated.predictions import FILE, Predictions, figures, pooled, read_predictions
 from launch.sweep.repeated.statistics import Spread, spread
+from launch.sweep.validation import ranked_by, validated
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.status import read_run
 from trainlib.runs.files.json_records import read_json
@@ -62,7 +63,7 @@ class Repeats:
 def repeats_of(sweep: Sweep) -> list[Repeats]:
     """Return the configurations of a sweep with their repeated runs, the best one first, by validation.
 
-    That is the mean of the metric that decides the best checkpoint; without one they stay in the file's order.
+    That is the mean of the metric that ranks their runs; without a validation split they stay in the file's order.
     """
     groups: dict[str, list[Element]] = {}
     for element in sweep.elements:
@@ -83,22 +84,22 @@ def _repeats(sweep: Sweep, elements: Sequence[Element]) -> Repeats:
 
 def _figures_of(run: Path, element: Element) -> dict[str, float]:
     """Return the figures of a complete run, by the names that a configuration has for them; empty for another one."""
-    summary = read_run(run).summary
+    state = read_run(run)
+    summary = state.summary
     test = read_json(run / "evaluation-test.json") or summary.get("test") or {}
     if summary.get("status") != "completed" or not test:
         return {}
-    best, chosen = summary.get("best") or {}, element.config.checkpoint.best
-    found: dict[str, Any] = {chosen.metric: best.get("value")} if chosen is not None else {}
+    found: dict[str, Any] = {ranked_by(element.config)[0]: validated(element.config, state)}
     found |= {f"test/{name}": test.get(name) for name in (*NUMBERS, *(test.get("own_metrics") or ()))}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _rank(repeats: Repeats) -> tuple[bool, float]:
-    best = repeats.elements[0].config.checkpoint.best
-    found = repeats.spreads.get(best.metric) if best is not None else None
-    if best is None or found is None:
-        return best is not None, 0.0
-    return False, found.mean if best.mode == "min" else -found.mean
+    metric, mode = ranked_by(repeats.elements[0].config)
+    found = repeats.spreads.get(metric)
+    if found is None:
+        return True, 0.0
+    return False, found.mean if mode == "min" else -found.mean
 
 
 def repeats_table(repeats: Sequence[Repeats]) -> Table:
