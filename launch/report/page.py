@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launch.report import formats
 from launch.report.charts.chart import Plot
 from launch.report.charts.curves import charts_of, colour_of, common_legend
-from launch.report.comparison import ABSENT, class_scores, config_differences, noise, ranking, results
+from launch.report.comparison import ABSENT, Ranking, class_scores, config_differences, noise, ranking, results
 from launch.report.facts.run_facts import RunFacts
 from launch.report.facts.series import tick_label
 from launch.report.run_view import view_of
@@ -26,17 +26,21 @@ from trainlib.runs.terminal.printable import printable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from launch.report.search_view import SearchView
     from trainlib.runs.terminal.tables import Table
 
 
-def page(runs: Sequence[RunFacts], now: datetime, repeats: Table | None = None) -> str:
+def page(
+    runs: Sequence[RunFacts], now: datetime, repeats: Table | None = None, search: SearchView | None = None
+) -> str:
     """Return the whole page; `now` is when it is made. Several runs are shown best first.
 
     repeats   what the runs of a sweep with `folds` or `seeds` say together
+    search    whose best trials the runs are, in its own order
     """
-    if len(runs) == 1:
+    if len(runs) == 1 and search is None:
         return _of_runs("run.html.j2", runs, now, run=runs[0], view=view_of(runs[0]))
-    ranked = ranking(runs)
+    ranked = ranking(runs) if search is None else Ranking([*runs], f"the rung they came to, then by {search.metric}")
     split, classes = class_scores(ranked.runs) or (None, None)
     return _of_runs(
         "comparison.html.j2",
@@ -44,9 +48,10 @@ def page(runs: Sequence[RunFacts], now: datetime, repeats: Table | None = None) 
         now,
         ranked_by=ranked.by,
         repeats=repeats,
+        search=search,
         noise=noise(ranked.runs),
         results=results(ranked.runs),
-        common=common_legend(ranked.runs),
+        common=common_legend(ranked.runs) if len(runs) > 1 else (),
         differences=config_differences(ranked.runs),
         split=split,
         classes=classes,

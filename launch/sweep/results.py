@@ -11,6 +11,7 @@ from typing import Any
 from launch.sweep.file.grid import Element, Sweep
 from launch.sweep.file.names import short_keys, value_text
 from launch.sweep.search.halving import FAILED
+from launch.sweep.search.importance import importances
 from launch.sweep.search.settings import Search
 from launch.sweep.search.trials import Trial
 from launch.sweep.standing import standing
@@ -89,6 +90,29 @@ def best_command(sweep: Sweep) -> str | None:
     if best is None or best.trial is None or best.trial.why_failed is not None or best.trial.last is None:
         return None
     return best.command
+
+
+def key_importances(sweep: Sweep) -> dict[str, float]:
+    """Return how much each key that a search varies matters (see `importances`), the most important one first.
+
+    Judged by the first rung, to which all trials come; without rungs, by their ends. Empty where nothing can be said.
+    """
+    search = sweep.search
+    if search is None:
+        return {}
+    judged = [
+        (one.element.values, score)
+        for one in _seen(sweep)
+        if one.trial is not None and (score := one.trial.first_score(search)) is not None
+    ]
+    return importances([values for values, _ in judged], [score for _, score in judged])
+
+
+def importance_text(sweep: Sweep) -> str | None:
+    """Return the importance of the keys in a line; None where nothing can be said."""
+    found = key_importances(sweep)
+    short = short_keys(found)
+    return ", ".join(f"{short[key]} {value:.2f}" for key, value in found.items()) or None
 
 
 @dataclass(frozen=True)

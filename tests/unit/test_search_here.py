@@ -5,8 +5,10 @@ The trials are not trained here: each writes the rows that a table holds for it.
 
 from __future__ import annotations
 
+import html
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,13 +184,31 @@ def test_results_as_a_table_and_as_json_with_the_command_of_the_best(
     ]
     assert main(["sweep", "s.yaml", "--results", "--json"]) == 0
     facts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert err == f"best: {facts[0]['command']}\n"
+    assert err.splitlines()[-1] == f"best: {facts[0]['command']}"
+    assert re.fullmatch(r"importance, from 0 to 1: lr [01]\.\d\d, momentum [01]\.\d\d", err.splitlines()[0])
     assert facts[0]["command"].startswith("launch run quickstart train.epochs=9 optimizer.lr=")
     named = {element.name: element for element in sweep.elements}
     assert [fact["name"] for fact in facts] == [line.split()[-1] for line in out.splitlines()[1:]]
     for fact in facts:
         lr = named[fact["name"]].values["optimizer.lr"]
         assert fact["rungs"]["1ep"] == pytest.approx(1 - abs(lr - 0.1), abs=1e-4)
+
+
+@pytest.mark.usefixtures("workdir")
+def test_the_page_of_a_search(capsys: pytest.CaptureFixture[str]) -> None:
+    """All trials in the table's order, the importance of both keys, the command of the best; curves of the best 12."""
+    written(SEARCH.replace("trials: 10", "trials: 14"))
+    sweep = searched()
+    facts = results_facts(sweep)
+    assert main(["report", "s.yaml"]) == 0
+    assert capsys.readouterr().out == "report.html\n"
+    page = html.unescape(Path("report.html").read_text())
+    trials, _, rest = page.partition("<h2>Trials</h2>")[2].partition("</section>")
+    assert re.findall(r"<td>(s-\d+)</td>", trials) == [fact["name"] for fact in facts]
+    assert f"<pre>{facts[0]['command']}</pre>" in page
+    assert page.index("<code>optimizer.lr</code>") < page.index("<code>optimizer.momentum</code>")
+    assert "What follows is of the best 12 alone." in trials
+    assert [name for name in (fact["name"] for fact in facts) if name in rest] == [f["name"] for f in facts[:12]]
 
 
 @pytest.mark.usefixtures("workdir")

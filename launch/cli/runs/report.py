@@ -27,14 +27,15 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
 
     It prints where the page is. The page holds all that it needs, so that it can be sent on, and opens without a
     network. That of one run goes to runs/NAME/report.html, that of several to report.html. A sweep file stands for its
-    runs; of one with folds or seeds, the page says what they show together.
+    runs; of one with folds or seeds, the page says what they show together; of a search, how all trials did, which keys
+    matter, and the command of the best one.
     """
     from launch.report.facts.run_facts import read_facts
     from launch.report.page import page, write_page
     from trainlib.runs.attempt.status import find_run
 
-    sweep = _sweep(names)
-    repeats = None
+    sweep, given = _sweep(names), names
+    repeats, search = None, None
     if sweep is not None:
         if sweep.repeated:
             from launch.cli.sweeps.out_of_fold import collect
@@ -43,26 +44,35 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
             collect(sweep)
             repeats = repeats_table(repeats_of(sweep))
         names = _begun(sweep)
+        if sweep.search:
+            from launch.report.search_view import view_of_search
+
+            search = view_of_search(sweep)
+            names = search.shown
     directories = list(dict.fromkeys(find_run(name) for name in names))
     if output is None:
-        output = directories[0] / "report.html" if len(directories) == 1 else Path("report.html")
-    write_page(output, page([read_facts(directory) for directory in directories], datetime.now(UTC), repeats))
+        output = directories[0] / "report.html" if len(directories) == 1 and not search else Path("report.html")
+    write_page(output, page([read_facts(directory) for directory in directories], datetime.now(UTC), repeats, search))
     click.echo(output)
     if open_it:
         import webbrowser
 
         webbrowser.open(output.resolve().as_uri())
     else:
-        tell_next(shlex.join(["launch", "report", *names, "--open"]))
+        tell_next(shlex.join(["launch", "report", *given, "--open"]))
     return 0
 
 
 def _sweep(names: Sequence[str]) -> Sweep | None:
-    """Return the sweep that the words name; None where they name runs."""
-    if len(names) != 1 or not names[0].endswith((".yaml", ".yml")):
-        return None
-    from launch.sweep.file.grid import read_sweep
+    """Return the sweep that the words name, a file or a shipped one; None where they name runs."""
+    from trainlib.runs import RUNS
 
+    if len(names) != 1 or (RUNS / names[0] / "config.yaml").is_file():
+        return None
+    from launch.sweep.file.grid import read_sweep, shipped_sweeps
+
+    if not (names[0].endswith((".yaml", ".yml")) or names[0] in shipped_sweeps()):
+        return None
     return read_sweep(Path(names[0]))
 
 

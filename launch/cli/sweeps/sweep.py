@@ -33,6 +33,7 @@ MOST_IN_A_LINE = 4  # runs
 class _Asked:
     """The options that say where and how the runs train; those behind `options` are for SLURM alone."""
 
+    file: str
     local: bool
     parallel: int | None
     processes: int | None
@@ -81,7 +82,7 @@ def sweep(
     from launch.sweep.file.grid import read_sweep
     from trainlib.runs.own_code.sources import read_named
 
-    asked = _Asked(**options)
+    asked = _Asked(file, **options)
     digests = read_named(code).digests or None
     latest = RESUME_LATEST if resume else None
     refuse_fresh_resume(asked.fresh, latest)
@@ -130,7 +131,7 @@ def _of_site(site: str, plan: Sweep) -> list[str]:
 
 
 def _show_results(plan: Sweep, *, as_json: bool = False) -> None:
-    from launch.sweep.results import best_command, results_facts, results_table
+    from launch.sweep.results import best_command, importance_text, results_facts, results_table
     from trainlib.runs.files.json_records import to_json
     from trainlib.runs.terminal.tables import show
 
@@ -141,6 +142,8 @@ def _show_results(plan: Sweep, *, as_json: bool = False) -> None:
     show(results_table(plan))
     if plan.repeated:
         show_repeats(plan)
+    if (text := importance_text(plan)) is not None:
+        click.echo(f"importance, from 0 to 1: {text}", err=True)
     if (command := best_command(plan)) is not None:
         click.echo(f"best: {command}", err=True)
 
@@ -177,6 +180,7 @@ def _search_here(plan: Sweep, flags: Sequence[str], asked: _Asked) -> int:
     exit_code = search_here(plan, asked.parallel or 1, _shares(plan, asked), prepare_all, fresh=asked.fresh)
     if exit_code not in (EXIT_INTERRUPTED, EXIT_USER_ERROR):
         _show_results(with_samples(plan))
+        tell_next(shlex.join(["launch", "report", asked.file]))
     return exit_code
 
 

@@ -115,9 +115,14 @@ class Frame:
             raise ConfigError([_relocated(mistake, self.source) for mistake in told]) from error
 
 
+def shipped_sweeps() -> dict[str, Path]:
+    """Return the sweep files that come with the software, by their names."""
+    return {file.stem: file for file in sorted((configs_folder() / "sweeps").glob("*.yaml"))}
+
+
 def find_sweep(path: Path) -> Path:
     """Return the file: the path as given, or the shipped sweep of that name. Raises ConfigError where there is none."""
-    shipped = {file.stem: file for file in sorted((configs_folder() / "sweeps").glob("*.yaml"))}
+    shipped = shipped_sweeps()
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
     if str(path) in shipped:

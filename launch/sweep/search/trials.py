@@ -43,6 +43,14 @@ class Trial:
         missing = FAILED if self.why_failed is not None else None
         return [missing if v is None else FAILED if math.isnan(v) else sign * v for v in self.at_rungs]
 
+    def first_score(self, search: Search) -> float | None:
+        """Return the score at the first rung, or at the end of a search without rungs; low ones are better."""
+        if search.rungs:
+            return self.scores(search)[0]
+        if self.why_failed is not None:
+            return FAILED
+        return None if self.final is None else self.final if search.mode == "min" else -self.final
+
 
 def read_trial(directory: Path, search: Search, why_failed: str | None = None) -> Trial:
     """Return what the rows of a trial say; why_failed: from the journal, None where it has not failed."""
