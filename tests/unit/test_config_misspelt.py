@@ -97,6 +97,7 @@ FULL: dict[str, Any] = {
         "precision": "fp32",
         "clip_grad_norm": None,
         "average": {"decay": 0.99, "every": 1, "warmup": "timm", "scale_decay": True},
+        "keep_batchnorm": True,
         "early_stopping": {"metric": "val/loss", "patience": 3, "mode": "min", "min_delta": 0.1},
         "device": "cpu",
         "reproducibility": "exact",

@@ -1,6 +1,13 @@
 """Networks, their weights, losses, optimizers and schedules."""
 
-from trainlib.models.classifier import Classifier, build_model, check_forward, preserve_buffers, set_train_mode
+from trainlib.models.classifier import (
+    Classifier,
+    build_model,
+    check_forward,
+    keep_batchnorm,
+    preserve_buffers,
+    set_train_mode,
+)
 from trainlib.models.sources.preprocessing import preprocessing_of
 from trainlib.models.sources.published import Preprocessing
 
@@ -9,6 +16,7 @@ __all__ = [
     "Preprocessing",
     "build_model",
     "check_forward",
+    "keep_batchnorm",
     "preprocessing_of",
     "preserve_buffers",
     "set_train_mode",

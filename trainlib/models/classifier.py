@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainlib.config import ModelConfig, Size, custom_part_missing, is_custom, sides
 from trainlib.errors import UserError, WeightsError
@@ -37,11 +38,13 @@ class Classifier:
     module   the network, a plain torchvision or torch module
     head     name of the last linear layer, such as `fc`, `classifier.6` or `fc.1`
     frozen   names of the modules that do not learn: without gradients, and always in eval mode
+    kept     names of the BatchNorm layers that learn but whose statistics stay, so always in eval mode as well
     """
 
     module: nn.Module
     head: str
     frozen: frozenset[str]
+    kept: frozenset[str] = frozenset()
 
 
 def build_model(
@@ -73,11 +76,24 @@ def build_model(
     return classifier
 
 
+def keep_batchnorm(classifier: Classifier) -> Classifier:
+    """Return the classifier, in train mode, with BatchNorm statistics that stay as they are, where it has any.
+
+    The layers' scales and shifts learn like any other weight. So Keras advises for fine-tuning
+    (https://keras.io/guides/transfer_learning): few pictures give statistics that are far from those that the
+    pretrained layers behind expect.
+    """
+    layers = (name for name, module in classifier.module.named_modules() if isinstance(module, _BatchNorm))
+    kept = replace(classifier, kept=frozenset(layers))
+    set_train_mode(kept)
+    return kept
+
+
 def set_train_mode(classifier: Classifier) -> None:
-    """Set train mode, but eval mode for frozen modules: their BatchNorm statistics stay, their dropout is off."""
+    """Set train mode, but eval mode for what is frozen or kept: BatchNorm statistics stay, dropout is off."""
     classifier.module.train()
     for name, module in classifier.module.named_modules():
-        if name in classifier.frozen:
+        if name in classifier.frozen or name in classifier.kept:
             module.training = False
 
 

@@ -64,6 +64,7 @@ MISTAKES: tuple[str, ...] = (
     'data.augment={} model=\'{freeze: ["0.*"], unfreeze: [{match: "*", at: 1ep}], cache_features: true}\'',
     "model='{name: resnet18, sync_batchnorm: true}' train.micro_batch_size=16",
     "model='{name: resnet18, checkpoint_activations: true}' train.compile=true",
+    "model='{name: resnet18, sync_batchnorm: true}' train.keep_batchnorm=true",
     "model='{name: resnet18, sync_batchnorm: true}' train.audit=100",
     "optimizer='{name: Rprop, no_decay: norm}'",
     "data.normalize='{mean: [124, 116, 104], std: [0.2, 0.2, 0.2]}'",

@@ -97,6 +97,11 @@ RUN_DESCRIPTIONS: Mapping[str, Description] = {
         "For `elastic`: number of shards that every batch is split into, at any number of processes.",
         "train.virtual_shards=8",
     ),
+    "train.keep_batchnorm": D(
+        "`true`: BatchNorm normalises with the mean and variance that came with the weights, in training too, and they "
+        "stay; its scale and shift learn ([models.md](models.md#batchnorm-when-fine-tuning)).",
+        "train.keep_batchnorm=true",
+    ),
     "train.compile": D(
         "Compile the model with `torch.compile`, which takes up to a minute at each start. `auto`: measure at the "
         "first start, and compile if that saves more time than it takes; a resumed run does the same.",

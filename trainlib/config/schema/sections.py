@@ -148,6 +148,7 @@ class TrainConfig(Section):
     precision: Precision = "fp32"
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
     average: AverageConfig | None = None
+    keep_batchnorm: bool = False
     early_stopping: EarlyStopping | None = None
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     reproducibility: Literal["exact", "elastic", "fast"] = "exact"

@@ -122,6 +122,11 @@ def warn_of_useless_data(config: Config, dataset: Dataset, plan: Plan, val_ids: 
             f"model.freeze is {config.model.freeze}, but model.weights is null: the frozen layers keep their random "
             "values. Give weights, or leave model.freeze out"
         )
+    if config.train.keep_batchnorm and config.model.weights is None and not is_custom(config.model.name):
+        warnings.append(
+            "train.keep_batchnorm is true, but model.weights is null: BatchNorm keeps a mean of 0 and a variance of 1. "
+            "Give weights, or leave it out"
+        )
     if config.data.repeats > 1 and config.data.augment == Augment():
         warnings.append("data.repeats repeats the same images, as data.augment changes none: leave it out")
     jitter = config.data.augment.color_jitter

@@ -10,7 +10,7 @@ from trainlib.config import Config, is_custom
 from trainlib.data import DatasetInfo
 from trainlib.data.batches.plan import Plan
 from trainlib.errors import UserError
-from trainlib.models import Classifier, build_model, check_forward, set_train_mode
+from trainlib.models import Classifier, build_model, check_forward, keep_batchnorm, set_train_mode
 from trainlib.models.architectures.average_pool import replace_average_pools
 from trainlib.models.forward.recomputation import recompute_blocks
 from trainlib.models.forward.synchronized_batchnorm import synchronize
@@ -58,6 +58,8 @@ def build_classifier(
             model, num_classes, config.data.image_size, channels=config.data.channels, load_weights=with_weights
         )
         classifier.module.to(memory_format=torch.channels_last)
+    if config.train.keep_batchnorm:
+        classifier = keep_batchnorm(classifier)
     classifier.module.to(device)
     if device.type != "cpu" and config.train.reproducibility != "fast":
         replace_average_pools(classifier.module)
@@ -80,6 +82,8 @@ def check_build(config: Config, data: DatasetInfo, custom: CustomParts = NO_CUST
         with torch.device("meta"):
             model, channels = local_weights(pin_weights(config, fresh=True).model), config.data.channels
             classifier = build_model(model, num_classes, config.data.image_size, channels=channels)
+        if config.train.keep_batchnorm:
+            classifier = keep_batchnorm(classifier)
     check_images(classifier, config, plan, num_classes, world_size=1)
     build_augmentation(config, custom.transform)
     loss = with_class_weights(config.loss, data.labels_N[plan.ids_N], num_classes)

@@ -256,6 +256,7 @@ _RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"model", "data"}, picture_rules.inputs_of_three_channels),
     ({"model", "data"}, model_rules.constant_features),
     ({"model", "train"}, model_rules.whole_batches),
+    ({"model", "train"}, model_rules.batchnorm_learns),
     ({"model", "train"}, model_rules.not_compiled),
     ({"model", "train"}, model_rules.not_audited),
     ({"data"}, _policy_arguments_fit),

@@ -71,6 +71,13 @@ def whole_batches(config: Config) -> Iterator[Mistake]:
         yield Mistake("train.micro_batch_size", rule)
 
 
+def batchnorm_learns(config: Config) -> Iterator[Mistake]:
+    """Refuse to take BatchNorm's statistics over all processes where it takes none."""
+    if config.model.sync_batchnorm and config.train.keep_batchnorm:
+        rule = "got true, but train.keep_batchnorm is true, and then no statistics are taken: leave one of the two out"
+        yield Mistake("model.sync_batchnorm", rule)
+
+
 def not_audited(config: Config) -> Iterator[Mistake]:
     """Refuse to have one rank repeat what it can only compute with all others."""
     if config.model.sync_batchnorm and config.train.audit is not None:
