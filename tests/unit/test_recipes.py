@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torchvision.ops._utils import split_normalization_params
 from trainlib.config import Config, load_config, shipped_configs
 from trainlib.data.batches.plan import Plan
 from trainlib.models import build_model
+from trainlib.models.freezing import unfreeze_stages
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.models.weights.ema import update_decay
@@ -157,6 +159,52 @@ def test_the_average_is_that_of_torchvisions_script(name: str) -> None:
         in_warmup = (update - 1) * 32 <= warmup
         assert of(update) == pytest.approx(0.0 if in_warmup else expected, abs=1e-12)
         assert of(update) == pytest.approx(update_decay(update, expected, 32, warmup), abs=1e-12)
+
+
+@pytest.mark.parametrize(("name", "head_epochs", "scale"), [("finetune", 1, 0.3), ("finetune_small_data", 5, 0.3)])
+def test_the_last_layer_learns_first_and_then_all_at_a_lower_rate(name: str, head_epochs: int, scale: float) -> None:
+    """The rates of this project's own recipes, and what learns, beside the formulas that their comments tell."""
+    config, epoch_steps = load_config([name]), 40
+    assert config.train.epochs is not None
+    assert config.train.keep_batchnorm
+    assert config.data.augment.crop is not None
+    assert config.data.augment.crop.scale == [0.5, 1.0]
+    with torch.device("meta"):
+        model = config.model.model_copy(update={"weights": None})
+        classifier = build_model(model, 7, config.data.image_size)
+    stages = unfreeze_stages(model, classifier, epoch_steps)
+    boundary = head_epochs * epoch_steps
+    counts = [
+        sum(parameter.requires_grad for parameter in stages.enter(classifier, stages.of(step)).module.parameters())
+        for step in (0, boundary - 1, boundary, config.train.epochs * epoch_steps - 1)
+    ]
+    assert counts[0] == counts[1] == 2
+    assert counts[1] < counts[2] <= counts[3] == len(list(classifier.module.parameters()))
+    stages.train_all(classifier.module)
+    total = config.train.epochs * epoch_steps
+    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head)
+    head, last_block = optimizer.param_groups[0], optimizer.param_groups[-1]
+    schedule = Schedule(config.scheduler, optimizer, total_steps=total, steps_per_epoch=epoch_steps)
+    for step in range(total):
+        expected = rate_of_own(name, step, boundary, total)
+        assert head["lr"] == pytest.approx(1e-3 * expected, abs=1e-12)
+        unscaled = last_block.get("unscaled_lr", last_block["lr"])
+        assert unscaled == pytest.approx(1e-3 * scale * expected, abs=1e-12)
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        schedule.after_step()
+        if (step + 1) % epoch_steps == 0:
+            schedule.after_epoch({})
+
+
+def rate_of_own(name: str, step: int, boundary: int, total: int) -> float:
+    """What the peak is multiplied by: 1 for the head, then a warm-up of 20 steps, and half a cosine to the end."""
+    if name == "finetune_small_data":
+        return 0.5 * (1 + math.cos(math.pi * step / total))
+    if step < boundary:
+        return 1.0
+    if step < boundary + 20:
+        return 0.1 + 0.9 * (step - boundary) / 20
+    return 0.5 * (1 + math.cos(math.pi * (step - boundary - 20) / (total - boundary - 20)))
 
 
 def names_in(groups: list[dict[str, Any]], module: nn.Module) -> dict[float, set[str]]:

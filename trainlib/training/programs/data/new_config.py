@@ -208,6 +208,7 @@ def yaml_text(seen: Seen, place: str, file: str) -> str:
             "What is there, and what is held out for validation and the test: a share of each class, where the data",
             "bring no such split. A larger image_size sees more and takes longer. augment: random changes in training.",
         ],
+        "model": ["Or another network: model.name=convnext_tiny. Its new last layer learns alone until `unfreeze`."],
         "train": [f"About {seen.num_training} training pictures: {steps} steps an epoch."],
     }
     lines = [
