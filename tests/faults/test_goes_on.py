@@ -17,12 +17,15 @@ import psutil
 import pytest
 import ranks
 import tiny
+from faulty import FAULTY
 from paths import REPOSITORY
 from patience import HANG, wait_until
 from soak import only_in_soak
 
 from trainlib.errors import WrongDeviceError
 from trainlib.runs.attempt.status import read_run
+from trainlib.runs.records.checkpoints import steps_in
+from trainlib.training.checkpoints.snapshots import FIRST_STEPS
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +33,7 @@ EVERY = 4
 HANG_SECONDS = 12
 ELASTIC = ("train.reproducibility=elastic", "train.virtual_shards=4")
 WORLDS = [(1, ()), pytest.param(2, (), marks=only_in_soak), (2, ELASTIC), pytest.param(4, ELASTIC, marks=only_in_soak)]
+SEVERAL: list[tuple[int, tuple[str, ...]]] = [(2, ()), (2, ELASTIC), (4, ELASTIC)]
 CRASHES = [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT]
 
 
@@ -134,35 +138,6 @@ def test_a_frozen_rank_is_named_and_replaced(
     assert [line.get("cause") for line in tiny.attempts(tmp_path, "start")] == [None, "hang"]
 
 
-# In the step of this number, from 1, the rank FAULT_RANK does what FAULT says.
-FAULTY = """\
-import importlib.util, os, signal, sys
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "trainlib.training.tuning.memory":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            train_step = module.train_step
-            def faulty(state, step, *rest):
-                if step == 16 and os.environ.get("RANK", "0") == os.environ["FAULT_RANK"]:
-                    if os.environ["FAULT"] == "raise":
-                        raise ValueError("a mistake in the model")
-                    if os.environ["FAULT"] == "kill":
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    if os.environ["WORLD_SIZE"] == "3":
-                        state.parameters[0].register_hook(lambda gradient: gradient * 2)
-                return train_step(state, step, *rest)
-            module.train_step = faulty
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Finder())
-"""
-
-
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=only_in_soak)])
 @pytest.mark.parametrize(
     ("fault", "every", "starts"), [("raise", 5, 1), ("kill", 5, 2), pytest.param("kill", 4, 4, marks=only_in_soak)]
@@ -182,6 +157,23 @@ def test_a_fault_that_repeats_ends_the_run(
     assert ("it repeats, and is not chance" in launched.console) == (starts == 2)
     assert ("give more with --restarts" in launched.console) == (starts == 4)
     assert ("a mistake in the model" in launched.console) == (fault == "raise")
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="this machine keeps no files in memory")
+@pytest.mark.parametrize(("world_size", "more"), [(1, ()), *(pytest.param(*w, marks=only_in_soak) for w in SEVERAL)])
+def test_what_was_done_since_the_newest_snapshot_is_all_that_is_done_again(
+    tmp_path: Path, images: Path, world_size: int, more: tuple[str, ...]
+) -> None:
+    whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
+    training = tiny.arguments(images, 24, 1000, "checkpoint.best=null", *more)
+    whole_run(training, whole, world_size)
+    (killed / "sitecustomize.py").write_text(FAULTY)
+    launched = Launched(killed, training, world_size, environment={"FAULT": "kill after a snapshot", "FAULT_RANK": "0"})
+    assert launched.wait() == 0, launched.console
+    tiny.assert_same_result(killed, whole)
+    (step,) = [start["from_step"] for start in tiny.attempts(killed, "start")[1:]]
+    assert step >= FIRST_STEPS
+    assert f"starting again from step {step}, restart 1 of 3" in launched.console
 
 
 @pytest.mark.parametrize("more", [ELASTIC, ()], ids=["elastic", "exact"])
@@ -226,24 +218,29 @@ def test_who_wants_an_end_gets_it(tmp_path: Path, images: Path, world_size: int,
 
 @only_in_soak
 @pytest.mark.parametrize(("world_size", "more"), WORLDS)
+@pytest.mark.parametrize(("every", "gap"), [(EVERY, EVERY), (100, 40)])
 def test_random_deaths_that_nobody_looks_after_change_no_bit(
-    tmp_path: Path, images: Path, world_size: int, more: tuple[str, ...]
+    tmp_path: Path, images: Path, world_size: int, more: tuple[str, ...], every: int, gap: int
 ) -> None:
     """HEAL_KILLS times a random process is killed or frozen; only a killed launcher is started again by hand.
 
-    Prints the seconds from each kill, or from when a freeze was noticed, to the next step, and the steps done again.
+    Prints the seconds from each kill, or from when a freeze was noticed, to the next step, and the steps done again,
+    beside those that it would have been without snapshots.
+
+    gap   steps from a start to the next kill, on average
     """
     kills = int(os.environ.get("HEAL_KILLS", "70"))
     choice = random.Random(18 + world_size)
-    training = tiny.arguments(images, 6 * kills + 12, EVERY, *more, "train.hang_seconds=20")
+    training = tiny.arguments(images, (gap + 20) * kills // 4 + 12, every, *more, "train.hang_seconds=20")
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
     whole_run(training, whole, world_size)
     options = ("--restarts", "1000")
     launched = Launched(killed, training, world_size, options)
     seconds: list[float] = []
     again: list[int] = []
+    since_checkpoint: list[int] = []
     for _ in range(kills):
-        step = tiny.last_step(killed) + choice.randint(1, 2 * EVERY)
+        step = tiny.last_step(killed) + choice.randint(1, 2 * gap)
         launched.wait_for_step(step)
         time.sleep(choice.uniform(0.0, 0.1))
         reached, starts = tiny.last_step(killed), launched.starts()
@@ -259,12 +256,15 @@ def test_random_deaths_that_nobody_looks_after_change_no_bit(
         launched.wait_for_start(starts + 1)
         begun = tiny.attempts(killed, "start")[-1]["from_step"]
         again.append(max(0, reached - begun))
+        newest = max(steps_in(killed / "runs/run/checkpoints"), default=0)
+        since_checkpoint.append(max(0, reached - min(newest, begun)))
         launched.wait_for_step(begun + 1)
         seconds.append(time.monotonic() - since)
     assert launched.wait() == 0, launched.console
     tiny.assert_same_result(killed, whole)
     seconds.sort()
     print(
-        f"\n{kills} deaths, {world_size} ranks: {statistics.median(seconds):.1f} s to the next step (median), "
-        f"{seconds[int(0.95 * len(seconds))]:.1f} s (95th percentile); {statistics.mean(again):.1f} steps again (mean)"
+        f"\n{kills} deaths, {world_size} ranks, a checkpoint each {every} steps: {statistics.median(seconds):.1f} s to "
+        f"the next step (median), {seconds[int(0.95 * len(seconds))]:.1f} s (95th percentile); steps again (mean): "
+        f"{statistics.mean(again):.1f}, from the newest checkpoint {statistics.mean(since_checkpoint):.1f}"
     )

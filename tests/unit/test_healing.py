@@ -21,6 +21,7 @@ from launch.local.stop_request import StopRequest
 from launch.runs.control import ask_to_stop
 from trainlib.errors import EXIT_STOPPED, RunDirectoryError
 from trainlib.runs.attempt.owner import LAUNCHER, read_owner
+from trainlib.runs.attempt.snapshot_folder import snapshot_folder
 from trainlib.runs.attempt.status import read_run
 from trainlib.runs.attempt.step_file import Steps
 from trainlib.runs.attempt.stop_request import is_meant_for, write_stop_file
@@ -93,6 +94,32 @@ def test_a_failure_that_repeats_is_told_as_such(tmp_path: Path, capsys: pytest.C
     assert "\nnot started again: it ended like this twice after step 16" in printed
     log = (tmp_path / "run/logs/launcher.log").read_text()
     assert "rank 1 was killed by SIGKILL (host h); not started again: it ended like this twice" in log
+
+
+def test_snapshots_are_handed_on_but_not_that_of_the_step_that_the_rank_died_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the next start could not finish that step, and a failure that repeats would look like chance."""
+    (tmp_path / "run/checkpoints/step-00000020").mkdir(parents=True)
+    seen: list[list[str]] = []
+
+    def train(start: Start) -> None:
+        folder = snapshot_folder(start.variables)
+        if folder is None:
+            pytest.skip("this machine keeps no files in memory")
+        seen.append(sorted(path.name for path in folder.glob("step-*")))
+        for step in (30, 36):
+            (folder / f"step-000000{step}").mkdir(exist_ok=True)
+
+    starts = Starts(replace(KILLED, steps=Steps(0, 36)), KILLED, DONE, then=train)
+    assert heal(starts, tmp_path / "run") == 0
+    assert seen == [[], ["step-00000030"], ["step-00000030", "step-00000036"]]
+    printed = capsys.readouterr().err
+    assert "starting again from step 30, restart 1" in printed
+    assert "starting again from step 36, restart 2" in printed
+    last = snapshot_folder(starts.seen[-1].variables)
+    assert last is not None
+    assert not last.exists()
 
 
 def test_no_restarts_leave_the_words_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

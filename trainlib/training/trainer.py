@@ -19,7 +19,8 @@ from trainlib.errors import TrainlaunchError
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.files.json_records import timestamp
 from trainlib.training.checkpoints.interval import CheckpointInterval
-from trainlib.training.checkpoints.manager import CheckpointManager
+from trainlib.training.checkpoints.manager import CheckpointManager, hand_over
+from trainlib.training.checkpoints.snapshots import Snapshots, SnapshotWriter
 from trainlib.training.hooks import Hook, HookList
 from trainlib.training.metrics.clock import Clock
 from trainlib.training.metrics.progress import Progress
@@ -77,20 +78,28 @@ class Trainer:
 
     hooks         observers of the training; the docstring of `Hook` shows the loop
     checkpoints   where checkpoints are written: on rank 0; None writes none
+    snapshots     where the state is kept in memory, for the next start; None without a launcher that starts it
     """
 
-    def __init__(self, training: Training, hooks: Sequence[Hook] = (), checkpoints: CheckpointManager | None = None):
+    def __init__(
+        self,
+        training: Training,
+        hooks: Sequence[Hook] = (),
+        checkpoints: CheckpointManager | None = None,
+        snapshots: Snapshots | None = None,
+    ):
         self.state, self.plan, self.schedule = training.state, training.plan, training.schedule
         self.samples, self.progress, self.loop_config = training.samples, training.progress, training.loop_config
         self.graph = training.graph
-        self.hooks, self.checkpoints = HookList(hooks), checkpoints
+        self.hooks, self.checkpoints, self.snapshots = HookList(hooks), checkpoints, snapshots
         self.clock = Clock(self.progress.seconds)
         self.accumulator = MetricAccumulator(
             self.state, self.progress, self.loop_config.on_nonfinite, self.loop_config.max_nonfinite_steps
         )
         failures = checkpoints.failures if checkpoints is not None else 0
         self._interval = CheckpointInterval(self.loop_config.checkpoint_every, self.progress.step, failures)
-        self._saved_step = self.progress.step or None  # that of the checkpoint resumed from; None for a new run
+        has_none = snapshots is not None and snapshots.is_start
+        self._saved_step = None if has_none else self.progress.step or None  # of the checkpoint resumed from
 
     @property
     def epoch(self) -> int:
@@ -111,6 +120,8 @@ class Trainer:
         self.hooks.on_start(self)
         self.clock.start()
         stopped = stop.is_there(self.progress.step)
+        if stopped and self._saved_step != self.progress.step:
+            self._save(must=True)
         while not (self.finished or stopped):
             stopped = self._run_epoch(self.plan.epoch_of(self.progress.step), stop, until)
         stop.drain()  # receive what other ranks have sent already, so that nothing is left in the sockets
@@ -177,6 +188,8 @@ class Trainer:
             is_best = self._end_epoch(epoch, lr)
         if is_best or self.finished or self._interval.is_due(progress.step):
             self._save(must=self.finished)
+        elif self.snapshots is not None:
+            self.snapshots.take_if_due(progress.step, self.clock, self._hand_over)
         self.state.pace.resume()
         self.hooks.on_step_end(self, result)
         return self.finished
@@ -265,7 +278,7 @@ class Trainer:
         problem, began = None, time.perf_counter()
         with self.clock.paused() as pause:
             if self._saved_step != self.progress.step:
-                self._write_checkpoint()
+                self._hand_over(self.checkpoints)
                 self._saved_step = self.progress.step
             if self.checkpoints is not None:
                 problem = self.checkpoints.problem(must_have=self.progress.step if must else None)
@@ -274,24 +287,8 @@ class Trainer:
         if problem is not None:
             raise TrainlaunchError(problem)
 
-    def _write_checkpoint(self) -> None:
-        """Give the whole state to the checkpoint manager; in elastic mode, first check that all ranks hold it."""
-        state, progress, module = self.state, self.progress, self.state.classifier.module
+    def _hand_over(self, keeper: CheckpointManager | SnapshotWriter | None) -> None:
+        """Give the whole state to what writes it, on rank 0. A collective."""
         self.accumulator.read()
-        state.reducer.require_same_state({**module.state_dict(), **state.ema.tensors()})
-        progress.seconds = self.clock.seconds
-        saved_progress = progress.state_dict(state.accelerator.device)
-        if self.checkpoints is None:
-            self.hooks.on_checkpoint()
-            return
-        with state.ema.swapped_in():
-            trainer_state = {"progress": saved_progress, "schedule": self.schedule.state_dict(), **state.state_dict()}
-            best_step = progress.best["step"] if progress.best else None
-            thresholds = {"thresholds": progress.thresholds} if progress.thresholds else {}
-            self.checkpoints.save(
-                progress.step,
-                module.state_dict(),
-                trainer_state,
-                {"best_step": best_step, "num_rows": progress.num_rows, **thresholds},
-                self.hooks.on_checkpoint,
-            )
+        self.progress.seconds = self.clock.seconds
+        hand_over(self.state, self.schedule, self.progress, keeper, self.hooks.on_checkpoint)

@@ -24,6 +24,7 @@ from trainlib.runs.attempt.owner import (
     this_process,
 )
 from trainlib.runs.attempt.record import RESTART, last_event, read_attempts
+from trainlib.runs.attempt.snapshot_folder import SnapshotFolder
 from trainlib.runs.attempt.step_file import Steps
 from trainlib.runs.attempt.stop_request import is_meant_for
 from trainlib.runs.files.json_records import read_json
@@ -129,14 +130,14 @@ def run_healing(
     most            number of restarts, counted since the last step that was never finished before
     may_leave_out   whether the run can go on without so many devices that computed wrongly
     """
-    place = Place(directory, stop)
+    place, snapshots = Place(directory, stop), SnapshotFolder()
     starts: list[Steps | None] = []
     left_out: list[str] = []
     restart: dict[str, str] = {}
     begun = False
     try:
         while True:
-            variables = {**place.variables(), **restart}
+            variables = {**place.variables(), **snapshots.variables(), **restart}
             ending = start_once(Start(variables, begun, bool(starts), place.renew, tuple(left_out)))
             if ending.fault is EndCode.WRONG_DEVICE:
                 left_out += [] if ending.wrong is None else [ending.wrong]
@@ -154,12 +155,15 @@ def run_healing(
                 _tell_why_not(ending, decision, directory)
                 return ending.code
             place.keep()
-            _tell_restart(ending, decision, most, directory)
+            if ending.steps is not None:
+                snapshots.drop_from(ending.steps.finished)
+            _tell_restart(ending, decision, most, directory, snapshots.newest())
             restart = {RESTART: _in_record(ending, decision)}
             if not _pause(decision.pause, place, stop):
                 say("stopped between two starts: the run continues from its last checkpoint when it is started again")
                 return EXIT_INTERRUPTED if stop.now else EXIT_STOPPED
     finally:
+        snapshots.remove()
         place.give_up()
         place.remove_stop_file()
 
@@ -185,8 +189,9 @@ def _tell_why_not(ending: Ending, decision: Decision, directory: Path) -> None:
         append(directory / "logs/launcher.log", [f"{ending.what} ({ending.place}); {why_not}\n"])
 
 
-def _tell_restart(ending: Ending, decision: Decision, most: int, directory: Path) -> None:
-    step = max(steps_in(directory / "checkpoints"), default=None) if ending.begun else None
+def _tell_restart(ending: Ending, decision: Decision, most: int, directory: Path, newest_snapshot: int | None) -> None:
+    there = [*steps_in(directory / "checkpoints"), *([] if newest_snapshot is None else [newest_snapshot])]
+    step = max(there, default=None) if ending.begun else None
     whence = "from its beginning" if step is None else f"from step {step}"
     line = f"{ending.what} ({ending.place}); starting again {whence}, restart {decision.number} of {most}"
     say(line)

@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.metrics.progress import Progress
+from trainlib.training.step.state import TrainState
 
 logger = logging.getLogger("trainlib.training.checkpoints")
 
@@ -65,7 +68,7 @@ class CheckpointManager:
         if self._writer is None:
             self._save(step, model_state, trainer_state, facts, flush)
         else:
-            model_copy, trainer_copy = _host_copy(dict(model_state)), _host_copy(dict(trainer_state))
+            model_copy, trainer_copy = host_copy(dict(model_state)), host_copy(dict(trainer_state))
             self._under_way = self._writer.submit(self._save, step, model_copy, trainer_copy, facts, flush)
 
     def problem(self, must_have: int | None = None) -> str | None:
@@ -118,12 +121,48 @@ class CheckpointManager:
             logger.warning("old checkpoints could not be removed (%s)", error)
 
 
-def _host_copy(value: Any) -> Any:
+def host_copy(value: Any) -> Any:
     """Return the same nest of dictionaries and lists, its tensors copied to host memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _host_copy(inner) for key, inner in value.items()}
+        return {key: host_copy(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_host_copy(inner) for inner in value)
+        return type(value)(host_copy(inner) for inner in value)
     return value
+
+
+class Keeper(Protocol):
+    """Something that writes the state, or a copy of it: see `CheckpointManager.save`."""
+
+    def save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        trainer_state: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        flush: Callable[[], None],
+    ) -> None:
+        """Write the state, or a copy of it: its tensors change afterwards."""
+
+
+def hand_over(
+    state: TrainState, schedule: Schedule, progress: Progress, keeper: Keeper | None, flush: Callable[[], None]
+) -> None:
+    """Give the whole state to its keeper, on rank 0; in elastic mode, first check that all ranks hold it. A collective.
+
+    keeper   None on the other ranks
+    flush    makes safe what leads to this state; called here on the other ranks, and by the keeper on rank 0
+    """
+    module = state.classifier.module
+    state.reducer.require_same_state({**module.state_dict(), **state.ema.tensors()})
+    saved_progress = progress.state_dict(state.accelerator.device)
+    if keeper is None:
+        flush()
+        return
+    with state.ema.swapped_in():
+        trainer_state = {"progress": saved_progress, "schedule": schedule.state_dict(), **state.state_dict()}
+        best_step = progress.best["step"] if progress.best else None
+        thresholds = {"thresholds": progress.thresholds} if progress.thresholds else {}
+        facts = {"best_step": best_step, "num_rows": progress.num_rows, **thresholds}
+        keeper.save(progress.step, module.state_dict(), trainer_state, facts, flush)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -74,7 +75,8 @@ class Hook:
     def on_checkpoint(self) -> None:
         """Make safe what belongs before a checkpoint; OSError where that fails, and the checkpoint is not written then.
 
-        With `checkpoint.background` it is called from the thread that writes checkpoints.
+        With `checkpoint.background`, and for a snapshot (see `trainlib.training.checkpoints.snapshots`), it is called
+        from the thread that writes it, at one moment from one thread only.
         """
 
     def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
@@ -103,7 +105,7 @@ class HookList:
         self.on_progress = _overriding(hooks, "on_progress")
         self.on_row = _overriding(hooks, "on_row")
         self.on_epoch_end = _overriding(hooks, "on_epoch_end")
-        self.on_checkpoint = _overriding(hooks, "on_checkpoint")
+        self.on_checkpoint = _one_at_a_time(_overriding(hooks, "on_checkpoint"))
         self.on_step_end = _overriding(hooks, "on_step_end")
         self.on_stop = _overriding(hooks, "on_stop")
 
@@ -117,6 +119,17 @@ def _overriding(hooks: tuple[Hook, ...], event: str) -> Callable[..., None]:
             method(*arguments)
 
     return methods[0] if len(methods) == 1 else call
+
+
+def _one_at_a_time(function: Callable[[], None]) -> Callable[[], None]:
+    """Return the same function, which one thread waits for while another one is in it."""
+    lock = threading.Lock()
+
+    def call() -> None:
+        with lock:
+            function()
+
+    return call
 
 
 class Tracker(Protocol):

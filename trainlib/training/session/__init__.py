@@ -25,6 +25,7 @@ from trainlib.errors import UserError
 from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.runs.attempt.logs import attempt_header, redirect_output
 from trainlib.runs.attempt.record import Attempt
+from trainlib.runs.attempt.snapshot_folder import snapshot_folder
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
@@ -37,6 +38,7 @@ from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.content_record import ContentHook, forget_content, learn_content
 from trainlib.training.checkpoints.provenance import record_data, require_alike, require_same_config, require_same_data
+from trainlib.training.checkpoints.snapshots import newest_snapshot
 from trainlib.training.checkpoints.space import checkpoint_size, space_problem
 from trainlib.training.hooks import EndOfJobHook, HeartbeatHook, Hook, OwnershipHook, StepFileHook
 from trainlib.training.session.final_test import TestResult, evaluate_test_split, write_test_evaluation
@@ -250,8 +252,10 @@ def _require_shared(path: Path) -> None:
 def choose_checkpoint(directory: Path, named: str | None) -> Checkpoint | None:
     """Return the named checkpoint, or the newest good one, or None for a new run.
 
+    A snapshot counts as a checkpoint where the same launcher has started the run before.
     Raises CheckpointError when a named one is missing, damaged, or not of this run.
     """
     if named is None:
-        return checkpoint.newest(directory)
+        newest = checkpoint.newest(directory)
+        return newest_snapshot(snapshot_folder(), directory.parent, newest) or newest
     return checkpoint.verify(find_named(directory, named, "--resume"))

@@ -20,12 +20,15 @@ from trainlib.distributed.devices import hardware
 from trainlib.models.losses import is_balanced
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.record import Attempt, count_failures, read_attempts
+from trainlib.runs.attempt.snapshot_folder import snapshot_folder
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.machine import environment
 from trainlib.runs.records.rows import EVALUATION_NUMBERS
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.checkpoints.manager import CheckpointManager
+from trainlib.training.checkpoints.snapshots import Snapshots, SnapshotWriter
+from trainlib.training.checkpoints.space import checkpoint_size
 from trainlib.training.hooks import Hook, TrackerHook
 from trainlib.training.hooks.gpu_load import GpuLoad
 from trainlib.training.hooks.health import HealthHook
@@ -58,7 +61,7 @@ def open_trainer(
     """
     if attempt is None:
         with _closing(hooks):
-            yield Trainer(training, hooks)
+            yield Trainer(training, hooks, snapshots=_open_snapshots(training, start))
         return
     accelerator, packages = training.state.accelerator, packages_of(config.model.name)
     facts = hardware.describe(accelerator.device, accelerator.num_processes, *packages)
@@ -75,11 +78,14 @@ def open_trainer(
         failures=count_failures(read_attempts(run.path)),
         require_own=run.require_own,
     )
-    trainer = Trainer(training, [*recording, *hooks], checkpoints)
+    snapshots = _open_snapshots(training, start, manifest | {"attempt": attempt.number})
+    trainer = Trainer(training, [*recording, *hooks], checkpoints, snapshots)
     with ExitStack() as at_exit:
         at_exit.callback(trackers.close)
         at_exit.enter_context(_closing([*recording, *hooks]))
         at_exit.callback(checkpoints.close)
+        if snapshots is not None:
+            at_exit.callback(snapshots.close)
         try:
             yield trainer
         except BaseException:
@@ -88,6 +94,21 @@ def open_trainer(
             raise
         finally:
             attempt.step = training.progress.step
+
+
+def _open_snapshots(
+    training: Training, start: Checkpoint | None, facts: dict[str, Any] | None = None
+) -> Snapshots | None:
+    """Return what takes snapshots, where the launcher of this process keeps them; None elsewhere.
+
+    facts   on rank 0, which writes them: for their manifests
+    """
+    folder = snapshot_folder()
+    if folder is None:
+        return None
+    step, is_start = training.progress.step, start is not None and start.path.parent == folder
+    writer = None if facts is None else SnapshotWriter(folder, step, checkpoint_size(training.state), facts)
+    return Snapshots(step, writer, is_start=is_start)
 
 
 @contextmanager
@@ -175,4 +196,5 @@ def _announce(config: Config, training: Training, facts: dict[str, Any], start: 
         has_followed = training.schedule.has_followed
         now = environment.bits(facts)
         report = environment.resume_report(start.manifest, now, elastic=is_elastic, has_followed=has_followed)
-        logger.info("resuming from step %d: %s", start.step, report)
+        kept = " (a snapshot in memory)" if start.path.parent == snapshot_folder() else ""
+        logger.info("resuming from step %d%s: %s", start.step, kept, report)

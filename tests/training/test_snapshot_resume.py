@@ -1,0 +1,49 @@
+"""A run goes on from a snapshot in memory as it does from a checkpoint: the same weights, the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import trainlib
+from trainlib.runs.attempt.snapshot_folder import SNAPSHOTS
+from trainlib.runs.files.json_records import read_lines
+
+DIES_AT = 23
+WITHOUT_CHECKPOINTS = (
+    *("data.limit=40", "train.epochs=15", "train.batch_size=20", "tracking.log_every=1", "name=run"),
+    *("checkpoint.every=1000st", "train.average={decay: 0.9}", "train.reproducibility=elastic"),
+    *("optimizer={name: AdamW, lr: 1e-3}", "tracking.wandb.mode=disabled", "tracking.tensorboard=false"),
+)
+
+
+class Dies(trainlib.Hook):
+    def on_step_end(self, trainer: Any, result: Any) -> None:
+        if trainer.progress.step == DIES_AT:
+            raise RuntimeError("as a kill would")
+
+
+@pytest.mark.parametrize("best", ["null", "{metric: train/loss, mode: max}"])
+def test_the_next_start_goes_on_from_the_newest_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: str
+) -> None:
+    """The best of the second kind is that of the first epoch: a checkpoint that is much older than the snapshot."""
+    monkeypatch.setattr("trainlib.training.checkpoints.snapshots.SHARE", 1.0)
+    arguments = (*WITHOUT_CHECKPOINTS, f"checkpoint.best={best}")
+    whole, killed, kept = (tiny.in_folder(tmp_path, name) for name in ("whole", "killed", "kept"))
+    monkeypatch.chdir(whole)
+    trainlib.fit("quickstart", *arguments)
+    monkeypatch.chdir(killed)
+    monkeypatch.setenv(SNAPSHOTS, str(kept))
+    with pytest.raises(RuntimeError, match="as a kill would"):
+        trainlib.fit("quickstart", *arguments, hooks=[Dies()])
+    trainlib.fit("quickstart", *arguments)
+    tiny.assert_same_result(killed, whole)
+    starts = [start["from_step"] for start in tiny.attempts(killed, "start")]
+    assert starts in ([0, 15], [0, 20])  # the latter is left out where the former is still being written
+    log = (killed / "runs/run/logs/rank-0.log").read_text()
+    assert f"resuming from step {starts[1]} (a snapshot in memory): exact" in log
+    assert len(read_lines(killed / "runs/run/metrics.jsonl")) == len(read_lines(whole / "runs/run/metrics.jsonl"))
