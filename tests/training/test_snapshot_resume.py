@@ -15,7 +15,12 @@ from trainlib.runs.files.json_records import read_lines
 DIES_AT = 23
 WITHOUT_CHECKPOINTS = (
     *("data.limit=40", "train.epochs=15", "train.batch_size=20", "tracking.log_every=1", "name=run"),
-    *("checkpoint.every=1000st", "train.average={decay: 0.9}", "train.reproducibility=elastic"),
+    *(
+        "checkpoint.every=1000st",
+        "train.average={decay: 0.9}",
+        "train.reproducibility=elastic",
+        "train.virtual_shards=2",
+    ),
     *("optimizer={name: AdamW, lr: 1e-3}", "tracking.wandb.mode=disabled", "tracking.tensorboard=false"),
 )
 

@@ -58,6 +58,11 @@ class Checkpoint:
         """Return False for a checkpoint of which only the weights were kept: no training goes on from it."""
         return TRAINER in self.manifest["files"]
 
+    @property
+    def is_snapshot(self) -> bool:
+        """Return True for one in memory, of which there is no checkpoint in the run directory: see `snapshots`."""
+        return "attempt" in self.manifest
+
     def model_state(self) -> dict[str, Tensor]:
         """Return the module's state_dict, on the CPU. Raises CheckpointError when the file holds none."""
         try:

@@ -106,7 +106,7 @@ def _open_snapshots(
     folder = snapshot_folder()
     if folder is None:
         return None
-    step, is_start = training.progress.step, start is not None and start.path.parent == folder
+    step, is_start = training.progress.step, start is not None and start.is_snapshot
     writer = None if facts is None else SnapshotWriter(folder, step, checkpoint_size(training.state), facts)
     return Snapshots(step, writer, is_start=is_start)
 
@@ -196,5 +196,5 @@ def _announce(config: Config, training: Training, facts: dict[str, Any], start: 
         has_followed = training.schedule.has_followed
         now = environment.bits(facts)
         report = environment.resume_report(start.manifest, now, elastic=is_elastic, has_followed=has_followed)
-        kept = " (a snapshot in memory)" if start.path.parent == snapshot_folder() else ""
+        kept = " (a snapshot in memory)" if start.is_snapshot else ""
         logger.info("resuming from step %d%s: %s", start.step, kept, report)
