@@ -159,10 +159,9 @@ def test_a_snapshot_is_used_only_where_the_run_still_leads_to_it(
 
 def test_a_newer_checkpoint_and_an_older_snapshot_win_where_they_must(tmp_path: Path, folder: Path) -> None:
     run = make_run(tmp_path / "run", from_steps=[0], steps=[5, 10], checkpoints=[])
-    kept = {
-        step: checkpoint.save(folder, step, {}, {}, {"attempt": 1, "num_rows": step // 5, "best_step": None})
-        for step in (5, 10)
-    }
+    for step in (5, 10):
+        checkpoint.save(folder, step, {}, {}, {"attempt": 1, "num_rows": step // 5, "best_step": None})
+    kept = {step: checkpoint.verify(path) for step, path in steps_in(folder).items()}
     assert newest_snapshot(folder, run, None) == kept[10]
     assert newest_snapshot(folder, run, kept[5]) == kept[10]
     assert newest_snapshot(folder, run, kept[10]) is None  # of the same step the checkpoint is used
