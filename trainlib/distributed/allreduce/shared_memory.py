@@ -1,8 +1,8 @@
 """Adding up gradients of the few ranks of one machine, on CPUs, through memory that they share.
 
 gloo sends them through TCP, also to a process on the same machine: where two processes train the tutorial CNN, that is
-a seventh of each step. Here every rank writes into a slot of its own; after a barrier each adds up all slots in the
-order of ranks, so that all have the same bits.
+a seventh of each step. Here every rank writes into a slot of its own; after a barrier each adds up all slots, or its
+part of them for all, in the order of ranks, so that all have the same bits.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def enable_local_allreduce(model: torch.nn.Module, device: torch.device, pace: P
 def _mean(memory: SharedMemoryAllReduce, values: Tensor, pace: Pace | NoPace) -> torch.futures.Future[Tensor]:
     """Replace a bucket of gradients by its mean over ranks, which is what DistributedDataParallel expects."""
     was_working = pace.pause()  # False for the bucket of the gradients that come last
-    memory.all_reduce(values)
-    values.div_(memory.world_size)
+    memory.all_reduce(values, memory.world_size)
     if was_working:
         pace.resume()
     done: torch.futures.Future[Tensor] = torch.futures.Future()
@@ -85,16 +84,36 @@ class SharedMemoryAllReduce:
         channel = UnixSocketChannel.open() if all_mapped else None
         return cls(slots, rank, channel) if slots is not None and channel is not None else None
 
-    def all_reduce(self, values: Tensor) -> None:
-        """Replace contiguous values by their sum over all ranks. Raises RuntimeError where another rank is gone."""
-        for piece in torch.split(values.view(-1), SLOT_BYTES // values.element_size()):
+    def all_reduce(self, values: Tensor, divisor: int = 1) -> None:
+        """Replace contiguous values by their sum over all ranks, divided by a number.
+
+        Of long values, each of three or more ranks adds up a part for all: the same sums, with less to read.
+        Raises RuntimeError where another rank is gone.
+        """
+        pieces = torch.split(values.view(-1), SLOT_BYTES // values.element_size())
+        for piece in pieces:
             slots = self._slots[self._turn].view(values.dtype)[:, : len(piece)]
             self._turn = 1 - self._turn
             slots[self._rank].copy_(piece)
             self._channel.barrier()
-            torch.add(slots[0], slots[1], out=piece)
-            for slot in slots[2:]:
-                piece.add_(slot)
+            if self.world_size == 2 or len(pieces) == 1:
+                self._add_up(piece, slots, divisor)
+                continue
+            parts, slots_of_parts = piece.tensor_split(self.world_size), slots.tensor_split(self.world_size, dim=1)
+            self._add_up(parts[self._rank], slots_of_parts[self._rank], divisor)
+            slots_of_parts[self._rank][self._rank].copy_(parts[self._rank])
+            self._channel.barrier()
+            for rank, part in enumerate(parts):
+                part.copy_(slots_of_parts[rank][rank])
+
+    def _add_up(self, own: Tensor, slots: Tensor, divisor: int) -> None:
+        """Replace this rank's values by the sum of all ranks' in their order, divided while it is in the caches."""
+        first, second = (own if rank == self._rank else slots[rank] for rank in (0, 1))
+        torch.add(first, second, out=own)
+        for slot in slots[2:]:
+            own.add_(slot)
+        if divisor != 1:
+            own.div_(divisor)
 
 
 def _with_slots(scratch: Scratch | None, world_size: int) -> Scratch | None:
