@@ -33,7 +33,7 @@ from trainlib.runs.attempt.secret import make_secret
 from trainlib.runs.attempt.stop_request import is_meant_for, read_stop_file
 from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.machine.launch_variables import STOP_AT
-from trainlib.runs.records import jobs
+from trainlib.runs.records import failure_record, jobs
 from trainlib.runs.records.jobs import JobStart, job_lines
 from trainlib.runs.records.reasons import EndCode
 from trainlib.runs.terminal.printable import print_error
@@ -93,8 +93,7 @@ def begin(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
         make_secret(directory)  # now, for all nodes to see it by the time they start
     _close_earlier(directory, job)
     _withdraw_stop(directory, job)
-    for record in (directory / "logs").glob("node-*.failure.json"):
-        record.unlink()
+    failure_record.clear_all(directory)
     search = search_of(arguments)
     iso_end = datetime.fromtimestamp(end_time, UTC).isoformat(timespec="seconds") if end_time else None
     where = {"nodes": nodes, "head": nodes[0], "port": ports[0], "end_time": iso_end}
@@ -199,7 +198,9 @@ def assignments(
     variables = {
         "run": shlex.quote(str(directory)),
         "log": shlex.quote(str(directory / "logs" / job.rendezvous_id)),
+        "job": job.queue_id,
         "arguments": f"({shlex.join(words)})",
+        "range": _range(slurm, environment),
         "processes": str(slurm.processes_per_node or "auto"),
         "cpus": str(cpus_on_each(environment)),
         "head": shlex.quote(head),
@@ -226,6 +227,12 @@ def cpus_on_each(environment: Mapping[str, str]) -> int:
 def _fewest_nodes(slurm: SlurmConfig, environment: Mapping[str, str]) -> int:
     """Return the number of nodes that this job needs; without a range, those it has, as sbatch's options may say."""
     return slurm.fewest_nodes if isinstance(slurm.nodes, str) else int(environment.get("SLURM_JOB_NUM_NODES") or 1)
+
+
+def _range(slurm: SlurmConfig, environment: Mapping[str, str]) -> str:
+    """Return `MIN:MAX` for a job with a range of nodes: its fewest, and those that it has; empty for any other job."""
+    given = int(environment.get("SLURM_JOB_NUM_NODES") or 1)
+    return f"{min(slurm.fewest_nodes, given)}:{given}" if isinstance(slurm.nodes, str) else ""
 
 
 def _end_time(job: JobStart, environment: Mapping[str, str]) -> float | None:

@@ -19,6 +19,7 @@ from hosts import Host, hosts_at_a_bridge
 from needs import need
 from patience import HANG, wait_until
 from soak import only_in_soak
+from unhurried import UNHURRIED
 
 from trainlib.runs.files.json_records import read_lines
 
@@ -26,27 +27,6 @@ pytestmark = pytest.mark.slow
 
 ELASTIC = ("train.reproducibility=elastic", "train.virtual_shards=4", "train.hang_seconds=60", "checkpoint.best=null")
 EVERY = 4
-# A step takes a tenth of a second longer as long as there is a file SLOW in the current folder.
-UNHURRIED = """\
-import importlib.util, os, sys, time
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "trainlib.training.tuning.memory":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            train_step = module.train_step
-            def later(*rest):
-                time.sleep(0.1 if os.path.exists("SLOW") else 0)
-                return train_step(*rest)
-            module.train_step = later
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Finder())
-"""
 
 
 class Machines:

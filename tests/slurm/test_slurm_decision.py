@@ -44,6 +44,14 @@ BROKEN = Evidence(7, step=9, failure=FAILED)
         (Evidence(1, EndCode.ERROR, "RuntimeError: x"), "failure"),
         (Evidence(1, queue="requeued"), "preempted"),
         (Evidence(1, queue="requeued", lost_nodes=("n0",)), "node_failure"),
+        (
+            Evidence(75, EndCode.SIGNAL, seconds_left=3000.0),
+            "preempted",
+        ),  # with a range, 75 is srun's code too
+        (Evidence(75, EndCode.STOP_FILE), "stopped"),
+        (Evidence(75, seconds_left=3000.0), "preempted"),  # stopped before it had begun, or between two starts
+        (Evidence(75, EndCode.KILLED, seconds_left=100.0), "time_limit"),
+        (Evidence(75, queue="cancelled"), "cancelled"),
         (BROKEN, "failure"),
         (replace(BROKEN, signal="SIGUSR2"), "failure"),  # asked as well, but it ended of its own
         (replace(STOPPED, code=EndCode.LAUNCHER_DIED, exit_code=137), "failure"),

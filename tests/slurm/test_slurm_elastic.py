@@ -13,7 +13,7 @@ import ranks
 import tiny
 from slurm_cluster import NODES, Cluster
 from slurm_jobs import ON_CPUS, Job, submitting
-from soak import only_in_soak, rounds
+from soak import rounds
 
 from launch.report.facts.run_facts import read_facts
 from launch.report.page import page
@@ -89,15 +89,3 @@ def test_a_job_goes_on_with_the_nodes_that_there_are(submit: Callable[..., Job],
         make_available(job.cluster, given[-1])
         interrupt(job, number)
     assert_completes(job, whole, given, ["preempted"] * INTERRUPTIONS)
-
-
-@only_in_soak
-def test_a_node_that_fails_is_excluded_where_fewer_will_do(submit: Callable[..., Job], tmp_path: Path) -> None:
-    """A job of exactly two nodes would have to go on with both."""
-    arguments = training(tmp_path, 40)
-    whole = undisturbed(tmp_path, arguments)
-    job = submit("job", arguments, "--nodes=1-2")
-    job.wait_until_it_trains(0)
-    job.step_daemon("0", "n1").kill()
-    assert_completes(job, whole, [NODES, NODES[:1]], ["node_failure"])
-    assert job.lines("end")[0]["excluded"] == ["n1"]

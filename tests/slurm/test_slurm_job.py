@@ -95,13 +95,19 @@ def test_the_batch_script_reads_what_it_is_told() -> None:
     )
 
 
-def test_a_job_of_a_range_of_nodes_can_go_on_with_the_fewest() -> None:
+@pytest.mark.parametrize(
+    ("nodes", "given", "fewest", "of_launch_run"),
+    [(1, 3, 3, ""), ("2-4", 3, 2, "2:3"), ("2:4", 2, 2, "2:2"), ("2-4", 1, 2, "1:1"), ("1-4", 4, 1, "1:4")],
+)
+def test_a_job_of_a_range_of_nodes_goes_on_with_the_fewest(
+    nodes: int | str, given: int, fewest: int, of_launch_run: str
+) -> None:
     """A fixed number is that of the job, whatever the configuration says: options of sbatch win over it."""
-    elastic = {"name": "a", "train.reproducibility": "elastic"}
-    for nodes, fewest in ((1, 3), ("2-4", 2)):
-        config = resolved(elastic | {"slurm.nodes": nodes})
-        text = assignments(JobStart("12", None, 0), [], config, "n0", [10001], None, {"SLURM_JOB_NUM_NODES": "3"})
-        assert f"--fewest-nodes {fewest})" in text
+    config = resolved({"name": "a", "train.reproducibility": "elastic", "slurm.nodes": nodes})
+    environment = {"SLURM_JOB_NUM_NODES": str(given)}
+    lines = assignments(JobStart("12", 4, 0), [], config, "n0", [10001], None, environment).splitlines()
+    assert {f"range={of_launch_run}", "job=12_4"} <= set(lines)
+    assert f"--fewest-nodes {fewest})" in "\n".join(lines)
 
 
 def test_a_mistake_is_told_before_anything_is_made(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: munged, one slurmctld and two slurmd (n0, n1), with files and ports of their own."""
+"""A real SLURM on this machine: munged, one slurmctld and some slurmd (n0, n1), with files and ports of their own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MinJobAge=600
 {patience}
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=100000
 {nodes}
-PartitionName=main Nodes=n0,n1 Default=YES MaxTime=2:00:00 State=UP OverSubscribe=FORCE:4
+PartitionName=main Nodes={names} Default=YES MaxTime=2:00:00 State=UP OverSubscribe=FORCE:4
 """
 
 
@@ -59,27 +59,27 @@ PATIENCE = "MessageTimeout=100\nBatchStartTimeout=100\nTCPTimeout=30"
 class Cluster:
     """Started with `start`, ended with `stop`. `environment` is what SLURM's commands need to find it."""
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, nodes: Sequence[str] = NODES):
+        self.directory, self.nodes = directory, nodes
         self.conf = directory / "slurm.conf"
         self.environment = {"SLURM_CONF": str(self.conf)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._hosts_before: bytes | None = None
 
     def start(self) -> None:
-        for name in ("state", *(f"spool-{node}" for node in NODES)):
+        for name in ("state", *(f"spool-{node}" for node in self.nodes)):
             (self.directory / name).mkdir(parents=True)
         self.directory.chmod(0o755)
         self._resolve_names()
         self._write_conf()
         self._start_munge()
         self.start_controller()
-        for node in NODES:
+        for node in self.nodes:
             self.start_node(node)
         self.wait_until_idle()
 
     def stop(self) -> None:
-        for name in [*NODES, "controller", "munge"]:
+        for name in [*self.nodes, "controller", "munge"]:
             self.kill(name)
         if self._hosts_before is not None:
             HOSTS.write_bytes(self._hosts_before)
@@ -119,7 +119,7 @@ class Cluster:
                 ["sinfo", "-h", "-N", "-o", "%T"], env=os.environ | self.environment, capture_output=True, text=True
             )
             states = done.stdout + done.stderr
-            if done.stdout.split() == ["idle"] * len(NODES):
+            if done.stdout.split() == ["idle"] * len(self.nodes):
                 return
             time.sleep(0.2)
         logs = "\n".join(path.read_text()[-2000:] for path in self.directory.glob("*.log"))
@@ -144,15 +144,22 @@ class Cluster:
             time.sleep(0.05)
 
     def _write_conf(self) -> None:
-        ports = [_free_port() for _ in range(1 + len(NODES))]
+        ports = [_free_port() for _ in range(1 + len(self.nodes))]
         host = socket.gethostname()
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={port} CPUs=8 RealMemory=2000 State=UNKNOWN "
             "Gres=gpu:4"
-            for node, port in zip(NODES, ports[1:], strict=True)
+            for node, port in zip(self.nodes, ports[1:], strict=True)
         )
         self.conf.write_text(
-            CONF.format(patience=PATIENCE, host=host, ports=ports, directory=self.directory, nodes=nodes)
+            CONF.format(
+                patience=PATIENCE,
+                host=host,
+                ports=ports,
+                directory=self.directory,
+                nodes=nodes,
+                names=",".join(self.nodes),
+            )
         )
         for index in range(4):  # slurmd counts the GPUs whose device files are there, whatever they are
             (self.directory / f"gpu{index}").touch()
@@ -161,8 +168,8 @@ class Cluster:
 
     def _resolve_names(self) -> None:
         self._hosts_before = HOSTS.read_bytes()
-        if any(node.encode() not in self._hosts_before.split() for node in NODES):
-            HOSTS.write_bytes(self._hosts_before.rstrip() + b"\n127.0.0.1 " + " ".join(NODES).encode() + b"\n")
+        if any(node.encode() not in self._hosts_before.split() for node in self.nodes):
+            HOSTS.write_bytes(self._hosts_before.rstrip() + b"\n127.0.0.1 " + " ".join(self.nodes).encode() + b"\n")
 
 
 def _free_port() -> int:

@@ -169,6 +169,25 @@ def test_an_exception_where_a_machine_is_gone_may_be_the_networks() -> None:
     assert found.members == ("a",)
 
 
+@pytest.mark.parametrize("unasked", [True, False])
+@pytest.mark.parametrize("fault", [True, False])
+def test_a_stop_that_a_dead_launcher_or_agent_brought_about_is_nobodys_wish(fault: bool, unasked: bool) -> None:
+    """Its ranks stop together with those of other machines, which then end with 75."""
+    stopped = End(5, 75, steps=(0, 16), begun=True)
+    ends = {"a": stopped, "b": killed()} if fault else {"a": stopped}
+    found = next_entry(machines("".join(ends), ends=ends), entry("ab"), 6, RULES, settled=True, unasked=unasked)
+    assert found is not None
+    assert (found.members, found.code) == ((tuple(ends), 0) if unasked else ((), 75))
+
+
+def test_ranks_that_were_asked_one_by_one_stop_for_good() -> None:
+    """A signal to a single rank, on a machine that lives, is a person's."""
+    ends = dict.fromkeys("ab", End(5, 75, steps=(0, 16), begun=True))
+    found = next_entry(machines("ab", ends=ends), entry("ab"), 6, RULES, settled=True, unasked=True)
+    assert found is not None
+    assert (found.members, found.code) == ((), 75)
+
+
 def test_a_stop_to_let_a_machine_join_is_no_fault() -> None:
     ends = {"a": End(5, 75, begun=True), "b": End(5, 75, begun=True)}
     found = next_entry(machines("abc", ends=ends), entry("ab"), 6, RULES, settled=True, regrouping=True)

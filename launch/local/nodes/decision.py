@@ -75,6 +75,7 @@ def next_entry(
     settled: bool,
     regrouping: bool = False,
     is_complete: bool = False,
+    unasked: bool = False,
 ) -> Entry | None:
     """Return the entry that should follow; None where nothing is to change, or somebody is waited for.
 
@@ -84,6 +85,7 @@ def next_entry(
     settled       no machine has come lately: fewer than the most may begin
     regrouping    those that train were asked to stop, as a machine wants to join
     is_complete   the run directory says that the run is complete
+    unasked       ranks have stopped as those do whose launcher, or its agent, has died: that is nobody's wish
     """
     if current is None or current.is_over:
         chosen = group(alive, None, rules.most)
@@ -102,6 +104,7 @@ def next_entry(
     unfit = _unfit(found, current)
     ends = [replace(end, fault=end.fault or EndCode.ERROR) if name in unfit else end for name, end in found.items()]
     gone = [host for name, host in zip(current.members, current.hosts, strict=True) if name not in _ids(training)]
+    regrouping = regrouping or (unasked and bool(gone or any(end.fault for end in ends)))
     after = _judge(current, ends, gone, rules, number, regrouping=regrouping, is_complete=is_complete)
     if after.is_over and after.code >= 0:
         return after

@@ -6,12 +6,14 @@ import hashlib
 import ipaddress
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.local.nodes.decision import Rules
-from launch.local.nodes.run import Nodes, Turn, new_member
-from launch.local.outcome.ending import Ending
+from launch.local.nodes.members import Member
+from launch.local.nodes.run import Nodes, Turn
+from launch.local.outcome.ending import Ending, host
 from launch.local.ranks.one_process import supervise_one
 from launch.local.ranks.supervise import supervise
 from launch.local.start.command import Node, command_here, training_arguments
@@ -20,9 +22,11 @@ from launch.local.stop_request import StopRequest
 from trainlib.config import Config, dump_config
 from trainlib.errors import EXIT_USER_ERROR, UserError
 from trainlib.runs import RUNS
+from trainlib.runs.attempt.owner import new_identity
 from trainlib.runs.attempt.record import RESTART
 from trainlib.runs.attempt.secret import forget_unused, make_secret
 from trainlib.runs.machine.environment import code_sha256
+from trainlib.runs.records import failure_record
 
 
 def run_on_nodes(
@@ -45,6 +49,8 @@ def run_on_nodes(
         entry = turn.entry
         training = training_arguments(words, **asked)
         if entry.begun:  # as the options said, and only to be continued
+            if turn.number == 0:
+                failure_record.clear_all(directory)
             training = training_arguments([str(directory / "config.yaml")], fresh=False, resume=None)
         count, node = len(entry.members), None
         if count > 1:
@@ -71,7 +77,8 @@ def run_on_nodes(
 
         return supervise_one(train, directory, stop, hang_seconds, on_poll=turn.on_poll)
 
-    member = new_member(own_addresses(), processes, _kind(config, processes))
+    kind = _kind(config, processes)
+    member = Member(new_identity(), host(), time.time(), own_addresses(), port=0, processes=processes, kind=kind)
     code = EXIT_USER_ERROR  # as that of an error that this raises
     try:
         with stop.catching_signals():

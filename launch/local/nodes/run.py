@@ -14,17 +14,16 @@ from launch.local.nodes.board import Board
 from launch.local.nodes.decision import Rules, lost, newcomers, next_entry
 from launch.local.nodes.heart import DEAD_SECONDS, Beacon, Heart
 from launch.local.nodes.members import End, Entry, Member
+from launch.local.nodes.outcome import is_complete, was_unasked
 from launch.local.outcome.ending import Ending
 from launch.local.restarts.healing import Place
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_PORT_TAKEN, EXIT_STOPPED, TrainlaunchError, UserError
-from trainlib.runs.attempt.owner import is_taken, new_identity, read_owner
-from trainlib.runs.attempt.record import last_event, read_attempts
+from trainlib.runs.attempt.owner import is_taken, read_owner
 from trainlib.runs.attempt.stop_request import write_stop_file
-from trainlib.runs.files.json_records import read_json
 from trainlib.runs.machine.launch_variables import node_seconds
 from trainlib.runs.records.checkpoints import steps_in
-from trainlib.runs.records.reasons import REGROUP, EndCode, code_of_end
+from trainlib.runs.records.reasons import REGROUP, EndCode
 
 JOIN_SECONDS = 15.0  # after the machine that came last, fewer than the most begin
 _CLOSING_SECONDS = 12.0  # for ranks to end by themselves, once those of another machine have
@@ -94,15 +93,16 @@ class Nodes:
                     return entry.code
                 self._train(entry)
         finally:
-            self._heart.stop()
             beacon.close()
             self._place.give_up()
-            self._place.remove_stop_file()
+            if not self._others_train():
+                self._place.remove_stop_file()
+            self._heart.stop()
 
     def _next(self) -> Entry | None:
         """Wait for the next entry that concerns this machine, or propose it; None where the run is to stop."""
         self._waiting_since = time.monotonic()
-        while not self.stop.asked or self._is_awaited():
+        while not self._is_asked_to_stop() or self._is_awaited():
             with suppress(OSError):  # the disk is away
                 newest = self._board.newest()
                 number = newest.number if newest else 0
@@ -135,7 +135,8 @@ class Nodes:
             self.rules,
             settled=time.monotonic() - self._last_arrival > JOIN_SECONDS,
             regrouping=self._board.is_regrouping(number),
-            is_complete=current is not None and self._is_complete(),
+            is_complete=current is not None and is_complete(self.directory),
+            unasked=current is not None and not self.stop.asked and was_unasked(self.directory),
         )
         if entry is None:
             return
@@ -146,10 +147,17 @@ class Nodes:
             if self._board.add(entry) and not entry.is_over:
                 say(entry.tell)
 
-    def _is_complete(self) -> bool:
-        end = last_event(read_attempts(self.directory), "end")
-        is_done = end is not None and code_of_end(end) is EndCode.COMPLETED
-        return is_done and read_json(self.directory / "summary.json").get("status") == "completed"
+    def _is_asked_to_stop(self) -> bool:
+        """Return True if the run is to end, and no ranks are there that would heed it."""
+        return self.stop.asked or (self._place.is_asked_to_stop() and not self._others_train())
+
+    def _others_train(self) -> bool:
+        with suppress(OSError):
+            newest = self._board.newest()
+            training = set(newest.members if newest else ()) - {self.me.id}
+            ended = {m.id for m in self._heart.alive() if newest and m.end and m.end.number == newest.number}
+            return any(member.id in training - ended for member in self._heart.alive())
+        return True  # the disk is away
 
     def _notice(self, alive: list[Member]) -> None:
         """Note when the last machine came."""
@@ -186,6 +194,7 @@ class Nodes:
         """Run this machine's ranks by an entry, and tell the others how they ended."""
         number = entry.members.index(self.me.id)
         if number == 0:
+            self._place.withdraw_regrouping()
             self._take_directory(entry)
         else:
             self._place.give_up()
@@ -280,11 +289,6 @@ def _end_of(ending: Ending, entry: Entry, number: int) -> End:
         begun=ending.begun,
         is_wrong=ending.fault is EndCode.WRONG_DEVICE and ending.wrong_rank in ranks,
     )
-
-
-def new_member(addresses: tuple[str, ...], processes: int, kind: str) -> Member:
-    """Return this machine as a member that has just come."""
-    return Member(new_identity(), socket.gethostname(), time.time(), addresses, 0, processes, kind)
 
 
 def _free_port() -> int:

@@ -26,7 +26,7 @@ from trainlib.runs.attempt.owner import (
 from trainlib.runs.attempt.record import RESTART, last_event, read_attempts
 from trainlib.runs.attempt.snapshot_folder import SnapshotFolder
 from trainlib.runs.attempt.step_file import Steps
-from trainlib.runs.attempt.stop_request import is_meant_for
+from trainlib.runs.attempt.stop_request import is_meant_for, read_stop_file
 from trainlib.runs.files.json_records import read_json
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.runs.records.reasons import EndCode, code_of_end
@@ -106,13 +106,24 @@ class Place:
 
     def is_asked_to_stop(self) -> bool:
         """Return True if a person asked this launcher's run to stop, or has ended it, through the STOP file."""
-        return is_meant_for(self._directory / "STOP", self._owner.stop_token, self._stop.earlier)
+        return self._has_stop_file() and not self._is_regrouping()
 
     def remove_stop_file(self) -> None:
         """Remove a STOP file that is meant for the run that ends now: the next one must not obey it."""
-        if self.is_asked_to_stop():
+        if self._has_stop_file():
             with suppress(OSError):
                 (self._directory / "STOP").unlink()
+
+    def withdraw_regrouping(self) -> None:
+        """Remove a STOP file that asked an earlier start to let a machine join, and was not come to."""
+        if self._has_stop_file() and self._is_regrouping():
+            self.remove_stop_file()
+
+    def _has_stop_file(self) -> bool:
+        return is_meant_for(self._directory / "STOP", self._owner.stop_token, self._stop.earlier)
+
+    def _is_regrouping(self) -> bool:
+        return read_stop_file(self._directory / "STOP").code is EndCode.REGROUP
 
 
 def run_healing(

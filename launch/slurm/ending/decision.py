@@ -32,7 +32,7 @@ class Refusal:
 class Evidence:
     """The facts that are known when the ranks of a job have ended.
 
-    exit_code      srun's: 0 also where the ranks stopped with a checkpoint
+    exit_code      srun's: 0, or with a range of nodes 75, where the ranks stopped with a checkpoint
     code           why the attempt of this start ended, as attempts.jsonl has it; None where it has no end
     reason         the sentence that goes with the code
     step           the last step that the attempt finished; None where it finished none
@@ -91,7 +91,9 @@ def find_cause(evidence: Evidence) -> Cause:
     if evidence.code is EndCode.END_TIME:
         return "time_limit"
     killed_when_asked = evidence.signal is not None and evidence.exit_code > 128
-    if evidence.code in (EndCode.SIGNAL, EndCode.OTHER_RANK, EndCode.REGROUP) or killed_when_asked:
+    stopped_between_starts = evidence.exit_code == EXIT_STOPPED and not evidence.stopped
+    was_asked = evidence.code in (EndCode.SIGNAL, EndCode.OTHER_RANK, EndCode.REGROUP)
+    if was_asked or killed_when_asked or stopped_between_starts:
         return "time_limit" if evidence.near_its_end else "preempted"
     return "preempted" if evidence.queue == "requeued" else "failure"
 

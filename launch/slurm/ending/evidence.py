@@ -12,7 +12,7 @@ from pathlib import Path
 from launch.slurm import queue
 from launch.slurm.ending.decision import Evidence, QueueSays, Refusal
 from launch.slurm.queue import JobState, QueueError, insist
-from trainlib.errors import EXIT_CONNECTION_LOST
+from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_OK, EXIT_STOPPED
 from trainlib.runs.attempt.owner import stop_token_of
 from trainlib.runs.attempt.record import read_attempts
 from trainlib.runs.attempt.status import read_run
@@ -62,14 +62,15 @@ def gather(
     asked = None if over else stop_asked_by_a_person(directory, job)
     if asked is not None and (code is None or code.status == "stopped"):
         code, attempt["reason"] = EndCode.STOP_FILE, asked  # after the attempt's end, or before its beginning
-    failure = root_cause(read_all(directory)) if exit_code else None
+    has_failed = exit_code not in (EXIT_OK, EXIT_STOPPED)
+    failure = root_cause(read_all(directory)) if has_failed else None
     return Evidence(
         exit_code=exit_code and exit_code_of(srun_said, exit_code),
         code=code,
         reason=attempt.get("reason"),
         step=attempt.get("step"),
         failure=failure,
-        refusal=refusal(directory, job) if exit_code and failure is None else None,
+        refusal=refusal(directory, job) if has_failed and failure is None else None,
         signal=signal,
         queue="requeued" if over else queue_says(state, job.restart),
         seconds_left=_seconds_left(state, begun),

@@ -92,6 +92,7 @@ def _own_options(job: Job, slurm: SlurmConfig) -> Options:
         "array": job.array,
         "signal": f"B:USR2@{slurm.signal_seconds}",
         "requeue": FLAG,
+        "no-kill": FLAG if isinstance(slurm.nodes, str) else OMITTED,  # a range goes on without a node that is lost
         "open-mode": "append",  # a requeued job goes on in its log
         "output": str(job.directory / "logs" / log),
         "export": "ALL",  # whatever SBATCH_EXPORT says: the job's settings come through the environment

@@ -56,6 +56,13 @@ def clear(directory: Path, node_rank: int) -> None:
         _path(directory, node_rank).unlink()
 
 
+def clear_all(directory: Path) -> None:
+    """Remove the records of all nodes, before another start of the run."""
+    for path in (directory / "logs").glob("node-*.failure.json"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def read_all(directory: Path) -> list[FailureRecord]:
     """Return the records of all nodes, without those that are damaged or that another version wrote."""
     names = {field.name for field in fields(FailureRecord)}
