@@ -119,7 +119,7 @@ def test_the_other_machine_goes_on_where_the_first_is_killed(machines: Callable[
 
 
 @only_in_soak
-@pytest.mark.parametrize("how", ["kill", "freeze", "cut off"])
+@pytest.mark.parametrize("how", ["kill", "launcher", "freeze", "cut off"])
 def test_the_first_machine_goes_and_comes_back(machines: Callable[[int, int], Machines], how: str) -> None:
     cluster = machines(2, 100)
     cluster.wait_for_world(2)
@@ -132,9 +132,24 @@ def test_the_first_machine_goes_and_comes_back(machines: Callable[[int, int], Ma
     cluster.finish()
 
 
+@only_in_soak
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_agent_that_is_killed_stops_nobody_for_good(machines: Callable[[int, int], Machines], number: int) -> None:
+    cluster = machines(2, 50)
+    cluster.wait_for_world(2)
+    agent = next(each for each in cluster.hosts[number].family() if "rendezvous.agent" in " ".join(each.cmdline()))
+    agent.kill()
+    cluster.wait(lambda: cluster.starts > 1)
+    cluster.wait_for_world(2)
+    cluster.finish()
+
+
 def harm(host: Host, how: str) -> None:
     if how == "kill":
         host.kill()
+    elif how == "launcher":  # the kernel tells its agent, whose ranks ask all others to stop
+        host.process.kill()
+        host.process.wait()
     elif how == "freeze":
         host.signal(signal.SIGSTOP)
     else:
@@ -142,7 +157,7 @@ def harm(host: Host, how: str) -> None:
 
 
 def come_back(host: Host, how: str) -> None:
-    if how == "kill":
+    if how in ("kill", "launcher"):
         host.start()
     elif how == "freeze":
         host.signal(signal.SIGCONT)
