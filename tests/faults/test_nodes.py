@@ -38,7 +38,7 @@ class Machines:
         training = tiny.arguments(cwd / "images", epochs, EVERY, *ELASTIC)
         assert ranks.train(training, cwd=whole) == [0], ranks.console(whole)
         (cwd / "sitecustomize.py").write_text(UNHURRIED)
-        (cwd / "SLOW").touch()
+        (cwd / "SLOW").write_text("0.1")
         words = [*training, "--nodes", f"1:{len(names)}", "--processes", "1", "--restarts", "1000"]
         self.hosts = [Host(number, name, cwd, words) for number, name in enumerate(names)]
 

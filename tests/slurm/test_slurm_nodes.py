@@ -45,7 +45,7 @@ class Ranged:
         assert ranks.train(self.arguments, cwd=self.whole) == [0], ranks.console(self.whole)
         self.cwd.mkdir()
         (self.cwd / "sitecustomize.py").write_text(UNHURRIED)
-        (self.cwd / "SLOW").touch()
+        (self.cwd / "SLOW").write_text("0.5")
         self.job: Job
 
     def wait_for_world(self, size: int) -> None:
@@ -123,7 +123,7 @@ def kill(processes: list[psutil.Process]) -> None:
 @pytest.fixture
 def ranged(cluster: Cluster, tmp_path: Path) -> Iterator[Ranged]:
     """A job that runs on all three nodes."""
-    run = Ranged(tmp_path, 200)
+    run = Ranged(tmp_path, 60)
     with submitting(cluster, tmp_path) as submit:
         run.job = submit("job", run.arguments, "--nodes=2-3", "--no-kill", TRAINLAUNCH_NODE_SECONDS="60")
         yield run
