@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from bench.arms import BARE, DDP, DOCUMENTED, ONE, OURS, TENSORS, TUTORIALS, TWO
+from bench.arms import BARE, DDP, DOCUMENTED, ONE, OURS, OURS_OVER_GLOO, TENSORS, TUTORIALS, TWO
 from bench.intervals import Interval, Seconds, bootstrap, ratio
 from bench.startup import LAUNCH, SCRIPT
 
@@ -50,8 +50,9 @@ def verdicts(measured: Mapping[str, Seconds], steps: int) -> Iterator[Verdict]:
     if TWO in (ranks := measured.get("ranks", {})):
         yield Verdict("two processes / one with two threads", ratio(ranks[ONE], ranks[TWO]), 0.9)
     for part, seconds in measured.items():
-        if DDP in seconds:
-            yield Verdict(f"{part}: ours / {DDP}", ratio(seconds[DDP], seconds[OURS]), 1.0)
+        for name in (OURS_OVER_GLOO, DDP):
+            if DDP in seconds and name in seconds:
+                yield Verdict(f"{part}: ours / {name}", ratio(seconds[name], seconds[OURS]), 1.0)
 
 
 def _of_speed(seconds: Seconds) -> Iterator[Verdict]:

@@ -107,7 +107,7 @@ class Workload:
 
     @property
     def total_steps(self) -> int:
-        return self.steps * (self.rounds + 1)
+        return self.steps * (self.rounds + 1) + 1  # the end of a run, which tests and writes, is in no round
 
     @property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -26,7 +26,7 @@ class Arm(NamedTuple):
 OURS, BARE, FLOOR = "ours", "bare loop", "one repeated batch"
 FAST = "ours, fast"  # on GPUs
 ONE, TWO = "1 process", "2 processes"  # of `of_ranks`
-DDP = "DistributedDataParallel over gloo"  # of `beside_gloo`
+OURS_OVER_GLOO, DDP = "ours, over gloo", "DistributedDataParallel over gloo"  # of `beside_gloo`
 WORKERS = max(1, (os.cpu_count() or 1) // 2)
 TUNED = {"tuned": True, "keep_memory": True}
 OF_EXAMPLES = 4  # workers in Accelerate's example, and by default in timm's script
@@ -77,5 +77,9 @@ def of_ranks(numbers: Iterable[int]) -> dict[str, Arm]:
 
 
 def beside_gloo(number: int) -> dict[str, Arm]:
-    """Return trainlib's training in this number of processes, and a bare loop in as many that talk through gloo."""
-    return {OURS: Arm(ARMS[OURS].place, {}, processes=number), DDP: Arm("bench.arms.ddp:train", {}, processes=number)}
+    """Return trainlib's training in this number of processes, the same through gloo, and a bare loop through gloo."""
+    return {
+        OURS: Arm(ARMS[OURS].place, {}, processes=number),
+        OURS_OVER_GLOO: Arm(ARMS[OURS].place, {"gloo": True}, processes=number),
+        DDP: Arm("bench.arms.ddp:train", {}, processes=number),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 from bench.rounds import Rounds
 from bench.workload import Workload, one_layer
@@ -15,15 +16,20 @@ from trainlib.runs.attempt.record import Attempt, recorded_attempt
 from trainlib.runs.attempt.stop_request import StopFlag
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.machine import launch_variables
-from trainlib.training.build.training import build_inputs, build_training
+from trainlib.training.build import training as build
 from trainlib.training.hooks import Hook
 from trainlib.training.session.outputs import open_trainer
 from trainlib.training.step.train_step import StepResult
 from trainlib.training.trainer import Trainer
 
 
-def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact") -> None:
-    """Train as the rank that the environment variables name; rank 0 writes the outputs, as in any run."""
+def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact", gloo: bool = False) -> None:
+    """Train as the rank that the environment variables name; rank 0 writes the outputs, as in any run.
+
+    gloo   True to let gradients go through gloo, where they would go through shared memory
+    """
+    if gloo:
+        mock.patch.object(build, "enable_local_allreduce").start()  # in a process of its own
     settings = workload.config.train.model_copy(update={"reproducibility": reproducibility})
     name = f"{workload.config.name}-{reproducibility}"
     config = workload.config.model_copy(update={"train": settings, "name": name})
@@ -37,7 +43,7 @@ def train(workload: Workload, rounds: Rounds, *, reproducibility: str = "exact")
         recorded_attempt(attempt) if attempt else nullcontext(),
         process_group.joined(config.train) as accelerator,
     ):
-        training = build_training(build_inputs(config, dataset, accelerator, None, custom), None, custom)
+        training = build.build_training(build.build_inputs(config, dataset, accelerator, None, custom), None, custom)
         module, optimizer = training.state.classifier.module, training.state.optimizer.optimizer
         initial = workload.network(channels_last=True).state_dict()
         module.load_state_dict(dict(zip(module.state_dict(), initial.values(), strict=True)))
