@@ -120,10 +120,8 @@ def start_training(directory: Path, delay: float = 0.0) -> subprocess.Popen[str]
 def under_accelerate(program: str, directory: Path, without: Sequence[str] = ()) -> Command:
     """The real command for two ranks, with `program` in place of the training."""
     (directory.parent / "probe.py").write_text(program)
-    accelerate = start.accelerate_launch(sys.executable)
-    command = start.training_command(
-        ["a b"], 2, on_cpu=True, python=sys.executable, accelerate=accelerate, without=without
-    )
+    words = start.accelerate_launch(sys.executable)
+    command = start.training_command(["a b"], 2, on_cpu=True, python=sys.executable, accelerate=words, without=without)
     words = tuple("probe" if word == start.TRAINING_MODULE else word for word in command.words)
     return Command(words, command.environment, command.without)
 
