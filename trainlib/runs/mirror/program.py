@@ -29,6 +29,7 @@ from trainlib.runs.mirror.lease import LEASE, Lease
 from trainlib.runs.mirror.restoring import restore
 from trainlib.runs.mirror.store import MirrorError, Store
 from trainlib.runs.records.rows import METRICS_FILE
+from trainlib.runs.terminal.streams import read_line
 
 EXIT_UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h
 CONTACT_SECONDS = 60.0  # for a mirror to answer for the first time
@@ -62,7 +63,7 @@ class Job:
 
 def main(arguments: list[str]) -> int:
     """Run the program; return its exit code."""
-    job = Job(**json.loads(_line()))
+    job = Job(**json.loads(read_line()))
     threading.Thread(target=_end_with, args=[job.training], daemon=True).start()
     if arguments == ["restore"]:
         return _restore(job)
@@ -206,15 +207,7 @@ def _end_with(parent: int) -> None:
 
 def _word() -> str | None:
     """Return what the training sends, nothing ("") once it is gone, or None after some time."""
-    return _line() if select.select([sys.stdin], [], [], POLL_SECONDS)[0] else None
-
-
-def _line() -> str:
-    """Return one line, read without reading ahead, so that `select` tells whether there is another one."""
-    line = b""
-    while (byte := os.read(sys.stdin.fileno(), 1)) not in (b"", b"\n"):
-        line += byte
-    return line.decode()
+    return read_line() if select.select([sys.stdin], [], [], POLL_SECONDS)[0] else None
 
 
 if __name__ == "__main__":

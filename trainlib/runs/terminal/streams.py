@@ -139,3 +139,11 @@ def _secured(stream: TextIO | None, descriptor: int) -> io.TextIOWrapper:
         line_buffering=descriptor == 2 or bool(getattr(stream, "line_buffering", False)),
         write_through=bool(getattr(stream, "write_through", False)),
     )
+
+
+def read_line() -> str:
+    """Return one line of standard input, read without reading ahead, so that `select` tells whether there is more."""
+    line = b""
+    while (byte := os.read(sys.stdin.fileno(), 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode()

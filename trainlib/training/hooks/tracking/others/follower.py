@@ -28,6 +28,7 @@ from trainlib.runs.files.locks import acquire
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.runs.records.rows import METRICS_FILE, Row, scalars
 from trainlib.runs.records.shapes import ROW
+from trainlib.runs.terminal.streams import read_line
 from trainlib.training.hooks.tracking.others.process import TrackerJob
 
 POLL_SECONDS = 0.5
@@ -136,7 +137,7 @@ def main() -> int:
     """Follow one training to its end; return the exit code."""
     training = os.getppid()
     threading.Thread(target=_end_soon_after, args=[training], daemon=True).start()
-    job = TrackerJob(**json.loads(_line()))
+    job = TrackerJob(**json.loads(read_line()))
     said = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     try:
         _require_own_folder(job.folder)
@@ -181,16 +182,8 @@ def _end_soon_after(training: int) -> None:
 def _word(training: int) -> str | None:
     """Return what the training process sends: `finish`, nothing ("") once it is gone, or None after some time."""
     if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
-        return _line()
+        return read_line()
     return None if os.getppid() == training else ""
-
-
-def _line() -> str:
-    """Return one line of standard input, read without reading ahead, so that `select` tells whether there is more."""
-    line = b""
-    while (byte := os.read(sys.stdin.fileno(), 1)) not in (b"", b"\n"):
-        line += byte
-    return line.decode()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from trainlib.runs.files.run_files import RunFiles
 from trainlib.runs.records.checkpoints import name_of, steps_in
 from trainlib.runs.records.rows import METRICS_FILE, Row, scalars
 from trainlib.runs.records.shapes import ROW, SUMMARY
+from trainlib.runs.terminal.streams import read_line
 from trainlib.training.hooks.tracking.wandb.foreign import require_own_files
 from trainlib.training.hooks.tracking.wandb.media import evaluation_media, health_values
 from trainlib.training.hooks.tracking.wandb.process import Job
@@ -114,7 +115,7 @@ def main() -> int:
     """Follow one training to its end; the exit code."""
     training = os.getppid()
     threading.Thread(target=_end_soon_after, args=[training], daemon=True).start()
-    job = Job(**json.loads(_line(sys.stdin.fileno())))
+    job = Job(**json.loads(read_line()))
     folder = Path(job.directory) / "wandb"
     warnings = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     try:
@@ -155,16 +156,8 @@ def _end_soon_after(training: int) -> None:
 def _word_from(training: int) -> str | None:
     """Return what the training process sends: `finish`, nothing ("") once it is gone, or None after some time."""
     if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
-        return _line(sys.stdin.fileno())
+        return read_line()
     return None if os.getppid() == training else ""
-
-
-def _line(descriptor: int) -> str:
-    """One line, read without reading ahead, so that `select` tells whether there is another one."""
-    line = b""
-    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
-        line += byte
-    return line.decode()
 
 
 def hold_lock(folder: Path) -> TextIO:
