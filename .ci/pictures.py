@@ -21,6 +21,7 @@ IMAGES = ROOT / "docs/images"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
 
 from browser import Page, browser  # noqa: E402
+from terminals import on_terminal  # noqa: E402
 
 from trainlib.runs.files.json_records import read_lines  # noqa: E402
 from trainlib.runs.notebook import html as notebook  # noqa: E402
@@ -62,7 +63,7 @@ def main(name: str) -> None:
         shoot(page, "site.png")
         for columns in (80, 120):
             text = "".join(
-                f"$ {' '.join(['launch', *words])}\n{on_terminal(columns, *words)}\n"
+                f"$ {' '.join(['launch', *words])}\n{screen(columns, *words)}\n"
                 for words in (("list",), ("status", name), ("check", "quickstart", "optimizer.lr=-1", "train.epoch=5"))
             )
             shown = written(scratch / "terminal.html", terminal(text))
@@ -113,21 +114,11 @@ def cells(name: str) -> str:
     return f'<body style="margin:0;display:flex;height:100vh">{both}</body>'
 
 
-def on_terminal(columns: int, *words: str) -> str:
+def screen(columns: int, *words: str) -> str:
     """Return what a command prints on a terminal of this width, with its colours."""
-    ours, theirs = os.openpty()
     variables = environment(COLUMNS=str(columns), TERM="xterm-256color")
-    child = subprocess.Popen([*LAUNCH, *words], env=variables, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    text = b""
-    try:
-        while chunk := os.read(ours, 1 << 16):
-            text += chunk
-    except OSError:  # its end, on Linux
-        pass
-    os.close(ours)
-    child.wait()
-    return text.decode().replace("\r\n", "\n").replace(str(Path.cwd()), "/home/you")
+    _, text = on_terminal([*LAUNCH, *words], variables)
+    return text.replace(str(Path.cwd()), "/home/you")
 
 
 def terminal(text: str) -> str:

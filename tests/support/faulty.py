@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+from changed_steps import sitecustomize
+
 # The rank FAULT_RANK does what FAULT says: in step 17, or once there is a snapshot that is older than the last step.
-FAULTY = """\
-import importlib.util, os, signal, sys
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "trainlib.training.tuning.memory":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            train_step = module.train_step
-            def faulty(state, step, *rest):
-                fault = os.environ["FAULT"] if os.environ.get("RANK", "0") == os.environ["FAULT_RANK"] else ""
-                if fault == "kill after a snapshot" and not os.path.exists("was killed"):
-                    names = os.listdir(os.environ["TRAINLAUNCH_SNAPSHOTS"])
-                    if any(name.startswith("step-") and int(name[5:]) < step for name in names):
-                        open("was killed", "x").close()
-                        os.kill(os.getpid(), signal.SIGKILL)
-                if fault == "raise" and step == 16:
-                    raise ValueError("a mistake in the model")
-                if fault == "kill" and step == 16:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if fault == "flip" and step == 16 and os.environ["WORLD_SIZE"] == "3":
-                    state.parameters[0].register_hook(lambda gradient: gradient * 2)
-                return train_step(state, step, *rest)
-            module.train_step = faulty
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Finder())
-"""
+FAULTY = sitecustomize("""\
+import os, signal
+def changed(train_step):
+    def faulty(state, step, *rest):
+        fault = os.environ["FAULT"] if os.environ.get("RANK", "0") == os.environ["FAULT_RANK"] else ""
+        if fault == "kill after a snapshot" and not os.path.exists("was killed"):
+            names = os.listdir(os.environ["TRAINLAUNCH_SNAPSHOTS"])
+            if any(name.startswith("step-") and int(name[5:]) < step for name in names):
+                open("was killed", "x").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "raise" and step == 16:
+            raise ValueError("a mistake in the model")
+        if fault == "kill" and step == 16:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "flip" and step == 16 and os.environ["WORLD_SIZE"] == "3":
+            state.parameters[0].register_hook(lambda gradient: gradient * 2)
+        return train_step(state, step, *rest)
+    return faulty
+""")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from launch.sweep.file.grid import read_sweep
+from trainlib.errors import ConfigError
 
 GRID = """\
 name: s
@@ -35,3 +42,14 @@ def written(text: str) -> Path:
     path = Path("s.yaml")
     path.write_text(text)
     return path
+
+
+def refused(text: str, ways: Sequence[Sequence[str]], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the mistakes that a sweep file is refused with, each way of `launch sweep`; nothing is begun."""
+    with pytest.raises(ConfigError) as raised:
+        read_sweep(written(text))
+    for way in ways:
+        assert main(["sweep", "s.yaml", *way]) == 2
+        assert capsys.readouterr().err == f"error: {raised.value}\n"
+    assert [path.name for path in Path().iterdir()] == ["s.yaml"]
+    return [str(mistake) for mistake in raised.value.mistakes]

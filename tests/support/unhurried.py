@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
+from changed_steps import sitecustomize
+
 # A step takes as many seconds longer as the file SLOW in the current folder says, as long as it is there.
-UNHURRIED = """\
-import importlib.util, os, sys, time
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "trainlib.training.tuning.memory":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            train_step = module.train_step
-            def later(*rest):
-                try:
-                    with open("SLOW") as slow:
-                        time.sleep(float(slow.read()))
-                except FileNotFoundError:
-                    pass
-                return train_step(*rest)
-            module.train_step = later
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Finder())
-"""
+UNHURRIED = sitecustomize("""\
+import os, time
+def changed(train_step):
+    def later(*rest):
+        try:
+            with open("SLOW") as slow:
+                time.sleep(float(slow.read()))
+        except FileNotFoundError:
+            pass
+        return train_step(*rest)
+    return later
+""")

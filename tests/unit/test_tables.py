@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import pytest
 from paths import REPOSITORY
+from terminals import on_terminal
 
 from trainlib.runs.terminal.tables import MAX_RICH_ROWS, Column, Table, hang, show
 
@@ -26,24 +27,15 @@ show(Table([Column("NAME", names), states, times]), "the   end of a rather long 
 """
 
 
-def on_terminal(width: int, rows: int = 2, environment: Mapping[str, str] = MappingProxyType({})) -> str:
+def printed(width: int, rows: int = 2, environment: Mapping[str, str] = MappingProxyType({})) -> str:
     """What the program prints on a pseudo-terminal of this width."""
-    ours, theirs = os.openpty()
     variables = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(width), **environment}
     for name in {"NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"} - environment.keys():
         variables.pop(name, None)
     words = [sys.executable, "-c", PROGRAM.format(rows=rows)]
-    child = subprocess.Popen(words, cwd=REPOSITORY, env=variables, stdin=theirs, stdout=theirs)
-    os.close(theirs)
-    text = b""
-    try:
-        while chunk := os.read(ours, 1 << 16):
-            text += chunk
-    except OSError:  # its end, on Linux
-        pass
-    os.close(ours)
-    assert child.wait() == 0
-    return text.decode().replace("\r\n", "\n")
+    code, text = on_terminal(words, variables, REPOSITORY)
+    assert code == 0, text
+    return text
 
 
 def lines_of(text: str) -> list[str]:
@@ -63,7 +55,7 @@ def test_a_pipe_gets_plain_columns(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_wide_terminal_gets_the_same_columns_with_styles() -> None:
-    text = on_terminal(100)
+    text = printed(100)
     assert lines_of(text) == [
         "NAME                            STATUS  STARTED",
         "short                           failed  2030-01-02 03:04:05",
@@ -75,7 +67,7 @@ def test_a_wide_terminal_gets_the_same_columns_with_styles() -> None:
 
 
 def test_on_a_narrow_terminal_long_names_are_broken_first_and_short_words_never() -> None:
-    text = on_terminal(40)
+    text = printed(40)
     assert lines_of(text) == [
         "NAME                  STATUS  STARTED",
         "short                 failed  2030-01-02",
@@ -90,7 +82,7 @@ def test_on_a_narrow_terminal_long_names_are_broken_first_and_short_words_never(
 @pytest.mark.parametrize(("width", "rows"), [(20, 2), (40, MAX_RICH_ROWS + 1)], ids=["narrow", "long"])
 def test_what_does_not_fit_or_is_long_is_plain(width: int, rows: int) -> None:
     """Nothing is cut: the terminal itself wraps the lines. Rich would take long for many rows."""
-    lines = on_terminal(width, rows).splitlines()
+    lines = printed(width, rows).splitlines()
     assert lines[1 + rows].startswith("the   end")
     assert lines[1].split() == ["short", "failed", "2030-01-02", "03:04:05"]
 
@@ -98,7 +90,7 @@ def test_what_does_not_fit_or_is_long_is_plain(width: int, rows: int) -> None:
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_no_colours_where_they_are_not_wanted(name: str, value: str) -> None:
     """Of NO_COLOR, bold letters are no colour."""
-    text = on_terminal(80, environment={name: value})
+    text = printed(80, environment={name: value})
     assert "31m" not in text
     assert (STYLE.search(text) is None) == (name == "TERM")
     assert "failed  2030-01-02 03:04:05" in text
