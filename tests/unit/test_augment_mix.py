@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,15 @@ def together(parts: list[list[MicroBatch]]) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+@functools.cache
+def steps_of_one_process() -> list[list[MicroBatch]]:
+    return steps_of(0, 1, None)
+
+
 @pytest.mark.parametrize(("size", "shards"), [(None, None), (3, None), (None, 8), (2, 8)])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_together_mix_what_one_process_mixes(world_size: int, size: int | None, shards: int | None) -> None:
-    alone = steps_of(0, 1, None)
+    alone = steps_of_one_process()
     ranks = [steps_of(rank, world_size, size, shards) for rank in range(world_size)]
     for step, whole in enumerate(alone):
         images, labels, others = together([whole])

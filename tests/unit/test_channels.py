@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from tiers import quick_or_soak
 from torch import Tensor
 from weight_files import section
 
@@ -135,8 +137,12 @@ def test_our_own_networks_take_one_channel(name: str) -> None:
         assert next(classifier.module.parameters()).shape[1] == 1
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
-@pytest.mark.parametrize("classes", [1000, 7])
+@pytest.mark.parametrize(
+    ("prefix", "classes"),
+    quick_or_soak(
+        {("", 1000), ("module.", 7), ("backbone.", 1000)}, [*itertools.product(["", "module.", "backbone."], [1000, 7])]
+    ),
+)
 def test_trained_weights_are_summed_over_the_colours(tmp_path: Path, prefix: str, classes: int) -> None:
     torch.manual_seed(1)
     plain = torchvision.models.resnet18(num_classes=classes).eval()
