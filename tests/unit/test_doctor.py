@@ -16,6 +16,7 @@ import ranks
 from doctor_checks import CANARY, verdicts
 from paths import REPOSITORY
 from patience import HANG
+from soak import only_in_soak
 
 from launch.doctor import ranks as rank_checks
 from launch.doctor import software, system
@@ -82,6 +83,7 @@ def test_requirements_that_do_not_hold(
     assert software.unmet("torchvision", requirements, installed) == expected
 
 
+@only_in_soak
 def test_the_packages_of_this_machine_fit_as_pip_says_too() -> None:
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
     complaint = any(line.startswith(("torchvision ", "trainlaunch ")) for line in done.stdout.splitlines())
