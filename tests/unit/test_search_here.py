@@ -205,7 +205,7 @@ def test_the_page_of_a_search(capsys: pytest.CaptureFixture[str]) -> None:
     page = html.unescape(Path("report.html").read_text())
     trials, _, rest = page.partition("<h2>Trials</h2>")[2].partition("</section>")
     assert re.findall(r"<td>(s-\d+)</td>", trials) == [fact["name"] for fact in facts]
-    assert f"<pre>{facts[0]['command']}</pre>" in page
+    assert f'<pre class="command">{facts[0]["command"]}</pre>' in page
     assert page.index("<code>optimizer.lr</code>") < page.index("<code>optimizer.momentum</code>")
     assert "What follows is of the best 12 alone." in trials
     assert [name for name in (fact["name"] for fact in facts) if name in rest] == [f["name"] for f in facts[:12]]
