@@ -41,7 +41,7 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()  # number of tests by marker
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the process that ranks are forked from; the drawings are made once. Not where tests are only handed out."""
-    if config.option.dist == "no" and not config.option.collectonly:
+    if config.getoption("dist", "no") == "no" and not config.option.collectonly:
         rank_server()
         import made_once  # noqa: F401
 
