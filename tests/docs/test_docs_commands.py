@@ -68,8 +68,18 @@ def trains(command: Command, words: list[str], cwd: Path) -> None:
 
 
 def few_steps(words: list[str], cwd: Path) -> list[str]:
-    """The same training over two small batches of few small pictures, with random weights."""
+    """The same training over two small batches of few small pictures, with random weights, also in files."""
     kept = [word for word in words if not word.startswith(("train.epochs=", "train.steps="))]
+    values = dict(word.split("=", 1) for word in kept if "=" in word)
+    weights = cwd / values.get("model.weights", "none")
+    if weights.suffix == ".pth":
+        import timm
+        import torch
+
+        model = timm.create_model(values["model.name"].removeprefix("timm/"))
+        torch.save(model.state_dict(), weights)
+    else:
+        kept.append("model.weights=null")
     data = load_config(parsed("run", kept)["arguments"]).data
     root = data.root if data.name in ("image_folder", "table") else "pictures"
     make_pictures(cwd / root)
@@ -78,7 +88,7 @@ def few_steps(words: list[str], cwd: Path) -> list[str]:
         write_table(cwd / str(data.table), cwd / root)
     else:
         changes.append("data.name=image_folder")
-    return [*kept, *changes, "train.steps=2", "train.batch_size=8", "model.weights=null", "tracking.tensorboard=false"]
+    return [*kept, *changes, "train.steps=2", "train.batch_size=8", "tracking.tensorboard=false"]
 
 
 def parsed(name: str, words: Sequence[str]) -> dict[str, Any]:
