@@ -16,18 +16,20 @@ SETTINGS = ("cifar10_cnn", "tracking={wandb: {mode: disabled}, tensorboard: fals
 EPOCHS = 20  # of the run that is killed after its first checkpoint
 
 
-def smoke_tests(folder: Path) -> Iterator[tuple[str, bool]]:
+def smoke_tests(folder: Path, *, gpu: bool) -> Iterator[tuple[str, bool]]:
     """Yield what was tried, and whether it went as it should; what the commands print is in `folder`."""
     folder.mkdir()
-    yield "a training in fp16", _call(folder, ["run", *SETTINGS, "name=fp16", "train.precision=fp16"]) == 0
-    yield "a training that is killed goes on", _killed(folder)
+    if gpu:
+        yield "a training in fp16", _call(folder, ["run", *SETTINGS, "name=fp16", "train.precision=fp16"]) == 0
+    small = ["train.device=cpu", "data.limit=400", "train.epochs=3"]
+    yield "a training that is killed goes on", _killed(folder, [f"train.epochs={EPOCHS}"] if gpu else small)
     yield "trained again, it has the same bits", _call(folder, ["verify", "killed", "--whole"]) == 0
 
 
-def _killed(folder: Path) -> bool:
+def _killed(folder: Path, more: Sequence[str]) -> bool:
     """Kill the process that trains after its first checkpoint; return True if the run came to its end all the same."""
     run = folder / "runs" / "killed"
-    words = [*LAUNCH, "run", *SETTINGS, "name=killed", f"train.epochs={EPOCHS}", "checkpoint.every=1ep"]
+    words = [*LAUNCH, "run", *SETTINGS, *more, "name=killed", "checkpoint.every=1ep"]
     with (folder / "killed.txt").open("w") as output:
         with subprocess.Popen(words, cwd=folder, stdout=output, stderr=output) as launcher:
             while launcher.poll() is None and not any((run / "checkpoints").glob("step-*")):

@@ -125,6 +125,13 @@ def test_recipes_and_a_network_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+def test_a_training_is_killed_goes_on_and_is_trained_again(tmp_path: Path) -> None:
+    table = run(tmp_path, "--parts", "smoke")
+    assert "| a training that is killed goes on | 1.000 (1.000 to 1.000) | >= 1 | yes |" in table
+    assert "| trained again, it has the same bits | 1.000 (1.000 to 1.000) | >= 1 | yes |" in table
+
+
+@pytest.mark.soak
 def test_vgg16_and_waits(tmp_path: Path) -> None:
     table = run(tmp_path, "--parts", "vgg16,waits")
     assert "\n| VGG16: ours / Accelerate, tensors |" in table
