@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from trainlib.errors import UserError
@@ -53,7 +54,7 @@ class Run:
         """Return the run's name, which is its folder's."""
         return self.directory.name
 
-    @property
+    @cached_property
     def last_start(self) -> Record | None:
         """Return the line with which the newest attempt began."""
         return last_event(self.attempts, "start")
@@ -64,12 +65,12 @@ class Run:
         owner = read_owner(self.directory)
         return owner if owner is not None and _lives(self.directory, owner) else None
 
-    @property
+    @cached_property
     def started(self) -> datetime | None:
         """Return when the newest attempt began."""
         return time_of(self.last_start)
 
-    @property
+    @cached_property
     def newest_metrics(self) -> Record:
         """Return the line of metrics.jsonl with the highest step; empty where there is none."""
         return max(self.last.values(), key=lambda record: record.get("step", 0), default={})
@@ -95,7 +96,7 @@ class Run:
         values = train if isinstance(train, dict) else {}
         return {name: values[name] for name in ("steps", "epochs") if whole_number(values.get(name))}
 
-    @property
+    @cached_property
     def pulse(self) -> Record:
         """Return how far a run that is running has come within the last seconds (see `read_pulse`); else empty."""
         return read_pulse(self.directory) if self.status == "running" else {}
@@ -112,12 +113,13 @@ class Run:
         return steps_in(self.directory / "checkpoints")
 
 
-def read_run(directory: Path, *, whole: bool = True) -> Run:
+def read_run(directory: Path, *, whole: bool = True, names: frozenset[str] | None = None) -> Run:
     """Return the state of the run in a directory; what is missing or damaged there is left out, and told.
 
     whole   read all of metrics.jsonl and say what is damaged or lost in it, not only its end
+    names   what is in the directory, where the caller knows
     """
-    files = RunFiles(directory, _names_in(directory))
+    files = RunFiles(directory, _names_in(directory) if names is None else names)
     attempts, jobs = files.lines(ATTEMPTS_FILE, ATTEMPT), files.lines(JOBS_FILE, JOB)
     summary = files.record("summary.json", SUMMARY)
     step, num_rows = _rows_at_checkpoint(files) if whole else (0, None)  # first: rows come before their checkpoint
@@ -133,7 +135,8 @@ def all_runs(root: Path = RUNS) -> list[Run]:
     runs = list[Run]()
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(root) as entries:
         folders = sorted(entry.path for entry in entries if entry.name[0] != "." and entry.is_dir())
-        runs = [_read_any(Path(folder)) for folder in folders if not _FILES.isdisjoint(_names_in(folder))]
+        there = {folder: _names_in(folder) for folder in folders}
+        runs = [_read_any(Path(folder), names) for folder, names in there.items() if not _FILES.isdisjoint(names)]
     never = datetime.min.replace(tzinfo=UTC)
     return sorted(runs, key=lambda run: max(run.started or never, run.submitted or never))
 
@@ -145,10 +148,10 @@ def _names_in(directory: str | Path) -> frozenset[str]:
     return frozenset()
 
 
-def _read_any(directory: Path) -> Run:
+def _read_any(directory: Path, names: frozenset[str]) -> Run:
     """Return the state of a run; of one that cannot be read, that: it must not hide the others."""
     try:
-        return read_run(directory, whole=False)
+        return read_run(directory, whole=False, names=names)
     except Exception as error:  # noqa: BLE001 - in a list of many runs
         return Run(directory, "unreadable", [], [], {}, {}, (f"{type(error).__name__}: {error}",))
 
