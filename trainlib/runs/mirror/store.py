@@ -15,6 +15,7 @@ from trainlib.errors import UserError
 from trainlib.runs.files.durable import DurableFile, remove_temporary, sync_directory, write_atomically
 
 IN_EXTRA = {"s3fs"}  # packages that `trainlaunch[mirror]` brings
+_TRIES = 10
 _CHUNK = 1 << 23  # bytes that are copied at a time
 _BLOCK = 1 << 25  # bytes that are fetched at a time
 
@@ -34,6 +35,8 @@ def require_usable(address: str, run: Path) -> None:
 
     protocol = protocol_of(address)
     if protocol == "file":
+        if folder_of(address).is_file():
+            raise UserError(f"mirror: got {address}, which is a file, must be a folder or an address")
         folder, own = (folder_of(address) / run.name).resolve(), run.resolve()
         if folder == own or own in folder.parents or folder in own.parents:
             raise UserError(
@@ -80,12 +83,20 @@ class Store:
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each file."""
-        found: dict[str, int] = {}
-        with self._told(), suppress(FileNotFoundError):
-            listed: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True)
+        with self._told():
+            listed = self._listed()
             prefix = f"{self._fs._strip_protocol(self._root)}/"
-            found = {path.removeprefix(prefix): int(facts["size"] or 0) for path, facts in listed.items()}
+        found = {path.removeprefix(prefix): int(facts["size"] or 0) for path, facts in listed.items()}
         return {name: size for name, size in found.items() if not name.rpartition("/")[2].startswith(".")}
+
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        for _ in range(_TRIES):
+            try:
+                return self._fs.find(self._root, detail=True)  # type: ignore[no-any-return]
+            except FileNotFoundError:  # also where a file vanishes while a folder is listed, which is not empty then
+                if not self._fs.exists(self._root):
+                    return {}
+        raise OSError("its files change faster than they can be listed")
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes; None where there is none."""
