@@ -141,6 +141,10 @@ def find_checkpoint(reference: str | os.PathLike[str]) -> ChosenCheckpoint:
             raise CheckpointError(f"{run / 'checkpoints'} is a link, must be a folder: name the one that it leads to")
         if (run / "checkpoints").is_dir():
             return ChosenCheckpoint(*best_or_newest(run), run)
+    if any((run / "config.yaml").is_file() for run in (RUNS / reference, path)):
+        raise CheckpointError(
+            f"{os.fspath(reference)}: this run has no checkpoint yet; launch status {path.name} tells how far it came"
+        )
     raise CheckpointError(
         f"{os.fspath(reference)}: no such run or checkpoint; give the name of a run in {RUNS.absolute()}, its folder, "
         "or that of a checkpoint (runs/NAME/checkpoints/step-...)"

@@ -214,8 +214,11 @@ def with_words(key: str, value: Any, rule: str, *, typed: bool) -> str:
     if key == "mirror" or (isinstance(value, dict | list) and key not in NO_KEY):  # the first may hold a password
         return rule
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    words = instead(key, text)
-    if words is None or words == f"{key}={text}":
+    separated = re.fullmatch(r"(?!code:|run:)(\w+):(\S+)", text)
+    if separated and not typed and "must be a section" in rule:
+        return f"{rule}. Put a space behind the colon: {separated[1]}: {separated[2]}"
+    words = f"{key}={shlex.quote(json.dumps([value]))}" if rule.endswith("must be a list") else instead(key, text)
+    if words is None or words in (f"{key}={text}", f"{key}={shlex.quote(text)}", f"{key}=..."):  # what was typed
         return rule
     if not typed and words not in (*NO_KEY.values(), *OWN.values()) and not words.startswith(("-", "launch ")):
         words = f"write {', '.join(_as_yaml(word) for word in shlex.split(words))}"

@@ -251,6 +251,14 @@ def _shown_tag(tag: str) -> str:
     return "!!" + tag.removeprefix(_TAG) if tag.startswith(_TAG) else tag
 
 
+_PLAIN_SYNTAX = {
+    "expected ',' or '}'": "a { is not closed, or a comma is missing before this",
+    "expected ',' or ']'": "a [ is not closed, or a comma is missing before this",
+    "a quoted scalar": "a quote is not closed: end the text with the quote that it begins with",
+    "expected <block end>": "this line is indented as none before it: begin all keys of a section in one column",
+}
+
+
 def _syntax(error: yaml.MarkedYAMLError) -> str:
     """Return the syntax error in words, plain ones for the common mistakes."""
     problem = error.problem or "unknown problem"
@@ -260,4 +268,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
         return "not valid YAML: a second ': ' in one line; put text that holds ': ' in quotes"
     if "but found another document" in problem:
         return "a second document begins here ('---'): must be one document"
+    for part, plain in _PLAIN_SYNTAX.items():
+        if part in f"{problem} {error.context}":
+            return f"not valid YAML: {plain}"
     return f"not valid YAML: {problem}" + (f" {error.context}" if error.context else "")

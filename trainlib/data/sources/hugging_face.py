@@ -101,7 +101,7 @@ def _load(root: Path) -> dict[str, Any]:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # the package raises almost anything on a folder of another form
         raise DataError(
-            f"data.root: {root} is no data set that save_to_disk wrote: {error}. In Python, "
+            f"data.root: {root} is no data set that save_to_disk wrote: {str(error).rstrip('.')}. In Python, "
             f"dataset.save_to_disk({str(root)!r}) writes one"
         ) from error
     given = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}

@@ -49,6 +49,8 @@ def read_state(path: Path, device: str = "cpu") -> State:
                 f"torch.load({path.name!r}, weights_only=False) and torch.save its state_dict alone"
             ) from error
         reason = str(error).split("\n")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's sentence is about an option of its own
+            reason = "torch.save did not write it"
         raise WeightsError(
             f"model.weights: {path} ({path.stat().st_size} bytes) is damaged or no weights file ({reason[:120]}): "
             "copy or download it again"

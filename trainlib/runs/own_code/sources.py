@@ -125,7 +125,10 @@ def _module(word: str) -> CodeSource:
     top = name.partition(".")[0]
     spec = importlib.machinery.PathFinder.find_spec(top, places)
     if spec is None:
-        raise UserError(f"--code {word}: there is no {top}.py and no package {top} in {folder or os.getcwd()}")
+        raise UserError(
+            f"--code {word}: there is no {top}.py and no package {top} in {folder or os.getcwd()}; give FILE.py, or a "
+            "module, package.module, that can be imported from here"
+        )
     if spec.submodule_search_locations:
         package = Path(next(iter(spec.submodule_search_locations))).absolute()
         source = CodeSource(name, _package_files(package, word), package.parent)

@@ -114,7 +114,8 @@ def require_folder(root: Path) -> None:
     """Raise DataError where `data.root` is no folder."""
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"data.root: {root} {state}. {LAYOUT}")
+        packed = "; for an archive, set data.name=archive" if root.suffix in (".zip", ".tar") and root.exists() else ""
+        raise DataError(f"data.root: {root} {state}{packed}. {LAYOUT}")
 
 
 def absolute(path: Path | str) -> Path:
