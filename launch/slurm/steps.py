@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from launch.local.nodes.board import Board
+from launch.local.nodes.members import Member
 from launch.slurm.head import node_names
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, TrainlaunchError
 from trainlib.runs.attempt.stop_request import read_stop_file
@@ -29,6 +30,7 @@ from trainlib.runs.records.reasons import EndCode
 BEAT_SECONDS = 5.0  # between two signs of life for the nodes, which put the job back where there is none for a minute
 BRIEF_SECONDS = 30.0  # a step that is lost sooner has not come to run
 FEW_TRIES = 3  # for a job in which no step comes to run
+SILENT_SECONDS = 60.0  # without a heartbeat of a node's `launch run`: srun does not notice that a slurmstepd was killed
 CLOSING_SECONDS = 30.0  # for steps to end, once the run is over
 _KILL_SECONDS = 10.0
 _POLL_SECONDS = 0.5
@@ -61,6 +63,8 @@ class Step:
     number   of the node in this job
     tries    how often it was lost before it came to run, since it last did
     code     with which its `launch run` has ended by itself; None where it has not
+    before   the machines that were there at this node when the step was started last, dead ones as a rule
+    beats    the heartbeats of those that came since; `silence`: seconds without a change, up to `looked`
     """
 
     node: str
@@ -70,15 +74,34 @@ class Step:
     code: int | None = None
     began: float = 0.0
     due: float = 0.0
+    before: frozenset[str] = frozenset()
+    beats: frozenset[tuple[str, int]] = frozenset()
+    silence: float = 0.0
+    looked: float = 0.0
     words: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
 
-    def start(self, command: Sequence[str], log: str) -> None:
-        """Start srun for this node. Raises OSError where there is none."""
+    def start(self, command: Sequence[str], log: str, members: Sequence[Member]) -> None:
+        """Start srun for this node. Raises OSError where there is none.
+
+        members   all machines that have a file
+        """
         options = ["--nodes=1", "--ntasks=1", f"--nodelist={self.node}", "--overlap", f"--immediate={_STEP_SECONDS}"]
         words = [command[0], *options, f"--output={log}-node-{self.number}.out", *command[1:]]
         self.words = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=self.words)
         self.began = time.monotonic()
+        self.before = frozenset(member.id for member in members if member.host == self.node)
+        self.beats, self.silence = frozenset(), 0.0
+
+    def is_silent(self, members: Sequence[Member]) -> bool:
+        """Return True if a `launch run` has come to this node, and is not heard of any more, but srun waits for it."""
+        beats = frozenset((m.id, m.beat) for m in members if m.host == self.node and m.id not in self.before)
+        now = time.monotonic()
+        # Time in which this process was frozen, or waited for the disk, is not counted.
+        passed = min(now - self.looked, 2 * _POLL_SECONDS)
+        self.silence = self.silence + passed if beats and beats == self.beats else 0.0
+        self.beats, self.looked = beats, now
+        return self.process is not None and self.silence > SILENT_SECONDS
 
     def said(self) -> str:
         """Return what srun has printed since this step was started last."""
@@ -109,7 +132,7 @@ class Step:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_KILL_SECONDS)
             self.process.kill()
-            self.process.wait()
+            self.process.wait()  # `look` says that it is lost
 
 
 class Steps:
@@ -136,24 +159,27 @@ class Steps:
         with Beat(f"{self._log}.beat") as beat:
             while (code := self._code_of_run()) is None and not self._is_hopeless():
                 beat.renew()
+                members = list(self._board.members().values())
                 for step in self._steps:
-                    self._keep(step)
+                    self._keep(step, members)
                 time.sleep(_POLL_SECONDS)
             return self._close(code)
 
     def _ask(self, *_: object) -> None:
         self._asked = True  # the batch script and the ranks heed it: only nothing is started any more
 
-    def _keep(self, step: Step) -> None:
+    def _keep(self, step: Step, members: Sequence[Member]) -> None:
         """Start the step of a node where none runs and its `launch run` has not ended by itself."""
         is_last = self._is_stopping()
+        if step.is_silent(members):
+            step.end()
         said = step.look(is_last=is_last)
         if said is not None:
             print(said, end="", flush=True)
             self._last = self._last if step.code is None else (step.code, said)
         is_due = step.began == 0.0 or (step.due <= time.monotonic() and not is_last)
         if step.process is None and step.code is None and is_due:
-            step.start(self._command, self._log)
+            step.start(self._command, self._log, members)
 
     def _code_of_run(self) -> int | None:
         """Return the run's exit code, as its machines have agreed on it; None as long as it is not over."""

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from launch.local.nodes.board import Board
-from launch.local.nodes.members import Entry
+from launch.local.nodes.members import Entry, Member, to_text
 from launch.slurm import steps
 from launch.slurm.ending.evidence import exit_code_of, lost_by
 from launch.slurm.steps import Beat, Steps, own_code, pause_before_next
 
-# The first line of `NODE.script` says what its next step does: `wait` for the file `over`, `lost`, `hang`, a code.
+# The first line of `NODE.script` says what its next step does: `wait` for the file `over`, `lost`, `hang`, a code;
+# `silent`: a machine comes that is dead then, which srun does not notice.
 SRUN = (
     f"#!{sys.executable}"
     + """
@@ -27,7 +28,9 @@ with open("starts", "a") as starts:
 script = Path(f"{node}.script")
 first, *rest = script.read_text().splitlines()
 script.write_text("\\n".join(rest or [first]))
-while first == "hang" or (first == "wait" and not os.path.exists("over")):
+if first == "silent":
+    Path("member").rename("runs/.nodes/run/member-c.json")
+while first in ("hang", "silent") or (first == "wait" and not os.path.exists("over")):
     time.sleep(0.02)
 if first == "lost":
     print("srun: error: n0: task 0: Exited with exit code 137", file=sys.stderr)
@@ -118,6 +121,13 @@ def test_the_exit_code_is_what_the_machines_have_agreed_on(
     """Also where a node hangs, whose srun waits for a slurmstepd that was killed; it is told as lost."""
     assert run({"n0": "wait", "n1": "hang"}, over_after=2, code=code) == code
     assert lost_by(capfd.readouterr().err, ["n0", "n1"]) == {"n1"}
+
+
+def test_a_node_that_is_not_heard_of_any_more_is_lost(srun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "SILENT_SECONDS", 0.3)
+    (srun / "member").write_text(to_text(Member("c", "n1", 0.0, ("127.0.0.1",), 1, 1, "same")))
+    assert run({"n0": "wait", "n1": "silent\nwait"}, over_after=3) == 0
+    assert sorted((srun / "starts").read_text().split()) == ["n0", "n1", "n1"]
 
 
 def test_a_launcher_that_ends_by_itself_is_not_started_again(srun: Path, capfd: pytest.CaptureFixture[str]) -> None:
