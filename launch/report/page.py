@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from launch.report import formats
 from launch.report.charts.chart import Plot
 from launch.report.charts.curves import charts_of, colour_of, common_legend
-from launch.report.comparison import ABSENT, Ranking, class_scores, config_differences, noise, ranking, results
 from launch.report.facts.run_facts import RunFacts
 from launch.report.facts.series import tick_label
-from launch.report.run_view import view_of
+from launch.report.views.comparison import ABSENT, Ranking, class_scores, config_differences, noise, ranking, results
+from launch.report.views.run_view import view_of
 from launch.runs.show import local_time
 from trainlib.errors import UserError
 from trainlib.runs.files.durable import write_atomically
@@ -26,7 +26,7 @@ from trainlib.runs.terminal.printable import printable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from launch.report.search_view import SearchView
+    from launch.report.views.search_view import SearchView
     from trainlib.runs.terminal.tables import Table
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from report_runs import end, evaluation, moment, start, training_rows, write_run
 
-from launch.report.comparison import config_differences, ranking
 from launch.report.facts.history import attempts_of, events_of, jobs_of
 from launch.report.facts.overfitting import overfitting, parting
 from launch.report.facts.run_facts import read_facts
+from launch.report.views.comparison import config_differences, ranking
 
 # Attempts, jobs, events
 

@@ -45,7 +45,7 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
             repeats = repeats_table(repeats_of(sweep))
         names = _begun(sweep)
         if sweep.search:
-            from launch.report.search_view import view_of_search
+            from launch.report.views.search_view import view_of_search
 
             search = view_of_search(sweep)
             names = search.shown
