@@ -51,7 +51,7 @@ def srun(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (workdir / "srun").chmod(0o755)
     (workdir / "runs/run").mkdir(parents=True)
     monkeypatch.setattr(steps, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(steps, "pause_before_next", lambda tries: 0.0)
+    monkeypatch.setattr(steps, "pause_before_next", lambda tries: 0.0 if tries < steps.FEW_TRIES else 60.0)
     monkeypatch.setattr(steps, "CLOSING_SECONDS", 1.0)
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
     yield workdir
