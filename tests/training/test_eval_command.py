@@ -51,15 +51,14 @@ def test_every_number_of_processes_gives_the_same_bits(by_world_size: Mapping[in
     assert by_world_size[1] == by_world_size[2]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
 def test_figures_are_those_of_scikit_learn_and_torchmetrics(
-    trained: Path, by_world_size: Mapping[int, dict[str, Any]], world_size: int
+    trained: Path, by_world_size: Mapping[int, dict[str, Any]]
 ) -> None:
     """Counts exactly, all else within 1e-6; from the logits of a plain network with the checkpoint's weights."""
     import sklearn.metrics
     import torchmetrics.functional.classification as torchmetrics
 
-    found, images = by_world_size[world_size], drawings()
+    found, images = by_world_size[1], drawings()
     labels_N, logits_NC = images.labels_N, plain_logits(checkpoint_of(trained, found["step"]), pixels(images))
     predicted_N = logits_NC.argmax(dim=1)
     assert found["count"] == len(labels_N) == 2_000

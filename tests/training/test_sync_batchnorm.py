@@ -84,11 +84,11 @@ def test_without_it_they_are_not(tmp_path: Path, images: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "model", "world_sizes"),
     [
-        pytest.param(MODEL, [], {}, (1, 3), id="four-shards"),
+        pytest.param(MODEL, [], {}, (1, 3), id="four-shards", marks=pytest.mark.slow),
         pytest.param(MODEL, ["train.virtual_shards=8"], {}, (1, 3, 8), id="eight-shards", marks=only_in_soak),
         pytest.param(
             MODEL, ["train.precision=bf16", "train.average={decay: 0.9}"], {}, (1, 3), id="bf16-ema",
-            marks=pytest.mark.slow,
+            marks=only_in_soak,
         ),
         pytest.param(
             MODEL, [], {"freeze": "[conv1.*, bn1.*, layer1.*]"}, (1, 4), id="frozen-stem", marks=only_in_soak
@@ -120,7 +120,9 @@ def test_in_elastic_mode_every_world_size_ends_with_the_same_bits(
     ("changes", "model", "world_size"),
     [
         pytest.param([], {"drop_rate": 0.3}, 1, id="exact", marks=only_in_soak),
-        pytest.param([], {"sync_batchnorm": True, "drop_rate": 0.3}, 2, id="two-ranks-synchronised"),
+        pytest.param(
+            [], {"sync_batchnorm": True, "drop_rate": 0.3}, 2, id="two-ranks-synchronised", marks=only_in_soak
+        ),
         pytest.param(ELASTIC, {"sync_batchnorm": True}, 2, id="elastic-synchronised", marks=pytest.mark.slow),
         pytest.param(
             ["train.micro_batch_size=4", "train.precision=bf16", "data.drop_last=true"], {}, 2, id="micro",

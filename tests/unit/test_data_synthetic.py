@@ -62,6 +62,7 @@ def test_a_linear_model_on_pixels_does_not_solve_it(dataset: Dataset) -> None:
     assert linear.score(flat(dataset.test), dataset.test.labels_N) < 0.4
 
 
+@pytest.mark.slow
 def test_a_convolutional_model_learns_it_soon(dataset: Dataset) -> None:
     torch.manual_seed(0)
     convolutions = [nn.Conv2d(3, 16, 5, padding=2), nn.MaxPool2d(2), nn.Conv2d(16, 32, 5, padding=2), nn.MaxPool2d(4)]

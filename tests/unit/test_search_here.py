@@ -135,7 +135,7 @@ def forget() -> None:
             path.unlink()
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", [pytest.param("random", marks=pytest.mark.slow), "tpe"])
 @pytest.mark.usefixtures("workdir")
 def test_killed_wherever_it_writes_it_comes_to_the_same_table(sampler: str) -> None:
     """Two trials fail, and count as the worst. Random samples give the same table for any number at a time."""

@@ -179,6 +179,7 @@ def test_the_model_against_numbers_by_hand() -> None:
     assert efficiency(CNN, 1024) == pytest.approx(1e-3 / (1e-3 + all_reduce(4 * 145_578, 1024)))
 
 
+@only_in_soak
 def test_growth_is_measured() -> None:
     """Three times the side costs far more than three times as much; a hundred times the images take longer to order."""
     small, large = (step_milliseconds("cifar10_cnn", 4, size, repeats=3) for size in (32, 96))
