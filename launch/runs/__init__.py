@@ -1,1 +1,1 @@
-"""The commands that look at runs and control them: list, status, logs, stop, cancel, verify."""
+"""What the commands for runs do: list, status, logs, stop, cancel, remove, verify."""

@@ -1,1 +1,1 @@
-"""The ranks of a run: process group, stop consensus, gradient reduction, watchdog."""
+"""The ranks of a run: process group, devices, gradient reduction, agreements, checks, slow ranks, watchdog."""

@@ -1,1 +1,1 @@
-"""Training: the session, the loop, the step, checkpoints, metrics, tracking and tuning."""
+"""Training: session, loop, hooks, the step and what builds it, checkpoints, metrics, tuning, programs."""

@@ -61,7 +61,7 @@ class Training:
     schedule   the learning rate of each step
     samples    the training, validation and test images
     progress   how far the run has come; changes as it trains
-    graph      replays steps; None where all of them run as ever
+    graph      replays steps; None where all of them run eagerly
     """
 
     state: TrainState
@@ -119,7 +119,7 @@ class Trainer:
         """
         self.hooks.on_start(self)
         self.clock.start()
-        stopped = stop.is_there(self.progress.step)
+        stopped = stop.has_reached_end(self.progress.step)
         if stopped and self._saved_step != self.progress.step:
             self._save(must=True)
         while not (self.finished or stopped):

@@ -1,4 +1,4 @@
-"""`launch run --nodes MIN:MAX` on this machine: its ranks, started as the others of the moment make necessary."""
+"""`launch run --nodes MIN:MAX` on this machine: start its ranks, and start them again as machines join and leave."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def was_unasked(directory: Path) -> bool:
-    """Return True if ranks have stopped as those do whose launcher, or its agent, has died: at nobody's wish."""
+    """Return True if the ranks stopped only because launcher, agent or another rank died: nobody asked them to."""
     end = last_event(read_attempts(directory), "end") or {}
     code = code_of_end(end)
     of_agent = code is EndCode.SIGNAL and end.get("reason") in ("SIGHUP", "SIGTERM")

@@ -34,7 +34,7 @@ _TELL_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Turn:
-    """A start on this machine, by an entry.
+    """One start of this machine's ranks, as an entry of the board orders it.
 
     number      of this machine among those that train
     variables   of the environment, for the ranks

@@ -121,7 +121,7 @@ def ending_of_rank(
 
 
 def ended_for_others() -> Ending:
-    """Return the ending of ranks that their launcher has killed, as others are gone that they wait for."""
+    """Return the ending of ranks that their launcher killed, as they waited for ranks of a machine that is gone."""
     return Ending(EXIT_CONNECTION_LOST, "", EndCode.CONNECTION_LOST, "ranks lost others, on a machine that is gone")
 
 

@@ -51,7 +51,7 @@ class Start:
 
 
 class Place:
-    """The run directory, kept by the launcher between two starts, so that no other start comes in between.
+    """The launcher's hold on the run directory between two starts, so that nobody else's start comes in between.
 
     All starts of a launcher own the directory under one identity. A STOP file that names it is meant for all of them.
     """

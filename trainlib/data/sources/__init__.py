@@ -1,1 +1,1 @@
-"""One module for each source of images: CIFAR-10, folders, drawings, arrays in memory."""
+"""Sources of images: class folders, archives, tables, Hugging Face data sets, CIFAR-10, drawings, arrays in memory."""

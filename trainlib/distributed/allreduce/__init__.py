@@ -1,1 +1,1 @@
-"""Summing gradients over ranks: in elastic mode, and through shared memory."""
+"""Gradients added up over ranks: by DistributedDataParallel, in elastic mode's order, through shared memory."""

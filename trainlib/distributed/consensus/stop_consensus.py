@@ -30,13 +30,13 @@ class StopConsensus:
         self._boundaries = 0
         self._is_pending = False
 
-    def is_there(self, step: int) -> bool:
-        """Return True if so many steps are as many as this start is to come to."""
+    def has_reached_end(self, step: int) -> bool:
+        """Return True if `step` steps are as many as this start was asked to do (`at_step`)."""
         return self._at_step is not None and step >= self._at_step
 
     def agreed(self, step: int) -> bool:
         """Return True if all ranks are to stop after this step. Call it once at every step boundary, on every rank."""
-        if self.is_there(step):
+        if self.has_reached_end(step):
             return True
         if self._channel is None:
             return self._flag.requested()

@@ -1,4 +1,4 @@
-"""Functions that run in turn and wait for each other: each comes to a meeting before any goes on from it.
+"""Threads with a barrier at each synchronised layer, of which only one runs at a time.
 
 A rank of elastic mode computes several virtual shards. Where layers need the statistics of all of them, the forward
 passes of these shards must be at the same layer at the same time, while each still runs by itself, on tensors of its

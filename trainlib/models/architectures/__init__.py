@@ -1,1 +1,1 @@
-"""Network architectures: our own, and torchvision's by name."""
+"""Network architectures of our own, and parts of them; those of torchvision and timm are in `models/sources`."""

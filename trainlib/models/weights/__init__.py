@@ -1,1 +1,1 @@
-"""Weights in files: their tensors are read safely and find their places in a model."""
+"""Weights: read safely from files and put into a model, averaged (EMA), and kept aside to be put back."""

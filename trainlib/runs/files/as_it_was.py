@@ -1,4 +1,4 @@
-"""Small files that are put back as they were, with their times, where what was about to begin is refused."""
+"""Copies of small files, which are put back, with their times, when a start is refused."""
 
 from __future__ import annotations
 

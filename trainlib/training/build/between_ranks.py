@@ -1,4 +1,4 @@
-"""What ranks do with each other beside adding up gradients: synchronised layers, audits, comparing their speed."""
+"""Build what ranks tell each other besides gradients: statistics of synchronised BatchNorm, audits, their speed."""
 
 from __future__ import annotations
 

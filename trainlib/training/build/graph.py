@@ -19,7 +19,7 @@ logger = logging.getLogger("trainlib")
 def build_graph_steps(
     config: Config, state: TrainState, samples: DataModule, progress: Progress, custom: CustomParts
 ) -> GraphSteps | None:
-    """Return what replays steps on this device; None where all steps run as ever, which the log gives a reason for."""
+    """Return what replays steps on this device; None where all steps run eagerly, which the log gives a reason for."""
     if config.train.cuda_graph is False or not captures_graphs(state.accelerator.device):
         return None
     if reason := _why_not(config, state, samples, progress, custom):

@@ -1,4 +1,4 @@
-"""What stays of the checkpoints of a run that trains no more: `checkpoint.after`, and `launch prune`."""
+"""What stays of the checkpoints of a finished run: `checkpoint.after`, and `launch prune`."""
 
 from __future__ import annotations
 

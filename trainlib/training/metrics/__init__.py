@@ -1,1 +1,1 @@
-"""Loss, accuracy and timing: exact sums over ranks, and evaluation."""
+"""Metrics and timing: exact sums over ranks, predictions, thresholds of label sets, progress."""

@@ -1,1 +1,1 @@
-"""Programs that the launcher starts beside training: check, prepare, verify."""
+"""Programs that the launcher starts beside training: check, prepare, prune, verify, find settings, look at data."""

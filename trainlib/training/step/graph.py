@@ -4,8 +4,8 @@ A kernel in a graph has the memory, the sizes and the numbers that it was captur
 step lies in memory of its own, which the host fills before each replay: indices or images, labels, crops and flips,
 and learning rates. Seeds are set before a replay, and the generators bring them into the graph.
 
-What cannot be captured runs as ever, and the log says so once, with the reason. The first replay is compared, in every
-bit, with the same step run as ever.
+What cannot be captured runs eagerly, and the log says so once, with the reason. The first replay is compared, in every
+bit, with the same step run eagerly.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GraphSteps:
         self._size = 0
 
     def step(self, step: int, raw_batches: Sequence[MicroBatch], denominator: float) -> StepResult | None:
-        """Compute step `step`, from 0, of raw micro-batches (see `BatchLoader`); None where it must run as ever."""
+        """Compute step `step`, from 0, of raw micro-batches (see `BatchLoader`); None where it must run eagerly."""
         if self._off or len(raw_batches) != 1:
             return None
         [raw] = raw_batches
@@ -71,18 +71,18 @@ class GraphSteps:
         return self._graph is not None
 
     def finished(self, raw: MicroBatch) -> MicroBatch:
-        """Return the micro-batch as a step that runs as ever takes it."""
+        """Return the micro-batch as a step that runs eagerly takes it."""
         return self._loader.finished(raw, self._augmentation)
 
     def give_up(self, reason: str) -> bool:
-        """Run all steps as ever from here on, and free the graph's memory; return True if there was a graph."""
+        """Run all steps eagerly from here on, and free the graph's memory; return True if there was a graph."""
         if not self._off:
             logger.info("CUDA graph: none, %s", reason)
         was_there, self._off, self._graph = self._graph is not None, True, None
         return was_there
 
     def _begin(self, step: int, raw: MicroBatch, denominator: float) -> StepResult | None:
-        """Capture the step, run it as ever, replay it from the same state, and give the graph up where bits differ."""
+        """Capture the step, run it eagerly, replay it from the same state, and give the graph up where bits differ."""
         try:
             self._capture(raw, denominator)
             before = [tensor.clone() for tensor in self._changed()]

@@ -1,1 +1,1 @@
-"""What is measured on the machine before training: micro-batch size, compilation, frozen features."""
+"""What is fitted to the machine: micro-batch size, before training and where memory runs out, compilation, features."""
