@@ -158,12 +158,14 @@ class Steps:
             signal.signal(number, self._ask)  # and not ignored, which srun would inherit
         with Beat(f"{self._log}.beat") as beat:
             while (code := self._code_of_run()) is None and not self._is_hopeless():
+                with suppress(OSError):  # the disk is away
+                    members = list(self._board.members().values())
+                    for step in self._steps:
+                        beat.renew()  # each may take some seconds to be ended
+                        self._keep(step, members)
                 beat.renew()
-                members = list(self._board.members().values())
-                for step in self._steps:
-                    self._keep(step, members)
                 time.sleep(_POLL_SECONDS)
-            return self._close(code)
+            return self._close(code, beat)
 
     def _ask(self, *_: object) -> None:
         self._asked = True  # the batch script and the ranks heed it: only nothing is started any more
@@ -191,7 +193,9 @@ class Steps:
 
     def _is_stopping(self) -> bool:
         stop = self._directory / "STOP"
-        return self._asked or (stop.exists() and read_stop_file(stop).code is not EndCode.REGROUP)
+        with suppress(OSError):  # the disk is away
+            return self._asked or (stop.exists() and read_stop_file(stop).code is not EndCode.REGROUP)
+        return False
 
     def _is_hopeless(self) -> bool:
         """Return True if no step runs, and none will: all have ended by themselves, or do not come to run."""
@@ -201,7 +205,7 @@ class Steps:
             for step in self._steps
         )
 
-    def _close(self, code: int | None) -> int:
+    def _close(self, code: int | None, beat: Beat) -> int:
         """Wait for the steps to end, end those that do not, and tell which nodes are lost; return the exit code."""
         deadline = time.monotonic() + CLOSING_SECONDS
         if code is None:
@@ -211,8 +215,10 @@ class Steps:
             told = []
         while any(step.process for step in self._steps) and time.monotonic() < deadline:
             told += [said for step in self._steps if (said := step.look(is_last=True)) is not None]
+            beat.renew()
             time.sleep(_POLL_SECONDS)
         for step in self._steps:
+            beat.renew()
             step.end()
         told += [f"node failure on {step.node} : its step was lost\n" for step in self._steps if step.code is None]
         sys.stderr.write("".join(told))
@@ -232,6 +238,7 @@ class Beat:
             self._renewed, self._count = time.monotonic(), self._count + 1
             with suppress(OSError):
                 os.pwrite(self._descriptor, b"%012d\n" % self._count, 0)
+                os.fsync(self._descriptor)  # on NFS, the other nodes would see it half a minute later
 
     def __enter__(self) -> Beat:
         return self

@@ -61,6 +61,8 @@ class Process:
 
     def kill(self) -> None:
         """Kill it and wait for its end."""
+        if not self.is_alive():
+            return
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self.pid, signal.SIGKILL)
         select.select([self.report], [], [])
@@ -123,6 +125,8 @@ def _serve(requests: socket.socket) -> NoReturn:
             continue
         head, files, _, _ = socket.recv_fds(requests, LENGTH.size, 1)
         if not head:
+            for rank in reports:
+                os.kill(rank, signal.SIGKILL)
             os._exit(0)
         request = _receive(requests, LENGTH.unpack(head)[0])
         _prepare(request)

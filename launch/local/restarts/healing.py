@@ -166,7 +166,9 @@ def run_healing(
                 _tell_why_not(ending, decision, directory)
                 return ending.code
             place.keep()
-            if ending.steps is not None:
+            if ending.fault is EndCode.WRONG_DEVICE:
+                snapshots.drop_from(0)  # since when it computes wrongly, nobody knows: the last checkpoint is older
+            elif ending.steps is not None:
                 snapshots.drop_from(ending.steps.finished)
             _tell_restart(ending, decision, most, directory, snapshots.newest())
             restart = {RESTART: _in_record(ending, decision)}

@@ -52,6 +52,7 @@ class Lease:
         self._content = asdict(training) | {"copier": {"pid": copier.pid, "started": copier.started}}
         self._renewed, self._lapses = -math.inf, 0
         self._lock = threading.Lock()
+        self._speaking = threading.Lock()  # to the store, whose library may not serve two threads
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease of the mirror", daemon=True)
 
@@ -65,22 +66,24 @@ class Lease:
 
         Raises UserError where another process holds it, and MirrorError.
         """
-        holder = living_holder(self.store, self._training)
-        if holder is None:
-            self._renew()
-            time.sleep(SETTLE_SECONDS)
-            found = read_lease(self.store)
-            if found is None:
-                raise MirrorError(f"{LEASE} has vanished")
-            if found.training == self._training:
-                if self._thread.ident is None:
-                    self._thread.start()
-                return
-            self.lapse()
-            holder = found.training
-        raise UserError(
-            f"mirror: process {holder.pid} on {holder.host} trains this run, too, and copies it to {self.store.name}"
-        )
+        with self._speaking:
+            holder = living_holder(self.store, self._training)
+            if holder is None:
+                self._renew()
+                time.sleep(SETTLE_SECONDS)
+                found = read_lease(self.store)
+                if found is None:
+                    raise MirrorError(f"{LEASE} has vanished")
+                if found.training == self._training:
+                    if self._thread.ident is None:
+                        self._thread.start()
+                    return
+                self.lapse()
+                holder = found.training
+            raise UserError(
+                f"mirror: process {holder.pid} on {holder.host} trains this run, too, and copies it to "
+                f"{self.store.name}"
+            )
 
     def lapse(self) -> None:
         """Hold the mirror no more until it is taken again."""
@@ -89,13 +92,14 @@ class Lease:
 
     def extend(self) -> None:
         """Renew the lease; where it has lapsed, or is another's or nobody's by now, it must be taken again."""
-        if not self.is_fresh:
-            return
-        found = read_lease(self.store)
-        if found is not None and found.training == self._training:
-            self._renew()
-        else:
-            self.lapse()
+        with self._speaking:
+            if not self.is_fresh:
+                return
+            found = read_lease(self.store)
+            if found is not None and found.training == self._training:
+                self._renew()
+            else:
+                self.lapse()
 
     def release(self) -> None:
         """Give the lease back."""

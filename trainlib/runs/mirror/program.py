@@ -160,7 +160,8 @@ class Follower:
         if self._copier is not None:
             self._copier.learn()
             return
-        copier = Copier(self._run, self._lease.store, self._may_go_on)
+        # By connections of its own: the lease's thread waits for no large file, and no library sees two threads.
+        copier = Copier(self._run, Store(self._job.address, self._run.name), self._may_go_on)
         copier.begin(self._job.from_step)
         self._copier = copier
         tell("info", f"mirror: copying to {self._lease.store.name} in the background")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,8 @@ def _bring_back(run: Path, store: Store, names: dict[str, int], say: Say) -> Non
             _fetch(store, step, temporary)
         except (ValueError, MirrorError) as error:
             shutil.rmtree(temporary)
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RunDirectoryError(f"{run}: no room for {name_of(step)} of {store.name}; make some") from error
             store.read(place_of(step, MANIFEST))  # MirrorError where the mirror is gone, and not a file
             say("warning", f"{name_of(step)} at {store.name} is damaged ({error}); the next older one is used")
             continue

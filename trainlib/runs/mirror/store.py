@@ -79,7 +79,7 @@ class Store:
             import fsspec
 
             target = str((folder_of(address) / run_name).absolute()) if self._is_folder else self.name
-            self._fs, self._root = fsspec.core.url_to_fs(target, use_listings_cache=False)
+            self._fs, self._root = fsspec.core.url_to_fs(target, use_listings_cache=False, skip_instance_cache=True)
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each file."""

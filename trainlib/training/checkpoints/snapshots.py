@@ -73,8 +73,10 @@ class SnapshotWriter:
 
         Do nothing while the one before is still being written, or where memory has no room.
         """
-        if self._under_way is not None and not self._under_way.done():
-            return
+        if self._under_way is not None:
+            if not self._under_way.done():
+                return
+            self._under_way.result()  # raises what a hook's `on_checkpoint` has raised
         if not has_room(self._folder, self.size):
             return
         model_copy, trainer_copy = host_copy(dict(model_state)), host_copy(dict(trainer_state))
