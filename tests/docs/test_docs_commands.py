@@ -195,6 +195,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 LAUNCH = [command for command in COMMANDS if command.words[0] == "launch"]
 # The README's are run in the quick tier, those of other pages that take long only looked at there.
 LONG = [c for c in LAUNCH if c.page != "README.md" and c.words[1] in ("run", "eval", "export", "predict")]
+LONG += [c for c in LAUNCH if c.page == "README.md" and c.words[-1] == "onnx"]
 LONG = [c for c in LONG if c.expected_error is None]
 
 

@@ -69,7 +69,7 @@ def folder(path: Path, name: str) -> Path:
     return path / name
 
 
-@pytest.mark.parametrize("hang_after", [5, 90, 190])
+@pytest.mark.parametrize("hang_after", [pytest.param(5, marks=only_in_soak), 90, pytest.param(190, marks=only_in_soak)])
 def test_after_a_kill_only_the_rest_is_decoded(pictures: Path, tmp_path: Path, hang_after: int) -> None:
     cache = tmp_path / "cache"
     killed = ranks.start(load, str(pictures), str(cache), hang_after, world_size=1, cwd=folder(tmp_path, "killed"))

@@ -50,6 +50,7 @@ def resume_without_whitening(arguments: list[str]) -> int:
     return 0 if train(load_config(arguments), StopFlag(), rank=0, resume="") else 1
 
 
+@pytest.mark.slow
 def test_elastic_runs_have_the_same_bits_on_one_and_two_ranks(whole: Path, tmp_path: Path) -> None:
     elastic = arguments(whole / "images", "train.reproducibility=elastic", "train.virtual_shards=4")
     results = []

@@ -147,6 +147,7 @@ def test_what_has_no_meaning_is_refused(run: Path, program: Any, words: list[str
     assert message in ranks.console(run)
 
 
+@pytest.mark.slow
 def test_the_exported_description_tells_how_to_answer(run: Path, table: Path) -> None:
     import onnxruntime
 

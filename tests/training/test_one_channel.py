@@ -76,6 +76,7 @@ def test_every_storage_gives_pillows_pixels(scans: Path) -> None:
         assert data.mean[0] == pytest.approx(float(expected.double().mean() / 255))
 
 
+@pytest.mark.slow
 def test_one_picture_gives_one_number(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     augment = "data.augment={flip: true, crop: {}, policy: randaugment, color_jitter: {brightness: 0.2}, erase: 0.2, "
     mixed = augment + "mixup: 0.2, cutmix: 1.0}"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from soak import only_in_soak
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as torchvision_functional
 
@@ -36,7 +37,13 @@ def make_pictures(root: Path) -> None:
                 Image.fromarray(pixels).save(folder / f"{index}.{'jpg' if index % 2 else 'png'}")
 
 
-@pytest.fixture(params=[CROP, PAD, SQUASH], ids=["crop", "pad", "squash"])
+@pytest.fixture(
+    params=[
+        pytest.param(CROP, id="crop"),
+        pytest.param(PAD, id="pad", marks=only_in_soak),
+        pytest.param(SQUASH, id="squash", marks=only_in_soak),
+    ]
+)
 def model_and_pictures(request: pytest.FixtureRequest, workdir: Path) -> list[str]:
     make_pictures(workdir / "photos")
     data = {"name": "image_folder", "root": "photos", "val_fraction": 0.25, **request.param}

@@ -54,7 +54,7 @@ def statistics(cwd: Path) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "world_sizes"),
     [
-        pytest.param([], (3,), id="exact"),
+        pytest.param([], (3,), id="exact", marks=pytest.mark.slow),
         pytest.param([], (2,), id="exact-two", marks=only_in_soak),
         pytest.param(ELASTIC, (1, 3), id="elastic", marks=only_in_soak),
     ],

@@ -120,6 +120,7 @@ def test_the_settings_stay_after_an_error() -> None:
     assert snapshot() == before
 
 
+@pytest.mark.slow
 def test_fresh_settings_are_those_of_a_process_that_has_just_started() -> None:
     program = (
         "from trainlib.distributed.devices.torch_settings import *\n"

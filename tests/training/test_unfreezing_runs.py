@@ -162,6 +162,7 @@ def assert_resumes(tmp_path: Path, arguments: list[str], world_size: int, steps:
         tiny.assert_same_result(cwd, whole)
 
 
+@only_in_soak
 def test_stopping_where_a_stage_begins_changes_no_bit(tmp_path: Path) -> None:
     assert_resumes(tmp_path, [*VGG, MODEL, AVERAGE], 1, [4])
 

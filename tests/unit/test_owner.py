@@ -248,6 +248,7 @@ def test_where_locks_do_not_hold_a_start_in_another_container_is_refused(tmp_pat
     third.communicate("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locks_hold", [True, False])
 def test_many_starts_at_once_have_one_owner(tmp_path: Path, locks_hold: bool) -> None:
     program = (

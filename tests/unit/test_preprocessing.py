@@ -95,6 +95,7 @@ def test_a_file_of_1000_classes_is_taken_for_imagenets(
         assert (normalize.mean, normalize.std) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 @pytest.mark.parametrize("given", [(), ("model.transform_input=true",), ("model.transform_input=false",)])
 def test_a_file_of_inceptions_gives_torchvisions_logits(tmp_path: Path, name: str, given: tuple[str, ...]) -> None:
