@@ -101,12 +101,10 @@ def stop_while_decoding(arguments: list[str], cache: str, module: str, name: str
     return stopping.stop_within(arguments, module, name, rank, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "module", "name"),
-    [
-        (0, "trainlib.data.storage.store", "Store.complete"),
-        pytest.param(1, "trainlib.data.sources.listed", "load_decoded", marks=pytest.mark.slow),
-    ],
+    [(0, "trainlib.data.storage.store", "Store.complete"), (1, "trainlib.data.sources.listed", "load_decoded")],
 )
 def test_signalled_while_images_are_decoded(tmp_path: Path, images: Path, rank: int, module: str, name: str) -> None:
     """Before the ranks know each other: the one asked ends with 75, and a launcher ends those that wait for it."""

@@ -74,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.mark.parametrize(
     ("world_size", "source", "cache"),
     slow_but(
-        [(1, "images.tar", "files"), (2, "folder", "pixels")],
+        [(1, "images.tar", "files")],
         [(size, source, cache) for size in (1, 2) for source in SOURCES for cache in STORAGES][1:],
     ),
 )

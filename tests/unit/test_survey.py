@@ -157,6 +157,7 @@ def test_mistakes(planted: Path, capsys: pytest.CaptureFixture[str], words: list
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_a_decoder_that_does_not_return_does_not_keep_ctrl_c_waiting(planted: Path) -> None:
     program = """
 import os, signal, sys, threading, time
