@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,8 @@ def call(
     config        the configuration that the arguments name, for a program that takes one: it is not read again
     """
     given = {} if config is None else {"config": config}
-    tell_loading()
+    if sys.stderr.isatty():  # what reads a pipe waits for what the program says; `launch run` tells logs, too
+        tell_loading()
     with _environment(environment) if environment is not None else nullcontext():
         code: int = importlib.import_module(program).main(list(arguments), **given)
     return code
