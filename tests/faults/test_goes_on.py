@@ -18,6 +18,7 @@ import pytest
 import ranks
 import tiny
 from faulty import FAULTY
+from needs import need_memory_folder
 from paths import REPOSITORY
 from patience import HANG, wait_until
 from soak import only_in_soak
@@ -159,11 +160,11 @@ def test_a_fault_that_repeats_ends_the_run(
     assert ("a mistake in the model" in launched.console) == (fault == "raise")
 
 
-@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="this machine keeps no files in memory")
 @pytest.mark.parametrize(("world_size", "more"), [(1, ()), *(pytest.param(*w, marks=only_in_soak) for w in SEVERAL)])
 def test_what_was_done_since_the_newest_snapshot_is_all_that_is_done_again(
     tmp_path: Path, images: Path, world_size: int, more: tuple[str, ...]
 ) -> None:
+    need_memory_folder()
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
     training = tiny.arguments(images, 24, 1000, "checkpoint.best=null", *more)
     whole_run(training, whole, world_size)

@@ -18,6 +18,12 @@ def need(*programs: str, root: bool = False) -> None:
         missing_here(f"needs {', '.join(missing)}")
 
 
+def need_memory_folder() -> None:
+    """Skip the test where there is no folder in memory, /dev/shm, to write to; fail on CI."""
+    if not os.access("/dev/shm", os.W_OK):
+        missing_here("needs /dev/shm")
+
+
 def missing_here(reason: str) -> NoReturn:
     """Skip the test; fail on CI."""
     if os.environ.get("CI"):
