@@ -16,6 +16,7 @@ from soak import rounds
 from trainlib.errors import CheckpointError
 from trainlib.runs.records.checkpoints import name_of, steps_in
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Contents
 
 STEPS = [3, 6, 9, 12]
 FILES = [checkpoint.MODEL, checkpoint.TRAINER, checkpoint.MANIFEST]
@@ -134,7 +135,7 @@ def test_the_newest_good_one_is_found_among_damaged_ones(tmp_path: Path, damage:
     choice = random.Random(damage.__name__)
     pristine = tiny.in_folder(tmp_path, "pristine")
     for step in STEPS:
-        checkpoint.save(pristine, step, state_of(step), trainer_of(step), {"world_size": 1})
+        checkpoint.save(pristine, Contents(step, state_of(step), trainer_of(step), {"world_size": 1}))
     damaged = 0
     while damaged < rounds(4, 20):
         directory = tmp_path / f"{damaged}"

@@ -27,6 +27,7 @@ from soak import SOAK, only_in_soak
 from trainlib.errors import EXIT_FAILURE, EXIT_USER_ERROR
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Contents
 from trainlib.training.checkpoints.manager import CheckpointManager
 from trainlib.training.hooks.tracking import MetricsFile
 
@@ -45,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save(directory: Path, step: int) -> bool:
     """Save as a run does, the best being step 1; whether the checkpoint is known to be safe."""
     checkpoint_manager = CheckpointManager(directory, 2, {"world_size": 1})
-    checkpoint_manager.save(step, STATE, {"progress": {"step": step}}, {"best_step": 1})
+    checkpoint_manager.save(Contents(step, STATE, {"progress": {"step": step}}, {"best_step": 1}))
     return checkpoint_manager.problem(must_have=step) is None
 
 

@@ -19,6 +19,7 @@ from soak import SOAK, only_in_soak, rounds
 
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Contents
 from trainlib.training.checkpoints.manager import CheckpointManager
 
 EVERY = 4
@@ -123,7 +124,7 @@ def state_of(step: int) -> dict[str, torch.Tensor]:
 def save(directory: Path, step: int) -> None:
     """Save a checkpoint and prune: at most two stay, and the best, which is that of step 1."""
     checkpoint_manager = CheckpointManager(directory, 2, {"world_size": 1})
-    checkpoint_manager.save(step, state_of(step), {"progress": {"step": step}}, {"best_step": 1})
+    checkpoint_manager.save(Contents(step, state_of(step), {"progress": {"step": step}}, {"best_step": 1}))
     assert checkpoint_manager.problem(must_have=step) is None
 
 

@@ -22,6 +22,7 @@ from trainlib.inference import export
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.trained_model import load_model
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Contents
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +90,7 @@ def resnet_checkpoint(directory: Path) -> Path:
     config = load_config(["quickstart", "model={name: resnet18}", "name=resnet"]).model_dump(mode="json")
     facts = {"classes": [str(c) for c in range(10)], "preprocess": values, "config": config}
     directory.mkdir()
-    return checkpoint.save(directory, 1, network.state_dict(), {}, facts).path
+    return checkpoint.save(directory, Contents(1, network.state_dict(), {}, facts)).path
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from trainlib.errors import CheckpointError, DataError, UserError
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.trained_model import load_model
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Contents
 
 FACTS = {"classes": ["a", "b"], "preprocess": {"mean": [0.5] * 3, "std": [0.25] * 3, "image_size": 32}}
 
@@ -128,7 +129,7 @@ def test_damage_is_refused_or_passed_over_and_nothing_is_renamed(run: Path, capl
 
 def save(directory: Path, model: torch.nn.Module, config: dict[str, object], step: int, **more: object) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
-    return checkpoint.save(directory, step, model.state_dict(), {}, FACTS | {"config": config} | more).path
+    return checkpoint.save(directory, Contents(step, model.state_dict(), {}, FACTS | {"config": config} | more)).path
 
 
 def test_the_best_that_is_lost_is_replaced_by_the_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -148,7 +149,7 @@ def test_weights_that_do_not_fit_the_configuration(tmp_path: Path) -> None:
 
 
 def test_an_older_manifest_says_what_it_lacks(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, tutorial_cnn(2).state_dict(), {}, {}).path
+    path = checkpoint.save(tmp_path, Contents(1, tutorial_cnn(2).state_dict(), {}, {})).path
     with pytest.raises(CheckpointError, match="its manifest does not hold the config, as those of an earlier version"):
         load_model(path)
 

@@ -17,13 +17,16 @@ from trainlib.errors import CheckpointError
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Contents
 from trainlib.training.checkpoints.manager import MAX_FAILED_WRITES, CheckpointManager
 
 MODEL_STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2], dtype=torch.int64)}
 
 
 def save(directory: Path, step: int) -> checkpoint.Checkpoint:
-    return checkpoint.save(directory, step, MODEL_STATE, {"optimizer": {"lr": 0.1}, "step": step}, {"world_size": 1})
+    return checkpoint.save(
+        directory, Contents(step, MODEL_STATE, {"optimizer": {"lr": 0.1}, "step": step}, {"world_size": 1})
+    )
 
 
 def test_what_was_saved_is_what_loads(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_a_checkpoint_that_the_disk_does_not_give_back_is_not_in_the_way(
 )
 def test_swapped_files_are_noticed(tmp_path: Path, swapped: list[str]) -> None:
     save(tmp_path, 1)
-    checkpoint.save(tmp_path, 2, {"w": torch.ones(3)}, {"other": 1}, {})
+    checkpoint.save(tmp_path, Contents(2, {"w": torch.ones(3)}, {"other": 1}, {}))
     for name in swapped:
         shutil.copy(tmp_path / "step-00000001" / name, tmp_path / "step-00000002" / name)
     found = checkpoint.newest(tmp_path)
@@ -149,7 +152,7 @@ def test_trainer_state_that_would_execute_code_does_not(tmp_path: Path) -> None:
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, keep: int, best: int | None, left: list[int]) -> None:
     checkpoint_manager = CheckpointManager(tmp_path, keep, {})
     for step in range(1, 6):
-        checkpoint_manager.save(step, MODEL_STATE, {}, {"best_step": best})
+        checkpoint_manager.save(Contents(step, MODEL_STATE, {}, {"best_step": best}))
     assert list(steps_in(tmp_path)) == left
 
 
@@ -165,7 +168,7 @@ def test_a_failed_write_leaves_the_old_ones_and_several_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint_manager = CheckpointManager(tmp_path, 2, {})
-    checkpoint_manager.save(1, MODEL_STATE, {}, {})
+    checkpoint_manager.save(Contents(1, MODEL_STATE, {}, {}))
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -173,7 +176,7 @@ def test_a_failed_write_leaves_the_old_ones_and_several_end_the_run(
     monkeypatch.setattr(torch, "save", full)
     for step in range(2, 2 + MAX_FAILED_WRITES):
         assert checkpoint_manager.problem() is None
-        checkpoint_manager.save(step, MODEL_STATE, {}, {})
+        checkpoint_manager.save(Contents(step, MODEL_STATE, {}, {}))
         assert f"step {step} was not written ([Errno 28] No space left on device)" in caplog.text
     assert "3 checkpoints in a row could not be written" in str(checkpoint_manager.problem())
     assert "step 4 could not be written" in str(checkpoint_manager.problem(must_have=4))

@@ -22,6 +22,7 @@ from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint, space
 from trainlib.training.checkpoints.after import keep_after
 from trainlib.training.checkpoints.best import best_or_newest
+from trainlib.training.checkpoints.checkpoint import Contents
 
 MODEL_STATE = {"weight": torch.arange(6.0)}
 
@@ -32,7 +33,7 @@ def run_with(directory: Path, *steps: int, best: int | None = None) -> Path:
     (directory / "config.yaml").write_text("seed: 0\n")
     for step in steps:
         facts = {"best_step": best} if best else {}
-        checkpoint.save(directory / "checkpoints", step, MODEL_STATE, {"step": step}, facts)
+        checkpoint.save(directory / "checkpoints", Contents(step, MODEL_STATE, {"step": step}, facts))
     return directory
 
 

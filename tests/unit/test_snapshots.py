@@ -16,6 +16,7 @@ from patience import HANG, wait_until
 from trainlib.runs.attempt.snapshot_folder import SNAPSHOTS, SnapshotFolder, snapshot_folder
 from trainlib.runs.records.checkpoints import name_of, steps_in
 from trainlib.training.checkpoints import checkpoint, snapshots
+from trainlib.training.checkpoints.checkpoint import Contents
 from trainlib.training.checkpoints.snapshots import (
     FEWEST_STEPS,
     FIRST_STEPS,
@@ -44,7 +45,7 @@ def writer(folder: Path) -> Iterator[SnapshotWriter]:
 
 def save(writer: SnapshotWriter, step: int, flush: Callable[[], None] = lambda: None) -> None:
     facts = {"best_step": None, "num_rows": 2}
-    writer.save(step, {"weight": torch.full((4,), float(step))}, {"progress": step}, facts, flush)
+    writer.save(Contents(step, {"weight": torch.full((4,), float(step))}, {"progress": step}, facts), flush)
 
 
 def save_and_wait(writer: SnapshotWriter, folder: Path, step: int) -> None:
@@ -73,7 +74,7 @@ def test_nobody_waits_for_a_snapshot_that_is_being_written(folder: Path, writer:
     may_go_on = threading.Event()
     weight = torch.zeros(4)
     facts = {"best_step": None, "num_rows": 2}
-    writer.save(5, {"weight": weight}, {}, facts, lambda: assert_is_set(may_go_on))
+    writer.save(Contents(5, {"weight": weight}, {}, facts), lambda: assert_is_set(may_go_on))
     weight += 1.0  # as the next step does
     save(writer, 10)
     assert not steps_in(folder)
@@ -153,7 +154,7 @@ def test_a_snapshot_is_used_only_where_the_run_still_leads_to_it(
     is_used: bool,
 ) -> None:
     run = make_run(tmp_path / "run", from_steps=from_steps, steps=steps, checkpoints=[5])
-    checkpoint.save(folder, 10, {}, {}, {"attempt": attempt, "best_step": best_step, "num_rows": 2})
+    checkpoint.save(folder, Contents(10, {}, {}, {"attempt": attempt, "best_step": best_step, "num_rows": 2}))
     found = newest_snapshot(folder, run, None)
     assert (found.step if found else None) == (10 if is_used else None)
 
@@ -161,7 +162,7 @@ def test_a_snapshot_is_used_only_where_the_run_still_leads_to_it(
 def test_a_newer_checkpoint_and_an_older_snapshot_win_where_they_must(tmp_path: Path, folder: Path) -> None:
     run = make_run(tmp_path / "run", from_steps=[0], steps=[5, 10], checkpoints=[])
     for step in (5, 10):
-        checkpoint.save(folder, step, {}, {}, {"attempt": 1, "num_rows": step // 5, "best_step": None})
+        checkpoint.save(folder, Contents(step, {}, {}, {"attempt": 1, "num_rows": step // 5, "best_step": None}))
     kept = {step: checkpoint.verify(path) for step, path in steps_in(folder).items()}
     assert newest_snapshot(folder, run, None) == kept[10]
     assert newest_snapshot(folder, run, kept[5]) == kept[10]

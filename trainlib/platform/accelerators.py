@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 _PINS_MEMORY = ("cuda", "xpu")  # "cuda" is AMD's ROCm as well
 
@@ -44,3 +47,14 @@ def device_name(device: torch.device) -> str:
     """Return what the maker calls the device; its type where that is not known."""
     module = torch.get_device_module(device)
     return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
+
+
+def host_copy(value: Any) -> Any:
+    """Return the same nest of dictionaries and lists, its tensors copied to host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: host_copy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(host_copy(inner) for inner in value)
+    return value

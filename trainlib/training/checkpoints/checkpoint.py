@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from trainlib.errors import CheckpointError
+from trainlib.platform.accelerators import host_copy
 from trainlib.platform.regular_files import open_regular, read_regular
 from trainlib.runs.files.durable import DurableFile, sync_directory, write_atomically
 from trainlib.runs.files.json_records import RECORD_BYTES, parse_record
@@ -39,6 +40,32 @@ TRAINER = "trainer.pt"
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
 SUPERSEDED = ".superseded"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds, before it is written.
+
+    step            optimizer steps done
+    model_state     the module's state_dict
+    trainer_state   all else that the next step depends on: optimizer, schedule, progress
+    facts           what else the manifest tells: world size, versions, config hash, best step, classes, preprocessing
+    """
+
+    step: int
+    model_state: Mapping[str, Tensor]
+    trainer_state: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+    def copied_to_host(self) -> Contents:
+        """Return the same with tensors of its own, in host memory, which training does not change."""
+        return replace(
+            self, model_state=host_copy(dict(self.model_state)), trainer_state=host_copy(dict(self.trainer_state))
+        )
+
+    def with_facts(self, facts: Mapping[str, Any]) -> Contents:
+        """Return the same with more facts; its own win."""
+        return replace(self, facts={**facts, **self.facts})
 
 
 @dataclass(frozen=True)
@@ -96,21 +123,13 @@ class Checkpoint:
         )
 
 
-def save(
-    directory: Path,
-    step: int,
-    model_state: Mapping[str, Tensor],
-    trainer_state: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    before_rename: Callable[[], None] = lambda: None,
-) -> Checkpoint:
+def save(directory: Path, contents: Contents, before_rename: Callable[[], None] = lambda: None) -> Checkpoint:
     """Write `directory/step-<step>` and return it; an equal step that is already there is kept if it is whole.
 
-    facts           what else the manifest tells: world size, versions, config hash, best metric, classes, preprocessing
     before_rename   raises where the directory is another process's by now, so that nothing may appear in it
     Raises OSError when it could not be written; what was there before is then untouched.
     """
-    target = directory / name_of(step)
+    target = directory / name_of(contents.step)
     if target.exists():
         try:
             return verify(target)
@@ -120,7 +139,7 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        _write_files(temporary, step, model_state, trainer_state, facts)
+        _write_files(temporary, contents)
         before_rename()
         os.rename(temporary, target)
         sync_directory(directory)
@@ -250,19 +269,15 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _write_files(
-    directory: Path,
-    step: int,
-    model_state: Mapping[str, Tensor],
-    trainer_state: Mapping[str, Any],
-    facts: Mapping[str, Any],
-) -> None:
+def _write_files(directory: Path, contents: Contents) -> None:
     with DurableFile(directory / MODEL) as model:
-        model.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in model_state.items()}))
+        model.write(
+            safetensors.torch.save({name: tensor.contiguous() for name, tensor in contents.model_state.items()})
+        )
     with DurableFile(directory / TRAINER) as trainer:
-        torch.save(dict(trainer_state), trainer)
+        torch.save(dict(contents.trainer_state), trainer)
     files = {MODEL: model.facts, TRAINER: trainer.facts}
-    manifest = {"format": FORMAT, "step": step, "files": files, **facts}
+    manifest = {"format": FORMAT, "step": contents.step, "files": files, **contents.facts}
     with DurableFile(directory / MANIFEST) as file:
         file.write((json.dumps(manifest | {"sha256": _seal(manifest)}, indent=2) + "\n").encode())
     sync_directory(directory)

@@ -8,11 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
+from trainlib.training.checkpoints.checkpoint import Contents
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.state import TrainState
 
@@ -51,25 +50,17 @@ class CheckpointManager:
         self._writer = ThreadPoolExecutor(1, "checkpoint writer") if background else None
         self._under_way: Future[None] | None = None
 
-    def save(
-        self,
-        step: int,
-        model_state: Mapping[str, Tensor],
-        trainer_state: Mapping[str, Any],
-        facts: Mapping[str, Any],
-        flush: Callable[[], None] = lambda: None,
-    ) -> None:
+    def save(self, contents: Contents, flush: Callable[[], None] = lambda: None) -> None:
         """Write a checkpoint, then remove old ones. A write that fails warns, and leaves the old ones.
 
-        facts   of this checkpoint, for its manifest; that of step `best_step` is not removed
-        flush   makes safe what leads to this checkpoint, before it; OSError where it cannot
+        contents   that of the step that its fact `best_step` names is not removed
+        flush      makes safe what leads to this checkpoint, before it; OSError where it cannot
         """
         self._wait()
         if self._writer is None:
-            self._save(step, model_state, trainer_state, facts, flush)
+            self._save(contents, flush)
         else:
-            model_copy, trainer_copy = host_copy(dict(model_state)), host_copy(dict(trainer_state))
-            self._under_way = self._writer.submit(self._save, step, model_copy, trainer_copy, facts, flush)
+            self._under_way = self._writer.submit(self._save, contents.copied_to_host(), flush)
 
     def problem(self, must_have: int | None = None) -> str | None:
         """Why training must end, or None: a checkpoint that must be safe is not, or too many in a row failed."""
@@ -92,20 +83,11 @@ class CheckpointManager:
         if self._writer is not None:
             self._writer.shutdown()
 
-    def _save(
-        self,
-        step: int,
-        model_state: Mapping[str, Tensor],
-        trainer_state: Mapping[str, Any],
-        facts: Mapping[str, Any],
-        flush: Callable[[], None],
-    ) -> None:
-        best_step = facts.get("best_step")
+    def _save(self, contents: Contents, flush: Callable[[], None]) -> None:
+        step, best_step = contents.step, contents.facts.get("best_step")
         try:
             flush()
-            checkpoint.save(
-                self._directory, step, model_state, trainer_state, {**self._facts, **facts}, self._require_own
-            )
+            checkpoint.save(self._directory, contents.with_facts(self._facts), self._require_own)
         except OSError as error:
             self._failed_writes += 1
             logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, error)
@@ -121,28 +103,10 @@ class CheckpointManager:
             logger.warning("old checkpoints could not be removed (%s)", error)
 
 
-def host_copy(value: Any) -> Any:
-    """Return the same nest of dictionaries and lists, its tensors copied to host memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: host_copy(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(host_copy(inner) for inner in value)
-    return value
-
-
 class Keeper(Protocol):
     """Something that writes the state, or a copy of it: see `CheckpointManager.save`."""
 
-    def save(
-        self,
-        step: int,
-        model_state: Mapping[str, Tensor],
-        trainer_state: Mapping[str, Any],
-        facts: Mapping[str, Any],
-        flush: Callable[[], None],
-    ) -> None:
+    def save(self, contents: Contents, flush: Callable[[], None]) -> None:
         """Write the state, or a copy of it: its tensors change afterwards."""
 
 
@@ -165,4 +129,4 @@ def hand_over(
         best_step = progress.best["step"] if progress.best else None
         thresholds = {"thresholds": progress.thresholds} if progress.thresholds else {}
         facts = {"best_step": best_step, "num_rows": progress.num_rows, **thresholds}
-        keeper.save(progress.step, module.state_dict(), trainer_state, facts, flush)
+        keeper.save(Contents(progress.step, module.state_dict(), trainer_state, facts), flush)

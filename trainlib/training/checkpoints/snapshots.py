@@ -18,8 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.errors import CheckpointError, TrainlaunchError
 from trainlib.runs.attempt.record import read_attempts
@@ -29,8 +27,7 @@ from trainlib.runs.records.checkpoints import steps_in
 from trainlib.runs.records.rows import METRICS_FILE, miscounted_rows
 from trainlib.runs.records.shapes import ROW
 from trainlib.training.checkpoints import checkpoint
-from trainlib.training.checkpoints.checkpoint import Checkpoint
-from trainlib.training.checkpoints.manager import host_copy
+from trainlib.training.checkpoints.checkpoint import Checkpoint, Contents
 from trainlib.training.metrics.clock import Clock
 
 logger = logging.getLogger("trainlib.training.checkpoints")
@@ -61,14 +58,7 @@ class SnapshotWriter:
         checkpoint.remove_partial(folder)
         checkpoint.keep_only(folder, [found for found in steps_in(folder) if found <= step])
 
-    def save(
-        self,
-        step: int,
-        model_state: Mapping[str, Tensor],
-        trainer_state: Mapping[str, Any],
-        facts: Mapping[str, Any],
-        flush: Callable[[], None] = lambda: None,
-    ) -> None:
+    def save(self, contents: Contents, flush: Callable[[], None] = lambda: None) -> None:
         """Copy the state, and have it written; arguments are those of `CheckpointManager.save`.
 
         Do nothing while the one before is still being written, or where memory has no room.
@@ -79,29 +69,21 @@ class SnapshotWriter:
             self._under_way.result()  # raises what a hook's `on_checkpoint` has raised
         if not has_room(self._folder, self.size):
             return
-        model_copy, trainer_copy = host_copy(dict(model_state)), host_copy(dict(trainer_state))
-        self._under_way = self._writer.submit(self._write, step, model_copy, trainer_copy, facts, flush)
+        self._under_way = self._writer.submit(self._write, contents.copied_to_host(), flush)
 
     def close(self) -> None:
         """Wait for the snapshot that is being written: it uses what is closed next."""
         self._writer.shutdown()
 
-    def _write(
-        self,
-        step: int,
-        model_state: Mapping[str, Tensor],
-        trainer_state: Mapping[str, Any],
-        facts: Mapping[str, Any],
-        flush: Callable[[], None],
-    ) -> None:
+    def _write(self, contents: Contents, flush: Callable[[], None]) -> None:
         began = time.thread_time()
         try:
             flush()
-            checkpoint.save(self._folder, step, model_state, trainer_state, {**self._facts, **facts})
+            checkpoint.save(self._folder, contents.with_facts(self._facts))
             checkpoint.keep_only(self._folder, list(steps_in(self._folder))[-KEPT:])
         except (OSError, TrainlaunchError) as error:  # the latter where the run directory is another's: told elsewhere
             if not self._has_failed:
-                logger.info("the snapshot of step %d in %s was not written (%s)", step, self._folder, error)
+                logger.info("the snapshot of step %d in %s was not written (%s)", contents.step, self._folder, error)
             self._has_failed = True
         self.seconds += time.thread_time() - began
 
