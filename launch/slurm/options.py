@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from trainlib.config.checking.suggest import nearest
+from trainlib.config.schema import slurm as schema
 from trainlib.errors import UserError
 
 # The value of an option that takes none, and that of an option to leave out although it is set elsewhere.
@@ -21,7 +22,6 @@ _RESERVED = {
     "wrap": "the batch script is slurm/train.sbatch",
 }
 _LONG_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
 
 def parse_options(words: Sequence[str], known: Sequence[str] = ()) -> dict[str, str | None]:
@@ -62,23 +62,8 @@ def long_options(help_text: str) -> list[str]:
 
 
 def minutes_of(time: str) -> float | None:
-    """Return a time limit as SLURM writes it, in minutes; None for no limit. Raises UserError for other text.
-
-    `90` (minutes), `90:00`, `1:30:00`, `1-12` (days-hours), `1-12:30`, `1-12:30:00`, `UNLIMITED`.
-    """
-    if time.lower() in ("unlimited", "infinite"):
-        return None
-    match = _TIME.fullmatch(time)
-    parts = [int(part) for part in match.group("first", "second", "third") if part] if match else []
-    if match and match["days"]:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-        total = int(match["days"]) * 1440 + hours * 60 + minutes + seconds / 60
-    else:
-        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}.get(len(parts), [0, 0, 0])
-        total = hours * 60 + minutes + seconds / 60
-    if total <= 0:
-        raise UserError(
-            f"slurm.time: got {time!r}, must be a time limit as SLURM writes it: 90 (minutes), 1:30:00 (hours), "
-            "1-12:00:00 (days-hours), or UNLIMITED"
-        )
-    return total
+    """Return a time limit as SLURM writes it, in minutes; None for no limit. Raises UserError for other text."""
+    try:
+        return schema.minutes_of(time)
+    except ValueError as error:
+        raise UserError(f"slurm.time: got {time!r}, {error}") from None

@@ -237,8 +237,11 @@ def load(workdir: Path, text: str) -> Config:
             "slurm.nodes: got 1-3, with 3 processes on each makes 9, must be at most 8, which is train.virtual_shards: "
             "ask for fewer, or for more shards, which are part of the result",
         ),
-        ("slurm: {time: 60}", "slurm.time: got 60, must be text: put it in quotes"),
-        ("slurm: {time: ''}", 'slurm.time: got "", must not be empty'),
+        ("slurm: {time: 5h}", 'slurm.time: got "5h", must be a time limit as SLURM writes it: 90 (minutes), 1:30:00'),
+        ("slurm: {time: ''}", 'slurm.time: got "", must be a time limit as SLURM writes it: 90 (minutes), 1:30:00'),
+        ("slurm: {time: 0}", "slurm.time: got 0, must be a time limit as SLURM writes it: 90 (minutes), 1:30:00"),
+        ("slurm: {signal_seconds: 65536}", "slurm.signal_seconds: got 65536, must be <= 65535"),
+        ("slurm: {partition: a b}", 'slurm.partition: got "a b", must be the name of a partition, or several as a,b'),
         ("name: a/b", "name: got \"a/b\", must be letters, digits, '.', '_' or '-', at most 100 of them"),
         ("lr: 0.1", "lr: unknown key here; it belongs to section optimizer: did you mean optimizer.lr?"),
         ("train: {seed: 1}", "train.seed: unknown key here; it belongs to the top level: did you mean seed?"),

@@ -27,7 +27,7 @@ SLURM_DESCRIPTIONS: Mapping[str, Description] = {
         "slurm.processes_per_node=2",
     ),
     "slurm.time": D(
-        "Time limit of the job, in the format of `sbatch --time`.",
+        "Time limit of the job, as `sbatch --time` takes it: minutes, `hours:minutes:seconds` or `days-hours`.",
         'slurm.time="04:00:00"',
     ),
     "slurm.partition": D(
