@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None, *, is_program: bool = False) ->
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption):
             error = _with_our_words(error, arguments or ())
+        if isinstance(error, click.MissingParameter):
+            error = _with_example(error, arguments or ())
         _show(error)
         return error.exit_code
     except OutputLostError as error:
@@ -104,6 +106,15 @@ def _with_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.No
     answer = for_option(error.option_name, words, command or "")
     said = f"No such option: {error.option_name}. {answer}"
     return click.NoSuchOption(error.option_name, said, ctx=error.ctx) if answer else error
+
+
+def _with_example(error: click.MissingParameter, words: Sequence[str]) -> click.MissingParameter:
+    """Return the error with what may be given, if that is known."""
+    from launch.cli.command_line.other_words import for_missing
+
+    metavar = error.param.metavar if error.param and error.param.metavar else (error.param and error.param.name) or ""
+    answer = for_missing(metavar if "." in metavar else metavar.upper(), words)
+    return click.MissingParameter(answer, ctx=error.ctx, param=error.param) if answer else error
 
 
 def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:

@@ -238,7 +238,6 @@ def load(workdir: Path, text: str) -> Config:
             "ask for fewer, or for more shards, which are part of the result",
         ),
         ("slurm: {time: 5h}", 'slurm.time: got "5h", must be a time limit as SLURM writes it: 90 (minutes), 1:30:00'),
-        ("slurm: {time: ''}", 'slurm.time: got "", must be a time limit as SLURM writes it: 90 (minutes), 1:30:00'),
         ("slurm: {time: 0}", "slurm.time: got 0, must be a time limit as SLURM writes it: 90 (minutes), 1:30:00"),
         ("slurm: {signal_seconds: 65536}", "slurm.signal_seconds: got 65536, must be <= 65535"),
         ("slurm: {partition: a b}", 'slurm.partition: got "a b", must be the name of a partition, or several as a,b'),

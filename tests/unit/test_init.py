@@ -112,12 +112,18 @@ def damaged(root: Path) -> str:
 
 def empty(root: Path) -> str:
     root.mkdir()
-    return "it has no folders"
+    return "photos holds no folders of pictures. The layout is photos/train/<class>/<image>"
 
 
 def loose(root: Path) -> str:
     pictures(root)
-    return "it has no folders"
+    return "photos holds no folders of pictures. The layout is photos/train/<class>/<image>"
+
+
+def a_picture(root: Path) -> str:
+    pictures(root.parent / "other")
+    (root.parent / "other/0.png").rename(root)
+    return "photos: is a file, must be a folder of pictures, an archive (.tar) or a table (.csv)"
 
 
 def two_tables(root: Path) -> str:
@@ -137,7 +143,7 @@ def there_already(root: Path) -> str:
     return "photos.yaml exists already, and is not written over: launch run photos.yaml uses it"
 
 
-@pytest.mark.parametrize("make", [one_class, damaged, empty, loose, two_tables, missing, there_already])
+@pytest.mark.parametrize("make", [one_class, damaged, empty, loose, a_picture, two_tables, missing, there_already])
 def test_what_cannot_be_trained_on_is_told(make: object, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert callable(make)
     message = make(workdir / "photos")

@@ -10,7 +10,8 @@ import pytest
 from launch.cli import cli, main
 from launch.cli.command_line.other_words import COMMANDS
 from trainlib.config import load_config
-from trainlib.config.checking.other_words import KEYS, NO_KEY, VALUES, instead
+from trainlib.config.checking.other_words import instead
+from trainlib.config.checking.vocabulary import KEYS, NO_KEY, VALUES
 from trainlib.config.docs.reference import mistakes_of
 from trainlib.config.schema.keys import all_keys
 from trainlib.errors import ConfigError
@@ -55,6 +56,7 @@ WRONG = [
     ("run quickstart +train.epochs=5", "Type train.epochs=5"),
     ("run quickstart ++trainer.max_epochs=5", "Type train.epochs=5"),
     ("run quickstart train.epochs==5", "Type train.epochs=5"),
+    ("run quickstart 'train.epochs = 5'", "Type train.epochs=5"),
     ("run quickstart ~scheduler", "Type scheduler=null"),
     ("run quickstart resnet50", "Type model.name=resnet50"),
     # keys
@@ -72,7 +74,7 @@ WRONG = [
     ("run quickstart arch=resnet-50", "Type model.name=resnet50"),
     ("run quickstart model.pretrained=true", "Type model.weights=pretrained"),
     ("run quickstart optimizer=adam", "Type optimizer.name=Adam"),
-    ("run quickstart optimizer=lars", "Type optimizer.name=NAME"),
+    ("run quickstart optimizer=lars", "Type optimizer.name=NAME (NAME: Adafactor, "),
     ("run quickstart scheduler=cosine", "Type scheduler.name=CosineAnnealingLR"),
     ("run quickstart loss=ce", "Type loss.name=CrossEntropyLoss"),
     ("run quickstart tracking.wandb=false", "Type tracking.wandb.mode=disabled"),

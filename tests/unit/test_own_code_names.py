@@ -41,7 +41,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "a metric twice": ("evaluation.metrics=[code:recall, code:recall]", "got code:recall twice"),
     "its mode": (
         "evaluation.metrics=[code:recall] checkpoint.best={metric: val/recall}",
-        "checkpoint.best.mode: is missing: val/recall is a metric of one's own",
+        "checkpoint.best.mode: is missing: val/recall is a metric of your own",
     ),
     "one that is not computed": (
         "checkpoint.best={metric: val/recall, mode: max}",
@@ -65,7 +65,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_without_the_code_a_name_says_what_is_missing() -> None:
-    with pytest.raises(ConfigError, match=r"model.name: got code:net, .* `--code FILE.py`, on the command line"):
+    with pytest.raises(ConfigError, match=r"model.name: got code:net, .* add `--code FILE.py`, which registers it"):
         load_config(["quickstart", "model={name: code:net}"])
 
 

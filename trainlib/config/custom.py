@@ -34,9 +34,7 @@ def allow_custom(name: object, handler: ValidatorFunctionWrapHandler) -> object:
 def custom_part_missing(name: str) -> str:
     """Return the message that a part of this name cannot be built from a configuration; it follows the key."""
     if is_code(name):
-        return (
-            f"got {name}, a part of one's own: name the code that registers it, `--code FILE.py`, on the command line"
-        )
+        return f"got {name}, a part of your own: add `--code FILE.py`, which registers it, to the command"
     return (
         f"got {name}, which was given in Python and is in no file: run the script that calls trainlib.fit, or choose "
         "another name"

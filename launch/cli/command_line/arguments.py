@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -72,7 +73,21 @@ def checked_config(words: Sequence[str], code: Sequence[str]) -> Config:
     from trainlib.config import load_config
     from trainlib.runs.own_code.sources import read_named
 
+    _refuse_runs(words)
     return load_config(words, code=read_named(code).digests or None)
+
+
+def _refuse_runs(words: Sequence[str]) -> None:
+    """Raise UserError for the name of a run in the place of a configuration."""
+    from trainlib.config import shipped_configs
+    from trainlib.runs import RUNS
+
+    for word in words:
+        file = RUNS / word / "config.yaml"
+        if "=" not in word and not os.path.exists(word) and word not in shipped_configs() and file.is_file():
+            raise UserError(
+                f"{word} is a run, and goes on with its own configuration: launch run {shlex.quote(str(file))}"
+            )
 
 
 def parse_processes(context: click.Context, option: click.Parameter, value: str) -> int | None:

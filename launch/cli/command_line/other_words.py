@@ -50,6 +50,25 @@ OPTIONS: Mapping[tuple[str, str], str] = {
 }
 
 
+# What is said where an argument is missing, by its metavar's first word; {} stands for the words that are there.
+MISSING: Mapping[str, str] = {
+    "CONFIG...": "A YAML file or a shipped one, such as launch {} quickstart",
+    **dict.fromkeys(("RUN", "RUN...", "RUN|CHECKPOINT"), "launch list shows the runs that there are"),
+    "RUN...|SWEEP.yaml": "launch list shows the runs that there are",
+    "IMAGE...": "A picture, such as launch {} photo.jpg",
+    "FOLDER": "A folder that holds a folder of pictures for each class",
+}
+
+
+def for_missing(metavar: str, words: Sequence[str]) -> str | None:
+    """Return what to give for an argument that is missing; None where its name says all.
+
+    words   the whole command line
+    """
+    answer = MISSING.get(metavar.split(" ")[0])
+    return answer.format(shlex.join(words)) if answer else None
+
+
 def for_command(word: str, rest: Sequence[str], commands: Sequence[str]) -> str | None:
     """Return what to type for a command that there is not; None where nothing is like it.
 

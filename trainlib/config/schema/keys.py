@@ -69,6 +69,11 @@ def takes_null(field: FieldInfo) -> bool:
     return type(None) in _alternatives(field.annotation)
 
 
+def takes_bool(field: FieldInfo) -> bool:
+    """Return True if the field may be true or false."""
+    return bool in _alternatives(field.annotation)
+
+
 def literals(field: FieldInfo) -> list[str]:
     """Return the words that a field may be set to; none if it takes other values than words from a list."""
     return [word for part in _alternatives(field.annotation) if get_origin(part) is Literal for word in get_args(part)]

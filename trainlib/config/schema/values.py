@@ -159,6 +159,8 @@ def _mirror(value: object) -> object:
         )
     if separator and (not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol) or not rest.strip("/") or "::" in rest):
         raise ValueError("must be one address, like s3://bucket/path or gs://bucket/path, or a folder")
+    if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", value):
+        raise ValueError("must have two slashes behind the colon, as s3://bucket/path, or be a folder")
     if protocol in ("http", "https"):
         raise ValueError("must be an address that can be written to: s3://bucket/path, gs://bucket/path, a folder")
     return value

@@ -139,7 +139,7 @@ def _module(word: str) -> CodeSource:
         raise UserError(f"--code {word}: {top} is {spec.origin}, must be a module or package of Python files")
     inner = name.replace(".", "/")
     if not {f"{inner}.py", f"{inner}/__init__.py"} & source.files.keys():
-        raise UserError(f"--code {word}: there is no {inner}.py in {source.root}")
+        raise UserError(f"--code {word}: there is no {inner}.py in {source.root}; give FILE.py, or a module")
     return source
 
 

@@ -28,5 +28,5 @@ def parse_arguments(arguments: Sequence[str] | None, program: str = "trainlib.tr
 def add_code(parser: argparse.ArgumentParser) -> None:
     """Give a program the option `--code`, which may be repeated."""
     parser.add_argument(
-        "--code", action="append", default=[], metavar="FILE.py|MODULE", help="code of one's own: its parts"
+        "--code", action="append", default=[], metavar="FILE.py|MODULE", help="code of your own: its parts"
     )

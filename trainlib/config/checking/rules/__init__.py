@@ -119,7 +119,7 @@ def _plateau_rules(config: Config) -> Iterator[Mistake]:
         if i < len(listed) - 1:
             yield Mistake(f"{key}.name", "ReduceLROnPlateau must be the last of a list: nothing says when it ends")
         if scheduler.metric is not None:
-            yield from metric_rules.mode_fits(key, scheduler.metric, scheduler.args.get("mode"))
+            yield from metric_rules.mode_fits(key, scheduler.metric, scheduler.args.get("mode"), config)
 
 
 def _cycled_momentum(config: Config) -> Iterator[Mistake]:

@@ -144,8 +144,9 @@ def _layout_without_train(place: str, tree: Tree, there: Sequence[str]) -> Layou
     splits = [name for name in there if name not in classes]
     if there and not inside and (not splits or "train" in there):
         return Layout("")
-    text = f"data.root: {place} has no folder 'train'"
-    text += f" (its folders: {name_some(there)}). {LAYOUT}" if there else f" (it has no folders). {LAYOUT}"
+    if not there:
+        raise DataError(f"data.root: {place} holds no folders of pictures. {LAYOUT}")
+    text = f"data.root: {place} has no folder 'train' (its folders: {name_some(there)}). {LAYOUT}"
     if inside:
         text += f" {place}/{inside[0]} has them: set data.root to it."
     elif splits:

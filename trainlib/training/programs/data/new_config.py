@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Look at the folder, write the file, say what was found; return the exit code (see `errors`)."""
     folder, file = sys.argv[1:] if arguments is None else arguments
     try:
-        seen = look(folder)
+        seen = _look(folder)
         text = yaml_text(seen, folder, file)
         load_config([yaml.safe_load(text), "name=x"])  # what is written is right
         write_new(Path(file), text)
@@ -103,6 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if few := [name for name, count in seen.counts.items() if count < FEW]:
         print(f"note: {name_some(few)}: fewer than {FEW} pictures, too few to learn and to test", file=sys.stderr)
     return EXIT_OK
+
+
+def _look(folder: str) -> Seen:
+    """Return what `look` returns; its errors name the folder, where those of a configuration name `data.root`."""
+    try:
+        return look(folder)
+    except DataError as error:
+        told = str(error).removeprefix("data.root: ").replace("set data.root to it", "give that folder")
+        raise DataError(told.replace("data.root/", f"{folder.rstrip('/')}/")) from error
 
 
 def look(folder: str) -> Seen:
@@ -147,6 +156,8 @@ def data_section(place: str) -> dict[str, str]:
     if path.is_file():
         if path.suffix.lower() in TABLES:
             return _table(path.parent, path)
+        if not place.lower().endswith(ENDINGS):
+            raise UserError(f"{place}: is a file, must be a folder of pictures, an archive (.tar) or a table (.csv)")
         return {"name": "archive", "root": place}
     entries = visible(place)
     files = [entry.name for entry in entries if not entry.is_dir()]
