@@ -20,8 +20,8 @@ from pathlib import Path
 
 from launch.slurm import queue
 from launch.slurm.ending.closing import closing_words, end_record, is_dead, put_on_hold, report_orphaned_job, requeue
-from launch.slurm.ending.decision import decide
 from launch.slurm.ending.evidence import gather
+from launch.slurm.ending.requeue import decide
 from launch.slurm.head import free_ports, node_names
 from launch.slurm.queue import QueueError
 from launch.slurm.search import of_trial, one_at_a_time, read_search, search_of, settle

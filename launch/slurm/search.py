@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.ending.decision import Decision, Evidence
+from launch.slurm.ending.requeue import Decision, Evidence
 from launch.slurm.queue import QueueError
 from launch.sweep.file.grid import Sweep
 from launch.sweep.search import journal

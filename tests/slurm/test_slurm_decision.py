@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launch.slurm.ending.decision import Evidence, Refusal, decide, error_of, find_cause
 from launch.slurm.ending.evidence import attempt_since, exit_code_of, lost_by, queue_says, refusal
+from launch.slurm.ending.requeue import Evidence, Refusal, decide, error_of, find_cause
 from launch.slurm.queue import JobState
 from trainlib.runs.records.failure_record import FailureRecord
 from trainlib.runs.records.jobs import JobStart, append, job_lines, unfinished

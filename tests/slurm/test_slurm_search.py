@@ -15,7 +15,7 @@ from sweep_files import written
 
 from launch.cli import main
 from launch.slurm import queue, search
-from launch.slurm.ending.decision import Evidence, decide
+from launch.slurm.ending.requeue import Evidence, decide
 from launch.slurm.queue import JobState, job_states
 from launch.sweep.file.grid import read_sweep
 from launch.sweep.results import results_facts

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.local.nodes.board import Board
-from launch.local.nodes.members import Entry, Member, to_text
+from launch.local.nodes.members import BoardEntry, Member, to_text
 from launch.slurm import steps
 from launch.slurm.ending.evidence import exit_code_of, lost_by
 from launch.slurm.steps import Beat, Steps, own_code, pause_before_next
@@ -41,7 +41,7 @@ if code:
 sys.exit(code)
 """
 )
-START, OVER = Entry(7, ("a", "b"), ("n0", "n1")), Entry(8)
+START, OVER = BoardEntry(7, ("a", "b"), ("n0", "n1")), BoardEntry(8)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ class Watched(Steps):
         started = Path("starts").read_text().split() if Path("starts").exists() else []
         if len(started) >= self.over_after and not Path("over").exists():
             Path("over").touch()
-            Board(Path("runs/run")).add(Entry(8, code=self.code))
+            Board(Path("runs/run")).add(BoardEntry(8, code=self.code))
         return super()._code_of_run()
 
 

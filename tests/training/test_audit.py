@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainlib.distributed import process_group
 from trainlib.errors import UserError, WrongDeviceError
-from trainlib.training.step.audit import turn_of
+from trainlib.training.step.audit import roles_of
 from trainlib.training.step.train_step import train_step
 from trainlib.training.trainer import Trainer
 
@@ -33,13 +33,13 @@ KINDS = ["gradient", "activation", "weight"]
 @pytest.mark.parametrize("every", [1, 7])
 def test_every_rank_is_audited_by_every_other(world_size: int, every: int) -> None:
     steps = range(every * world_size * max(1, world_size - 1))
-    turns = [turn for step in steps if (turn := turn_of(step, every, world_size))]
-    assert len(turns) == len(steps) // every
-    pairs = Counter((turn.audited, turn.second) for turn in turns)
+    audits = [roles for step in steps if (roles := roles_of(step, every, world_size))]
+    assert len(audits) == len(steps) // every
+    pairs = Counter((roles.audited, roles.second) for roles in audits)
     assert set(pairs.values()) == {1}
-    for turn in turns:
-        assert (turn.audited != turn.second) == (world_size > 1)
-        assert turn.third not in (turn.audited, turn.second) or world_size < 3
+    for roles in audits:
+        assert (roles.audited != roles.second) == (world_size > 1)
+        assert roles.third not in (roles.audited, roles.second) or world_size < 3
 
 
 def flipped(values: Tensor, choice: random.Random) -> Tensor:
@@ -82,8 +82,8 @@ def flip_bits(mode: str, count: int) -> None:
         before = {name: tensor.clone() for name, tensor in state.classifier.module.state_dict().items()}
         for case in range(1, count + 1):
             choice = random.Random(case)
-            kind, bad, turn = choice.choice(KINDS), choice.randrange(world_size), turn_of(case, 1, world_size)
-            assert turn is not None
+            kind, bad, roles = choice.choice(KINDS), choice.randrange(world_size), roles_of(case, 1, world_size)
+            assert roles is not None
             mend = break_device(trainer, kind, choice) if rank == bad else lambda: None
             error = None
             try:
@@ -92,7 +92,7 @@ def flip_bits(mode: str, count: int) -> None:
                 error = raised
             mend()
             state.classifier.module.load_state_dict(before)
-            if bad in (turn.audited, turn.second):
+            if bad in (roles.audited, roles.second):
                 found["none" if error is None else "right" if error.rank == bad else "wrong"] += 1
             else:
                 assert error is None
@@ -118,7 +118,7 @@ def count_audits(arguments: list[str]) -> int:
 
     def counting(self: Audit, step: int, *rest: Any) -> None:
         compare(self, step, *rest)
-        counted.append(turn_of(step, self._every, self._world_size) is not None)
+        counted.append(roles_of(step, self._every, self._world_size) is not None)
 
     ranks.replace(Audit, "compare", counting)
     code = ranks.main(arguments)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from hypothesis import example, given
 from hypothesis import strategies as some
 
-from launch.slurm.ending.decision import Cause, Evidence, QueueSays, Refusal, decide, error_of, find_cause
+from launch.slurm.ending.requeue import Cause, Evidence, QueueSays, Refusal, decide, error_of, find_cause
 from trainlib.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.records.failure_record import FailureRecord
 from trainlib.runs.records.reasons import EndCode

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from launch.local.nodes.decision import Rules, group, lost, newcomers, next_entry
 from launch.local.nodes.heart import DEAD_SECONDS, FORGET_SECONDS, Living
-from launch.local.nodes.members import End, Entry, Member, entry_from, member_from, to_text
+from launch.local.nodes.members import BoardEntry, End, Member, entry_from, member_from, to_text
+from launch.local.nodes.membership import Rules, group, lost, newcomers, next_entry
 
 RULES = Rules(1, 3, 3)
 
@@ -33,8 +33,8 @@ def machines(names: str, *, apart: Collection[str] = (), ends: dict[str, End] | 
     ]
 
 
-def entry(members: str, number: int = 5, **more: object) -> Entry:
-    return Entry(number, tuple(members), tuple(f"host-{name}" for name in members), "10.0.0.97", 1, 2, **more)  # type: ignore[arg-type]
+def entry(members: str, number: int = 5, **more: object) -> BoardEntry:
+    return BoardEntry(number, tuple(members), tuple(f"host-{name}" for name in members), "10.0.0.97", 1, 2, **more)  # type: ignore[arg-type]
 
 
 def killed(number: int = 5, finished: int = 16, begun_from: int = 0) -> End:

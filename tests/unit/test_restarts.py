@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.local.restarts.decision import decide
+from launch.local.restarts.restart_policy import decide
 from launch.local.start.devices import processes_left
 from trainlib import errors
 from trainlib.runs.attempt.record import restart_of

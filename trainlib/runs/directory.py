@@ -15,8 +15,8 @@ from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_handed_
 from trainlib.runs.attempt.pulse import PULSE_FILE, remove_pulse, write_pulse
 from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt
 from trainlib.runs.files import locks
-from trainlib.runs.files.as_it_was import AsItWas
 from trainlib.runs.files.durable import remove_temporary, sync_directory, write_atomically
+from trainlib.runs.files.file_backup import FileBackup
 from trainlib.runs.files.json_records import read_json, read_lines, to_json
 from trainlib.runs.own_code.sources import NO_CODE, OwnCode, difference, write_copy
 
@@ -43,7 +43,7 @@ class RunDirectory:
         self._ownership: Ownership | None = None
         self._lock: TextIO | None = None
         self._made: list[Path] = []  # by `open`, innermost first
-        self._left = AsItWas(())  # by a process that was killed
+        self._left = FileBackup(())  # by a process that was killed
         self._is_claimed = False
         self.pulse: Callable[[], Mapping[str, Any]] | None = None  # gives what progress.json is to say
         self.on_begin: Callable[[], None] = lambda: None  # called at the end of `begin`
@@ -113,7 +113,7 @@ class RunDirectory:
             if self.is_own():
                 remove_pulse(self.path)
                 with suppress(OSError):  # in place of this process's own: nobody else may have begun meanwhile
-                    self._left.put_back()
+                    self._left.restore()
             self._ownership.release()
             self._ownership = None
         for path in self._made:
@@ -166,7 +166,7 @@ class RunDirectory:
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.path.parent, self.path.parent.parent):
             sync_directory(folder)  # or the run might be missing after a power cut, its checkpoints with it
-        self._made, self._left = [], AsItWas(())
+        self._made, self._left = [], FileBackup(())
         self._is_claimed = True
 
     def begin(self, config: Config) -> None:
@@ -228,7 +228,7 @@ class RunDirectory:
         while self._ownership is None:
             if not is_handed_over(self.path) and is_taken(self.path):
                 raise self._in_use()
-            self._left = self._left or AsItWas([self.path / OWNER_FILE, self.path / PULSE_FILE])
+            self._left = self._left or FileBackup([self.path / OWNER_FILE, self.path / PULSE_FILE])
             (self.path / OWNER_FILE).unlink(missing_ok=True)  # of a process that was killed
             with suppress(FileExistsError):  # another start was faster
                 self._ownership = Ownership(self.path, owner, self._beat, purpose=purpose)

@@ -287,8 +287,8 @@ class Trainer:
         if problem is not None:
             raise TrainlaunchError(problem)
 
-    def _hand_over(self, keeper: CheckpointManager | SnapshotWriter | None) -> None:
+    def _hand_over(self, writer: CheckpointManager | SnapshotWriter | None) -> None:
         """Give the whole state to what writes it, on rank 0. A collective."""
         self.accumulator.read()
         self.progress.seconds = self.clock.seconds
-        hand_over(self.state, self.schedule, self.progress, keeper, self.hooks.on_checkpoint)
+        hand_over(self.state, self.schedule, self.progress, writer, self.hooks.on_checkpoint)

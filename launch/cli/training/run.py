@@ -23,7 +23,7 @@ from launch.cli.command_line.arguments import (
     refuse_fresh_resume,
 )
 from launch.cli.command_line.start_page import tell_loading, tell_next
-from launch.local.restarts.decision import MOST_RESTARTS
+from launch.local.restarts.restart_policy import MOST_RESTARTS
 from launch.local.start.command import (
     TRAINING_MODULE,
     Command,
@@ -244,8 +244,8 @@ def _run_on_nodes(
     config: Config, words: Sequence[str], number: int, gpus: int, asked: Mapping[str, Any], rules: tuple[int, int, int]
 ) -> int:
     """Train with machines that come and go; return the exit code. Arguments are those of `run_on_nodes`."""
-    from launch.local.nodes.decision import Rules
     from launch.local.nodes.launch import run_on_nodes
+    from launch.local.nodes.membership import Rules
 
     return run_on_nodes(config, words, number, gpus, asked, Rules(*rules))
 

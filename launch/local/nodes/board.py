@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from launch.local.nodes.members import Entry, Member, entry_from, member_from, to_text
+from launch.local.nodes.members import BoardEntry, Member, entry_from, member_from, to_text
 from trainlib.platform.regular_files import read_regular
 
 _MOST_BYTES = 1 << 20
@@ -39,7 +39,7 @@ class Board:
         found = (member_from(_text(path)) for path in self.folder.glob("member-*.json"))
         return {member.id: member for member in found if member is not None}
 
-    def newest(self) -> Entry | None:
+    def newest(self) -> BoardEntry | None:
         """Return the entry of the highest number; None before the first. Raises OSError where it cannot be read."""
         numbers = self._numbers()
         if not numbers:
@@ -49,7 +49,7 @@ class Board:
             raise OSError(f"{self._path(numbers[-1])}: damaged")
         return entry
 
-    def add(self, entry: Entry) -> bool:
+    def add(self, entry: BoardEntry) -> bool:
         """Make this the newest entry; return False where another machine was faster: there is one of each number."""
         temporary = self.folder / f".{secrets.token_hex(8)}.tmp"
         temporary.write_text(to_text(entry))

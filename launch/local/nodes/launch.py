@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.local.nodes.decision import Rules
 from launch.local.nodes.members import Member
-from launch.local.nodes.run import Nodes, Turn
+from launch.local.nodes.membership import Rules
+from launch.local.nodes.run import Nodes, RankStart
 from launch.local.outcome.ending import Ending, host
 from launch.local.ranks.one_process import supervise_one
 from launch.local.ranks.supervise import supervise
@@ -44,38 +44,38 @@ def run_on_nodes(
     stop = StopRequest(directory)
     has_made_secret = False
 
-    def start(turn: Turn) -> Ending:
+    def start(order: RankStart) -> Ending:
         nonlocal has_made_secret
-        entry = turn.entry
+        entry = order.entry
         training = training_arguments(words, **asked)
         if entry.begun:  # as the options said, and only to be continued
-            if turn.number == 0:
+            if order.number == 0:
                 failure_record.clear_all(directory)
             training = training_arguments([str(directory / "config.yaml")], fresh=False, resume=None)
         count, node = len(entry.members), None
         if count > 1:
             interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_to(entry.address, own_interfaces())
-            node = Node(count, turn.number, (entry.address, entry.port), interface, f"entry-{entry.number}")
-            if turn.number == 0:
+            node = Node(count, order.number, (entry.address, entry.port), interface, f"entry-{entry.number}")
+            if order.number == 0:
                 has_made_secret |= make_secret(directory)
-        variables = dict(turn.variables) | ({RESTART: json.dumps(entry.restart)} if entry.restart else {})
+        variables = dict(order.variables) | ({RESTART: json.dumps(entry.restart)} if entry.restart else {})
         command = command_here(training, processes, gpus, node=node)
         if count * processes > 1:
             return supervise(
                 command,
                 directory,
                 stop,
-                node_rank=turn.number,
+                node_rank=order.number,
                 hang_seconds=hang_seconds,
                 variables=variables,
-                on_poll=turn.on_poll,
+                on_poll=order.on_poll,
             )
         variables = {**command.variables(os.environ), **variables}
 
         def train(more: dict[str, str]) -> int:
             os.execvpe(command.words[0], command.words, {**variables, **more})
 
-        return supervise_one(train, directory, stop, hang_seconds, on_poll=turn.on_poll)
+        return supervise_one(train, directory, stop, hang_seconds, on_poll=order.on_poll)
 
     kind = _kind(config, processes)
     member = Member(new_identity(), host(), time.time(), own_addresses(), port=0, processes=processes, kind=kind)

@@ -63,7 +63,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Entry:
+class BoardEntry:
     """What all machines are to do from now on. Entries are numbered; of each number there is one, and the newest holds.
 
     members    ids of the machines that train, the first one the head; empty where the run is over
@@ -101,7 +101,7 @@ class Entry:
         return [Steps(*pair) if pair else None for pair in self.history]
 
 
-def to_text(value: Member | Entry) -> str:
+def to_text(value: Member | BoardEntry) -> str:
     """Return a member or an entry as JSON."""
     return json.dumps(asdict(value)) + "\n"
 
@@ -119,14 +119,14 @@ def member_from(text: str) -> Member | None:
         return None
 
 
-def entry_from(text: str) -> Entry | None:
+def entry_from(text: str) -> BoardEntry | None:
     """Return the entry that a text describes; None for any other text."""
-    values = _values(Entry, text)
+    values = _values(BoardEntry, text)
     try:
         values["members"], values["hosts"] = tuple(values["members"]), tuple(values["hosts"])
         values["left_out"] = tuple(values["left_out"])
         values["history"] = tuple(map(_pair, values["history"]))
-        return Entry(**values)
+        return BoardEntry(**values)
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from launch.local.console import say
 from launch.local.nodes.board import Board
-from launch.local.nodes.decision import Rules, lost, newcomers, next_entry
 from launch.local.nodes.heart import DEAD_SECONDS, Beacon, Heart
-from launch.local.nodes.members import End, Entry, Member
+from launch.local.nodes.members import BoardEntry, End, Member
+from launch.local.nodes.membership import Rules, lost, newcomers, next_entry
 from launch.local.nodes.outcome import is_complete, was_unasked
 from launch.local.outcome.ending import Ending
-from launch.local.restarts.healing import Place
+from launch.local.restarts.healing import DirectoryHold
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_PORT_TAKEN, EXIT_STOPPED, TrainlaunchError, UserError
 from trainlib.runs.attempt.owner import is_taken, read_owner
@@ -33,7 +33,7 @@ _TELL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Turn:
+class RankStart:
     """One start of this machine's ranks, as an entry of the board orders it.
 
     number      of this machine among those that train
@@ -41,7 +41,7 @@ class Turn:
     on_poll     to be called often; returns True where the ranks are to be ended
     """
 
-    entry: Entry
+    entry: BoardEntry
     number: int
     variables: dict[str, str]
     on_poll: Callable[[], bool]
@@ -60,10 +60,10 @@ class _Watch:
 class Nodes:
     """One machine's launcher among those that come and go.
 
-    start   runs the ranks of a turn to their end
+    start   runs the ranks of one start to their end
     """
 
-    start: Callable[[Turn], Ending]
+    start: Callable[[RankStart], Ending]
     directory: Path
     stop: StopRequest
     rules: Rules
@@ -78,7 +78,7 @@ class Nodes:
         self._board = Board(self.directory)
         newest = self._board.newest()
         self._first = newest.number if newest else 0  # what was decided before concerns others
-        self._place = Place(self.directory, self.stop)
+        self._hold = DirectoryHold(self.directory, self.stop)
         beacon = Beacon(self.me.id)
         self._heart = Heart(self._board, replace(self.me, port=beacon.port))
         self._ended, self._code, self._words = 0, EXIT_FAILURE, ""
@@ -94,12 +94,12 @@ class Nodes:
                 self._train(entry)
         finally:
             beacon.close()
-            self._place.give_up()
+            self._hold.give_up()
             if not self._others_train():
-                self._place.remove_stop_file()
+                self._hold.remove_stop_file()
             self._heart.stop()
 
-    def _next(self) -> Entry | None:
+    def _next(self) -> BoardEntry | None:
         """Wait for the next entry that concerns this machine, or propose it; None where the run is to stop."""
         self._waiting_since = time.monotonic()
         while not self._is_asked_to_stop() or self._is_awaited():
@@ -110,12 +110,14 @@ class Nodes:
                 if newest is not None and is_new and (newest.is_over or self.me.id in newest.members):
                     return newest
                 if newest is not None and self.me.id in newest.left_out:
-                    return Entry(number, code=self._code, tell=self._words or f"{self.me.host} is left out: see above")
+                    return BoardEntry(
+                        number, code=self._code, tell=self._words or f"{self.me.host} is left out: see above"
+                    )
                 alive = self._heart.alive()
                 self._notice(alive)
                 self._propose(alive, newest)
                 self._require_enough(alive, newest)
-            self._place.renew()
+            self._hold.renew()
             time.sleep(_POLL_SECONDS)
         return None
 
@@ -123,7 +125,7 @@ class Nodes:
         """Return True while others may still end their ranks: who leaves before would look like a machine that died."""
         return self._ended > 0 and time.monotonic() - self._waiting_since < _CLOSING_SECONDS
 
-    def _propose(self, alive: list[Member], newest: Entry | None) -> None:
+    def _propose(self, alive: list[Member], newest: BoardEntry | None) -> None:
         """Add the entry that should follow, if it is this machine's turn to do so."""
         number = newest.number if newest else 0
         in_force = newest is not None and (number > self._first or any(m.id in newest.members for m in alive))
@@ -149,7 +151,7 @@ class Nodes:
 
     def _is_asked_to_stop(self) -> bool:
         """Return True if the run is to end, and no ranks are there that would heed it."""
-        return self.stop.asked or (self._place.is_asked_to_stop() and not self._others_train())
+        return self.stop.asked or (self._hold.is_asked_to_stop() and not self._others_train())
 
     def _others_train(self) -> bool:
         with suppress(OSError):
@@ -166,7 +168,7 @@ class Nodes:
             self._last_arrival = time.monotonic()
         self._known |= names
 
-    def _require_enough(self, alive: list[Member], newest: Entry | None) -> None:
+    def _require_enough(self, alive: list[Member], newest: BoardEntry | None) -> None:
         """Tell that machines are waited for; raise TrainlaunchError where too few come."""
         now, limit = time.monotonic(), node_seconds()
         hosts = ", ".join(member.host for member in alive)
@@ -190,29 +192,29 @@ class Nodes:
             self._told = now
             say(f"waiting for other machines; here now: {hosts or self.me.host}")
 
-    def _train(self, entry: Entry) -> None:
+    def _train(self, entry: BoardEntry) -> None:
         """Run this machine's ranks by an entry, and tell the others how they ended."""
         number = entry.members.index(self.me.id)
         if number == 0:
-            self._place.withdraw_regrouping()
+            self._hold.withdraw_regrouping()
             self._take_directory(entry)
         else:
-            self._place.give_up()
+            self._hold.give_up()
             say(entry.tell)
         watch = _Watch()
-        variables = self._place.variables()
-        turn = Turn(entry, number, variables, lambda: self._must_end(entry, number, watch))
-        ending = self._unless_others_are_gone(self.start(turn), entry)
+        variables = self._hold.variables()
+        start = RankStart(entry, number, variables, lambda: self._must_end(entry, number, watch))
+        ending = self._unless_others_are_gone(self.start(start), entry)
         if watch.why:
             say(watch.why)
         self._ended, self._code, self._words = entry.number, ending.code, ending.words
         if number == 0 and ending.fault is not None:
-            self._place.keep()
-            if self._place.is_asked_to_stop():  # by `launch cancel`, which kills rank 0
+            self._hold.keep()
+            if self._hold.is_asked_to_stop():  # by `launch cancel`, which kills rank 0
                 ending = replace(ending, fault=None)
         self._heart.has_ended(_end_of(ending, entry, number))
 
-    def _unless_others_are_gone(self, ending: Ending, entry: Entry) -> Ending:
+    def _unless_others_are_gone(self, ending: Ending, entry: BoardEntry) -> Ending:
         """Return the ending; where an exception of the network ended the ranks, which may have any words, as that."""
         if ending.fault is not None or ending.code not in (EXIT_FAILURE, EXIT_PORT_TAKEN) or len(entry.members) == 1:
             return ending
@@ -226,18 +228,18 @@ class Nodes:
                 return ending
         return replace(ending, fault=EndCode.CONNECTION_LOST, what=f"ranks on {self.me.host} lost others")
 
-    def _take_directory(self, entry: Entry) -> None:
+    def _take_directory(self, entry: BoardEntry) -> None:
         """Wait until a rank 0 of another machine has given the run directory up, or is dead, and own it."""
         deadline = time.monotonic() + _FREE_SECONDS
         if not entry.begun:
             return
-        while is_taken(self.directory) and not self._place.holds() and time.monotonic() < deadline:
+        while is_taken(self.directory) and not self._hold.holds() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        self._place.take_over()
+        self._hold.take_over()
 
-    def _must_end(self, entry: Entry, number: int, watch: _Watch) -> bool:
+    def _must_end(self, entry: BoardEntry, number: int, watch: _Watch) -> bool:
         """Return True where this machine's ranks are to be ended at once: others are gone, or go on without it."""
-        self._place.renew()
+        self._hold.renew()
         now, alive = time.monotonic(), self._heart.alive()
         try:
             newest = self._board.newest()
@@ -258,7 +260,7 @@ class Nodes:
             self._let_others_join(alive, entry, watch)
         return False
 
-    def _let_others_join(self, alive: list[Member], entry: Entry, watch: _Watch) -> None:
+    def _let_others_join(self, alive: list[Member], entry: BoardEntry, watch: _Watch) -> None:
         """Ask the ranks to stop after the next checkpoint, where a machine has come that can join."""
         if self._board.is_regrouping(entry.number):
             return
@@ -276,7 +278,7 @@ class Nodes:
             write_stop_file(self.directory, REGROUP, owner.stop_token)
 
 
-def _end_of(ending: Ending, entry: Entry, number: int) -> End:
+def _end_of(ending: Ending, entry: BoardEntry, number: int) -> End:
     ranks = range(number * entry.processes, (number + 1) * entry.processes)
     return End(
         number=entry.number,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.local.console import append, say
 from launch.local.outcome.ending import Ending
-from launch.local.restarts.decision import Decision, decide
+from launch.local.restarts.restart_policy import Decision, decide
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from trainlib.runs.attempt.owner import (
@@ -50,7 +50,7 @@ class Start:
     left_out: Sequence[str] = ()
 
 
-class Place:
+class DirectoryHold:
     """The launcher's hold on the run directory between two starts, so that nobody else's start comes in between.
 
     All starts of a launcher own the directory under one identity. A STOP file that names it is meant for all of them.
@@ -141,21 +141,21 @@ def run_healing(
     most            number of restarts, counted since the last step that was never finished before
     may_leave_out   whether the run can go on without so many devices that computed wrongly
     """
-    place, snapshots = Place(directory, stop), SnapshotFolder()
+    hold, snapshots = DirectoryHold(directory, stop), SnapshotFolder()
     starts: list[Steps | None] = []
     left_out: list[str] = []
     restart: dict[str, str] = {}
     begun = False
     try:
         while True:
-            variables = {**place.variables(), **snapshots.variables(), **restart}
-            ending = start_once(Start(variables, begun, bool(starts), place.renew, tuple(left_out)))
+            variables = {**hold.variables(), **snapshots.variables(), **restart}
+            ending = start_once(Start(variables, begun, bool(starts), hold.renew, tuple(left_out)))
             if ending.fault is EndCode.WRONG_DEVICE:
                 left_out += [] if ending.wrong is None else [ending.wrong]
                 if ending.wrong is None or not may_leave_out(len(left_out)):
                     ending = replace(ending, fault=None)
             begun = begun or ending.begun
-            code = _code_where_over(ending, directory, place, stop) if ending.fault else ending.code
+            code = _code_where_over(ending, directory, hold, stop) if ending.fault else ending.code
             if code is not None:
                 is_complete = ending.fault is not None and code == 0
                 say(f"{ending.what} ({ending.place}) when the run was complete" if is_complete else ending.words)
@@ -165,23 +165,23 @@ def run_healing(
             if decision.number is None:
                 _tell_why_not(ending, decision, directory)
                 return ending.code
-            place.keep()
+            hold.keep()
             if ending.fault is EndCode.WRONG_DEVICE:
                 snapshots.drop_from(0)  # since when it computes wrongly, nobody knows: the last checkpoint is older
             elif ending.steps is not None:
                 snapshots.drop_from(ending.steps.finished)
             _tell_restart(ending, decision, most, directory, snapshots.newest())
             restart = {RESTART: _in_record(ending, decision)}
-            if not _pause(decision.pause, place, stop):
+            if not _pause(decision.pause, hold, stop):
                 say("stopped between two starts: the run continues from its last checkpoint when it is started again")
                 return EXIT_INTERRUPTED if stop.now else EXIT_STOPPED
     finally:
         snapshots.remove()
-        place.give_up()
-        place.remove_stop_file()
+        hold.give_up()
+        hold.remove_stop_file()
 
 
-def _code_where_over(ending: Ending, directory: Path, place: Place, stop: StopRequest) -> int | None:
+def _code_where_over(ending: Ending, directory: Path, hold: DirectoryHold, stop: StopRequest) -> int | None:
     """Return the exit code where nothing is left to do, or a person wants no more; None where the run is to go on."""
     attempts = read_attempts(directory) if ending.begun else []
     start, end = last_event(attempts, "start"), last_event(attempts, "end")
@@ -192,7 +192,7 @@ def _code_where_over(ending: Ending, directory: Path, place: Place, stop: StopRe
     is_ours = ending.rank is None and code in (EndCode.LAUNCHER_DIED, EndCode.SIGNAL, EndCode.OTHER_RANK)
     if code is not None and code.status == "stopped" and not is_ours:
         return EXIT_STOPPED
-    return ending.code if stop.asked or place.is_asked_to_stop() else None
+    return ending.code if stop.asked or hold.is_asked_to_stop() else None
 
 
 def _tell_why_not(ending: Ending, decision: Decision, directory: Path) -> None:
@@ -218,12 +218,12 @@ def _in_record(ending: Ending, decision: Decision) -> str:
     return json.dumps({"restart": decision.number, "cause": ending.fault, "reason": reason})
 
 
-def _pause(seconds: float, place: Place, stop: StopRequest) -> bool:
+def _pause(seconds: float, hold: DirectoryHold, stop: StopRequest) -> bool:
     """Wait; return False if the run is asked to stop meanwhile."""
     deadline = time.monotonic() + seconds
-    while not (stop.asked or place.is_asked_to_stop()):
+    while not (stop.asked or hold.is_asked_to_stop()):
         if time.monotonic() >= deadline:
             return True
-        place.renew()
+        hold.renew()
         time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
     return False

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.ending.decision import Decision, Evidence, error_of
 from launch.slurm.ending.evidence import PATIENCE, queue_says
+from launch.slurm.ending.requeue import Decision, Evidence, error_of
 from launch.slurm.queue import QueueError, insist
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.records.jobs import JobStart

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.ending.decision import Evidence, QueueSays, Refusal
+from launch.slurm.ending.requeue import Evidence, QueueSays, Refusal
 from launch.slurm.queue import JobState, QueueError, insist
 from trainlib.errors import EXIT_CONNECTION_LOST, EXIT_OK, EXIT_STOPPED
 from trainlib.runs.attempt.owner import stop_token_of

@@ -11,7 +11,7 @@ from launch.slurm.submission.snapshot import NAME as CODE
 from launch.slurm.submission.snapshot import REPLACED
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.status import is_running
-from trainlib.runs.files.as_it_was import AsItWas
+from trainlib.runs.files.file_backup import FileBackup
 from trainlib.runs.records.jobs import JOBS_FILE
 
 _SMALL_FILES = ("*.yaml", "*.json", JOBS_FILE, "STOP")
@@ -27,13 +27,13 @@ def undone_on_failure(directory: Path) -> Iterator[None]:
     folders = {path.stat().st_ino: path for path in (directory, *directory.glob("checkpoints/*")) if path.exists()}
     names = frozenset(directory.glob("*"))
     shutil.rmtree(directory / REPLACED, ignore_errors=True)  # left by a kill
-    files = AsItWas(path for pattern in _SMALL_FILES for path in directory.glob(pattern))
+    files = FileBackup(path for pattern in _SMALL_FILES for path in directory.glob(pattern))
     try:
         yield
     except BaseException:
         if not is_running(directory):  # else another process has begun to train into it
             _undo(directory, folders, names)
-            files.put_back()
+            files.restore()
             if directory.parent == RUNS:
                 with suppress(OSError):  # other runs are in it
                     RUNS.rmdir()

@@ -37,6 +37,7 @@ from trainlib.models.weights.ema import ExponentialMovingAverage, NoAverage, sca
 from trainlib.models.weights.snapshot import Snapshot
 from trainlib.randomness import key
 from trainlib.training.build.between_ranks import build_audit, build_pace, synchronized
+from trainlib.training.build.cuda_graph import build_graph_steps
 from trainlib.training.build.data import (
     build_data_module,
     build_preprocess,
@@ -44,7 +45,6 @@ from trainlib.training.build.data import (
     require_labels,
     warn_of_useless_data,
 )
-from trainlib.training.build.graph import build_graph_steps
 from trainlib.training.build.model import build_classifier, check_images
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.metrics.label_sets import DEFAULT_THRESHOLD

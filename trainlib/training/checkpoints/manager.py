@@ -103,7 +103,7 @@ class CheckpointManager:
             logger.warning("old checkpoints could not be removed (%s)", error)
 
 
-class Keeper(Protocol):
+class StateWriter(Protocol):
     """Something that writes the state, or a copy of it: see `CheckpointManager.save`."""
 
     def save(self, contents: Contents, flush: Callable[[], None]) -> None:
@@ -111,17 +111,17 @@ class Keeper(Protocol):
 
 
 def hand_over(
-    state: TrainState, schedule: Schedule, progress: Progress, keeper: Keeper | None, flush: Callable[[], None]
+    state: TrainState, schedule: Schedule, progress: Progress, writer: StateWriter | None, flush: Callable[[], None]
 ) -> None:
-    """Give the whole state to its keeper, on rank 0; in elastic mode, first check that all ranks hold it. A collective.
+    """Give the whole state to its writer, on rank 0; in elastic mode, first check that all ranks hold it. A collective.
 
-    keeper   None on the other ranks
-    flush    makes safe what leads to this state; called here on the other ranks, and by the keeper on rank 0
+    writer   None on the other ranks
+    flush    makes safe what leads to this state; called here on the other ranks, and by the writer on rank 0
     """
     module = state.classifier.module
     state.reducer.require_same_state({**module.state_dict(), **state.ema.tensors()})
     saved_progress = progress.state_dict(state.accelerator.device)
-    if keeper is None:
+    if writer is None:
         flush()
         return
     with state.ema.swapped_in():
@@ -129,4 +129,4 @@ def hand_over(
         best_step = progress.best["step"] if progress.best else None
         thresholds = {"thresholds": progress.thresholds} if progress.thresholds else {}
         facts = {"best_step": best_step, "num_rows": progress.num_rows, **thresholds}
-        keeper.save(Contents(progress.step, module.state_dict(), trainer_state, facts), flush)
+        writer.save(Contents(progress.step, module.state_dict(), trainer_state, facts), flush)

@@ -31,7 +31,7 @@ _LOSS = "the loss"
 WeightedLoss = Callable[[nn.Module, MicroBatch], Tensor]
 
 
-class Turn(NamedTuple):
+class AuditRoles(NamedTuple):
     """One audit: whose computation is repeated, by whom, who decides where they differ, and a number to choose by."""
 
     audited: int
@@ -40,7 +40,7 @@ class Turn(NamedTuple):
     number: int
 
 
-def turn_of(step: int, every: int, world_size: int) -> Turn | None:
+def roles_of(step: int, every: int, world_size: int) -> AuditRoles | None:
     """Return the audit of a step, from 0; None where it has none. All ranks are audited, and by all others, in turn."""
     if (step + 1) % every:
         return None
@@ -48,9 +48,9 @@ def turn_of(step: int, every: int, world_size: int) -> Turn | None:
     audited, round_ = number % world_size, number // world_size
     others = [(audited + shift) % world_size for shift in range(1, world_size)]
     if not others:
-        return Turn(0, 0, 0, number)
+        return AuditRoles(0, 0, 0, number)
     second = others[round_ % len(others)]
-    return Turn(audited, second, next((rank for rank in others if rank != second), audited), number)
+    return AuditRoles(audited, second, next((rank for rank in others if rank != second), audited), number)
 
 
 class Recorded(NamedTuple):
@@ -84,10 +84,10 @@ class Audit:
 
     def choose(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         """Choose the micro-batch of this rank that is audited in this step, if any."""
-        turn, self._digests = turn_of(step, self._every, self._world_size), {}
+        roles, self._digests = roles_of(step, self._every, self._world_size), {}
         full = [micro_batch for micro_batch in micro_batches if not micro_batch.is_empty]
-        is_mine = turn is not None and turn.audited == self._rank and full
-        self._chosen = full[turn.number // self._world_size % len(full)] if is_mine and turn else None
+        is_mine = roles is not None and roles.audited == self._rank and full
+        self._chosen = full[roles.number // self._world_size % len(full)] if is_mine and roles else None
 
     def before_forward(self, micro_batch: MicroBatch, buffers: Sequence[Tensor]) -> None:
         """Record random numbers and buffers, where this micro-batch is the chosen one."""
@@ -123,10 +123,10 @@ class Audit:
 
         A collective in steps that have an audit. Raises UserError where one device does not compute the same twice.
         """
-        turn = turn_of(step, self._every, self._world_size)
-        if turn is None:
+        roles = roles_of(step, self._every, self._world_size)
+        if roles is None:
             return
-        recorded = self._broadcast(turn.audited)
+        recorded = self._broadcast(roles.audited)
         if recorded is None:  # the rank has no samples in this step
             return
 
@@ -136,11 +136,11 @@ class Audit:
 
         if not self._is_tried:
             self._require_reproducible(recorded, again)
-        second = again(turn.second)
+        second = again(roles.second)
         if differing := _first_difference(recorded.digests, second):
-            third = again(turn.third)
+            third = again(roles.third)
             devices = gather_objects(NamedDevice.of_this_rank(self._rank, self._device))
-            raise _wrong_device(step, turn, differing, [recorded.digests, second, third], devices)
+            raise _wrong_device(step, roles, differing, [recorded.digests, second, third], devices)
 
     def _broadcast(self, source: int) -> Recorded | None:
         """Return what the audited rank has recorded, on every rank. A collective."""
@@ -178,20 +178,20 @@ class Audit:
 
 
 def _wrong_device(
-    step: int, turn: Turn, differing: str, results: Sequence[Digests], devices: Sequence[NamedDevice]
+    step: int, roles: AuditRoles, differing: str, results: Sequence[Digests], devices: Sequence[NamedDevice]
 ) -> WrongDeviceError:
     """Return the error that names the device that computed wrongly, as far as three results tell."""
     first, second, third = results
     wrong = None
-    if turn.audited == turn.second or not _first_difference(third, second):
-        wrong = devices[turn.audited]
-    elif not _first_difference(third, first) and turn.third != turn.audited:
-        wrong = devices[turn.second]
+    if roles.audited == roles.second or not _first_difference(third, second):
+        wrong = devices[roles.audited]
+    elif not _first_difference(third, first) and roles.third != roles.audited:
+        wrong = devices[roles.second]
     found = f"step {step + 1} was not applied: {differing} of one micro-batch is not the same on two devices"
     if wrong is not None:
         words = f"{found}; a third computation says that the wrong one is {wrong}"
         return WrongDeviceError(words, wrong.rank, wrong.uuid)
-    either = dict.fromkeys(str(devices[rank]) for rank in (turn.audited, turn.second))
+    either = dict.fromkeys(str(devices[rank]) for rank in (roles.audited, roles.second))
     return WrongDeviceError(f"{found}, and a third computation does not tell which is wrong: {' or '.join(either)}")
 
 

@@ -12,7 +12,7 @@ from trainlib.data.sources.folders.class_folders import SplitFolder, samples_of
 from trainlib.data.sources.folders.folder_walk import FoundFiles, is_hidden_picture, is_image, is_junk, visible
 from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, absolute, choose_layout
 from trainlib.data.sources.packed.index import read_index
-from trainlib.data.sources.packed.members import Archive, ArchiveFiles, Member, open_archive
+from trainlib.data.sources.packed.members import Archive, ArchiveFiles, MemberPlace, open_archive
 from trainlib.data.sources.packed.tar import list_tar
 from trainlib.data.sources.packed.webdataset import is_webdataset, label_folders
 from trainlib.data.sources.packed.zip import list_zip
@@ -22,8 +22,6 @@ from trainlib.errors import DataError
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7z"}
 ENDINGS = (".tar", ".zip", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _OF_SPLIT = re.compile(rf"({'|'.join(SPLIT_FOLDERS)})([-_./].*)")
-
-Place = tuple[int, Member]  # the number of an archive, and the member in it
 
 
 def list_archive(root: Path, *, group: str | None = None) -> Samples:
@@ -98,7 +96,7 @@ def _list(path: Path) -> Archive:
     return list_tar(path)
 
 
-def _named(root: Path, archives: Sequence[Archive]) -> dict[str, Place]:
+def _named(root: Path, archives: Sequence[Archive]) -> dict[str, MemberPlace]:
     """Return all members by their names in the whole data set: with the split that their archive is named after.
 
     A folder that everything is in is left out of the names, as in a zip of a folder. Raises DataError for a name that
@@ -123,9 +121,9 @@ def _split_of(name: str) -> str:
     return found[1] if found else ""
 
 
-def _joined(archives: Sequence[Archive], numbers: Sequence[int]) -> dict[str, Place]:
+def _joined(archives: Sequence[Archive], numbers: Sequence[int]) -> dict[str, MemberPlace]:
     """Return the members of these archives by name."""
-    places: dict[str, Place] = {}
+    places: dict[str, MemberPlace] = {}
     repeated: list[str] = []
     for number in numbers:
         members = archives[number].members
@@ -146,7 +144,7 @@ def _joined(archives: Sequence[Archive], numbers: Sequence[int]) -> dict[str, Pl
     return places
 
 
-def _without_top(places: dict[str, Place], split: str) -> dict[str, Place]:
+def _without_top(places: dict[str, MemberPlace], split: str) -> dict[str, MemberPlace]:
     """Leave out of the names the one folder that everything is in, but not one that is a split."""
     if is_webdataset(places):
         return places
@@ -177,7 +175,7 @@ def _named_junk(name: str) -> str | None:
 class _MemberTree:
     """The folders of members' names; see `layout.Tree`."""
 
-    def __init__(self, places: dict[str, Place]):
+    def __init__(self, places: dict[str, MemberPlace]):
         self._folders: dict[str, set[str]] = {}
         self._pictures: set[str] = set()
         for name in places:
@@ -203,7 +201,7 @@ class _MemberTree:
 
 
 def _split(
-    root: Path, archives: Sequence[Archive], places: dict[str, Place], prefix: str, is_numbered: bool
+    root: Path, archives: Sequence[Archive], places: dict[str, MemberPlace], prefix: str, is_numbered: bool
 ) -> SplitFolder:
     """Return the class folders below a prefix of the members' names.
 
@@ -228,7 +226,7 @@ def _split(
     return SplitFolder(root / prefix, classes, sorted(left_out))
 
 
-def _stamp(archives: Sequence[Archive], place: Place) -> Stamp:
+def _stamp(archives: Sequence[Archive], place: MemberPlace) -> Stamp:
     """Return the stamp of a member: its own size, and what the file system says of its archive."""
     number, member = place
     return archives[number].stamp._replace(size=member.size)

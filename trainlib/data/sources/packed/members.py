@@ -40,6 +40,9 @@ class Member(NamedTuple):
     crc: int | None = None
 
 
+MemberPlace = tuple[int, Member]  # the number of an archive, and the member in it
+
+
 @dataclass(frozen=True)
 class Archive:
     """An archive file and its members by name.

@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 
 from trainlib.data.sources.folders.folder_walk import is_image
 from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, name_some
-from trainlib.data.sources.packed.members import Archive, ArchiveFiles, Member
+from trainlib.data.sources.packed.members import Archive, ArchiveFiles, MemberPlace
 from trainlib.errors import DataError
 
 LABEL_ENDINGS = ("cls", "json")
 LABEL_KEYS = ("label", "cls", "class", "class_name")  # of a .json, the first that is there
 MAX_LABEL = 1 << 20  # bytes
 
-Place = tuple[int, Member]  # the number of an archive, and the member in it
 
-
-def is_webdataset(places: Mapping[str, Place]) -> bool:
+def is_webdataset(places: Mapping[str, MemberPlace]) -> bool:
     """Return True if some picture has a label of its name beside it."""
     for name in places:
         key, ending = _key(name)
@@ -27,13 +25,13 @@ def is_webdataset(places: Mapping[str, Place]) -> bool:
     return False
 
 
-def label_folders(archives: Sequence[Archive], places: Mapping[str, Place]) -> dict[str, Place]:
+def label_folders(archives: Sequence[Archive], places: Mapping[str, MemberPlace]) -> dict[str, MemberPlace]:
     """Return the pictures as if they lay in a folder of their label: <split>/<label>/<name>.
 
     Raises DataError naming pictures without a label, with two, or with one that cannot be read.
     """
-    pictures: dict[str, list[tuple[str, Place]]] = {}
-    labels: dict[str, list[tuple[str, Place]]] = {}
+    pictures: dict[str, list[tuple[str, MemberPlace]]] = {}
+    labels: dict[str, list[tuple[str, MemberPlace]]] = {}
     for name, place in places.items():
         key, ending = _key(name)
         if ending in LABEL_ENDINGS:

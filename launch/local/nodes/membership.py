@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from launch.local.nodes.members import End, Entry, Member
-from launch.local.restarts.decision import decide
+from launch.local.nodes.members import BoardEntry, End, Member
+from launch.local.restarts.restart_policy import decide
 from trainlib.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.records.reasons import EndCode
 
@@ -21,7 +21,7 @@ class Rules:
     restarts: int
 
 
-def group(candidates: Sequence[Member], current: Entry | None, most: int) -> list[Member]:
+def group(candidates: Sequence[Member], current: BoardEntry | None, most: int) -> list[Member]:
     """Return the machines that should train: the largest set in which all reach each other; the head comes first.
 
     Machines that train already come first, then those that have waited longest; of two sets of the same size, that of
@@ -46,7 +46,7 @@ def are_linked(a: Member, b: Member) -> bool:
     return b.id in a.reaches and a.id in b.reaches
 
 
-def lost(me: str, alive: Sequence[Member], current: Entry) -> list[str]:
+def lost(me: str, alive: Sequence[Member], current: BoardEntry) -> list[str]:
     """Return the hosts of those that train with this machine and are dead, or out of its reach."""
     by_id = {member.id: member for member in alive}
     own = by_id.get(me)
@@ -57,7 +57,7 @@ def lost(me: str, alive: Sequence[Member], current: Entry) -> list[str]:
     ]
 
 
-def newcomers(alive: Sequence[Member], current: Entry, most: int) -> list[Member]:
+def newcomers(alive: Sequence[Member], current: BoardEntry, most: int) -> list[Member]:
     """Return the machines that could join those that train now; empty where the group would not grow."""
     chosen = group([member for member in alive if member.id not in current.left_out], current, most)
     names = {member.id for member in chosen}
@@ -68,7 +68,7 @@ def newcomers(alive: Sequence[Member], current: Entry, most: int) -> list[Member
 
 def next_entry(
     alive: Sequence[Member],
-    current: Entry | None,
+    current: BoardEntry | None,
     number: int,
     rules: Rules,
     *,
@@ -76,7 +76,7 @@ def next_entry(
     regrouping: bool = False,
     is_complete: bool = False,
     unasked: bool = False,
-) -> Entry | None:
+) -> BoardEntry | None:
     """Return the entry that should follow; None where nothing is to change, or somebody is waited for.
 
     alive         machines that live
@@ -91,12 +91,12 @@ def next_entry(
         chosen = group(alive, None, rules.most)
         if len(chosen) < rules.least or not (settled or len(chosen) == rules.most):
             return None
-        return _start_of(chosen, Entry(number, tell="starting"))
+        return _start_of(chosen, BoardEntry(number, tell="starting"))
     alive = [member for member in alive if member.id not in current.left_out]
     training = [member for member in alive if member.id in current.members]
     if not training:  # all of them are gone, and nobody knows why
         chosen = group(alive, None, rules.most)
-        draft = Entry(number, begun=current.begun, history=current.history, tell="going on")
+        draft = BoardEntry(number, begun=current.begun, history=current.history, tell="going on")
         return _start_of(chosen, draft) if settled and len(chosen) >= rules.least else None
     found = {m.id: m.end for m in training if m.end is not None and m.end.number == current.number}
     if not found or len(found) < len(training):  # all go on, or the others end as well within seconds
@@ -113,7 +113,7 @@ def next_entry(
     return _start_of(chosen, draft) if len(chosen) >= rules.least else None
 
 
-def _unfit(ends: Mapping[str, End], current: Entry) -> list[str]:
+def _unfit(ends: Mapping[str, End], current: BoardEntry) -> list[str]:
     """Return the machines that are to be left out: one that computes wrongly, or on which alone nothing starts.
 
     Where a run has trained before and now fails before it begins, the reason is a machine that is new.
@@ -129,11 +129,11 @@ def _ids(members: Sequence[Member]) -> Collection[str]:
     return {member.id for member in members}
 
 
-def _start_of(chosen: Sequence[Member], draft: Entry) -> Entry:
+def _start_of(chosen: Sequence[Member], draft: BoardEntry) -> BoardEntry:
     """Return the entry with these machines; its port is still to be chosen by the head."""
     head = chosen[0]
     seen = Counter(other.reaches[head.id] for other in chosen[1:])
-    return Entry(
+    return BoardEntry(
         number=draft.number,
         members=tuple(member.id for member in chosen),
         hosts=tuple(member.host for member in chosen),
@@ -148,7 +148,7 @@ def _start_of(chosen: Sequence[Member], draft: Entry) -> Entry:
 
 
 def _judge(
-    current: Entry,
+    current: BoardEntry,
     ends: Sequence[End],
     gone: Sequence[str],
     rules: Rules,
@@ -156,28 +156,28 @@ def _judge(
     *,
     regrouping: bool,
     is_complete: bool,
-) -> Entry:
+) -> BoardEntry:
     """Return an entry that is over, or the draft of one that goes on, whose code is -1."""
     begun = current.begun or any(end.begun for end in ends)
     if is_complete or all(end.code == EXIT_OK for end in ends):
-        return Entry(number, code=EXIT_OK, begun=begun)
+        return BoardEntry(number, code=EXIT_OK, begun=begun)
     # Where a machine is gone, exceptions of others may be the network's; a program's own would come again.
     final = [end for end in ends if end.fault is None and end.code not in (EXIT_OK, EXIT_STOPPED)]
     final = [end for end in final if end.code == EXIT_USER_ERROR or not gone]
     if final:
-        return Entry(number, code=final[0].code, begun=begun, tell=final[0].words)
+        return BoardEntry(number, code=final[0].code, begun=begun, tell=final[0].words)
     if any(end.code == EXIT_STOPPED for end in ends) and not regrouping:
-        return Entry(number, code=EXIT_STOPPED, begun=begun)
+        return BoardEntry(number, code=EXIT_STOPPED, begun=begun)
     if not gone and not any(end.fault for end in ends):
-        return Entry(number, code=-1, begun=begun, history=current.history, tell="a machine has come: going on")
+        return BoardEntry(number, code=-1, begun=begun, history=current.history, tell="a machine has come: going on")
     steps = max((end.steps for end in ends if end.steps), key=lambda pair: pair[1], default=None)
     history = (*current.history, steps)
     what, place, fault, code, words = _cause(ends, gone)
-    decision = decide(Entry(number, history=history).steps(), rules.restarts)
+    decision = decide(BoardEntry(number, history=history).steps(), rules.restarts)
     if decision.number is None:
         why = f"not started again: {decision.why_not}" if decision.why_not else ""
-        return Entry(number, code=code, begun=begun, tell="\n".join(filter(None, [words, why])))
-    return Entry(
+        return BoardEntry(number, code=code, begun=begun, tell="\n".join(filter(None, [words, why])))
+    return BoardEntry(
         number,
         code=-1,
         begun=begun,

@@ -13,7 +13,7 @@ from trainlib.runs.files.durable import write_atomically
 _MOST_BYTES = 1 << 26  # of one file
 
 
-class AsItWas:
+class FileBackup:
     """The bytes and times of some files, as they are when this is made. Those that are missing stay as they become."""
 
     def __init__(self, paths: Iterable[Path]):
@@ -25,7 +25,7 @@ class AsItWas:
     def __bool__(self) -> bool:
         return bool(self._files)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Write each file that was changed or removed since; leave the others."""
         for path, (content, status) in self._files.items():
             if path.parent.is_dir() and not _is_same(path, content, status):
