@@ -24,6 +24,7 @@ from trainlib.errors import NonFiniteError, UserError
 from trainlib.models.own_parts.custom_parts import CustomParts
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.attempt.stop_request import StopFlag
+from trainlib.runs.machine import launch_variables
 from trainlib.training.hooks import HookList, TrackerHook
 from trainlib.training.step import train_step
 from trainlib.training.step.update import DeviceCheckedUpdate, UpdateStatus
@@ -210,6 +211,29 @@ def memory_by_size() -> None:
     assert sizes[True][0] is None
     assert sizes[False][0] in (32, 64)
     assert sizes[False][1] <= sizes[True][1] * 0.75
+
+
+def find_batch(words: list[str], bytes_of_rank: list[int]) -> int:
+    """Run the program of `launch find-batch` as one of the ranks, whose GPUs have so many bytes."""
+    from trainlib.training.programs.find.find_batch import main
+
+    stand_in().fakecuda_set_bytes(bytes_of_rank[launch_variables.rank()])
+    return main(words)
+
+
+def trains_in_one_piece(words: list[str], size: int, num_bytes: int) -> None:
+    """On GPUs of so many bytes, two steps of `size` images at a time on each need no smaller micro-batches."""
+    from trainlib.training.programs.find.without_run import load_trial, trial_training
+
+    stand_in().fakecuda_set_bytes(num_bytes)
+    batch = f"train.batch_size={size * launch_variables.world_size()}"
+    config, custom = load_trial([*words, batch, "train.steps=2"], [], "run")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(memory, "find_limit", lambda *_: None)  # the trial before the training
+        with trial_training(config, custom) as training:
+            trainer = Trainer(training, [])
+            assert run(trainer)
+            assert trainer.progress.fitting is None
 
 
 def one_gpu_for_each_task() -> None:

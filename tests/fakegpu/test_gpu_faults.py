@@ -49,6 +49,35 @@ def test_what_fits_into_a_smaller_gpu_is_found_before_training(gpus: Gpus, tmp_p
     holds(gpus, tmp_path, "memory_by_size")
 
 
+def test_find_batch_names_what_trains_on_the_smaller_gpu(gpus: Gpus, tmp_path: Path) -> None:
+    """Two steps of that size train there, of half as many more do not; and do so on the larger GPU."""
+    larger, smaller = 90_000_000, 60_000_000  # bytes of a GPU's memory, of which half is for the images of the data
+    words = ["quickstart", "data.limit=256", "optimizer={name: AdamW, lr: 0.01}"]
+
+    def trains(images: int, num_bytes: int) -> bool:
+        arguments = (words, images, num_bytes)
+        return gpus.run("gpu_faults:trains_in_one_piece", *arguments, world_size=2, cwd=tmp_path) == [0, 0]
+
+    whole = [*words, "train.batch_size=256"]
+    codes = gpus.run("gpu_faults:find_batch", whole, [larger, smaller], world_size=2, cwd=tmp_path)
+    assert codes == [0, 0], ranks.console(tmp_path)
+    size = int(ranks.console(tmp_path).splitlines()[-1].removeprefix("train.micro_batch_size="))
+    assert trains(size, smaller), ranks.console(tmp_path)
+    assert not trains(size + size // 2, smaller)
+    assert trains(size + size // 2, larger), ranks.console(tmp_path)
+
+
+def test_a_model_that_does_not_fit_is_told_in_one_line(gpus: Gpus, tmp_path: Path) -> None:
+    """On several ranks torch's own reducer needs a first pass, which is no trial that may fail."""
+    for num_bytes, what in ((100_000_000, "the model, with its gradient and one image,"), (8_000_000, "the model")):
+        codes = gpus.run(
+            "gpu_faults:find_batch", ["quickstart"], [num_bytes] * 2, world_size=2, cwd=tmp_path, emulate=False
+        )
+        assert codes == [2, 2], ranks.console(tmp_path)
+        assert f"error: {what} does not fit into the memory of the device: choose" in ranks.console(tmp_path)
+        assert "Traceback" not in ranks.console(tmp_path)
+
+
 def test_ranks_that_see_one_gpu_each_use_it(gpus: Gpus, tmp_path: Path) -> None:
     holds(gpus, tmp_path, "one_gpu_for_each_task", world_size=2, FAKE_CUDA_DEVICES=1)
 

@@ -56,8 +56,8 @@ def find_batch(words: list[str], of_rank: dict[int, int]) -> int:
     room = of_rank[int(os.environ.get("RANK", "0"))]
     original = memory.fits
 
-    def fits(state: object, dummy_input: Tensor, size: int) -> bool:
-        return size <= room and original(state, dummy_input, size)  # type: ignore[arg-type]
+    def fits(state: object, dummy_input: Tensor, size: int, held: int) -> bool:
+        return size <= room and original(state, dummy_input, size, held)  # type: ignore[arg-type]
 
     ranks.replace(batch_sizes, "fits", fits)
     return main(words)

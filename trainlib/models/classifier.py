@@ -109,7 +109,7 @@ def check_forward(
     """Raise UserError unless images of this size give logits [num_images, num_classes]; the model is left as it was.
 
     A forward pass on the model's device; on the meta device it computes only shapes. There torch imports its compiler
-    for linear layers, which takes longer than a few images do on a real device.
+    for linear layers, which takes longer than a few images do on a real device. torch.OutOfMemoryError is passed on.
 
     key   that the size comes from, for the message
     """
@@ -119,6 +119,8 @@ def check_forward(
     try:
         with torch.no_grad(), preserve_buffers(module):
             logits_NC = module(images_NCHW)
+    except torch.OutOfMemoryError:  # which another size of images need not change
+        raise
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(

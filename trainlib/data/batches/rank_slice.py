@@ -35,6 +35,11 @@ class RankSlice:
         """Indices, in 0..num_shards - 1, of the shards that this rank computes."""
         return shards_of_rank(self.num_shards, self.world_size, self.rank)
 
+    def num_images(self, batch_size: int) -> int:
+        """Return how many of the images of a global batch this rank computes."""
+        parts = [split_range(batch_size, self.num_shards, shard) for shard in self.shards]
+        return sum(part.stop - part.start for part in parts)
+
     def split(self, batch_ids_N: Tensor, micro_batch_size: int | None) -> list[tuple[int, Tensor]]:
         """Return this rank's micro-batches of a global batch, as pairs (shard index, sample indices int64 [B]).
 

@@ -146,6 +146,8 @@ def check_custom_model(
     try:
         with torch.no_grad(), preserve_buffers(module):
             logits_NC = module(images_NCHW)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"model: {name} cannot take images {list(images_NCHW.shape)}: {error} (their size is {key})"

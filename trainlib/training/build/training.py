@@ -18,6 +18,7 @@ from trainlib.distributed.allreduce import elastic
 from trainlib.distributed.allreduce.elastic import ElasticReducer
 from trainlib.distributed.allreduce.reducer import DataParallelReducer
 from trainlib.distributed.allreduce.shared_memory import enable_local_allreduce
+from trainlib.distributed.devices.out_of_memory import explained
 from trainlib.distributed.process_group import first_of_machine_first, wrap_model
 from trainlib.errors import CheckpointError, RunDirectoryError
 from trainlib.models import set_train_mode
@@ -60,6 +61,7 @@ from trainlib.training.tuning.feature_cache import Features, TrainingInputs
 logger = logging.getLogger("trainlib")
 
 
+@explained("the model")
 def build_inputs(
     config: Config,
     dataset: Dataset,
@@ -99,6 +101,7 @@ def build_inputs(
     return TrainingInputs(config, classifier, plan, samples, accelerator, num_classes)
 
 
+@explained("the model, with its gradient and one image,")
 def build_training(
     inputs: TrainingInputs,
     start: Checkpoint | None,

@@ -34,11 +34,12 @@ def autotune(config: TrainConfig, state: TrainState, samples: DataModule, progre
     dummy_input, size = samples.train.dummy_input(), samples.micro_batch_size
     if state.accelerator.device.type != "cpu":  # whose memory is not known to end, and whose kernels are deterministic
         most = min(size, progress.fitting or size)
+        held = samples.train.rank_slice.num_images(config.batch_size)
         with last_stage(state):  # which takes the most memory: one limit for the whole run
             if state.reducer.fixes_micro_batches:
-                memory.require_fit(state, dummy_input, most)
+                memory.require_fit(state, dummy_input, most, held)
             else:
-                progress.fitting = memory.find_limit(state, dummy_input, most) or progress.fitting
+                progress.fitting = memory.find_limit(state, dummy_input, most, held) or progress.fitting
     size = min(size, progress.fitting or size)
     images_NCHW = dummy_input.expand(size, *dummy_input.shape[1:]).contiguous()
     choice = config.compile if progress.compiled is None else progress.compiled

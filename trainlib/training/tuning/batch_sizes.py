@@ -17,6 +17,7 @@ from trainlib.training.step.train_step import trial
 from trainlib.training.tuning.memory import fits
 
 TIMED = 3  # passes of each size, of which the fastest counts
+MARGIN = 16  # one image in so many more must fit: steps leave gaps in memory, which a single trial does not
 SHARE = 0.5  # of a CPU's available memory that is filled at most
 
 
@@ -66,17 +67,18 @@ def search(
     return trials
 
 
-def try_sizes(state: TrainState, dummy_input: Tensor, most: int) -> list[Trial]:
+def try_sizes(state: TrainState, dummy_input: Tensor, most: int, held: int = 0) -> list[Trial]:
     """Return trials of rising sizes, which all ranks judge alike. Nothing of them stays. A collective.
 
     dummy_input   one input of the state's model
     most          images at a time to try at most
+    held          the images of a step (see `fits`)
 
     On a CPU a size is only tried if it is expected to leave half of the available memory.
     """
 
     def try_size(size: int) -> Trial:
-        every = gather_objects(_seconds(state, dummy_input, size))
+        every = gather_objects(_seconds(state, dummy_input, size, held))
         known = [seconds for seconds in every if seconds is not None]
         return Trial(size, size * len(every) / max(known) if len(known) == len(every) else None)
 
@@ -110,9 +112,9 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _seconds(state: TrainState, dummy_input: Tensor, size: int) -> float | None:
+def _seconds(state: TrainState, dummy_input: Tensor, size: int, held: int = 0) -> float | None:
     """Return the seconds of a forward and a backward pass of so many images; None where memory does not hold them."""
-    if not fits(state, dummy_input, size):  # which also warms up
+    if not fits(state, dummy_input, size + size // MARGIN, held):  # which also warms up
         release_cached_memory(state.accelerator.device)
         return None
     images_NCHW = dummy_input.expand(size, *dummy_input.shape[1:]).contiguous()

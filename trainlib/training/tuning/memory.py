@@ -75,18 +75,19 @@ def next_limit(micro_batches: Sequence[MicroBatch], limit: int | None, state: Tr
     return _halved(size, state)
 
 
-def find_limit(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
+def find_limit(state: TrainState, dummy_input: Tensor, size: int, held: int = 0) -> int | None:
     """Return the most images, halving `size`, that a step on every rank's device can hold; None = `size`.
 
     A trial of each size before training, in which ranks do not wait for each other, and agree on the smallest. Nothing
     of it stays. A collective.
 
     dummy_input   one input of the state's model
+    held          the images of a step, which are all on the device while it is computed
 
     Raises UserError, on every rank, where one of them cannot hold a single image.
     """
     found = size
-    while found and not fits(state, dummy_input, found):
+    while found and not fits(state, dummy_input, found, held):
         found = _halved(found, state) if found > 1 else 0
     every = gather_objects(found)
     if 0 in every:
@@ -94,17 +95,24 @@ def find_limit(state: TrainState, dummy_input: Tensor, size: int) -> int | None:
     return min(every) if min(every) < size else None
 
 
-def require_fit(state: TrainState, dummy_input: Tensor, size: int) -> None:
+def require_fit(state: TrainState, dummy_input: Tensor, size: int, held: int = 0) -> None:
     """Raise UserError where a step of `size` images does not fit, for a reducer that allows no smaller ones."""
-    if not fits(state, dummy_input, size):
+    if not fits(state, dummy_input, size, held):
         raise _too_large(size, state)
 
 
-def fits(state: TrainState, dummy_input: Tensor, size: int) -> bool:
-    """Return True if this rank's device holds a step of so many images; nothing of the trial stays."""
+def fits(state: TrainState, dummy_input: Tensor, size: int, held: int = 0) -> bool:
+    """Return True if this rank's device holds a step of so many images at a time; nothing of the trial stays.
+
+    held   the images of all micro-batches of a step together
+    """
+    shape = dummy_input.shape[1:]
+    num_states = 0 if state.optimizer.state else STATES_OF_OPTIMIZER  # a resumed run has them already
     try:
-        room = [torch.empty_like(p) for p in state.parameters for _ in range(STATES_OF_OPTIMIZER)]
-        trial(state, dummy_input.expand(size, *dummy_input.shape[1:]))
+        room = [torch.empty_like(p) for p in state.parameters for _ in range(num_states)]
+        room.append(dummy_input.new_empty(max(0, held - size), *shape))
+        room.append(dummy_input.new_empty(size, *shape, dtype=torch.uint8))  # the last ones, as they were read
+        trial(state, dummy_input.expand(size, *shape).contiguous())
         del room
     except torch.OutOfMemoryError:
         return False

@@ -36,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config, custom = load_trial([*options.config, *OVERRIDES], options.code, "find-batch")
             with trial_training(config, custom) as training:
                 state, samples = training.state, training.samples
-                share = -(-training.plan.global_batch_size // samples.train.rank_slice.num_shards)
+                batch_size, rank_slice = training.plan.global_batch_size, samples.train.rank_slice
+                share = -(-batch_size // rank_slice.num_shards)
                 on_cpu = state.accelerator.device.type == "cpu"
                 most = options.most or (share if on_cpu else len(training.plan.ids_N))
                 with last_stage(state):  # which takes the most memory
-                    trials = try_sizes(state, samples.train.dummy_input(), most)
+                    trials = try_sizes(state, samples.train.dummy_input(), most, rank_slice.num_images(batch_size))
     except TrainlaunchError as error:
         print_error(error)
         return error.exit_code
