@@ -40,7 +40,10 @@ def page(
     """
     if len(runs) == 1 and search is None:
         return _of_runs("run.html.j2", runs, now, run=runs[0], view=view_of(runs[0]))
-    ranked = ranking(runs) if search is None else Ranking([*runs], f"the rung they came to, then by {search.metric}")
+    ranked = ranking(runs)
+    if search is not None:
+        ranked = Ranking([*runs], f"the rung they came to, then by {search.metric}", ranked.metric)
+    titles, figures = results(ranked)
     split, classes = class_scores(ranked.runs) or (None, None)
     return _of_runs(
         "comparison.html.j2",
@@ -50,7 +53,8 @@ def page(
         repeats=repeats,
         search=search,
         noise=noise(ranked.runs),
-        results=results(ranked.runs),
+        titles=titles,
+        results=figures,
         common=common_legend(ranked.runs) if len(runs) > 1 else (),
         differences=config_differences(ranked.runs),
         split=split,

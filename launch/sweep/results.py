@@ -157,7 +157,7 @@ def _seen(sweep: Sweep) -> list[_Seen]:
             strict=True,
         )
     ]
-    return sorted(found, key=lambda one: _rank_of_trial(one.trial, sweep.search) if one.trial else ())
+    return sorted(found, key=lambda one: _rank_of_trial(one.trial, one.value, sweep.search) if one.trial else ())
 
 
 def _status(run: Run, trial: Trial, *, is_out: bool) -> str:
@@ -167,14 +167,16 @@ def _status(run: Run, trial: Trial, *, is_out: bool) -> str:
     return "out" if is_out and run.status == "stopped" else run.status
 
 
-def _rank_of_trial(trial: Trial, search: Search | None) -> tuple[float, ...]:
-    """Return the sort key of a trial: how far it came, and how good it was there."""
+def _rank_of_trial(trial: Trial, value: float | None, search: Search | None) -> tuple[float, ...]:
+    """Return the sort key of a trial: how far it came, and how good it was there.
+
+    value   of a complete trial: what `validated` says of it, as of any run
+    """
     assert search is not None, "only trials of a search are ranked so"
     scores = [score for score in trial.scores(search) if score is not None and score < FAILED]
     sign = 1.0 if search.mode == "min" else -1.0
-    at_end = trial.final if trial.why_failed is None else None
-    if at_end is not None:
-        return -math.inf, sign * at_end
+    if trial.why_failed is None and trial.final is not None:
+        return -math.inf, sign * (trial.final if value is None else value)
     return (-len(scores), scores[-1]) if scores else (1.0, 0.0)
 
 

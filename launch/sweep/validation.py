@@ -1,4 +1,4 @@
-"""The figure by which the runs of a sweep are ranked: always one of the validation, never of the test."""
+"""The figure by which runs are ranked, of a sweep or of a report: that of `checkpoint.best`, never one of the test."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from typing import Literal
 
 from trainlib.config import Config
 from trainlib.runs.attempt.status import Run
+from trainlib.runs.files.json_records import Record
+
+Mode = Literal["min", "max"]
 
 
-def ranked_by(config: Config) -> tuple[str, Literal["min", "max"]]:
+def ranked_by(config: Config) -> tuple[str, Mode]:
     """Return the metric that ranks runs of a configuration, and whether small or large values are good.
 
     It is that of `checkpoint.best`; where that is null, the validation's accuracy, or mean average precision where
@@ -16,7 +19,23 @@ def ranked_by(config: Config) -> tuple[str, Literal["min", "max"]]:
     """
     if (best := config.checkpoint.best) is not None:
         return best.metric, best.mode or "max"
-    return ("val/map" if config.data.has_sets else "val/accuracy"), "max"
+    return _without_best(of_sets=config.data.has_sets)
+
+
+def recorded_metric(config: Record) -> tuple[str, Mode] | None:
+    """Return what `ranked_by` does for the values of a run's config.yaml, which may be damaged; then None."""
+    checkpoint, data = config.get("checkpoint"), config.get("data")
+    if not (isinstance(checkpoint, dict) and isinstance(data, dict)):
+        return None
+    best = checkpoint.get("best")
+    if best is None:
+        return _without_best(of_sets=data.get("labels") == "several")
+    metric, mode = (best.get("metric"), best.get("mode")) if isinstance(best, dict) else (None, None)
+    return (metric, "min" if mode == "min" else "max") if isinstance(metric, str) and "/" in metric else None
+
+
+def _without_best(*, of_sets: bool) -> tuple[str, Mode]:
+    return ("val/map" if of_sets else "val/accuracy"), "max"
 
 
 def validated(config: Config, run: Run) -> float | None:

@@ -11,7 +11,7 @@ from report_runs import end, evaluation, moment, start, training_rows, write_run
 from launch.report.facts.history import attempts_of, events_of, jobs_of
 from launch.report.facts.overfitting import overfitting, parting
 from launch.report.facts.run_facts import read_facts
-from launch.report.views.comparison import config_differences, ranking
+from launch.report.views.comparison import Score, config_differences, ranking, results
 
 # Attempts, jobs, events
 
@@ -91,6 +91,43 @@ def test_the_best_run_comes_first(tmp_path: Path) -> None:
     assert [run.name for run in all_four.runs] == ["untested", "better", "worse", "empty"]
     assert all_four.by == "best accuracy on the validation split"
     assert ranking([facts["empty"]]).by == "the order given, as no run has a validation split"
+
+
+@pytest.mark.parametrize(
+    ("data", "best", "order", "by"),
+    [
+        ({}, {"metric": "val/macro_f1", "mode": "max"}, "cba", "best macro_f1 on the validation split"),
+        ({}, {"metric": "val/loss", "mode": "min"}, "bca", "lowest loss on the validation split"),
+        ({}, {"metric": "train/loss", "mode": "min"}, "abc", "lowest loss in training"),
+        ({}, None, "abc", "best accuracy on the validation split"),
+        ({"labels": "several"}, None, "bac", "best map on the validation split"),
+    ],
+)
+def test_runs_are_ranked_by_the_metric_that_chose_their_checkpoints(
+    tmp_path: Path, data: dict[str, Any], best: dict[str, str] | None, order: str, by: str
+) -> None:
+    """Its best value stands beside the other figures; runs that chose by several metrics are ranked by accuracy."""
+    values = {"a": (0.9, 0.3, 0.2, 0.5, 0.1), "b": (0.8, 0.4, 0.9, 0.3, 0.2), "c": (0.7, 0.5, 0.1, 0.4, 0.3)}
+    facts = []
+    for name, (accuracy, macro_f1, mean_precision, loss, of_training) in values.items():
+        val = {"split": "val", "epoch": 1, "step": 9, "accuracy": accuracy, "macro_f1": macro_f1}
+        rows = [
+            {"split": "train", "scope": "epoch", "epoch": 1, "step": 9, "loss": of_training},
+            val | {"map": mean_precision, "loss": loss},
+            val | {"epoch": 2, "step": 18, "macro_f1": macro_f1 - 0.2, "loss": loss + 1, "accuracy": 0.1, "map": 0.01},
+        ]
+        config = {"data": data, "checkpoint": {"best": best}}
+        facts.append(read_facts(write_run(tmp_path / name, config=config, rows=rows)))
+    ranked = ranking(facts)
+    assert ("".join(run.name for run in ranked.runs), ranked.by) == (order, by)
+    titles, figures = results(ranked)
+    if by.startswith("best macro_f1"):
+        assert titles[-1] == "best val macro_f1"
+        assert [scores[-1] for scores in figures] == [Score(0.5, True), Score(0.4, False), Score(0.3, False)]
+    other = write_run(
+        tmp_path / "d", config={"data": data, "checkpoint": {"best": {"metric": "val/top5", "mode": "max"}}}
+    )
+    assert ranking([*facts, read_facts(other)]).by == "best accuracy on the validation split"
 
 
 def test_config_differences(tmp_path: Path) -> None:

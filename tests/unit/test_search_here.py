@@ -154,6 +154,17 @@ def test_killed_wherever_it_writes_it_comes_to_the_same_table(sampler: str) -> N
 
 
 @pytest.mark.usefixtures("workdir")
+def test_complete_trials_are_ranked_by_the_figure_that_is_shown() -> None:
+    """That of the best checkpoint, which is the one that is tested: not of the last epoch."""
+    written(SEARCH.replace("rungs: [1ep, 3ep]", "").replace("trials: 10", "trials: 2"))
+    sweep = searched()
+    assert [fact["name"] for fact in results_facts(sweep)] == ["s-001", "s-000"]
+    best = {"metric": "val/accuracy", "value": 0.999, "step": 2}
+    Path("runs/s-000/summary.json").write_text(json.dumps({"status": "completed", "best": best}))
+    assert [fact["name"] for fact in results_facts(sweep)] == ["s-000", "s-001"]
+
+
+@pytest.mark.usefixtures("workdir")
 def test_a_grown_search_goes_on_and_a_changed_one_is_refused() -> None:
     written(SEARCH)
     first = {fact["name"]: fact for fact in results_facts(searched())}

@@ -231,10 +231,14 @@ def test_results_best_first(metric: str, order: list[int], capsys: pytest.Captur
     assert capsys.readouterr().out == "\n".join([header, *(rows[index] for index in order)]) + "\n"
 
 
+SETS = "data: {name: table, table: t.csv, labels: several}, loss: {name: BCEWithLogitsLoss}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "metric", "validation", "order"),
     [
         ("checkpoint.best: null", "val/accuracy", True, [2, 0, 1]),
+        (f"checkpoint.best: null, {SETS}", "val/map", True, [1, 2, 0]),
         ("data.val_fraction: 0.0", None, False, [0, 1, 2]),
         ("checkpoint.best: {metric: val/loss}", "val/loss", True, [1, 2, 0]),
     ],
@@ -251,7 +255,7 @@ def test_runs_are_never_ranked_by_the_test(
         summary = {"status": "completed", "step": 2, **best, "test": {"accuracy": 0.9 - 0.1 * seed}}
         val = [
             {"split": "val", "step": 1, "loss": 1.0, "accuracy": before},
-            {"split": "val", "step": 2, "loss": loss, "accuracy": last},
+            {"split": "val", "step": 2, "loss": loss, "accuracy": last, "map": 1 - loss},
         ]
         fabricated(f"s-seed{seed}", summary, *(val if validation else []))
     facts = results_facts(read_sweep(Path("s.yaml")))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from launch.report.facts.evaluation import Evaluation, evaluation_of
 from launch.report.facts.history import Attempt, Event, attempts_of, events_of, jobs_of
@@ -99,17 +99,22 @@ class RunFacts:
         return seconds if is_number(seconds) else self.run.seconds(now)
 
     def best_val(self, key: str = "accuracy") -> Point | None:
-        """Return the step and value of the best validation: the highest accuracy, or the lowest loss.
+        """Return the step and value of the best validation: the highest accuracy, or the lowest loss."""
+        return self.best(f"val/{key}", "min" if key == "loss" else "max")
 
-        Of equal ones that of the lower loss, then the later one, as for the best checkpoint.
+    def best(self, metric: str, mode: Literal["min", "max"]) -> Point | None:
+        """Return the step and value of the best evaluation, or epoch of training, by a metric such as val/macro_f1.
+
+        Of equal ones that of the lower validation loss, then the later one, as for the best checkpoint.
         """
+        split, _, key = metric.partition("/")
         losses = dict(self.points("loss", "val"))
-        sign = -1 if key == "loss" else 1
+        sign = -1 if mode == "min" else 1
 
         def rank(point: Point) -> tuple[float, float, float]:
             return sign * point[1], -losses.get(point[0], math.inf), point[0]
 
-        return max(self.points(key, "val"), key=rank, default=None)
+        return max(self.points(key, split, "epoch" if split == "train" else None), key=rank, default=None)
 
     def test(self, key: str = "accuracy") -> float | None:
         """Return a test metric, from the newest row or else from the summary."""

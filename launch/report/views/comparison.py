@@ -10,6 +10,7 @@ from typing import Any
 from launch.report.facts.run_facts import RunFacts
 from launch.sweep.repeated.noise import Difference, difference
 from launch.sweep.repeated.predictions import FILE, read_predictions
+from launch.sweep.validation import Mode, recorded_metric
 from trainlib.config import canonical_precision
 from trainlib.errors import TrainlaunchError
 from trainlib.runs.files.json_records import Record
@@ -19,10 +20,15 @@ ABSENT = "—"
 
 @dataclass(frozen=True)
 class Ranking:
-    """The runs, best first, and the metric that they were compared by, in words."""
+    """The runs, best first, and what they were compared by, in words.
+
+    metric   by which they were compared, as the configuration names it, such as val/macro_f1; and whether small or
+             large values are good
+    """
 
     runs: list[RunFacts]
     by: str
+    metric: tuple[str, Mode] = ("val/accuracy", "max")
 
 
 @dataclass(frozen=True)
@@ -34,20 +40,29 @@ class Score:
 
 
 def ranking(runs: Sequence[RunFacts]) -> Ranking:
-    """Rank runs by their best validation accuracy, never by the test: a choice by that would spoil its figure.
+    """Rank runs by the best value of their metric, never by the test: a choice by that would spoil its figure.
 
-    Runs without it come last; of equals, the one with the lower loss comes first, and then the order given.
+    The metric is that of `checkpoint.best`, or accuracy on the validation split where the runs name several. Runs
+    without a value come last; of equals, the one with the lower loss comes first, and then the order given.
     """
+    named = {found for run in runs if (found := recorded_metric(run.config)) is not None}
+    metric, mode = named.pop() if len(named) == 1 else ("val/accuracy", "max")
+
+    def value(run: RunFacts) -> float | None:
+        best = run.best(metric, mode)
+        return best[1] if best else None
 
     def worse_last(run: RunFacts) -> tuple[bool, float, float]:
-        accuracy, loss = _value(run, "accuracy"), _value(run, "loss")
-        return accuracy is None, -(accuracy or 0.0), float("inf") if loss is None else loss
+        found, loss = value(run), _value(run, "loss")
+        sign = 1.0 if mode == "min" else -1.0
+        return found is None, sign * (found or 0.0), float("inf") if loss is None else loss
 
-    is_validated = any(_value(run, "accuracy") is not None for run in runs)
-    by = (
-        "best accuracy on the validation split" if is_validated else "the order given, as no run has a validation split"
-    )
-    return Ranking(sorted(runs, key=worse_last), by)
+    split, _, quantity = metric.partition("/")
+    where = "in training" if split == "train" else "on the validation split"
+    by = f"{'lowest' if mode == 'min' else 'best'} {quantity} {where}"
+    if all(value(run) is None for run in runs):
+        by = "the order given, as no run has " + ("a validation split" if split == "val" else metric)
+    return Ranking(sorted(runs, key=worse_last), by, (metric, mode))
 
 
 def noise(runs: Sequence[RunFacts]) -> list[tuple[str, str, Difference]]:
@@ -88,15 +103,19 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and not value.is_integer() else str(value)
 
 
-def results(runs: Sequence[RunFacts]) -> list[tuple[Score, ...]]:
-    """Return for each run its test accuracy, test loss, best validation accuracy and best validation loss."""
-    columns = [
-        _scores([run.test() for run in runs], max),
-        _scores([run.test("loss") for run in runs], min),
-        _scores([_value(run, "accuracy") for run in runs], max),
-        _scores([_value(run, "loss") for run in runs], min),
-    ]
-    return list(zip(*columns, strict=True))
+def results(ranked: Ranking) -> tuple[list[str], list[tuple[Score, ...]]]:
+    """Return the titles of figures, and these of each run: test, best validations, and the metric that ranks them."""
+    runs, (metric, mode) = ranked.runs, ranked.metric
+    columns = {
+        "test accuracy": _scores([run.test() for run in runs], max),
+        "test loss": _scores([run.test("loss") for run in runs], min),
+        "best val accuracy": _scores([_value(run, "accuracy") for run in runs], max),
+        "best val loss": _scores([_value(run, "loss") for run in runs], min),
+    }
+    if (title := f"best {metric.replace('/', ' ')}") not in columns:
+        values = [best[1] if (best := run.best(metric, mode)) else None for run in runs]
+        columns[title] = _scores(values, min if mode == "min" else max)
+    return list(columns), list(zip(*columns.values(), strict=True))
 
 
 def class_scores(runs: Sequence[RunFacts]) -> tuple[str, list[tuple[str, list[Score]]]] | None:
