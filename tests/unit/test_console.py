@@ -66,6 +66,40 @@ def test_lines_come_every_few_seconds_and_no_more(monkeypatch: pytest.MonkeyPatc
     assert caplog.records[-1].message == "epoch 1/1  step  161/1000  0:01:45 left"
 
 
+class Minute:
+    """What the last minute was like, as a pulse tells it."""
+
+    def __init__(self, **live: float):
+        self._live = live
+
+    def now(self) -> dict[str, float]:
+        return self._live
+
+
+@pytest.mark.parametrize(
+    ("age", "live", "told"),
+    [
+        (4, {"loss": 0.25, "images_per_second": 50}, "loss 0.2000  accuracy 0.5000  lr 0.1  1,000 images/s"),
+        (6, {"loss": 0.25, "images_per_second": 50}, "loss 0.2500  50 images/s"),
+        (59, {"images_per_second": 50}, "loss 0.2000  accuracy 0.5000  lr 0.1  1,000 images/s"),
+        (61, {"images_per_second": 50}, "50 images/s"),
+    ],
+)
+def test_numbers_of_an_old_row_are_not_those_of_the_moment(
+    age: float, live: dict[str, float], told: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("trainlib.training.hooks.tracking.console.time.monotonic", lambda: now)
+    pulse: Any = Minute(**live)
+    console = Console(total_steps=1000, steps_per_epoch=1000, step=0, pulse=pulse)
+    console.step(4)
+    console.on_row(row(5, scope="step"))
+    now += age
+    with caplog.at_level(logging.INFO, "trainlib"):
+        console.step(6)
+    assert re.fullmatch(rf"epoch 1/1  step    6/1000  {re.escape(told)}  \S+ left", caplog.records[-1].message)
+
+
 def in_terminal(width: int, kind: str = "xterm", *, quiet: bool = False) -> str:
     """What a terminal of this width is sent."""
     master, slave = pty.openpty()

@@ -20,7 +20,8 @@ launch --help lists all commands, launch run --help says what one takes."""
 
 
 def tell_next(*commands: str) -> None:
-    """Say on standard error, in one line, what may be typed next."""
+    """Say on standard error, in one line, what may be typed next, behind all that standard output has been given."""
+    sys.stdout.flush()
     click.echo(f"next: {'    or: '.join(commands)}", err=True)
 
 

@@ -26,6 +26,7 @@ BAR_INTERVAL = 0.5  # seconds between redraws of the bar: one takes a millisecon
 NOTEBOOK_INTERVAL = 1.0  # seconds between redraws in a notebook
 BAR_WIDTH = 10  # characters, at least
 LINE_INTERVAL = 5.0  # seconds between plain lines inside an epoch
+FRESH = 5.0  # seconds for which the numbers of a row are shown as those of the moment
 
 
 class Console(Hook):
@@ -47,7 +48,7 @@ class Console(Hook):
     ):
         """Begin at a step. `metrics` are shown of evaluations, beside loss and accuracy.
 
-        pulse   knows loss and speed of the last minute, which are shown where no row of a step is so new
+        pulse   knows loss and speed of the last minute, which are shown where the newest row of a step is old
         """
         self._pulse = pulse
         self._row_at = float("-inf")
@@ -129,10 +130,15 @@ class Console(Hook):
             logger.warning("the notebook shows no progress any more (%s); training goes on", error)
 
     def _newest(self, now: float) -> str:
-        """Return the numbers of the newest row of a step or, where that is older than a minute, of the last minute."""
-        if self._pulse is None or now - self._row_at < WINDOW:
+        """Return the numbers of the newest row of a step or, where that is older than a moment, of the last minute.
+
+        On a GPU, where the losses of single steps are not known, a row is shown for a minute.
+        """
+        if self._pulse is None or (age := now - self._row_at) < FRESH:
             return self._numbers
         live = self._pulse.now()
+        if "loss" not in live and age < WINDOW:
+            return self._numbers
         loss = f"loss {live['loss']:.4f}" if "loss" in live else ""
         speed = f"{live['images_per_second']:,.0f} images/s" if "images_per_second" in live else ""
         return "  ".join(filter(None, (loss, speed))) or self._numbers
