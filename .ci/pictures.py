@@ -12,6 +12,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from PIL import Image
@@ -59,8 +64,9 @@ def main(name: str) -> None:
             env=environment(NO_MKDOCS_2_WARNING="1"),
             check=True,
         )
-        page.open(scratch / "site/coming-from.html", width=1280, height=900)
-        shoot(page, "site.png")
+        with served(scratch / "site") as address:  # search works only where the site is served
+            page.open(f"{address}/coming-from.html", width=1280, height=900)
+            shoot(page, "site.png")
         for columns in (80, 120):
             text = "".join(
                 f"$ {' '.join(['launch', *words])}\n{screen(columns, *words)}\n"
@@ -69,6 +75,25 @@ def main(name: str) -> None:
             shown = written(scratch / "terminal.html", terminal(text))
             page.open(shown, width=columns * 8 + 40, height=570)
             shoot(page, f"terminal-{columns}.png")
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder to this machine inside the block; yield its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files, and says nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Do nothing."""
 
 
 def environment(**more: str) -> dict[str, str]:

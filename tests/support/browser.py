@@ -49,13 +49,13 @@ class Page:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
 
-    def open(self, path: Path, *, width: int = 1240, height: int = 900, dark: bool = False) -> None:
-        """Load a file, on a screen of this size, as somebody who prefers light or dark."""
+    def open(self, path: Path | str, *, width: int = 1240, height: int = 900, dark: bool = False) -> None:
+        """Load a file or an address, on a screen of this size, as somebody who prefers light or dark."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         while "Page.loadEventFired" not in self._events:
             self._next_message()
 
