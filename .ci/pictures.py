@@ -92,7 +92,7 @@ def served(folder: Path) -> Iterator[str]:
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files, and says nothing."""
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Do nothing."""
 
 

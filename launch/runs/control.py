@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch.runs.show import log_before_python
 from launch.slurm import queue
 from launch.slurm.follow import active_job
 from trainlib.errors import UserError
@@ -43,6 +44,10 @@ def log_chunks(
     lines     only so many of the lines that are there, the last ones
     """
     path = directory / "logs" / f"rank-{rank}.log"
+    if not path.exists() and not follow and (job_log := log_before_python(read_run(directory))) is not None:
+        job = job_log.stem.removeprefix("slurm-")
+        print(f"note: no rank has begun; this is what job {job} printed", file=sys.stderr)
+        path, attempt = job_log, None
     chunks = _chunks(path, _Progress(directory) if follow else None, lines if attempt is None else None)
     if attempt is None:
         return chunks

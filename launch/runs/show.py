@@ -121,7 +121,7 @@ def status_word(run: Run, jobs: Jobs) -> str:
     """Return the state of a run in one word, from the queue where it has a job there, and what a job waits for."""
     job = job_of(run, jobs)
     if job is None and run.status == "new" and open_jobs(run.jobs):
-        return "submitted" if jobs is None else "failed" if _log_before_python(run) or _failed_job(run, jobs) else "new"
+        return "submitted" if jobs is None else "failed" if log_before_python(run) or _failed_job(run, jobs) else "new"
     if job is None:
         return run.status
     if not job.waiting:
@@ -184,7 +184,7 @@ def last_error(run: Run, jobs: Jobs = None) -> str:
 def _before_python(run: Run, jobs: Mapping[str, JobState]) -> str:
     """Return what is known of a run's newest job, which has left the queue, and of which Python never began."""
     name = open_jobs(run.jobs)[-1]
-    if (log := _log_before_python(run)) is not None:
+    if (log := log_before_python(run)) is not None:
         lines = RunFiles(log.parent).end_of_text(log.name).splitlines()[-_LAST_LINES:]
         said = f"; the last lines of {log}: {' | '.join(lines)}" if lines else f" ({log} is empty)"
         return f"job {name} ended before the training began{said}"
@@ -204,7 +204,7 @@ def _failed_job(run: Run, jobs: Mapping[str, JobState]) -> JobState | None:
     return job if job is not None and not job.active and job.state not in ("COMPLETED", "CANCELLED") else None
 
 
-def _log_before_python(run: Run) -> Path | None:
+def log_before_python(run: Run) -> Path | None:
     """Return the log of the newest job of a run that has not begun; None for a job that was cancelled in the queue.
 
     It is in the run's folder, or in that of the sweep of which the job is an element.

@@ -23,7 +23,7 @@ def state_text(job: JobState) -> str:
     reason = f" ({job.reason})" if job.waiting and job.reason else ""
     nodes = f" on {job.nodes}" if job.nodes else ""
     start = ""
-    if job.waiting and job.start is not None:
+    if job.waiting and job.start is not None and "held" not in job.reason.lower():
         start = f", expected to start at {datetime.fromtimestamp(job.start):%Y-%m-%d %H:%M:%S}"
     requeued = f", requeued {job.restarts} time{'s' * (job.restarts > 1)}" if job.restarts else ""
     return f"{job.state.lower()}{reason}{nodes}{start}{requeued}"

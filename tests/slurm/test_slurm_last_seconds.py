@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.ending.evidence import attempt_since, stop_asked_by_a_person
+from launch.slurm.ending.decision import Cause, decide
+from launch.slurm.ending.evidence import attempt_since, gather, stop_asked_by_a_person
 from launch.slurm.job import _withdraw_stop
 from trainlib.runs.attempt.stop_request import write_stop_file
 from trainlib.runs.records.jobs import JobStart
@@ -43,3 +44,31 @@ def test_what_a_person_asks_between_two_starts_of_a_job_holds(
     assert (tmp_path / "STOP").exists() == (asked is not None)
     _withdraw_stop(tmp_path, job, heeded=True)
     assert not (tmp_path / "STOP").exists()
+
+
+@pytest.mark.parametrize(
+    ("attempts", "stop", "cause", "requeued"),
+    [
+        ("", None, "preempted", True),  # asked by a signal before the first attempt: a node says 0 for 75
+        ("", "launch stop", "stopped", False),
+        ('{"event": "start", "time": "2026-01-01T00:00:01+00:00"}\n', None, "preempted", True),
+        (
+            '{"event": "start", "time": "2027"}\n{"event": "end", "time": "2027", "status": "completed"}\n',
+            None,
+            "completed",
+            False,
+        ),
+    ],
+)
+def test_a_job_whose_nodes_say_zero_is_complete_only_where_its_attempt_is(
+    attempts: str, stop: str | None, cause: Cause, requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.slurm.queue.job_states", lambda jobs: {})
+    monkeypatch.setattr("launch.slurm.queue.down_nodes", lambda nodes: [])
+    (tmp_path / "attempts.jsonl").write_text(attempts)
+    if stop:
+        write_stop_file(tmp_path, stop, "job 7")
+    begun = {"event": "begin", "job_id": "7", "restart": 0, "time": "2026-01-01T00:00:00+00:00"}
+    evidence = gather(tmp_path, JobStart("7", None, 0), [begun], exit_code=0, signal=None, srun_said="")
+    decision = decide(evidence, [], max_failures=3)
+    assert (decision.cause, decision.requeue) == (cause, requeued)

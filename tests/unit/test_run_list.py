@@ -128,3 +128,25 @@ def test_lists_and_states_as_json(workdir: Path, capsys: pytest.CaptureFixture[s
     whole = json.loads(capsys.readouterr().out)
     assert whole.items() >= lines[1].items()
     assert whole["attempts"] == whole["jobs"] == whole["checkpoints"] == []
+
+
+def test_a_run_that_stopped_between_two_rows_has_the_step_of_its_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x")
+    lines: list[dict[str, Any]] = [{"event": "start", "attempt": 1}, {"event": "end", "status": "stopped", "step": 27}]
+    (run / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(run).step == 27
+    assert "stopped    27" in str(runs_table([read_run(run)], NOW, {}))
+
+
+def test_logs_of_a_job_that_no_rank_has_begun_in_are_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs/x")
+    (run / "logs/rank-0.log").unlink()
+    (run / "jobs.jsonl").write_text(json.dumps({"event": "submitted", "job_id": "7"}) + "\n")
+    (run / "logs/slurm-7.out").write_text("module: command not found\n")
+    assert main(["logs", "x"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "module: command not found\n"
+    assert said.err == "note: no rank has begun; this is what job 7 printed\n"

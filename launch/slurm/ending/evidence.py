@@ -54,6 +54,8 @@ def gather(
     nodes: list[str] = begun.get("nodes") or []
     lost = lost_by(srun_said, nodes)
     code: EndCode | None = attempt.get("code")
+    if exit_code == EXIT_OK and code is None:
+        exit_code = EXIT_STOPPED  # of which a node makes 0 (see train.sbatch): stopped before its first attempt
     if exit_code or (code is not None and code.status == "stopped"):
         with suppress(QueueError):
             if not over:

@@ -104,8 +104,9 @@ class Run:
     @property
     def step(self) -> int | None:
         """Return the step that the run has come to; None before it has any."""
-        known = [record["step"] for record in (self.newest_metrics, self.pulse) if record.get("step") is not None]
-        return max(known, default=None)
+        ended = self.attempts[-1:] if self.status in ("stopped", "failed") else []
+        records = (self.newest_metrics, self.pulse, *ended)
+        return max((record["step"] for record in records if whole_number(record.get("step"))), default=None)
 
     @property
     def checkpoints(self) -> dict[int, Path]:
