@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.ending.decision import Cause, decide
 from launch.slurm.ending.evidence import attempt_since, gather, stop_asked_by_a_person
+from launch.slurm.ending.requeue import Cause, decide
 from launch.slurm.job import _withdraw_stop
 from trainlib.runs.attempt.stop_request import write_stop_file
 from trainlib.runs.records.jobs import JobStart
