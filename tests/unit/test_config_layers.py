@@ -61,6 +61,37 @@ def test_a_later_file_is_laid_over_an_earlier(workdir: Path, over: str, expected
 
 
 @pytest.mark.parametrize(
+    ("arguments", "weights", "freeze", "unfreeze"),
+    [
+        (["finetune", "model.name=convnext_tiny"], "pretrained", "backbone", [("*", "1ep")]),
+        (["finetune", "model.name=timm/resnet50.a1_in1k"], "pretrained", "backbone", [("*", "1ep")]),
+        (["finetune", "model.name=resnet18", "model.weights=a.pth"], "a.pth", "backbone", [("*", "1ep")]),
+        (["finetune", "model.name=resnet18", "model.freeze=null", "model.unfreeze=null"], "pretrained", None, []),
+        (["linear_probe", "model.name=vit_b_16"], "pretrained", "backbone", []),
+        (["finetune_small_data", "model.name=vit_b_16"], "pretrained", "backbone", [("*", "10ep")]),
+        (["finetune", "model.unfreeze=[{match: layer4.*, at: 1ep}]"], "pretrained", "backbone", [("layer4.*", "1ep")]),
+        (["finetune", "model={name: resnet18}"], None, None, []),
+        (["finetune", "model.name=cifar10_cnn"], None, None, []),
+        (["vgg16_finetune", "model.name=resnet18"], None, None, []),
+    ],
+)
+def test_another_network_by_its_name_is_fine_tuned_as_the_first(
+    arguments: list[str], weights: str | None, freeze: str | None, unfreeze: list[tuple[str, str]]
+) -> None:
+    model = load_config(arguments).model
+    stages = [(stage.match, stage.at) for stage in model.unfreeze or []]
+    assert (model.weights, model.freeze, stages) == (weights, freeze, unfreeze)
+
+
+def test_what_layers_of_the_first_network_are_named_in_does_not_reach_another(workdir: Path) -> None:
+    frozen = "model: {name: resnet18, weights: pretrained, freeze: backbone, unfreeze: [{match: layer4.*, at: 1ep}]}"
+    model = load(workdir, frozen, overrides=("model.name=resnet34",)).model
+    assert (model.weights, model.freeze, model.unfreeze) == ("pretrained", None, None)
+    model = load(workdir, frozen, "model: {name: resnet34}").model  # a file's section with a name is complete
+    assert (model.weights, model.freeze, model.unfreeze) == (None, None, None)
+
+
+@pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         (["optimizer.lr=1e-3"], {"optimizer.lr": 1e-3, "optimizer.momentum": 0.9}),

@@ -1,8 +1,9 @@
 """The merging of configuration layers, lowest first: files from left to right, then the command line.
 
 Layers merge key by key, and the higher one wins. A section that names a class starts afresh when the name changes, so
-that the arguments of SGD do not reach AdamW; the keys of `data` mean the same for every data set and stay. An empty
-mapping, or a mapping given on the command line, replaces the section.
+that the arguments of SGD do not reach AdamW; the keys of `data` mean the same for every data set and stay. So does what
+another network, by its name alone on the command line, is fine-tuned with (`_fine_tuning`). An empty mapping, or a
+mapping given on the command line, replaces the section.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from trainlib.errors import ConfigError, Mistake
 
 _OVERRIDE = re.compile(r"[^/\\=\s]*=")
 POLICY = "data.augment.policy"  # a named section within another one
+WITHOUT_PUBLISHED_WEIGHTS = ("code:", "cifar10_")  # how such names of models begin
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
@@ -103,8 +105,11 @@ def _merge_section(
         if partial and isinstance(old, dict) and not _renamed(key, old, value):
             merged[name] = _merge_section(old, value, key, where, layer)
         else:
-            merged[name] = _merge_section({}, value, key, {}, layer) if isinstance(value, dict) else value
-            for gone in [k for k in where if k.startswith(f"{key}.")]:
+            stays: dict[str, Any] = {}
+            if key == "model" and partial and isinstance(old, dict) and layer.locate("model.name") == COMMAND_LINE:
+                stays = _fine_tuning(old, value["name"])
+            merged[name] = _merge_section(stays, value, key, {}, layer) if isinstance(value, dict) else value
+            for gone in [k for k in where if k.startswith(f"{key}.") and k.split(".")[1] not in stays]:
                 del where[gone]
     return merged
 
@@ -116,6 +121,21 @@ def _renamed(section: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     if field is None or not is_named(section) or "name" not in new:
         return False
     return bool(new["name"] != old.get("name", getattr(field.default, "name", None)))
+
+
+def _fine_tuning(old: dict[str, Any], name: Any) -> dict[str, Any]:
+    """Return what of a `model` section holds for the network `name` too: nothing that layers of the old one are named in.
+
+    These are the published weights and, beside them, a frozen backbone and when all of it is trained.
+    """
+    if old.get("weights") != "pretrained" or str(name).startswith(WITHOUT_PUBLISHED_WEIGHTS):
+        return {}
+    stays: dict[str, Any] = {"weights": "pretrained"}
+    stages = old.get("unfreeze") or []
+    for_all = [stage for stage in stages if isinstance(stage, dict) and stage.get("match") == "*"]
+    if old.get("freeze") == "backbone" and bool(for_all) == bool(stages):
+        stays |= {"freeze": "backbone"} | ({"unfreeze": for_all} if for_all else {})
+    return stays
 
 
 def _remove_other_length(train: dict[str, Any], over: dict[str, Any]) -> None:
