@@ -124,7 +124,7 @@ def _renamed(section: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def _fine_tuning(old: dict[str, Any], name: Any) -> dict[str, Any]:
-    """Return what of a `model` section holds for the network `name` too: nothing that layers of the old one are named in.
+    """Return what of a `model` section holds for the network `name` too: nothing that names layers of the old one.
 
     These are the published weights and, beside them, a frozen backbone and when all of it is trained.
     """
