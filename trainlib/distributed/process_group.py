@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,7 +21,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from trainlib.config import TrainConfig
 from trainlib.distributed.devices.choice import choose_device, choose_device_type, on_device, variable
@@ -171,6 +172,13 @@ def barrier(accelerator: Accelerator) -> None:
         dist.barrier(device_ids=None if index is None else [index])
 
 
+def all_gather(gathered: Tensor, mine: Tensor) -> None:
+    """Fill a tensor with those of all ranks, one after the other along the first dimension. A collective."""
+    # The name since torch 2.14; the older one warns there.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, mine)
+
+
 @contextmanager
 def first_of_machine_first(accelerator: Accelerator) -> Iterator[None]:
     """Context manager: one rank of each machine runs what is inside, then the others do. A synchronisation point."""
@@ -189,7 +197,9 @@ def wrap_model(accelerator: Accelerator, module: nn.Module, *, add_up_gradients:
     if accelerator.ddp_handler is not None:
         accelerator.ddp_handler.broadcast_buffers = not has_only_statistics(module)
     # Else DistributedDataParallel would look for the GPU with the rank's number, also where a rank sees only its own.
-    with variable("ACCELERATE_BYPASS_DEVICE_MAP", "true"):
+    with variable("ACCELERATE_BYPASS_DEVICE_MAP", "true"), warnings.catch_warnings():
+        # Its successor since torch 2.14, forward_sync_buffers, cannot be asked for through Accelerate 1.15.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
         # To find out by itself where the module is, Accelerate would import torch's sharded tensors: half a second.
         wrapped: nn.Module = accelerator.prepare_model(
             module, device_placement=False, evaluation_mode=not add_up_gradients

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from trainlib.data.batches.rank_slice import shards_of_rank
 from trainlib.distributed.devices import hardware
-from trainlib.distributed.process_group import gather_objects
+from trainlib.distributed.process_group import all_gather, gather_objects
 from trainlib.errors import RanksDifferError, UserError
 from trainlib.models.weights.files import weights_sha256
 from trainlib.models.weights.snapshot import Snapshot
@@ -252,7 +252,7 @@ class ElasticReducer:
         for node, chunk_C in zip(chain(*self._covers), received_NC, strict=True):
             tree.add(node, chunk_C)
         self._free += mine[1:]
-        dist.all_gather_into_tensor(mine[0], tree.total())
+        all_gather(mine[0], tree.total())
         return mine[0]
 
     def _changes_by_type(self) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:

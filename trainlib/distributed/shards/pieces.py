@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from trainlib.data.batches.rank_slice import shards_of_rank
+from trainlib.distributed.process_group import all_gather
 
 
 class PieceGather:
@@ -36,5 +36,5 @@ class PieceGather:
         if self._world_size == 1:
             return mine
         gathered = mine.new_empty(self._world_size * self._most, rows_KF.shape[1])
-        dist.all_gather_into_tensor(gathered, mine)
+        all_gather(gathered, mine)
         return gathered[self._places.to(gathered.device)]
