@@ -201,3 +201,10 @@ def test_list_status_and_logs_of_a_run(capsys: pytest.CaptureFixture[str]) -> No
     assert "status:      completed" in capsys.readouterr().out
     assert main(["logs", "x", "--rank", "0"]) == 0
     assert capsys.readouterr().out == "a line\n"
+
+
+def test_the_start_page_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 79
+    assert any(line.startswith("  launch run quickstart ") for line in lines)

@@ -8,13 +8,14 @@ from functools import cache
 import click
 
 START_PAGE = """\
-trainlaunch trains an image classifier from one YAML file, on any hardware, with exact results.
+trainlaunch trains an image classifier from one YAML file, on any hardware,
+with exact results.
 
-  launch run quickstart              try it: trains on small drawings, nothing to download, under a minute
-  launch init photos                 write photos.yaml for a folder of pictures, one folder for each class
-  launch run photos.yaml             train; Ctrl-C stops with a checkpoint, the same command goes on from there
-  launch report photos               one HTML page: curves, classes, mistakes
-  launch predict photos new.jpg      name what is in a picture
+  launch run quickstart          try it on small drawings: nothing to download
+  launch init photos             write photos.yaml for photos/CLASS/*.jpg
+  launch run photos.yaml         train; after Ctrl-C, the same command goes on
+  launch report photos           one HTML page: curves, classes, mistakes
+  launch predict photos new.jpg  name what is in a picture
 
 launch --help lists all commands, launch run --help says what one takes."""
 
