@@ -12,7 +12,8 @@ from trainlib.config import load_config
 from trainlib.config.schema.keys import all_keys
 
 PAGE = (REPOSITORY / "docs/coming-from.md").read_text()
-ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+LINES = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+ROWS = [row for row in LINES if len(row) == 2]  # a wider table compares figures
 OURS = [span for _, ours in ROWS for span in re.findall(r"`([^`]+)`", ours)]
 COMMANDS = [span for span in OURS if span.startswith("launch ")]
 OVERRIDES = [span for span in OURS if "=" in span and not span.startswith("launch ")]
