@@ -7,6 +7,9 @@ from typing import Literal
 from trainlib.config import Config
 from trainlib.runs.attempt.status import Run
 from trainlib.runs.files.json_records import Record
+from trainlib.runs.files.run_files import RunFiles
+from trainlib.runs.records.rows import METRICS_FILE
+from trainlib.runs.records.shapes import ROW
 
 Mode = Literal["min", "max"]
 
@@ -39,12 +42,18 @@ def _without_best(*, of_sets: bool) -> tuple[str, Mode]:
 
 
 def validated(config: Config, run: Run) -> float | None:
-    """Return a run's value of the metric that ranks it: of its best checkpoint, else the newest one.
+    """Return a run's value of the metric that ranks it: of its best checkpoint; the newest one where it keeps none.
 
+    A run that has not ended, or is to be continued, has no summary: then its rows say which one is the best so far.
     None where the run has none, as of data without a validation split.
     """
-    split, _, quantity = ranked_by(config)[0].partition("/")
-    newest = run.last.get((split, None)) or run.last.get((split, "epoch")) or {}
-    best = (run.summary.get("best") or {}) if config.checkpoint.best is not None else {}
-    value = best.get("value", newest.get(quantity))
+    metric, mode = ranked_by(config)
+    split, _, quantity = metric.partition("/")
+    if config.checkpoint.best is None:
+        newest = run.last.get((split, None)) or run.last.get((split, "epoch")) or {}
+        value = newest.get(quantity)
+    elif (value := (run.summary.get("best") or {}).get("value")) is None:
+        rows = RunFiles(run.directory).lines(METRICS_FILE, ROW)
+        found = [row.get(quantity) for row in rows if row["split"] == split and row.get("scope") in (None, "epoch")]
+        value = (min if mode == "min" else max)((one for one in found if isinstance(one, int | float)), default=None)
     return value if isinstance(value, int | float) else None

@@ -219,10 +219,11 @@ def test_results_best_first(metric: str, order: list[int], capsys: pytest.Captur
         "s-seed0",
         {"status": "completed", "step": 20, "best": {"metric": metric, "value": best}, "test": {"accuracy": 0.75}},
     )
-    fabricated("s-seed1", {}, val | {"step": 4, "loss": 3.0}, val)
+    worse = {"step": 12, "loss": 3.0, "accuracy": 0.1}  # what counts is the best so far
+    fabricated("s-seed1", {}, val, val | worse)
     rows = [
         f"   0  completed          {best:>{len(metric)}.4f}         0.7500  s-seed0",
-        f"   1  interrupted     9  {val[metric.split('/')[1]]:>{len(metric)}.4f}                 s-seed1",
+        f"   1  interrupted    12  {val[metric.split('/')[1]]:>{len(metric)}.4f}                 s-seed1",
         f"  22  new                {'':{len(metric)}}                 s-seed22",
     ]
     header = f"seed  STATUS       STEP  {metric}  test/accuracy  RUN"
