@@ -117,7 +117,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     said = capsys.readouterr().out
     with Path("s-labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert said.startswith(f"{len(rows)} of 200 labels are probably wrong: s-labels.csv")
+    assert said.startswith(f"{len(rows)} of 200 labels are doubtful: s-labels.csv")
     assert rows
     assert {row["index"] for row in rows} <= {"5", "55", "105", "155"}
     assert {(row["label"], row["suggested"]) for row in rows} == {(list(SHAPES)[5], list(SHAPES)[8])}

@@ -60,5 +60,5 @@ def labels(file: str, output: Path | None) -> int:
     write_table(output, doubtful, found.kind)
     page = output.with_suffix(".html")
     write_page(page, labels_page(sweep.name, len(found.samples), doubtful, datetime.now(UTC)))
-    click.echo(f"{len(doubtful)} of {len(found.samples)} labels are probably wrong: {output}, with pictures {page}")
+    click.echo(f"{len(doubtful)} of {len(found.samples)} labels are doubtful: {output}, with pictures {page}")
     return EXIT_OK
