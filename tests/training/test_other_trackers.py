@@ -117,6 +117,20 @@ def test_a_tracker_that_is_not_installed_costs_one_warning(tmp_path: Path, caplo
     assert "aim: the package is not installed (`pip install aim`); training goes on without it" in record.message
 
 
+def test_a_tracker_that_is_late_costs_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is killed then, which is no second thing to be told."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(process, "CLOSING_SECONDS", 0.0)
+    with caplog.at_level(logging.WARNING, "trainlib"):
+        tracker = TrackerProcess(TrackerJob("mlflow", str(tmp_path / "run"), "p", {}))
+        tracker.close()
+        tracker._listener.join(HANG)
+    (record,) = caplog.records
+    assert "mlflow: not everything was logged within 0 s" in record.message
+
+
 def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "elsewhere").mkdir()

@@ -88,24 +88,25 @@ def opened(job: TrackerJob, run: str | None) -> Any:
     name = job.folder.parent.name
     tracker_class = LOGGER_TYPE_TO_CLASS[job.tracker]
     folder = [str(job.folder)] if tracker_class.requires_logging_directory else []
-    tracker = tracker_class(job.project, *folder, **arguments(job.tracker, name, run))
+    title = name if job.tracker == "aim" else job.project  # Accelerate has it name Aim's run, the others' project
+    tracker = tracker_class(title, *folder, **arguments(job, run))
     tracker.start()
     return tracker
 
 
-def arguments(tracker: str, name: str, run: str | None) -> dict[str, Any]:
+def arguments(job: TrackerJob, run: str | None) -> dict[str, Any]:
     """Return what Accelerate's tracker is to pass on to its library: the run's name, and the run to go on with."""
-    again = run is not None
+    again, name = run is not None, job.folder.parent.name
     known: dict[str, dict[str, Any]] = {
         "mlflow": {"run_name": name} | ({"run_id": run} if again else {}),
         "trackio": {"name": name, "resume": "allow"},
-        "aim": {"run_hash": run} if again else {},
+        "aim": {"experiment": job.project} | ({"run_hash": run} if again else {}),
         "comet_ml": {"experiment_key": run} if again else {},
         "clearml": {"task_name": name} | ({"continue_last_task": run} if again else {}),
         "dvclive": {"resume": True} if again else {},
         "swanlab": {"experiment_name": name} | ({"id": run, "resume": "allow"} if again else {}),
     }
-    return known.get(tracker, {})
+    return known.get(job.tracker, {})
 
 
 def run_name_of(tracker: str, opened_tracker: Any) -> str | None:

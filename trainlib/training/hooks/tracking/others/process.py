@@ -64,6 +64,7 @@ class TrackerProcess:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the training, which then tells this process to finish
         )
+        self._has_warned = False
         self._write(json.dumps(asdict(job)))
         self._listener = threading.Thread(target=self._listen, name=job.tracker, daemon=True)
         self._listener.start()
@@ -98,6 +99,9 @@ class TrackerProcess:
             self._warn(said or f"its process ended with exit code {code}")
 
     def _warn(self, problem: str) -> None:
+        if self._has_warned:  # of one that is ended because it is late
+            return
+        self._has_warned = True
         logger.warning(
             "%s: %s; training goes on without it, and all rows are in metrics.jsonl", self._job.tracker, problem
         )
