@@ -1,7 +1,11 @@
-"""Killed at any moment, again and again: the same bits in the end, and never more lost than one checkpoint interval."""
+"""Killed at any moment, again and again: the same bits in the end, and never more lost than one checkpoint interval.
+
+KILLS in the environment sets how often, in place of each case's own number.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -54,6 +58,7 @@ def assert_little_was_lost(cwd: Path, reached: list[int], intervals: int = 1) ->
 def test_killed_at_random_and_resumed_is_the_same_in_every_bit(
     tmp_path: Path, images: Path, world_size: int, background: bool, kills: int
 ) -> None:
+    kills = int(os.environ.get("KILLS", kills))
     choice = random.Random(20 + world_size)
     training = tiny.arguments(images, 3 * kills, EVERY, f"checkpoint.background={background}")
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
@@ -92,6 +97,7 @@ def test_killed_under_the_real_launcher(
     tmp_path: Path, images: Path, world_size: int, kills: int, more: tuple[str, ...]
 ) -> None:
     """Any process of the run is killed: the launcher, Accelerate's agent or a rank; then all are gone soon."""
+    kills = int(os.environ.get("KILLS", kills))
     choice = random.Random(30 + world_size)
     training = tiny.arguments(images, 3 * kills, EVERY, *more)
     whole, killed = tiny.in_folder(tmp_path, "whole"), tiny.in_folder(tmp_path, "killed")
