@@ -36,7 +36,7 @@ class Machines:
         tiny.make_images(cwd / "images")
         self.cwd, whole = cwd, tiny.in_folder(cwd, "whole")
         training = tiny.arguments(cwd / "images", epochs, EVERY, *ELASTIC)
-        assert ranks.train(training, cwd=whole) == [0], ranks.console(whole)
+        assert ranks.train(training, cwd=whole, timeout=10 * HANG) == [0], ranks.console(whole)
         (cwd / "sitecustomize.py").write_text(UNHURRIED)
         (cwd / "SLOW").write_text("0.1")
         words = [*training, "--nodes", f"1:{len(names)}", "--processes", "1", "--restarts", "1000"]
