@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -98,10 +99,10 @@ def train_with_a_full_disk(arguments: list[str], steps: list[int]) -> int:
 
     save = checkpoint.save
 
-    def failing(directory: Path, step: int, *rest: object) -> checkpoint.Checkpoint:
-        if step in steps:
+    def failing(directory: Path, contents: checkpoint.Contents, *rest: Callable[[], None]) -> checkpoint.Checkpoint:
+        if contents.step in steps:
             raise OSError(28, "No space left on device")
-        return save(directory, step, *rest)  # type: ignore[arg-type]
+        return save(directory, contents, *rest)
 
     checkpoint.save = failing  # type: ignore[assignment]
     return main(arguments)

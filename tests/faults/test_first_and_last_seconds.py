@@ -15,6 +15,7 @@ from launch.runs.control import ask_to_stop
 from trainlib.runs.attempt.record import Attempt
 from trainlib.runs.attempt.status import read_run
 from trainlib.runs.directory import RunDirectory
+from trainlib.training.checkpoints.checkpoint import Contents
 from trainlib.training.checkpoints.manager import CheckpointManager
 
 RUN = Path("runs/run")
@@ -102,11 +103,11 @@ def test_a_run_that_is_moved_ends_and_writes_into_no_other(
 ) -> None:
     save = CheckpointManager.save
 
-    def moved(self: CheckpointManager, step: int, *arguments: object) -> None:
-        if step == 8:
+    def moved(self: CheckpointManager, contents: Contents, flush: Callable[[], None]) -> None:
+        if contents.step == 8:
             RUN.rename("runs/moved")
             (RUN / "checkpoints").mkdir(parents=True)
-        save(self, step, *arguments)  # type: ignore[arg-type]
+        save(self, contents, flush)
 
     patch.setattr(CheckpointManager, "save", moved)
     assert main(training(3)) == 2
