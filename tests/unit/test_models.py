@@ -277,3 +277,12 @@ def test_check_forward_leaves_a_real_model_alone() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.module.state_dict().items())
     with pytest.raises(UserError, match=r"ShuffleNetV2 gives \[2, 10\] for 2 images, must give \[2, 11\]"):
         check_forward(classifier, 32, 11)
+
+
+def test_a_torchvision_for_another_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("trainlib.models.sources.torchvision_models.import_module", broken)
+    with pytest.raises(UserError, match=r"torchvision does not load beside torch .*nms.* from the same index"):
+        build_model(ModelConfig(name="resnet18"), 3, 64)

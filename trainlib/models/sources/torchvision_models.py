@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import sys
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlparse
@@ -14,7 +15,7 @@ from torch import nn
 
 from trainlib.config import ModelConfig, Size, sides
 from trainlib.config.libraries.catalog import PRETRAINED
-from trainlib.errors import WeightsError
+from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures.empty import empty_init
 from trainlib.models.sources.published import Preprocessing, Published
 from trainlib.models.weights.files import State, canonical, read_state
@@ -25,8 +26,6 @@ INCEPTIONS = ("googlenet", "inception_v3")
 
 def torchvision_model(name: str, image_size: Size, args: dict[str, Any], *, published_weights: bool) -> nn.Module:
     """Build a torchvision classifier by name: 1000 classes, and the image size where the architecture depends on it."""
-    from torchvision.models import get_model_builder
-
     kwargs, (height, width) = dict(args), sides(image_size)
     if name.startswith("vit_"):
         if height != width:
@@ -38,14 +37,23 @@ def torchvision_model(name: str, image_size: Size, args: dict[str, Any], *, publ
         kwargs |= {"aux_logits": False, "init_weights": True}
         if published_weights:
             kwargs.setdefault("transform_input", True)
-    return cast(nn.Module, get_model_builder(name)(**kwargs))
+    return cast(nn.Module, _models().get_model_builder(name)(**kwargs))
 
 
 def names_of_weights(model: str) -> dict[str, Enum]:
     """Return the published weights of a model by name."""
-    from torchvision.models import get_model_weights
+    return dict(_models().get_model_weights(model).__members__)
 
-    return dict(get_model_weights(model).__members__)
+
+def _models() -> Any:
+    """Return torchvision.models. Raises UserError for a torchvision that was built for another torch."""
+    try:
+        return import_module("torchvision.models")
+    except RuntimeError as error:
+        raise UserError(
+            f"torchvision does not load beside torch {torch.__version__} ({error}): install both from the same index, "
+            "see docs/install.md"
+        ) from error
 
 
 def published(config: ModelConfig) -> Published | None:
