@@ -65,7 +65,7 @@ def test_every_key_is_on_the_page_and_described() -> None:
 def test_an_example_sets_its_key_and_is_right(key: str) -> None:
     example = ROWS[key][3]
     if key in ("data.augment.custom", "evaluation.metrics"):  # of one's own code
-        with pytest.raises(ConfigError, match="name the code that registers it"):
+        with pytest.raises(ConfigError, match="which registers it"):
             load_config(["quickstart", *shlex.split(example)])
         return
     words = shlex.split(example)
