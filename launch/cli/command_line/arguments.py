@@ -115,7 +115,7 @@ def call(
 ) -> int:
     """Run a program of trainlib in this interpreter and return its exit code.
 
-    It is named, not imported: the launcher does not build on trainlib.
+    It is named, not imported: what trains imports torch, and the launcher does not.
 
     environment   all variables that the program is to see, in place of this process's own
     config        the configuration that the arguments name, for a program that takes one: it is not read again

@@ -19,7 +19,9 @@ Change = Callable[[Tensor, Draws], Tensor]  # of a batch, uint8 [N, C, H, W]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images, as functions of (seed, epoch, sample index), in the order of the fields below.
+    """Random changes of training images, as functions of (seed, epoch, sample index).
+
+    Applied in this order: crop, flip, vertical flip, changes, erasing, mixing.
 
     crop_padding    p: surround the images with p pixels, then cut out H x W at one of the (2p + 1)^2 places
     fill            the padding: "black", or "reflect": the image mirrored at its outermost pixels
