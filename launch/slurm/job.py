@@ -21,7 +21,7 @@ from pathlib import Path
 from launch.slurm import queue
 from launch.slurm.ending.closing import closing_words, end_record, is_dead, put_on_hold, report_orphaned_job, requeue
 from launch.slurm.ending.evidence import gather
-from launch.slurm.ending.requeue import decide
+from launch.slurm.ending.requeue import decide_requeue
 from launch.slurm.head import free_ports, node_names
 from launch.slurm.queue import QueueError
 from launch.slurm.search import of_trial, one_at_a_time, read_search, search_of, settle
@@ -112,7 +112,7 @@ def end(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     evidence = gather(directory, job, lines, exit_code=options.code, signal=options.signal or None, srun_said=srun_said)
     evidence = replace(evidence, signal_seconds=options.signal_seconds)
     earlier = [line for line in lines if line.get("event") == "end" and job.of_same_job(line)]
-    decision = decide(evidence, earlier, options.max_failures)
+    decision = decide_requeue(evidence, earlier, options.max_failures)
     search = read_search(options.search) if options.search else None
     requeued, excluded, is_held = evidence.queue == "requeued", list[str](), False
     with one_at_a_time(search) if search else nullcontext():
@@ -263,7 +263,7 @@ def _close_earlier(directory: Path, job: JobStart) -> None:
                     continue  # it still runs; one of the two will be refused
         evidence = gather(directory, earlier, lines, exit_code=1, signal=None, srun_said="", over=True)
         earlier_ends = [end for end in lines if end.get("event") == "end" and earlier.of_same_job(end)]
-        decision = decide(evidence, earlier_ends, max_failures=sys.maxsize)
+        decision = decide_requeue(evidence, earlier_ends, max_failures=sys.maxsize)
         requeued = job.of_same_job(line)  # for here it is again
         jobs.append(directory, end_record(earlier, evidence, decision) | {"requeued": requeued, "excluded": []})
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.ending.requeue import Decision, Evidence
+from launch.slurm.ending.requeue import Evidence, RequeueDecision
 from launch.slurm.queue import QueueError
 from launch.sweep.file.grid import Sweep
 from launch.sweep.search import journal
@@ -95,7 +95,9 @@ def one_at_a_time(found: ArraySearch) -> Iterator[None]:
             lock.close()
 
 
-def of_trial(found: ArraySearch, name: str, evidence: Evidence, decision: Decision) -> tuple[Decision, bool]:
+def of_trial(
+    found: ArraySearch, name: str, evidence: Evidence, decision: RequeueDecision
+) -> tuple[RequeueDecision, bool]:
     """Return what happens to the element of a trial, and whether it is held in the queue; see to the other elements."""
     if decision.cause == "failure" and not decision.requeue:
         journal.note(found.folder, journal.FAILED, trial=name, exit_code=decision.exit_code, why=decision.why)
@@ -103,7 +105,7 @@ def of_trial(found: ArraySearch, name: str, evidence: Evidence, decision: Decisi
     return _at_rung(found, name, decision) if evidence.code is EndCode.RUNG else (decision, False)
 
 
-def _at_rung(found: ArraySearch, name: str, decision: Decision) -> tuple[Decision, bool]:
+def _at_rung(found: ArraySearch, name: str, decision: RequeueDecision) -> tuple[RequeueDecision, bool]:
     now = found.standing()
     number = found.names.index(name)
     rung, is_final = now.decided.targets[number], now.decided.final[number]

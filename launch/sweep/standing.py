@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.sweep.file.grid import Sweep
 from launch.sweep.search import journal
-from launch.sweep.search.halving import Targets, decide
+from launch.sweep.search.halving import Targets, decide_targets
 from launch.sweep.search.settings import TPE, Search
 from launch.sweep.search.trials import Trial, read_trial
 from trainlib.runs import RUNS
@@ -52,4 +52,4 @@ def standing_of(names: Sequence[str], search: Search, folder: Path, known: dict[
     trials = tuple(known[name] for name in names)
     missing = (search.trials or 0) - len(trials) if search.sampler == TPE else 0  # to be sampled yet
     scores = [trial.scores(search) for trial in trials] + [[None] * len(search.rungs)] * missing
-    return Standing(tuple(names), trials, decide(scores, len(search.rungs), search.reduction_factor))
+    return Standing(tuple(names), trials, decide_targets(scores, len(search.rungs), search.reduction_factor))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launch.slurm.ending.evidence import attempt_since, exit_code_of, lost_by, queue_says, refusal
-from launch.slurm.ending.requeue import Evidence, Refusal, decide, error_of, find_cause
+from launch.slurm.ending.requeue import Evidence, Refusal, decide_requeue, error_of, find_end_cause
 from launch.slurm.queue import JobState
 from trainlib.runs.records.failure_record import FailureRecord
 from trainlib.runs.records.jobs import JobStart, append, job_lines, unfinished
@@ -58,7 +58,7 @@ BROKEN = Evidence(7, step=9, failure=FAILED)
     ],
 )
 def test_causes(evidence: Evidence, cause: str) -> None:
-    assert find_cause(evidence) == cause
+    assert find_end_cause(evidence) == cause
 
 
 # For each code: srun's exit code then, and what the end of an hour's job comes to: cause, requeue, exit code.
@@ -84,7 +84,7 @@ EVERY_CODE = {
 @pytest.mark.parametrize("code", EndCode)
 def test_every_code_is_decided(code: EndCode) -> None:
     exit_code, *expected = EVERY_CODE[code]
-    decision = decide(Evidence(exit_code, code, step=9, seconds_left=3600.0), [], max_failures=3)
+    decision = decide_requeue(Evidence(exit_code, code, step=9, seconds_left=3600.0), [], max_failures=3)
     assert [decision.cause, decision.requeue, decision.exit_code] == expected
 
 
@@ -129,7 +129,7 @@ def end(cause: str, step: int | None = 5, exit_code: int = 7, error: str = FAILE
 def test_what_happens_next(
     evidence: Evidence, earlier: list[dict[str, Any]], max_failures: int, requeue: bool, exit_code: int
 ) -> None:
-    decision = decide(evidence, earlier, max_failures)
+    decision = decide_requeue(evidence, earlier, max_failures)
     assert (decision.requeue, decision.exit_code) == (requeue, exit_code), decision
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.ending.evidence import attempt_since, gather, stop_asked_by_a_person
-from launch.slurm.ending.requeue import Cause, decide
+from launch.slurm.ending.requeue import Cause, decide_requeue
 from launch.slurm.job import _withdraw_stop
 from trainlib.runs.attempt.stop_request import write_stop_file
 from trainlib.runs.records.jobs import JobStart
@@ -70,5 +70,5 @@ def test_a_job_whose_nodes_say_zero_is_complete_only_where_its_attempt_is(
         write_stop_file(tmp_path, stop, "job 7")
     begun = {"event": "begin", "job_id": "7", "restart": 0, "time": "2026-01-01T00:00:00+00:00"}
     evidence = gather(tmp_path, JobStart("7", None, 0), [begun], exit_code=0, signal=None, srun_said="")
-    decision = decide(evidence, [], max_failures=3)
+    decision = decide_requeue(evidence, [], max_failures=3)
     assert (decision.cause, decision.requeue) == (cause, requeued)

@@ -15,7 +15,7 @@ from sweep_files import written
 
 from launch.cli import main
 from launch.slurm import queue, search
-from launch.slurm.ending.requeue import Evidence, decide
+from launch.slurm.ending.requeue import Evidence, decide_requeue
 from launch.slurm.queue import JobState, job_states
 from launch.sweep.file.grid import read_sweep
 from launch.sweep.results import results_facts
@@ -61,7 +61,7 @@ class Queue:
     def ends(self, name: str, code: EndCode = EndCode.RUNG, exit_code: int = 0) -> tuple[bool, bool, int]:
         """Whether an element that ends goes back into the queue to run, or held, and its exit code."""
         evidence = Evidence(exit_code, code, "as told")
-        decision, held = search.of_trial(FOUND, name, evidence, decide(evidence, [], 1))
+        decision, held = search.of_trial(FOUND, name, evidence, decide_requeue(evidence, [], 1))
         self.states[name] = "PENDING" if held else "RUNNING" if decision.requeue else "COMPLETED"
         return decision.requeue, held, decision.exit_code
 

@@ -102,7 +102,7 @@ def test_what_is_edited_after_the_submission_changes_nothing(
     [
         (["--partition", "nope"], "error: slurm.partition: got 'nope', must be one of main", 2),
         (["--time", "3-00:00:00"], "error: slurm.time: got 3-00:00:00, must be at most 120 minutes, the limit of", 2),
-        (["--time", "soon"], "error: slurm.time: got 'soon', must be a time limit as SLURM writes it", 2),
+        (["--time", "soon"], 'error: slurm.time: got "soon", must be a time limit as SLURM writes it', 2),
         (["--nodes", "3"], "error: slurm.nodes: got 3, must be at most 2, the nodes of partition main", 2),
         (["--nodes", "all"], 'error: slurm.nodes: got "all", must be a whole number, or a range like 1-4', 2),
         (["--nodes", "1-2"], "error: slurm.nodes: got 1-2, must be one number: train.reproducibility is exact", 2),

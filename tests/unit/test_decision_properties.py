@@ -7,7 +7,7 @@ from typing import Any, get_args
 from hypothesis import example, given
 from hypothesis import strategies as some
 
-from launch.slurm.ending.requeue import Cause, Evidence, QueueSays, Refusal, decide, error_of, find_cause
+from launch.slurm.ending.requeue import Cause, Evidence, QueueSays, Refusal, decide_requeue, error_of, find_end_cause
 from trainlib.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.records.failure_record import FailureRecord
 from trainlib.runs.records.reasons import EndCode
@@ -49,11 +49,11 @@ limits = some.integers(0, 5)
 
 @given(evidences, histories, limits)
 def test_every_evidence_is_decided(evidence: Evidence, earlier: list[dict[str, Any]], max_failures: int) -> None:
-    decision = decide(evidence, earlier, max_failures)
+    decision = decide_requeue(evidence, earlier, max_failures)
     assert decision.cause in get_args(Cause)
     assert decision.why
     assert (decision.exit_code == 0) == (decision.cause == "completed")
-    assert decision == decide(evidence, earlier, max_failures)
+    assert decision == decide_requeue(evidence, earlier, max_failures)
 
 
 @given(evidences, histories, limits)
@@ -61,7 +61,7 @@ def test_only_what_is_worth_it_is_started_again(
     evidence: Evidence, earlier: list[dict[str, Any]], max_failures: int
 ) -> None:
     """Never what is complete, what a user has stopped or cancelled, or what SLURM starts again by itself."""
-    decision = decide(evidence, earlier, max_failures)
+    decision = decide_requeue(evidence, earlier, max_failures)
     complete = evidence.exit_code == 0 and not evidence.stopped
     by_the_user = evidence.code is EndCode.STOP_FILE or evidence.queue == "cancelled"
     if complete or by_the_user or evidence.queue == "requeued":
@@ -74,7 +74,7 @@ def test_only_what_is_worth_it_is_started_again(
 
 @given(evidences, histories, limits)
 def test_failures_alone_are_counted(evidence: Evidence, earlier: list[dict[str, Any]], max_failures: int) -> None:
-    decision = decide(evidence, earlier, max_failures)
+    decision = decide_requeue(evidence, earlier, max_failures)
     if decision.cause != "failure":
         return
     before = [line for line in earlier if line["cause"] == "failure"]
@@ -96,13 +96,13 @@ def test_what_is_no_failure_changes_no_count(
     others = some.sampled_from(["preempted", "time_limit", "node_failure"])
     harmless = [{"event": "end", "cause": data.draw(others), "step": 3, "exit_code": EXIT_STOPPED}] * bool(earlier)
     longer = [*earlier[:at], *harmless, *earlier[at:]]
-    assert decide(evidence, longer, max_failures) == decide(evidence, earlier, max_failures)
+    assert decide_requeue(evidence, longer, max_failures) == decide_requeue(evidence, earlier, max_failures)
 
 
 @given(evidences)
 @example(Evidence(EXIT_FAILURE))
 def test_a_known_failure_is_the_jobs_exit_code(evidence: Evidence) -> None:
-    decision = decide(evidence, [], 3)
-    if find_cause(evidence) in ("failure", "cancelled", "node_failure") and not evidence.stopped:
+    decision = decide_requeue(evidence, [], 3)
+    if find_end_cause(evidence) in ("failure", "cancelled", "node_failure") and not evidence.stopped:
         expected = evidence.failure.exit_code if evidence.failure else evidence.exit_code or EXIT_FAILURE
         assert decision.exit_code == expected

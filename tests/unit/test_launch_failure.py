@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from paths import REPOSITORY
 
-from launch.local.outcome.failure import AgentReport, RankFailure, describe, find_cause, judge_aborted
+from launch.local.outcome.failure import AgentReport, RankFailure, describe, find_failed_rank, judge_aborted
 from launch.local.ranks.agent import AGENT_MODULE, with_report
 from launch.local.start.command import accelerate_launch
 
@@ -47,7 +47,7 @@ def failures(*rank_and_code: tuple[int, int]) -> list[RankFailure]:
 def test_finds_the_rank_that_failed(
     observed: Sequence[tuple[int, int]], closing: Sequence[int], rank: int, shell_code: int
 ) -> None:
-    failure = find_cause(failures(*observed), closing)
+    failure = find_failed_rank(failures(*observed), closing)
     assert failure is not None
     assert (failure.rank, failure.shell_code) == (rank, shell_code)
 
@@ -70,12 +70,12 @@ def test_a_rank_that_nccl_aborted_only_lost_another_one(line: str, exit_code: in
 
 def test_a_frozen_rank_is_the_cause_of_what_the_others_see() -> None:
     observed = failures((0, 73), (1, -9))
-    assert find_cause(observed, [SECOND], [SECOND]) == observed[1]
-    assert find_cause(observed, [SECOND]) == observed[0]
+    assert find_failed_rank(observed, [SECOND], [SECOND]) == observed[1]
+    assert find_failed_rank(observed, [SECOND]) == observed[0]
 
 
 def test_no_report_is_no_failure() -> None:
-    assert find_cause([], []) is None
+    assert find_failed_rank([], []) is None
 
 
 def test_a_report_that_is_cut_off_keeps_what_is_whole() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.local.restarts.restart_policy import decide
+from launch.local.restarts.restart_policy import decide_restart
 from launch.local.start.devices import processes_left
 from trainlib import errors
 from trainlib.runs.attempt.record import restart_of
@@ -47,19 +47,19 @@ def steps(*pairs: tuple[int, int] | None) -> list[Steps | None]:
 def test_a_run_is_started_again_while_it_comes_further(
     starts: list[Steps | None], outcome: str, number: int | None
 ) -> None:
-    decision = decide(starts, 3)
+    decision = decide_restart(starts, 3)
     assert decision.number == number
     assert ("repeats" in decision.why_not, "--restarts" in decision.why_not) == (outcome == REPEATS, outcome == USED_UP)
 
 
 def test_a_repeated_failure_names_the_step_and_zero_restarts_say_nothing() -> None:
-    assert "step 16" in decide(steps((0, 16), (15, 16)), 100).why_not
-    assert decide(steps(None), 0).why_not == ""
-    assert decide(steps(None), 0).number is None
+    assert "step 16" in decide_restart(steps((0, 16), (15, 16)), 100).why_not
+    assert decide_restart(steps(None), 0).why_not == ""
+    assert decide_restart(steps(None), 0).number is None
 
 
 def test_restarts_that_fail_at_once_do_not_spin() -> None:
-    pauses = [decide(steps(*[None] * count), 100).pause for count in range(1, 12)]
+    pauses = [decide_restart(steps(*[None] * count), 100).pause for count in range(1, 12)]
     assert pauses[:4] == [0.0, 1.0, 2.0, 4.0]
     assert pauses[-1] == 30.0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from launch.sweep.search.halving import FAILED, decide
+from launch.sweep.search.halving import FAILED, decide_targets
 
 Scores = list[list[float | None]]
 
@@ -60,7 +60,7 @@ def test_as_the_paper_says(seed: int) -> None:
     generator = random.Random(seed)
     rungs, factor = generator.choice([1, 2, 3]), generator.choice([2, 3, 4])
     scores = drawn(generator, generator.choice([1, 3, 16, 40]), rungs)
-    decided = decide(scores, rungs, factor)
+    decided = decide_targets(scores, rungs, factor)
     assert list(decided.targets) == by_the_paper(scores, rungs, factor)
     assert all(decided.final)
 
@@ -75,9 +75,9 @@ def test_what_runs_at_the_same_time_and_is_killed_changes_no_decision(seed: int)
     known: Scores = [[None] * rungs for _ in scores]
     ended: set[int] = set()
     running: set[int] = set()
-    before = decide(known, rungs, factor)
+    before = decide_targets(known, rungs, factor)
     while True:
-        now = decide(known, rungs, factor)
+        now = decide_targets(known, rungs, factor)
         assert all(a >= b for a, b in zip(now.targets, before.targets, strict=True))
         assert all(now.targets[t] == before.targets[t] for t in range(len(scores)) if before.final[t])
         before = now
@@ -105,8 +105,8 @@ def test_what_runs_at_the_same_time_and_is_killed_changes_no_decision(seed: int)
 
 
 def test_a_result_counts_once_all_before_it_have_one() -> None:
-    assert decide([[3.0], [None], [1.0], [2.0]], 1, 2).targets == (0, 0, 0, 0)
-    assert decide([[3.0], [4.0], [1.0], [2.0]], 1, 2).targets == (1, 0, 1, 1)
+    assert decide_targets([[3.0], [None], [1.0], [2.0]], 1, 2).targets == (0, 0, 0, 0)
+    assert decide_targets([[3.0], [4.0], [1.0], [2.0]], 1, 2).targets == (1, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_a_result_counts_once_all_before_it_have_one() -> None:
     ],
 )
 def test_ties_failures_and_few_trials(scores: Scores, targets: tuple[int, ...]) -> None:
-    assert decide(scores, 1, 3).targets == targets
+    assert decide_targets(scores, 1, 3).targets == targets
 
 
 def test_without_rungs_every_trial_goes_to_its_end() -> None:
-    assert decide([[], []], 0, 3) == decide([[], []], 0, 2)
-    assert decide([[], []], 0, 3).targets == (0, 0)
-    assert all(decide([[], []], 0, 3).final)
+    assert decide_targets([[], []], 0, 3) == decide_targets([[], []], 0, 2)
+    assert decide_targets([[], []], 0, 3).targets == (0, 0)
+    assert all(decide_targets([[], []], 0, 3).final)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launch.local.nodes.members import BoardEntry, End, Member
-from launch.local.restarts.restart_policy import decide
+from launch.local.restarts.restart_policy import decide_restart
 from trainlib.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.records.reasons import EndCode
 
@@ -173,7 +173,7 @@ def _judge(
     steps = max((end.steps for end in ends if end.steps), key=lambda pair: pair[1], default=None)
     history = (*current.history, steps)
     what, place, fault, code, words = _cause(ends, gone)
-    decision = decide(BoardEntry(number, history=history).steps(), rules.restarts)
+    decision = decide_restart(BoardEntry(number, history=history).steps(), rules.restarts)
     if decision.number is None:
         why = f"not started again: {decision.why_not}" if decision.why_not else ""
         return BoardEntry(number, code=code, begun=begun, tell="\n".join(filter(None, [words, why])))

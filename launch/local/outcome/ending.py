@@ -15,7 +15,7 @@ from launch.local.outcome.failure import (
     AgentReport,
     RankFailure,
     describe,
-    find_cause,
+    find_failed_rank,
     judge_aborted,
     killed_by,
     port_is_taken,
@@ -84,7 +84,7 @@ def ending_of_ranks(
         return Ending(0)
     if report.error:
         return Ending(agent_code, f"error: {report.error}")
-    failure = find_cause(report.failures, report.closing, frozen)
+    failure = find_failed_rank(report.failures, report.closing, frozen)
     if failure is None:
         return _without_rank(report.log, directory, agent_code)
     begun = logs == directory / "logs"

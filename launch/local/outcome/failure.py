@@ -78,7 +78,7 @@ class AgentReport:
             self.failures = [RankFailure(**failure) for failure in message["failures"]]
 
 
-def find_cause(
+def find_failed_rank(
     failures: Sequence[RankFailure], closing: Collection[int], frozen: Collection[int] = ()
 ) -> RankFailure | None:
     """Return the failure that brought the other ranks down; None where no rank failed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from launch.local.outcome.failure import find_cause, killed_by
+from launch.local.outcome.failure import find_failed_rank, killed_by
 from launch.local.ranks.agent import Agent
 from launch.local.start.command import Command
 from trainlib.errors import EXIT_USER_ERROR
@@ -24,7 +24,7 @@ def run_program(command: Command) -> int:
     if agent.report.error:
         print_error(agent.report.error)
         return code
-    failure = find_cause(agent.report.failures, agent.report.closing)
+    failure = find_failed_rank(agent.report.failures, agent.report.closing)
     if failure is None:
         print("".join(agent.report.log), end="", file=sys.stderr)
         print_error(f"the ranks ended with exit code {code}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.local.console import append, say
 from launch.local.outcome.ending import Ending
-from launch.local.restarts.restart_policy import Decision, decide
+from launch.local.restarts.restart_policy import RestartDecision, decide_restart
 from launch.local.stop_request import StopRequest
 from trainlib.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from trainlib.runs.attempt.owner import (
@@ -161,7 +161,7 @@ def run_healing(
                 say(f"{ending.what} ({ending.place}) when the run was complete" if is_complete else ending.words)
                 return code
             starts.append(ending.steps)
-            decision = decide(starts, most)
+            decision = decide_restart(starts, most)
             if decision.number is None:
                 _tell_why_not(ending, decision, directory)
                 return ending.code
@@ -195,14 +195,16 @@ def _code_where_over(ending: Ending, directory: Path, hold: DirectoryHold, stop:
     return ending.code if stop.asked or hold.is_asked_to_stop() else None
 
 
-def _tell_why_not(ending: Ending, decision: Decision, directory: Path) -> None:
+def _tell_why_not(ending: Ending, decision: RestartDecision, directory: Path) -> None:
     why_not = f"not started again: {decision.why_not}" if decision.why_not else ""
     say("\n".join(filter(None, [ending.words, why_not])))
     if ending.begun and why_not:
         append(directory / "logs/launcher.log", [f"{ending.what} ({ending.place}); {why_not}\n"])
 
 
-def _tell_restart(ending: Ending, decision: Decision, most: int, directory: Path, newest_snapshot: int | None) -> None:
+def _tell_restart(
+    ending: Ending, decision: RestartDecision, most: int, directory: Path, newest_snapshot: int | None
+) -> None:
     there = [*steps_in(directory / "checkpoints"), *([] if newest_snapshot is None else [newest_snapshot])]
     step = max(there, default=None) if ending.begun else None
     whence = "from its beginning" if step is None else f"from step {step}"
@@ -212,7 +214,7 @@ def _tell_restart(ending: Ending, decision: Decision, most: int, directory: Path
         append(directory / "logs/launcher.log", [f"{line}\n"])
 
 
-def _in_record(ending: Ending, decision: Decision) -> str:
+def _in_record(ending: Ending, decision: RestartDecision) -> str:
     """Return what the next attempt's start line is to say of this one's end."""
     reason = f"{ending.what} ({ending.place})"
     return json.dumps({"restart": decision.number, "cause": ending.fault, "reason": reason})

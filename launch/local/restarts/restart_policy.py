@@ -12,7 +12,7 @@ _LONGEST_PAUSE = 30.0
 
 
 @dataclass(frozen=True)
-class Decision:
+class RestartDecision:
     """What follows a start that a fault of the machine has ended.
 
     number    of the restart, counted since the run last came further; None where there is none
@@ -25,7 +25,7 @@ class Decision:
     why_not: str = ""
 
 
-def decide(starts: Sequence[Steps | None], most: int) -> Decision:
+def decide_restart(starts: Sequence[Steps | None], most: int) -> RestartDecision:
     """Return whether the run is started again.
 
     starts   how far each start has come that a fault of the machine has ended, oldest first: the rank that died, or
@@ -33,19 +33,19 @@ def decide(starts: Sequence[Steps | None], most: int) -> Decision:
     most     number of restarts, counted since the last step that was never finished before
     """
     if most == 0:
-        return Decision()
+        return RestartDecision()
     if (step := _repeated_step(starts)) is not None:
-        return Decision(
+        return RestartDecision(
             why_not=f"it ended like this twice after step {step}, before the next one was finished: it repeats, and is "
             "not chance"
         )
     number = _starts_without_progress(starts)
     if number > most:
-        return Decision(
+        return RestartDecision(
             why_not=f"it was started again {most} time{'s' * (most > 1)} and finished no step that was not finished "
             "before; give more with --restarts"
         )
-    return Decision(number, pause=0.0 if number == 1 else min(2.0 ** (number - 2), _LONGEST_PAUSE))
+    return RestartDecision(number, pause=0.0 if number == 1 else min(2.0 ** (number - 2), _LONGEST_PAUSE))
 
 
 def _repeated_step(starts: Sequence[Steps | None]) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.slurm import queue
 from launch.slurm.ending.evidence import PATIENCE, queue_says
-from launch.slurm.ending.requeue import Decision, Evidence, error_of
+from launch.slurm.ending.requeue import Evidence, RequeueDecision, error_of
 from launch.slurm.queue import QueueError, insist
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.records.jobs import JobStart
@@ -23,7 +23,7 @@ def is_dead(pid: int) -> bool:
         return True
 
 
-def report_orphaned_job(job: JobStart, decision: Decision) -> None:
+def report_orphaned_job(job: JobStart, decision: RequeueDecision) -> None:
     """Tell the queue that this job is over: without its slurmstepd the job would hold its nodes until its time limit.
 
     A completed job is requeued and then ends at once: other jobs may depend on its success.
@@ -76,7 +76,7 @@ def _is_back(job: JobStart) -> bool:
     return False
 
 
-def end_record(job: JobStart, evidence: Evidence, decision: Decision) -> Record:
+def end_record(job: JobStart, evidence: Evidence, decision: RequeueDecision) -> Record:
     """Return the end line for jobs.jsonl, without `requeued` and `excluded`."""
     failure, refusal = evidence.failure, evidence.refusal if decision.cause == "failure" else None
     return job.as_record("end") | {
@@ -91,7 +91,7 @@ def end_record(job: JobStart, evidence: Evidence, decision: Decision) -> Record:
     }
 
 
-def closing_words(job: JobStart, evidence: Evidence, decision: Decision, excluded: Sequence[str]) -> str:
+def closing_words(job: JobStart, evidence: Evidence, decision: RequeueDecision, excluded: Sequence[str]) -> str:
     """Return the last lines of the job's log: cause, decision, and the rank that failed."""
     words = [f"job {job.queue_id}, restart {job.restart}: {decision.cause.replace('_', ' ')}; {decision.why}"]
     failure = evidence.failure

@@ -69,7 +69,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Decision:
+class RequeueDecision:
     """The cause of an end, whether this software requeues the job, why, and the exit code of the batch job."""
 
     cause: Cause
@@ -78,7 +78,7 @@ class Decision:
     exit_code: int
 
 
-def find_cause(evidence: Evidence) -> Cause:
+def find_end_cause(evidence: Evidence) -> Cause:
     """Return why a start of a job ended."""
     if evidence.code is EndCode.COMPLETED or (evidence.exit_code == 0 and not evidence.stopped):
         return "completed"
@@ -98,25 +98,27 @@ def find_cause(evidence: Evidence) -> Cause:
     return "preempted" if evidence.queue == "requeued" else "failure"
 
 
-def decide(evidence: Evidence, earlier_ends: Sequence[Record], max_failures: int) -> Decision:
+def decide_requeue(evidence: Evidence, earlier_ends: Sequence[Record], max_failures: int) -> RequeueDecision:
     """Return what happens to the job now.
 
     earlier_ends   the end lines of this job's earlier starts, oldest first
     max_failures   the number of real failures that ends the job; 0 and 1 both mean the first one. Preemptions, time
                    limits and node failures do not count
     """
-    cause = find_cause(evidence)
+    cause = find_end_cause(evidence)
     if cause == "completed":
-        return Decision(cause, False, "the run is complete", 0)
+        return RequeueDecision(cause, False, "the run is complete", 0)
     if cause == "stopped":
-        return Decision(cause, False, f"asked to stop ({evidence.reason}); submit it again to continue", EXIT_STOPPED)
+        return RequeueDecision(
+            cause, False, f"asked to stop ({evidence.reason}); submit it again to continue", EXIT_STOPPED
+        )
     code = _exit_code(evidence)
     if cause == "cancelled":
-        return Decision(cause, False, "submit it again to continue", code)
+        return RequeueDecision(cause, False, "submit it again to continue", code)
     if evidence.queue == "requeued":
-        return Decision(cause, False, "SLURM has put it back into the queue", code)
+        return RequeueDecision(cause, False, "SLURM has put it back into the queue", code)
     refusal = _why_not_again(cause, evidence, earlier_ends, max_failures, code)
-    return Decision(cause, refusal is None, refusal or "it goes back into the queue", code)
+    return RequeueDecision(cause, refusal is None, refusal or "it goes back into the queue", code)
 
 
 def _why_not_again(

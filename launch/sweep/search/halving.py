@@ -29,7 +29,7 @@ class Targets:
     final: tuple[bool, ...]
 
 
-def decide(scores: Sequence[Sequence[float | None]], num_rungs: int, factor: int) -> Targets:
+def decide_targets(scores: Sequence[Sequence[float | None]], num_rungs: int, factor: int) -> Targets:
     """Return how far each trial is to train.
 
     scores   for each trial, its result at each rung, low ones are better; None where it has none yet, FAILED where it

@@ -38,7 +38,7 @@ class Trial:
         return self.last if self.is_complete and self.last is not None and math.isfinite(self.last) else None
 
     def scores(self, search: Search) -> list[float | None]:
-        """Return what `halving.decide` takes: low ones are better."""
+        """Return what `halving.decide_targets` takes: low ones are better."""
         sign = 1.0 if search.mode == "min" else -1.0
         missing = FAILED if self.why_failed is not None else None
         return [missing if v is None else FAILED if math.isnan(v) else sign * v for v in self.at_rungs]
