@@ -20,6 +20,7 @@ from trainlib.models.forward.recomputation import keep_activations
 from trainlib.models.forward.synchronized_batchnorm import make_plain
 from trainlib.models.losses import CustomLoss
 from trainlib.models.own_parts.custom_parts import CustomParts, ModelSource, OwnMetric
+from trainlib.models.weights.files import load_weights
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.logs import logging_to_console
 from trainlib.runs.attempt.stop_request import StopFlag
@@ -158,4 +159,4 @@ def _load_tested_weights(run: Run, model: ModelSource | None) -> None:
     """Load the tested weights of a finished run into `model`, if that is a module."""
     logger.info("%s is finished", run.path)
     if isinstance(model, nn.Module):
-        model.load_state_dict(find_checkpoint(run.path).checkpoint.model_state())
+        load_weights(model, find_checkpoint(run.path).checkpoint.model_state())

@@ -27,6 +27,7 @@ from trainlib.inference.own_parts import own_parts
 from trainlib.models import build_model
 from trainlib.models.forward.tta import with_tta
 from trainlib.models.own_parts.custom_parts import ModelSource, build_custom
+from trainlib.models.weights.files import load_weights
 from trainlib.training.metrics.label_sets import predicted_sets
 from trainlib.training.metrics.predictions import class_probabilities
 
@@ -58,7 +59,7 @@ def build_module(chosen: ChosenCheckpoint, device: torch.device, model: ModelSou
             )
             module = classifier.module
     try:
-        module.load_state_dict(state, assign=not is_custom(config.model.name))
+        load_weights(module, state, assign=not is_custom(config.model.name))
     except RuntimeError as error:
         raise CheckpointError(f"{chosen.checkpoint.path}: does not fit {config.model.name}: {error}") from error
     if not is_custom(config.model.name):

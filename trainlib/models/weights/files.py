@@ -168,3 +168,13 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
         tensor = state[name].detach().cpu().contiguous()
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
+    """Load a state_dict of this version into a module, strictly; torch's `load_state_dict`, also for safetensors files.
+
+    Those do not hold the versions of layers, without which torchvision's MNASNet refuses its own weights.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    module.load_state_dict(versioned, assign=assign)

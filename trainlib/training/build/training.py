@@ -35,6 +35,7 @@ from trainlib.models.own_parts.custom_parts import (
     check_custom_loss,
 )
 from trainlib.models.weights.ema import ExponentialMovingAverage, NoAverage, scaled_decay, update_decay
+from trainlib.models.weights.files import load_weights
 from trainlib.models.weights.snapshot import Snapshot
 from trainlib.randomness import key
 from trainlib.training.build.between_ranks import build_audit, build_pace, synchronized
@@ -92,7 +93,7 @@ def build_inputs(
     check_images(classifier, config, plan, num_classes, accelerator.num_processes)
     if start is not None:
         try:
-            classifier.module.load_state_dict(start.model_state())
+            load_weights(classifier.module, start.model_state())
         except RuntimeError as error:  # a given model of the same name may have become another one
             raise CheckpointError(f"{start.path} does not fit the model: {error}") from error
     elif config.model.weights is None:  # a file of weights brings the whitening that they were trained with

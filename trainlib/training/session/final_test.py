@@ -12,6 +12,7 @@ from trainlib.config import Config
 from trainlib.data.datasets.dataset import Dataset
 from trainlib.distributed.process_group import broadcast_object
 from trainlib.errors import CheckpointError, TrainlaunchError
+from trainlib.models.weights.files import load_weights
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.records.checkpoints import name_of
 from trainlib.runs.records.shapes import numbers
@@ -51,7 +52,7 @@ def evaluate_test_split(trainer: Trainer, run: RunDirectory, config: Config) -> 
     if best is not None and best["step"] != progress.step:
         chosen = broadcast_object(_find_best(run, best["step"], thresholds) if accelerator.is_main_process else None)
         if chosen is not None:
-            trainer.state.classifier.module.load_state_dict(chosen.model_state())
+            load_weights(trainer.state.classifier.module, chosen.model_state())
             thresholds = chosen.manifest["thresholds"] if thresholds is not None else None
         else:
             best = None
