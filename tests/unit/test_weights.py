@@ -28,7 +28,7 @@ from weight_files import (
 from trainlib.config import load_config
 from trainlib.errors import WeightsError
 from trainlib.models import build_model
-from trainlib.models.weights.files import load_weights, weights_sha256
+from trainlib.models.weights.files import assign_state, load_weights, weights_sha256
 from trainlib.training.build.model import build_classifier
 
 
@@ -267,6 +267,8 @@ def test_published_weights_are_compared_without_a_file(
 
 def test_a_network_whose_layers_have_versions_loads_its_own_weights() -> None:
     """MNASNet refuses a state_dict without them, as every one from a safetensors file is."""
-    network, other = (torchvision.models.mnasnet0_5(weights=None) for _ in range(2))
-    load_weights(other, dict(network.state_dict()))
-    assert weights_sha256(other.state_dict()) == weights_sha256(network.state_dict())
+    network, loaded, assigned = (torchvision.models.mnasnet0_5(weights=None) for _ in range(3))
+    load_weights(loaded, dict(network.state_dict()))
+    assign_state(assigned, dict(network.state_dict()), torch.device("cpu"))
+    for other in (loaded, assigned):
+        assert weights_sha256(other.state_dict()) == weights_sha256(network.state_dict())

@@ -25,7 +25,7 @@ from trainlib.models.sources.registry import (
 )
 from trainlib.models.sources.torchvision_models import INCEPTIONS
 from trainlib.models.weights.backbone import find_backbone, require_finite, without_common_prefix
-from trainlib.models.weights.files import State, assign_state, compare_state
+from trainlib.models.weights.files import State, assign_state, compare_state, load_weights
 from trainlib.models.weights.foreign_keys import match_by_shapes
 
 logger = logging.getLogger("trainlib.models")
@@ -209,7 +209,7 @@ def _load_backbone(
     """Load these tensors into the module, which keeps its initial values for all that they leave out; say so."""
     require_finite(backbone, module.state_dict())
     if device.type != "meta":
-        module.load_state_dict(backbone, strict=False)
+        load_weights(module, backbone, strict=False)
     logger.warning("model.weights: of %s %s", config.weights, sentence)
 
 

@@ -158,7 +158,7 @@ def assign_state(module: nn.Module, state: State, device: torch.device) -> None:
     for name, expected in module.state_dict().items():
         value = state.pop(name) if name in state else torch.zeros((), device="cpu")
         values[name] = value.to(device, expected.dtype, copy=True, memory_format=torch.contiguous_format)
-    module.load_state_dict(values, assign=True)
+    load_weights(module, values, assign=True)
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -170,11 +170,11 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
-    """Load a state_dict of this version into a module, strictly; torch's `load_state_dict`, also for safetensors files.
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True, assign: bool = False) -> None:
+    """Load a state_dict into a module: torch's `load_state_dict`, for tensors without the versions of their layers.
 
-    Those do not hold the versions of layers, without which torchvision's MNASNet refuses its own weights.
+    safetensors files do not hold those, and torchvision's MNASNet refuses its own weights without them.
     """
     versioned = OrderedDict(state)
     versioned._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
-    module.load_state_dict(versioned, assign=assign)
+    module.load_state_dict(versioned, strict=strict, assign=assign)
