@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torchvision
 from PIL import Image
@@ -18,9 +20,10 @@ from torchvision.models import get_model_weights
 from trainlib.config import ModelConfig, load_config
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.pictures.configured import evaluation_of
-from trainlib.errors import EXIT_OK
+from trainlib.errors import EXIT_OK, UserError
 from trainlib.inference import export
-from trainlib.models import build_model, check_forward
+from trainlib.models import build_for_checkpoint, build_model, check_forward
+from trainlib.models.weights.files import load_weights
 from trainlib.train import main as train
 from trainlib.training.build.run_weights import pin_weights
 
@@ -71,6 +74,35 @@ def test_models_of_timm_are_built_on_the_meta_device(name: str) -> None:
         check_forward(classifier, size, 7)
     assert classifier.module.get_parameter(f"{classifier.head}.weight").shape[0] == 7
     assert all(tensor.device.type == "meta" for tensor in classifier.module.parameters())
+
+
+def family_of_timm() -> dict[str, str]:
+    """The model with the shortest name in each file of timm's."""
+    from timm.models import list_models, list_modules
+
+    return {family: min(names, key=len) for family in list_modules() if (names := list_models(module=family))}
+
+
+@only_in_soak
+@pytest.mark.parametrize("name", family_of_timm().values())
+def test_every_family_of_timm_is_built_and_takes_a_checkpoint_or_is_refused(name: str) -> None:
+    import timm
+
+    facts = timm.models.get_pretrained_cfg(name)
+    size = facts.input_size[1] if facts else 224
+    config, refusal = ModelConfig.model_validate({"name": f"timm/{name}"}), ""
+    try:
+        with torch.device("meta"):
+            classifier = build_model(config, 7, size)
+            check_forward(classifier, size, 7)
+    except UserError as error:
+        refusal = str(error)
+    if refusal:
+        assert re.search(r"has \d heads|without a layer for classes|must give \[2, 7\]", refusal)
+        return
+    resumed = build_for_checkpoint(config, 7, size)
+    load_weights(resumed, build_model(config, 7, size).module.state_dict(), assign=True)
+    assert not any(tensor.is_meta for tensor in (*resumed.parameters(), *resumed.buffers()))
 
 
 def settings() -> dict[Settings, list[tuple[str, str]]]:
@@ -125,8 +157,13 @@ def test_one_of_each_family_is_trained_for_a_step_and_exported(
     """The exported file gives the model's numbers: `export` compares them, and fails where they differ."""
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    words = ["quickstart", "name=run", f"model={{name: {name}}}", f"data.image_size={size}", "data.limit=6"]
-    words += ["train={steps: 1, batch_size: 6}", "tracking={tensorboard: false, progress: false}"]
+    tiny.make_images(Path("images"))
+    words = ["quickstart", "name=run", f"model={{name: {name}}}", "data={name: image_folder, root: images, limit: 6}"]
+    words += [
+        f"data.image_size={size}",
+        "train={steps: 1, batch_size: 6}",
+        "tracking={tensorboard: false, progress: false}",
+    ]
     words += ["tracking.wandb.mode=disabled", "data.augment={}"]
     assert train(words) == EXIT_OK
     assert export.main(["run", "--format", "onnx", "--output", "run.onnx"]) == EXIT_OK

@@ -20,7 +20,8 @@ from trainlib.config.libraries import timm_models as names
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import UserError, WeightsError
-from trainlib.models import build_model, preprocessing_of
+from trainlib.models import build_for_checkpoint, build_model, preprocessing_of
+from trainlib.models.weights.files import load_weights
 from trainlib.runs.machine import environment
 from trainlib.training.build.run_weights import pin_weights
 
@@ -196,3 +197,28 @@ def test_its_version_is_part_of_what_decides_the_bits_of_its_runs() -> None:
     now = dict.fromkeys(environment.DECIDES_BITS) | {"versions": {"timm": "2.0"}}
     then = now | {"versions": {"timm": "1.0"}}
     assert environment.bit_changes(then, now) == ["timm was 1.0, is 2.0 (kernels may be others)"]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "{name: timm/swin_tiny_patch4_window7_224, embed_dim: 12, depths: [2], num_heads: [3]}",
+        "{name: timm/beit_base_patch16_224, embed_dim: 12, depth: 1, num_heads: 3}",
+        "{name: timm/maxvit_tiny_tf_224, embed_dim: [32], depths: [1], stem_width: 16}",
+        "{name: timm/vit_tiny_patch16_224, embed_dim: 12, depth: 1, num_heads: 3}",
+    ],
+    ids=lambda section: str(section).split(",")[0],
+)
+def test_files_of_weights_need_not_hold_what_is_the_same_for_all(tmp_path: Path, section: str) -> None:
+    """Their tables of relative positions and masks are buffers that a state_dict leaves out."""
+    config = load_config(["quickstart", f"model={section}"]).model
+    trained, random_state = build_model(config, 3, 224).module.eval(), torch.get_rng_state()
+    resumed = build_for_checkpoint(config, 3, 224).eval()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    load_weights(resumed, trained.state_dict(), assign=True)
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    tuned = build_model(config.model_copy(update={"weights": str(tmp_path / "weights.pth")}), 3, 224).module.eval()
+    images_NCHW = torch.rand(2, 3, 224, 224)
+    expected = trained(images_NCHW)
+    assert torch.equal(resumed(images_NCHW), expected)
+    assert torch.equal(tuned(images_NCHW), expected)

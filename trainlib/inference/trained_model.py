@@ -24,7 +24,7 @@ from trainlib.data.pictures.framing import Framing
 from trainlib.errors import CheckpointError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.own_parts import own_parts
-from trainlib.models import build_model
+from trainlib.models import build_for_checkpoint
 from trainlib.models.forward.tta import with_tta
 from trainlib.models.own_parts.custom_parts import ModelSource, build_custom
 from trainlib.models.weights.files import load_weights
@@ -52,12 +52,7 @@ def build_module(chosen: ChosenCheckpoint, device: torch.device, model: ModelSou
             )
         module = build_custom(model, num_classes).module
     else:
-        with torch.device("meta"):  # neither memory nor initialisation for values that come from the file
-            data = config.data
-            classifier = build_model(
-                config.model, num_classes, data.image_size, channels=data.channels, load_weights=False
-            )
-            module = classifier.module
+        module = build_for_checkpoint(config.model, num_classes, config.data.image_size, channels=config.data.channels)
     try:
         load_weights(module, state, assign=not is_custom(config.model.name))
     except RuntimeError as error:

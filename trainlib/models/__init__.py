@@ -2,6 +2,7 @@
 
 from trainlib.models.classifier import (
     Classifier,
+    build_for_checkpoint,
     build_model,
     check_forward,
     keep_batchnorm,
@@ -14,6 +15,7 @@ from trainlib.models.sources.published import Preprocessing
 __all__ = [
     "Classifier",
     "Preprocessing",
+    "build_for_checkpoint",
     "build_model",
     "check_forward",
     "keep_batchnorm",

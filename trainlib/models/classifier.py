@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainlib.config import ModelConfig, Size, custom_part_missing, is_custom, sides
 from trainlib.errors import UserError, WeightsError
 from trainlib.models.architectures.channels import fit_channels, is_of_one_channel
-from trainlib.models.architectures.empty import empty_init
+from trainlib.models.architectures.empty import build_empty, empty_init
 from trainlib.models.freezing import freeze
 from trainlib.models.sources.registry import (
     BUILT_FOR_CLASSES,
@@ -67,13 +68,22 @@ def build_model(
     if config.weights is not None and load_weights:
         module, head = _build_from_weights(config, num_classes, image_size, channels, device)
     else:
-        with empty_init() if device.type == "meta" else nullcontext():
-            module = _build_unchanged(config, num_classes, image_size, channels)
-            head = _attach_head(module, config, num_classes)
+        module, head = _build(config, num_classes, image_size, channels, device)
     module.to(device)
     classifier = Classifier(module, head, freeze(module, head, config.freeze))
     set_train_mode(classifier)
     return classifier
+
+
+def build_for_checkpoint(config: ModelConfig, num_classes: int, image_size: Size, *, channels: int = 3) -> nn.Module:
+    """Build the configured network without values, which a checkpoint gives; the arguments are those of `build_model`.
+
+    Torch's random generators are left as they were.
+    """
+    module = build_empty(lambda: _build_unchanged(config, num_classes, image_size, channels))
+    with empty_init():
+        _attach_head(module, config, num_classes)
+    return module
 
 
 def keep_batchnorm(classifier: Classifier) -> Classifier:
@@ -151,6 +161,15 @@ def _build_unchanged(config: ModelConfig, num_classes: int, image_size: Size, ch
     return build_architecture(config, num_classes, image_size, channels=channels, published_weights=by_name)
 
 
+def _build(
+    config: ModelConfig, num_classes: int, image_size: Size, channels: int, device: torch.device
+) -> tuple[nn.Module, str]:
+    """Build the module with initial values, without any for the meta device, and return its head's name."""
+    build = partial(_build_unchanged, config, num_classes, image_size, channels)
+    module = build_empty(build) if device.type == "meta" else build()
+    return module, _attach_head(module, config, num_classes)
+
+
 def _build_from_weights(
     config: ModelConfig, num_classes: int, image_size: Size, channels: int, device: torch.device
 ) -> tuple[nn.Module, str]:
@@ -159,8 +178,7 @@ def _build_from_weights(
     Weights of the published architecture are loaded before its head is changed, others after it. Of weights with
     another head, or without one, the backbone is loaded. For grey images the first layer's are summed over its inputs.
     """
-    with empty_init():
-        module = _build_unchanged(config, num_classes, image_size, channels)
+    module = build_empty(lambda: _build_unchanged(config, num_classes, image_size, channels))
     published = published_weights(config)
     by_name = published is not None
     if published is not None and device.type != "meta":
@@ -196,9 +214,7 @@ def _build_from_weights(
         if channels == 3 and is_of_one_channel(module, state):
             message += ". The file is of a network for grey images: set data.channels=1"
         raise WeightsError(f"model.weights: {message}")
-    with empty_init() if device.type == "meta" else nullcontext():
-        module = _build_unchanged(config, num_classes, image_size, channels)
-        head = _attach_head(module, config, num_classes)
+    module, head = _build(config, num_classes, image_size, channels, device)
     _load_backbone(module, *found, config, device)
     return module, head
 
@@ -224,6 +240,11 @@ def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> st
             )
         return name
     last = module.get_submodule(name)
+    if not isinstance(last, nn.Linear | nn.Conv2d):
+        raise UserError(
+            f"model.name: {config.name} is published without a layer for classes: set model.num_classes=1000, which "
+            "gives it one, or choose another model"
+        )
     if config.head == "replace":
         module.set_submodule(name, _fresh(last, num_classes, behind=False))
         return name
