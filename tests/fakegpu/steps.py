@@ -47,6 +47,7 @@ CASES: Mapping[str, Case] = {
     "cnn, flip and crop": {"data": DATA | {"augment": FLIP_AND_CROP}},
     "cnn, clipping": {"train": TRAIN | {"clip_grad_norm": 1.0}},
     "cnn, EMA": {"train": TRAIN | {"average": {"decay": 0.9}}},
+    "cnn, audit": {"train": TRAIN | {"audit": 1000}},
     "cnn, MuonSGD": {"optimizer": {"name": "MuonSGD", "lr": 0.02}},
     "resnet18, bf16, AdamW": {
         "model": {"name": "resnet18"},

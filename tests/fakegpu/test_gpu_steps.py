@@ -19,6 +19,7 @@ CEILINGS = {
     "cnn, flip and crop": 66,
     "cnn, clipping": 61,
     "cnn, EMA": 57,
+    "cnn, audit": 56,
     "cnn, MuonSGD": 178,
     "resnet18, bf16, AdamW": 315,
 }

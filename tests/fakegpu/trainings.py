@@ -78,7 +78,7 @@ MUON = {
 # Trained with graphs and without: epochs of 8, 8 and 2 images, the learning rate changes at each step.
 LONGER = {"steps": 9, "batch_size": 8}
 CAPTURED: Mapping[str, Mapping[str, Any]] = {
-    "cnn, average": {"train": LONGER | {"average": {"decay": 0.9}}},
+    "cnn, average and audits": {"train": LONGER | {"average": {"decay": 0.9}, "audit": 5}},
     "vgg16, dropout, clipping": {
         "model": {"name": "vgg16", "width": 0.0625},
         "optimizer": {"name": "AdamW", "lr": 0.001, "fused": True},

@@ -40,7 +40,6 @@ def _why_not(
         "as the host decides about each update": not isinstance(state.update, DeviceCheckedUpdate),
         "as policies, colour jitter, erasing and mixing are drawn by the host": any(map(bool, of_host)),
         "as a batch is computed in pieces": limit is not None and limit < samples.micro_batch_size,
-        "as train.audit computes some batches again": state.audit is not None,
         "as model.unfreeze changes what is trained": bool(config.model.unfreeze),
         "as train.compile made the kernels": bool(progress.compiled),
         "as the code of the model or the loss is not ours": custom.model is not None

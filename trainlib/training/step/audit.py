@@ -82,6 +82,10 @@ class Audit:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self._of_model.items() if parameter.requires_grad}
 
+    def is_due(self, step: int) -> bool:
+        """Return True for a step, from 0, that has an audit."""
+        return roles_of(step, self._every, self._world_size) is not None
+
     def choose(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         """Choose the micro-batch of this rank that is audited in this step, if any."""
         roles, self._digests = roles_of(step, self._every, self._world_size), {}

@@ -46,7 +46,8 @@ class GraphSteps:
 
     def step(self, step: int, raw_batches: Sequence[MicroBatch], denominator: float) -> StepResult | None:
         """Compute step `step`, from 0, of raw micro-batches (see `BatchLoader`); None where it must run eagerly."""
-        if self._off or len(raw_batches) != 1:
+        audit = self._state.audit
+        if self._off or len(raw_batches) != 1 or (audit is not None and audit.is_due(step)):
             return None
         [raw] = raw_batches
         self._size = self._size or len(raw.ids_N)
