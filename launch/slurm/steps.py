@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from launch.local.nodes.board import Board
-from launch.local.nodes.members import Member
+from launch.local.nodes.board_records import Member
 from launch.slurm.head import node_names
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, TrainlaunchError
 from trainlib.runs.attempt.stop_request import read_stop_file

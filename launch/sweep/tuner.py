@@ -36,7 +36,7 @@ _KILLED = 128  # exit codes above it tell of a signal
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialTask:
     """A trial that is to train now, to the rung of this index, or to its end if there is none such."""
 
     element: Element
@@ -109,7 +109,7 @@ class Tuner:
         self.sweep, self._search, self._shares, self._prepare = sweep, search, shares, prepare
         self._folder = RUNS / sweep.name
         self._known: dict[str, Trial] = {}
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, TrialTask] = {}
         self._held: set[str] = set()  # which a person has stopped
         self._starts: dict[str, list[int | None]] = {}  # the steps to which starts came that the machine ended
         self._codes: dict[str, int] = {}  # of failures
@@ -123,19 +123,19 @@ class Tuner:
             return next(iter(self._codes.values()), 1)
         return EXIT_OK
 
-    def next_job(self, running: set[str]) -> Job | None:
+    def next_job(self, running: set[str]) -> TrialTask | None:
         """Return what is to train next: who goes on to the highest rung, else the next trial; None if nothing may."""
         now = standing(self.sweep, self._known)
         candidates = [(rung, number) for rung, number in now.open if now.names[number] not in {*running, *self._held}]
         if candidates:
             rung, number = max(candidates, key=lambda found: (found[0], -found[1]))
-            return Job(self.sweep.elements[number], rung)
+            return TrialTask(self.sweep.elements[number], rung)
         if self._search.sampler == TPE and len(now.names) < (self._search.trials or 0):
             self._sample(now)
             return self.next_job(running)
         return None
 
-    def start(self, job: Job, pool: Pool) -> None:
+    def start(self, job: TrialTask, pool: Pool) -> None:
         """Start a trial, or wait for it where a process trains it that an earlier start of this command has left."""
         element = job.element
         self._jobs[element.name] = job

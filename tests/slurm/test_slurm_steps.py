@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.local.nodes.board import Board
-from launch.local.nodes.members import BoardEntry, Member, to_text
+from launch.local.nodes.board_records import BoardEntry, Member, to_text
 from launch.slurm import steps
 from launch.slurm.ending.evidence import exit_code_of, lost_by
 from launch.slurm.steps import Beat, Steps, own_code, pause_before_next

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from launch.local.nodes.board_records import BoardEntry, End, Member, entry_from, member_from, to_text
 from launch.local.nodes.heart import DEAD_SECONDS, FORGET_SECONDS, Living
-from launch.local.nodes.members import BoardEntry, End, Member, entry_from, member_from, to_text
 from launch.local.nodes.membership import Rules, group, lost, newcomers, next_entry
 
 RULES = Rules(1, 3, 3)

@@ -11,7 +11,7 @@ import pytest
 from trainlib.runs.files.json_records import to_json
 from trainlib.training.hooks.tracking import MetricsFile, TensorBoard
 from trainlib.training.hooks.tracking.wandb.follower import Follower
-from trainlib.training.hooks.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.process import WandbJob
 
 
 def row(step: int, split: str = "train", **more: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Logged:
 def test_offline_a_row_waits_for_its_checkpoint(tmp_path: Path, mode: Any, before: list[int], after: list[int]) -> None:
     """Also for one of a later step; half a line waits for its other half."""
     run = Logged()
-    job = Job(str(tmp_path), "run", mode, "project", None, None, artifacts=False, pid=1, config={})
+    job = WandbJob(str(tmp_path), "run", mode, "project", None, None, artifacts=False, pid=1, config={})
     follower = Follower(job, run)  # type: ignore[arg-type]
     lines = [to_json(row(step)) for step in (1, 2, 4, 5)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "spl')

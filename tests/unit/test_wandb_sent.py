@@ -16,7 +16,7 @@ from trainlib.runs.records.rows import scalars
 from trainlib.training.hooks.tracking.wandb import sync as program
 from trainlib.training.hooks.tracking.wandb.foreign import own_environment
 from trainlib.training.hooks.tracking.wandb.log import segments
-from trainlib.training.hooks.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.process import WandbJob
 from trainlib.training.hooks.tracking.wandb.run import WandbRun, make_marker, recorded_id, run_id, synced_marker
 
 ROWS = [{"step": step, "epoch": 1, "split": "train", "scope": "step", "loss": 0.5} for step in range(6)]
@@ -150,7 +150,7 @@ def test_what_the_server_has_is_not_sent_again_where_its_log_is_gone(
         shutil.rmtree(run / "wandb" / name)
     server = Server(has)
     monkeypatch.setattr("wandb.init", lambda **settings: server)
-    job = Job(str(run), "run", "online", "p", None, None, False, os.getpid(), {})
+    job = WandbJob(str(run), "run", "online", "p", None, None, False, os.getpid(), {})
     tracked = WandbRun(job)
     for line in ROWS + ROWS:
         tracked.log(line, scalars(line))

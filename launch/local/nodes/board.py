@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from launch.local.nodes.members import BoardEntry, Member, entry_from, member_from, to_text
+from launch.local.nodes.board_records import BoardEntry, Member, entry_from, member_from, to_text
 from trainlib.platform.regular_files import read_regular
 
 _MOST_BYTES = 1 << 20

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from launch.local.nodes.board import Board
-from launch.local.nodes.members import End, Member
+from launch.local.nodes.board_records import End, Member
 
 BEAT_SECONDS = 1.0
 DEAD_SECONDS = 10.0  # without a new heartbeat, by the reader's own clock

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.local.nodes.members import Member
+from launch.local.nodes.board_records import Member
 from launch.local.nodes.membership import Rules
 from launch.local.nodes.run import Nodes, RankStart
 from launch.local.outcome.ending import Ending, host

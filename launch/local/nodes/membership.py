@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from launch.local.nodes.members import BoardEntry, End, Member
+from launch.local.nodes.board_records import BoardEntry, End, Member
 from launch.local.restarts.restart_policy import decide_restart
 from trainlib.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs.records.reasons import EndCode

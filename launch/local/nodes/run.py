@@ -11,8 +11,8 @@ from pathlib import Path
 
 from launch.local.console import say
 from launch.local.nodes.board import Board
+from launch.local.nodes.board_records import BoardEntry, End, Member
 from launch.local.nodes.heart import DEAD_SECONDS, Beacon, Heart
-from launch.local.nodes.members import BoardEntry, End, Member
 from launch.local.nodes.membership import Rules, lost, newcomers, next_entry
 from launch.local.nodes.outcome import is_complete, was_unasked
 from launch.local.outcome.ending import Ending

@@ -13,7 +13,7 @@ from trainlib.runs.records.jobs import queue_id
 
 
 @dataclass(frozen=True)
-class Job:
+class JobStay:
     """One stay of a job on the cluster, from jobs.jsonl: its begin, and its end where there is one."""
 
     begin: Record
@@ -50,7 +50,7 @@ class Attempt:
     ended: datetime | None
     ranks: int | None
     host: str
-    job: Job | None
+    job: JobStay | None
 
     @property
     def seconds(self) -> float | None:
@@ -78,18 +78,18 @@ class Event:
     text: str
 
 
-def jobs_of(lines: Sequence[Record]) -> list[Job]:
+def jobs_of(lines: Sequence[Record]) -> list[JobStay]:
     """Return the begins of jobs.jsonl in their order, each with the end that follows it."""
-    jobs: list[Job] = []
+    jobs: list[JobStay] = []
     for line in lines:
         if line.get("event") == "begin":
-            jobs.append(Job(line, {}))
+            jobs.append(JobStay(line, {}))
         elif line.get("event") == "end" and jobs:
-            jobs[-1] = Job(jobs[-1].begin, line)
+            jobs[-1] = JobStay(jobs[-1].begin, line)
     return jobs
 
 
-def attempts_of(lines: Sequence[Record], jobs: Sequence[Job], *, running: bool) -> list[Attempt]:
+def attempts_of(lines: Sequence[Record], jobs: Sequence[JobStay], *, running: bool) -> list[Attempt]:
     """Return the attempts of attempts.jsonl. A job's cause explains the last attempt that was made in it.
 
     Where a launcher started the run again by itself, the next start line tells of a fault of the machine.
@@ -129,7 +129,7 @@ def events_of(attempts: Sequence[Attempt], last_step: int) -> list[Event]:
     return events
 
 
-def _job_of(start: Record, jobs: Sequence[Job]) -> Job | None:
+def _job_of(start: Record, jobs: Sequence[JobStay]) -> JobStay | None:
     """Return the last job that began before this attempt; its id would not do, as elements of an array have two."""
     moment = time_of(start)
     if moment is None or not start.get("slurm_job_id"):
@@ -138,7 +138,7 @@ def _job_of(start: Record, jobs: Sequence[Job]) -> Job | None:
     return next((job for job in reversed(jobs) if (time_of(job.begin) or never) <= moment), None)
 
 
-def _attempt(start: Record, end: Record, decided: Record, job: Job | None, running: bool) -> Attempt:
+def _attempt(start: Record, end: Record, decided: Record, job: JobStay | None, running: bool) -> Attempt:
     outcome = str(end.get("status", "failed")) if end else "running" if running else "interrupted"
     cause = str(decided.get("cause") or "").replace("_", " ") if outcome != "completed" else ""
     reasons = [end.get("reason"), cause, decided.get("error"), "requeued" if decided.get("requeued") else ""]

@@ -17,7 +17,7 @@ from typing import IO
 from trainlib.errors import EXIT_OK, EXIT_USER_ERROR, RunDirectoryError
 from trainlib.platform.isolation import child_variables
 from trainlib.runs.directory import RunDirectory
-from trainlib.runs.mirror.program import Job
+from trainlib.runs.mirror.program import MirrorTask
 from trainlib.runs.mirror.store import require_usable
 
 logger = logging.getLogger("trainlib.runs")
@@ -38,7 +38,7 @@ def restore_from_mirror(address: str | None, run: Path, *, fresh: bool) -> None:
     if address is None:
         return
     require_usable(address, run)
-    process = _start("restore", Job(str(run.absolute()), address, fresh=fresh))
+    process = _start("restore", MirrorTask(str(run.absolute()), address, fresh=fresh))
     assert process.stdin is not None
     process.stdin.close()
     error = "its process has died"
@@ -87,7 +87,7 @@ class MirrorProcess:
     def start(self) -> None:
         """Begin to copy."""
         assert self._run.owner is not None
-        job = Job(str(self._run.path.absolute()), self._address, self._from_step, owner=asdict(self._run.owner))
+        job = MirrorTask(str(self._run.path.absolute()), self._address, self._from_step, owner=asdict(self._run.owner))
         self._process = _start("follow", job)
         self._relay = threading.Thread(target=self._pass_on, args=[self._process], name="mirror", daemon=True)
         self._relay.start()
@@ -121,7 +121,7 @@ class MirrorProcess:
             self._process.stdin.flush()
 
 
-def _start(verb: str, job: Job) -> subprocess.Popen[bytes]:
+def _start(verb: str, job: MirrorTask) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-m", PROGRAM, verb],
         env=os.environ | child_variables(os.environ),

@@ -3,7 +3,7 @@
 `restore` brings a run back before it starts; `follow` copies it while it trains. They are processes of their own, so
 that whatever a library of a cloud does, waits for or breaks, no training step notices.
 
-Standard input: a line of JSON, the `Job`; for `follow`, a line `finish SECONDS` when the training has ended.
+Standard input: a line of JSON, the `MirrorTask`; for `follow`, a line `finish SECONDS` when the training has ended.
 Standard output: a line of JSON for each thing to tell, `[level, sentence]`. Exit code 0; EXIT_USER_ERROR, with its
 message as the last line, where a start is refused; EXIT_UNREACHABLE where the mirror does not answer.
 """
@@ -43,7 +43,7 @@ _told_to = 1  # the descriptor that the training reads
 
 
 @dataclass(frozen=True)
-class Job:
+class MirrorTask:
     """What is to be copied, and where to.
 
     run         path of the run directory
@@ -63,7 +63,7 @@ class Job:
 
 def main(arguments: list[str]) -> int:
     """Run the program; return its exit code."""
-    job = Job(**json.loads(read_line()))
+    job = MirrorTask(**json.loads(read_line()))
     threading.Thread(target=_end_with, args=[job.training], daemon=True).start()
     if arguments == ["restore"]:
         return _restore(job)
@@ -79,7 +79,7 @@ def tell(level: str, text: str) -> None:
         os.write(_told_to, json.dumps([level, text]).encode() + b"\n")
 
 
-def _restore(job: Job) -> int:
+def _restore(job: MirrorTask) -> int:
     reached = threading.Event()
     threading.Thread(target=_give_up_after, args=[reached], daemon=True).start()
     try:
@@ -105,7 +105,7 @@ def _give_up_after(reached: threading.Event) -> None:
 class Follower:
     """Copies a run to its mirror while it trains, again and again where the mirror does not answer."""
 
-    def __init__(self, job: Job, training_lives: Callable[[], bool]):
+    def __init__(self, job: MirrorTask, training_lives: Callable[[], bool]):
         self._job, self._run = job, Path(job.run)
         self._owner = Owner(**(job.owner or {}))
         self._training_lives = training_lives

@@ -16,7 +16,7 @@ from trainlib.runs.records.rows import MetricsFile, Row, scalars
 from trainlib.training.hooks import Tracker
 from trainlib.training.hooks.tracking.others.process import TrackerJob, TrackerProcess
 from trainlib.training.hooks.tracking.tensorboard import TensorBoard
-from trainlib.training.hooks.tracking.wandb.process import Job, WandbProcess
+from trainlib.training.hooks.tracking.wandb.process import WandbJob, WandbProcess
 
 __all__ = [
     "BestEffortTracker",
@@ -63,7 +63,7 @@ def open_trackers(
     for name in config.trackers:
         other = TrackerJob(name, str(run.absolute()), config.wandb.project, values, _count_rows(run))
         trackers.metrics.append(BestEffortTracker(name, partial(TrackerProcess, other)))
-    job = Job.of(run, config.wandb, values)
+    job = WandbJob.of(run, config.wandb, values)
     if job.mode != "disabled":
         trackers.metrics.append(BestEffortTracker("W&B", lambda: WandbProcess(job)))
     return trackers

@@ -3,7 +3,7 @@
 It follows the files of the run directory and logs what W&B has not got yet. Whatever happens to W&B's library, its
 processes or its server happens here, where training does not notice.
 
-Standard input: one line of JSON, the `Job`; then `finish` when the training has ended.
+Standard input: one line of JSON, the `WandbJob`; then `finish` when the training has ended.
 Standard output: a line for each thing to warn of. Exit code 0, or LOST: W&B no longer works, another follower may.
 """
 
@@ -31,7 +31,7 @@ from trainlib.runs.records.shapes import ROW, SUMMARY
 from trainlib.runs.terminal.streams import read_line
 from trainlib.training.hooks.tracking.wandb.foreign import require_own_files
 from trainlib.training.hooks.tracking.wandb.media import evaluation_media, health_values
-from trainlib.training.hooks.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.process import WandbJob
 from trainlib.training.hooks.tracking.wandb.run import WandbRun
 
 LOST = 3
@@ -63,7 +63,7 @@ class Rows:
 class Follower:
     """Logs to one W&B run what comes into the files of one run directory."""
 
-    def __init__(self, job: Job, run: WandbRun):
+    def __init__(self, job: WandbJob, run: WandbRun):
         self._directory = Path(job.directory)
         self._run = run
         self._holds = job.mode == "offline"
@@ -115,7 +115,7 @@ def main() -> int:
     """Follow one training to its end; the exit code."""
     training = os.getppid()
     threading.Thread(target=_end_soon_after, args=[training], daemon=True).start()
-    job = Job(**json.loads(read_line()))
+    job = WandbJob(**json.loads(read_line()))
     folder = Path(job.directory) / "wandb"
     warnings = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     try:
@@ -130,7 +130,7 @@ def main() -> int:
     return 0
 
 
-def _follow(job: Job, training: int, warnings: TextIO) -> None:
+def _follow(job: WandbJob, training: int, warnings: TextIO) -> None:
     run = WandbRun(job)
     follower = Follower(job, run)
     while (word := _word_from(training)) is None:

@@ -32,7 +32,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 
 @dataclass(frozen=True)
-class Job:
+class WandbJob:
     """What is to be tracked, and how.
 
     directory   of the run
@@ -51,7 +51,7 @@ class Job:
     config: Mapping[str, Any]
 
     @classmethod
-    def of(cls, run: Path, config: WandbConfig, values: Mapping[str, Any]) -> Job:
+    def of(cls, run: Path, config: WandbConfig, values: Mapping[str, Any]) -> WandbJob:
         """Return the job that follows the training of this process."""
         mode = effective_mode(config.mode, os.environ)
         own = config.model_dump(exclude={"mode"})
@@ -73,7 +73,7 @@ class WandbProcess:
     for CLOSING_SECONDS at most. Where W&B stops working, it warns once, and another process tracks the rest offline.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: WandbJob):
         self._job = job
         self._closing = self._given_up = self._warned = False
         self._lock = threading.Lock()
@@ -142,7 +142,7 @@ class WandbProcess:
         )
 
 
-def _start(job: Job, temporary: TemporaryFolder) -> subprocess.Popen[bytes]:
+def _start(job: WandbJob, temporary: TemporaryFolder) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-m", PROGRAM],
         env=own_environment(os.environ) | child_variables(os.environ) | {"TMPDIR": str(temporary.path)},

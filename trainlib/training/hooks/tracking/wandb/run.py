@@ -18,7 +18,7 @@ from trainlib.platform.regular_files import open_regular, read_regular
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.records.rows import Row
 from trainlib.training.hooks.tracking.wandb.log import RowKey, ids_in, key_of, logged_rows, points_of, segments
-from trainlib.training.hooks.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.process import WandbJob
 
 ID_FILE = "run-id"
 INIT_SECONDS = 10.0
@@ -96,7 +96,7 @@ def make_marker(path: Path) -> None:
 class WandbRun:
     """Logs each row once, however often it is given one, in this attempt or a later one."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: WandbJob):
         import wandb
 
         self._folder = Path(job.directory) / "wandb"

@@ -26,7 +26,7 @@ from trainlib.runs.terminal.printable import lines, print_error
 from trainlib.training.hooks.tracking.wandb.follower import Follower, hold_lock
 from trainlib.training.hooks.tracking.wandb.foreign import own_environment, require_own_contents, require_own_files
 from trainlib.training.hooks.tracking.wandb.log import cut_to_records, key_of, logged_rows, says_its_run, segments
-from trainlib.training.hooks.tracking.wandb.process import Job
+from trainlib.training.hooks.tracking.wandb.process import WandbJob
 from trainlib.training.hooks.tracking.wandb.run import WandbRun, is_synced, make_marker, recorded_id, synced_marker
 from trainlib.training.hooks.tracking.wandb.temporary import TemporaryFolder
 
@@ -158,7 +158,7 @@ def _send_missing_rows(run: Path) -> None:
     """Go on with the run on the server as an online attempt would that has nothing left to train."""
     config = read_resolved(run / "config.yaml")
     values = config.model_dump(mode="json") | {"environment": RunFiles(run).record("environment.json")}
-    job = replace(Job.of(run, config.tracking.wandb, values), mode="online")
+    job = replace(WandbJob.of(run, config.tracking.wandb, values), mode="online")
     try:
         Follower(job, WandbRun(job)).finish()
     except Exception as error:  # whatever W&B's library raises
