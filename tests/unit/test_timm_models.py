@@ -20,7 +20,7 @@ from trainlib.config.libraries import timm_models as names
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import UserError, WeightsError
-from trainlib.models import build_for_checkpoint, build_model, preprocessing_of
+from trainlib.models import build_for_checkpoint, build_model, lay_out_channels_last, preprocessing_of
 from trainlib.models.weights.files import load_weights
 from trainlib.runs.machine import environment
 from trainlib.training.build.run_weights import pin_weights
@@ -197,6 +197,15 @@ def test_its_version_is_part_of_what_decides_the_bits_of_its_runs() -> None:
     now = dict.fromkeys(environment.DECIDES_BITS) | {"versions": {"timm": "2.0"}}
     then = now | {"versions": {"timm": "1.0"}}
     assert environment.bit_changes(then, now) == ["timm was 1.0, is 2.0 (kernels may be others)"]
+
+
+def test_weights_of_five_dimensions_are_no_obstacle_to_channels_last() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Conv3d(1, 2, 2))  # the latter as in timm's LambdaResNet
+    two, three = module[0].weight.detach().clone(), module[1].weight.detach().clone()
+    lay_out_channels_last(module)
+    assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(module[0].weight, two)
+    assert torch.equal(module[1].weight, three)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from trainlib.data.pictures.framing import Framing
 from trainlib.errors import CheckpointError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.own_parts import own_parts
-from trainlib.models import build_for_checkpoint
+from trainlib.models import build_for_checkpoint, lay_out_channels_last
 from trainlib.models.forward.tta import with_tta
 from trainlib.models.own_parts.custom_parts import ModelSource, build_custom
 from trainlib.models.weights.files import load_weights
@@ -58,7 +58,7 @@ def build_module(chosen: ChosenCheckpoint, device: torch.device, model: ModelSou
     except RuntimeError as error:
         raise CheckpointError(f"{chosen.checkpoint.path}: does not fit {config.model.name}: {error}") from error
     if not is_custom(config.model.name):
-        module.to(memory_format=torch.channels_last)  # as in training, so that figures are the same in every bit
+        lay_out_channels_last(module)  # as in training, so that figures are the same in every bit
     return module.to(device).eval()
 
 

@@ -6,6 +6,7 @@ from trainlib.models.classifier import (
     build_model,
     check_forward,
     keep_batchnorm,
+    lay_out_channels_last,
     preserve_buffers,
     set_train_mode,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "build_model",
     "check_forward",
     "keep_batchnorm",
+    "lay_out_channels_last",
     "preprocessing_of",
     "preserve_buffers",
     "set_train_mode",

@@ -99,6 +99,16 @@ def keep_batchnorm(classifier: Classifier) -> Classifier:
     return kept
 
 
+def lay_out_channels_last(module: nn.Module) -> None:
+    """Lay out all that images are convolved with channels last, in place: faster on CPUs and GPUs alike.
+
+    So does `module.to(memory_format=...)`, which fails for tensors of five dimensions, as in timm's LambdaResNet.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+
+
 def set_train_mode(classifier: Classifier) -> None:
     """Set train mode, but eval mode for what is frozen or kept: BatchNorm statistics stay, dropout is off."""
     classifier.module.train()

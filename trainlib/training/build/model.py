@@ -10,7 +10,14 @@ from trainlib.config import Config, is_custom
 from trainlib.data import DatasetInfo
 from trainlib.data.batches.plan import Plan
 from trainlib.errors import UserError
-from trainlib.models import Classifier, build_model, check_forward, keep_batchnorm, set_train_mode
+from trainlib.models import (
+    Classifier,
+    build_model,
+    check_forward,
+    keep_batchnorm,
+    lay_out_channels_last,
+    set_train_mode,
+)
 from trainlib.models.architectures.average_pool import replace_average_pools
 from trainlib.models.forward.recomputation import recompute_blocks
 from trainlib.models.forward.synchronized_batchnorm import synchronize
@@ -57,7 +64,7 @@ def build_classifier(
         classifier = build_model(
             model, num_classes, config.data.image_size, channels=config.data.channels, load_weights=with_weights
         )
-        classifier.module.to(memory_format=torch.channels_last)
+        lay_out_channels_last(classifier.module)
     if config.train.keep_batchnorm:
         classifier = keep_batchnorm(classifier)
     classifier.module.to(device)
