@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.distributed.devices.out_of_memory import ADVICE, explained
+from trainlib.errors import UserError
 from trainlib.models import preserve_buffers
 from trainlib.models.forward.synchronized_batchnorm import standing_in, synchronized_layers
 from trainlib.models.losses import count_correct
+from trainlib.models.weights.files import first_names
 from trainlib.randomness import key, seed_generators
 from trainlib.training.metrics.sums import MicroBatchResult
 from trainlib.training.step.state import TrainState
@@ -165,10 +167,20 @@ def warm_up(state: TrainState, dummy_input: Tensor) -> None:
     """Make one backward pass that changes nothing, where the reducer needs one before the first step. A collective.
 
     dummy_input   one input of `state.model`, which stands for no sample
+
+    Raises UserError for a parameter that gets no gradient by it, for which ranks would wait forever.
     """
     if state.reducer.needs_warm_up():
         with frozen_batchnorm(state.classifier.module):
             state.accelerator.backward(state.model(dummy_input).sum())
+        parameters = state.classifier.module.named_parameters()
+        unused = [name for name, parameter in parameters if parameter.requires_grad and parameter.grad is None]
+        if unused:
+            raise UserError(
+                f"model: {first_names(unused)} take no part in the forward pass, and several processes wait for their "
+                "gradients: let them require none (requires_grad_(False)), remove them, or use --processes 1 or "
+                "train.reproducibility=elastic"
+            )
         clear_gradients(state)
 
 
