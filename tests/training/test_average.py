@@ -205,6 +205,22 @@ def test_the_weights_come_back_after_an_error_and_stay_where_they_are() -> None:
     assert torch.equal(module.weight, before["weight"])
 
 
+def test_a_layer_of_two_names_is_averaged_once_and_a_mask_of_infinities_never() -> None:
+    module = nn.ModuleDict({"first": nn.Linear(1, 1)})
+    module["second"] = module["first"]
+    mask = torch.full((2, 2), -torch.inf).triu(1)
+    module.register_buffer("mask", mask.clone())
+    weight = module.get_parameter("first.weight")
+    nn.init.constant_(weight, 1.0)
+    average = ExponentialMovingAverage(module, lambda update: 0.75, 1)
+    nn.init.constant_(weight, 3.0)
+    average.update()
+    with average.swapped_in():
+        assert weight.item() == 1.5  # 0.75 * 1 + 0.25 * 3
+    assert weight.item() == 3.0
+    assert torch.equal(module.get_buffer("mask"), mask)
+
+
 AVERAGE = "train.average={decay: 0.9, every: 2}"
 
 

@@ -43,6 +43,21 @@ def test_batch_norm_makes_one_update_a_step_from_the_mean_of_its_shards() -> Non
     assert module.num_batches_tracked == 1
 
 
+def test_a_mask_of_infinities_stays_what_it_is() -> None:
+    """That it has not changed cannot be told by a difference: of infinities that is no number."""
+    module = torch.nn.BatchNorm1d(2)
+    mask = torch.full((2, 2), -math.inf).triu(1)
+    module.register_buffer("mask", mask.clone())
+    elastic = ElasticReducer(module, virtual_shards=1, world_size=1)
+    elastic.start_step()
+    with elastic.shard(0):
+        module(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
+        elastic.after_backward(2)
+    elastic.finish_step()
+    assert torch.equal(module.get_buffer("mask"), mask)
+    torch.testing.assert_close(module.running_mean, torch.tensor([0.2, 0.3]))
+
+
 def count_traffic(virtual_shards: int) -> None:
     """In each rank: one step of a module of a million parameters; rank 0 writes what each rank sent, as ratios.
 

@@ -25,10 +25,29 @@ def no_head(num_classes: int) -> nn.Module:
     return nn.Flatten()
 
 
-def tied(num_classes: int) -> nn.Module:
-    net = Net(num_classes)
-    net.again = net.head
-    return net
+class Overlapping(Net):
+    """The bias is a part of the weights' memory."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.head.bias.data = self.head.weight.data[:, 0]
+
+
+class Repeating(Net):
+    """A number of each image, which lies in memory once for all of them."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.register_buffer("ones", torch.ones(1).expand(4))
+
+
+class Stateful(Net):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+
+def lazy(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -42,7 +61,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another size": ({"model": nn.Sequential(nn.Flatten(), nn.Linear(5, 3))}, "cannot take images .2, 3, 16, 16.: "),
     "no module": ({"model": lambda num_classes: None}, "model: got a NoneType, must be a torch.nn.Module"),
-    "shared memory": ({"model": tied}, "model: head.weight and again.weight share their memory"),
+    "shared memory": ({"model": Overlapping}, "model: head.weight and head.bias are parts of the same memory"),
+    "repeated values": ({"model": Repeating}, r"model: ones repeats its values in memory .expand., .* clone"),
+    "no tensor": ({"model": Stateful}, "model: its state_dict has a dict as _extra_state, must be a tensor"),
+    "lazy": ({"model": lazy}, "model: 1.weight has no shape yet, .* call the module once, with zeros"),
     "frozen": ({"model": Net(3).requires_grad_(False)}, "the model has no parameter that can be trained"),
 }
 

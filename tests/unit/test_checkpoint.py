@@ -41,6 +41,15 @@ def test_what_was_saved_is_what_loads(tmp_path: Path) -> None:
         assert torch.equal(loaded.model_state()[name], tensor)
 
 
+def test_a_tensor_of_two_names_is_saved_under_both(tmp_path: Path) -> None:
+    """As timm's CoaT has them."""
+    weight = torch.arange(6.0)
+    state = {"a": weight, "b": weight, "part": weight[2:4], "transposed": weight.view(2, 3).t(), "none": weight[:0]}
+    found = checkpoint.save(tmp_path, Contents(1, state, {}, {})).model_state()
+    assert set(found) == set(state)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
 def test_manifest_tells_the_truth_about_the_files(tmp_path: Path) -> None:
     save(tmp_path, 5)
     manifest = json.loads((tmp_path / "step-00000005/manifest.json").read_text())

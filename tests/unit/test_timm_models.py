@@ -200,12 +200,11 @@ def test_its_version_is_part_of_what_decides_the_bits_of_its_runs() -> None:
 
 
 def test_weights_of_five_dimensions_are_no_obstacle_to_channels_last() -> None:
-    module = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Conv3d(1, 2, 2))  # the latter as in timm's LambdaResNet
-    two, three = module[0].weight.detach().clone(), module[1].weight.detach().clone()
-    lay_out_channels_last(module)
-    assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(module[0].weight, two)
-    assert torch.equal(module[1].weight, three)
+    two, three = nn.Conv2d(2, 3, 2), nn.Conv3d(1, 2, 2)  # the latter as in timm's LambdaResNet
+    before = [layer.weight.detach().clone() for layer in (two, three)]
+    lay_out_channels_last(nn.Sequential(two, three))
+    assert two.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip((two, three), before, strict=True))
 
 
 @pytest.mark.parametrize(

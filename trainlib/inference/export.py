@@ -30,7 +30,7 @@ from trainlib.data.pictures.framing import Framing
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.trained_model import TrainedModel, trained_model
-from trainlib.models.weights.files import weights_sha256
+from trainlib.models.weights.files import for_safetensors, weights_sha256
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.terminal.printable import encode_anything, lines, print_error
 from trainlib.runs.terminal.streams import end_program
@@ -187,8 +187,8 @@ def _state_dict(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes
 
 
 def _safetensors(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]:
-    state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
-    content = safetensors.torch.save(state, metadata={"format": "pt", "trainlaunch": json.dumps(description)})
+    metadata = {"format": "pt", "trainlaunch": json.dumps(description)}
+    content = safetensors.torch.save(for_safetensors(model.module.state_dict()), metadata=metadata)
     return content, _same_weights(safetensors.torch.load(content), description)
 
 

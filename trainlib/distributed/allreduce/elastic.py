@@ -32,7 +32,7 @@ from trainlib.distributed.devices import hardware
 from trainlib.distributed.process_group import all_gather, gather_objects
 from trainlib.errors import RanksDifferError, UserError
 from trainlib.models.weights.files import weights_sha256
-from trainlib.models.weights.snapshot import Snapshot
+from trainlib.models.weights.snapshot import Snapshot, is_all_finite
 from trainlib.runs.machine.launch_variables import NUM_THREADS
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -158,7 +158,7 @@ class ElasticReducer:
                 "train.reproducibility: elastic adds up all gradients as one vector, and this model's parameters are "
                 f"of several types ({', '.join(types)}): give all of them one, or use exact"
             )
-        self._before = Snapshot(buffer for buffer in module.buffers() if buffer.dtype != torch.bool)
+        self._before = Snapshot(b for b in module.buffers() if b.dtype != torch.bool and is_all_finite(b))
         self._buffers = [buffer for buffers, _ in self._before.groups for buffer in buffers]
         self.num_shards = virtual_shards
         self._covers = [cover(shards_of_rank(virtual_shards, world_size, r)) for r in range(world_size)]

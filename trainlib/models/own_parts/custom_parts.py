@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from trainlib.config import CUSTOM_PREFIX, METRICS, TRANSFORM, Size, sides
@@ -118,13 +119,32 @@ def build_custom(source: ModelSource, num_classes: int) -> Classifier:
         raise UserError(
             f"model: got a {type(module).__name__}, must be a torch.nn.Module, or a function that makes one"
         )
-    owners: dict[int, str] = {}
-    for name, tensor in module.state_dict().items():
-        first = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
-        if first != name and tensor.numel():
-            raise UserError(f"model: {first} and {name} share their memory, and a checkpoint holds each tensor once")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise UserError(
+                f"model: {name} has no shape yet, as lazy layers get theirs from the first images: call the module "
+                "once, with zeros of the images' shape, before it is returned"
+            )
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise UserError(f"model: {name} repeats its values in memory (expand), and cannot be loaded: clone() it")
+    _require_savable(module)
     module.train()
     return Classifier(module, head="", frozen=frozenset())
+
+
+def _require_savable(module: nn.Module) -> None:
+    """Raise UserError unless the state_dict is of tensors that share no memory, but for one under several names."""
+    owners: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            got = type(tensor).__name__
+            raise UserError(f"model: its state_dict has a {got} as {name}, must be a tensor: register it as a buffer")
+        first, owner = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
+        if owner is not tensor and tensor.numel():
+            raise UserError(
+                f"model: {first} and {name} are parts of the same memory, which a checkpoint holds once: clone() one, "
+                "or give both the same parameter"
+            )
 
 
 def check_custom_model(

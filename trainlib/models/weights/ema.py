@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainlib.models.weights.snapshot import is_all_finite
+
 
 def update_decay(update: int, decay: float, every: int, warmup: str | int) -> float:
     """Return the weight of the old average in one update: `decay`, and less in the first ones.
@@ -41,6 +43,8 @@ def scaled_decay(decay: float, every: int, batch_size: int, epochs: float) -> fl
 class ExponentialMovingAverage:
     """The exponential moving average of a module's trained parameters and floating-point buffers.
 
+    A buffer that holds infinities, such as a mask of attention, is left alone: there are no averages of them.
+
     It begins as a copy of the module. At every `every`-th applied step it becomes d * average + (1 - d) * module, where
     d is `decay_of(n)` at update n, counted from 1 (see `update_decay`).
 
@@ -52,11 +56,13 @@ class ExponentialMovingAverage:
         self._decay_of = decay_of
         self._every = every
         self._num_steps = 0
-        self._in_module: dict[str, Tensor] = {
-            name: tensor
+        averaged = {
+            tensor: name  # one name, where a tensor has several
             for name, tensor in module.state_dict(keep_vars=True).items()
-            if tensor.is_floating_point() and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
+            if tensor.is_floating_point()
+            and (tensor.requires_grad if isinstance(tensor, nn.Parameter) else is_all_finite(tensor))
         }
+        self._in_module: dict[str, Tensor] = {name: tensor for tensor, name in averaged.items()}
         # The average while the module holds its own weights; the module's own weights while it holds the average.
         self._outside = [tensor.detach().clone() for tensor in self._in_module.values()]
         self._is_swapped_in = False

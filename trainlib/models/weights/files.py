@@ -161,6 +161,20 @@ def assign_state(module: nn.Module, state: State, device: torch.device) -> None:
     load_weights(module, values, assign=True)
 
 
+def for_safetensors(state: Mapping[str, Tensor]) -> State:
+    """Return the tensors contiguous, and each in memory of its own, which safetensors asks for: shared ones are copied.
+
+    timm's CoaT has layers under several names, and so may models of one's own.
+    """
+    separate, places = State(), set[int]()
+    for name, tensor in state.items():
+        value = tensor.contiguous()
+        place = value.untyped_storage().data_ptr()
+        separate[name] = value.clone() if place in places else value
+        places.add(place)
+    return separate
+
+
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 over the bytes of all tensors in name order, each contiguous and little endian."""
     digest = hashlib.sha256()

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def is_all_finite(tensor: Tensor) -> bool:
+    """Return True if no value is infinite or not a number, as they are in a mask of attention: no sums of it are."""
+    return bool(torch.isfinite(tensor).all())
+
+
 class Snapshot:
     """Room for what tensors held before a step, made once.
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from trainlib.errors import CheckpointError
+from trainlib.models.weights.files import for_safetensors
 from trainlib.platform.accelerators import host_copy
 from trainlib.platform.regular_files import open_regular, read_regular
 from trainlib.runs.files.durable import DurableFile, sync_directory, write_atomically
@@ -271,9 +272,7 @@ def _remove(path: Path) -> None:
 
 def _write_files(directory: Path, contents: Contents) -> None:
     with DurableFile(directory / MODEL) as model:
-        model.write(
-            safetensors.torch.save({name: tensor.contiguous() for name, tensor in contents.model_state.items()})
-        )
+        model.write(safetensors.torch.save(for_safetensors(contents.model_state)))
     with DurableFile(directory / TRAINER) as trainer:
         torch.save(dict(contents.trainer_state), trainer)
     files = {MODEL: model.facts, TRAINER: trainer.facts}
