@@ -41,6 +41,22 @@ def test_two_networks_in_one_file_are_refused(tmp_path: Path) -> None:
         build(weights=str(as_pth(state, tmp_path / "w")))
 
 
+@pytest.mark.parametrize("on_meta", [False, True])
+def test_a_file_without_the_order_of_the_network_is_refused_where_that_counts(on_meta: bool, tmp_path: Path) -> None:
+    """safetensors sorts by name, and a scale, a shift, a mean and a variance are of one shape."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in stock()))
+    numbered = {
+        f"{layers.index(layer):03}.{kind}": t for n, t in stock().items() for layer, _, kind in [n.rpartition(".")]
+    }
+    build(weights=str(as_pth(numbered, tmp_path / "w")), weights_keys="shapes")
+    path = as_safetensors(numbered, tmp_path / "w")
+    with (
+        torch.device("meta" if on_meta else "cpu"),
+        pytest.raises(WeightsError, match="alphabetical order of their names"),
+    ):
+        build(weights=str(path), weights_keys="shapes")
+
+
 def test_a_larger_network_of_the_same_family_is_refused(tmp_path: Path) -> None:
     """All names and shapes of a ResNet-18 are in a ResNet-34."""
     path = as_pth(stock("resnet34"), tmp_path / "w")

@@ -27,7 +27,7 @@ MODEL_DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "model.weights_keys": D(
         "How the tensors of a weights file find their places: `strict`, by their names; `shapes`, the i-th tensor of "
-        "the file is the i-th of the model, for the same network with other names (see "
+        "the file (.pt, .pth) is the i-th of the model, for the same network with other names (see "
         "[models.md](models.md)).",
         "model='{name: timm/tf_efficientnet_lite0, weights: lite0.pth, weights_keys: shapes}'",
     ),

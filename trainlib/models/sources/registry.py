@@ -77,7 +77,8 @@ def read_weights(config: ModelConfig, image_size: Size, channels: int, device: t
     """Read the state_dict of `model.weights`, on the CPU, with the names that the architecture has today.
 
     For the meta device nothing is downloaded: published weights are empty tensors of the right shapes.
-    Raises WeightsError for a file that is missing, damaged or holds anything but tensors.
+    Raises WeightsError for a file that is missing, damaged or holds anything but tensors, or has no order where one is
+    needed.
     """
     found = published_weights(config)
     if found is not None:
@@ -88,6 +89,12 @@ def read_weights(config: ModelConfig, image_size: Size, channels: int, device: t
     if not path.is_file():
         raise WeightsError(
             f"model.weights: got {config.weights!r}, must be an existing file: {path.absolute()} is none"
+        )
+    if config.weights_keys == "shapes" and path.suffix == ".safetensors":
+        raise WeightsError(
+            f"model.weights_keys: shapes needs the order of the network, and {path} has its tensors in the "
+            "alphabetical order of their names, as safetensors files do: load them into their own network and "
+            "torch.save its state_dict, to a .pth file"
         )
     with torch.device("cpu"):
         return canonical(read_state(path), auxiliary=config.name not in INCEPTIONS)

@@ -74,10 +74,11 @@ def pin_weights(config: Config, *, fresh: bool = False) -> Config:
     logger.info("model.weights: the %s ones of run %s, %s: %s", which, found.name, chosen.path.name, pinned)
     model = (chosen.manifest.get("config") or {}).get("model") or {}
     same = model.get("name") == config.model.name
-    if config.model.weights_keys == "strict" and _architecture(model.get("name")) != _architecture(config.model.name):
+    if _architecture(model.get("name")) != _architecture(config.model.name):
         raise WeightsError(
             f"model.weights: got run:{found.name}, a run of {model.get('name')}, and model.name is {config.model.name}"
-            ": name the same model, or take the tensors in their order with model.weights_keys=shapes"
+            f": name the same model, or `launch export {found.name} --format state_dict` and take that file's tensors "
+            "in their order with model.weights_keys=shapes"
         )
     trained, arguments = _preprocessing_in(chosen), transform_input_of(model) if same else {}
     if config.data.channels == 1:
