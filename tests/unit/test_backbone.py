@@ -65,6 +65,13 @@ def test_a_prefix_before_every_name_leaves_nothing_out(tmp_path: Path, caplog: p
     assert not caplog.records
 
 
+def test_a_part_beside_it_does_not_cost_the_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = build(10).module.state_dict()
+    path = as_pth(state | {"criterion.weight": torch.ones(2)}, tmp_path / "w")
+    assert_same(build(10, weights=str(path)).module, state)
+    assert caplog.messages[0].endswith("left out are 1 of the file: criterion.weight")
+
+
 def test_the_new_head_is_that_of_the_seed(tmp_path: Path) -> None:
     path = str(as_pth(other(), tmp_path / "w"))
     heads = []

@@ -49,6 +49,18 @@ def without_counters(state: State, path: Path) -> Path:
     return as_pth({name: tensor for name, tensor in state.items() if "num_batches" not in name}, path)
 
 
+def with_average(key: str, beside: str, prefix: str, more: State) -> Callable[[State, Path], Path]:
+    """The average, and the weights beside it, as timm and torchvision save them."""
+
+    def save(state: State, path: Path) -> Path:
+        plain = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        average = more | {prefix + name: tensor for name, tensor in state.items()}
+        torch.save({"epoch": 3, beside: plain, key: average}, path.with_suffix(".pth"))
+        return path.with_suffix(".pth")
+
+    return save
+
+
 FORMS = [
     as_pth,
     as_old_format,
@@ -59,6 +71,8 @@ FORMS = [
     prefixed("_orig_mod."),
     prefixed("module._orig_mod."),
     without_counters,
+    with_average("state_dict_ema", "state_dict", "", {}),
+    with_average("model_ema", "model", "module.", {"n_averaged": torch.tensor(3)}),
 ]
 
 

@@ -77,6 +77,16 @@ def test_values_that_are_no_numbers_are_refused_with_the_tensors_name(
         build(weights=str(path))
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64, torch.sparse_coo])
+def test_numbers_of_another_kind_are_refused_with_the_tensors_name(kind: Any, tmp_path: Path) -> None:
+    state = stock()
+    bias = state["conv5.1.bias"]
+    state["conv5.1.bias"] = bias.to_sparse() if kind is torch.sparse_coo else bias.to(kind)
+    with pytest.raises(WeightsError, match=rf"conv5.1.bias holds .*{kind}.*must hold plain floating-point numbers"):
+        build(weights=str(as_pth(state, tmp_path / "w")))
+
+
 class Malicious:
     """Unpickling this makes a folder."""
 

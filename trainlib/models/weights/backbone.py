@@ -56,7 +56,7 @@ def _fit(module: nn.Module, head: str, state: State, prefix: str) -> tuple[State
     if any(_top(name) in children and not _is_in(name, head) for name in mismatch.unexpected):
         return None  # the file is of a larger network, such as a ResNet-34 for a ResNet-18
     dropped = {*mismatched, *mismatch.unexpected}
-    incomplete = bool(dropped or mismatch.missing)  # a head without its bias is no head
+    incomplete = any(_is_in(name, head) for name in (*dropped, *mismatch.missing))  # without its bias it is no head
     return {n: t for n, t in named.items() if n not in dropped and not (incomplete and _is_in(n, head))}, prefix
 
 
@@ -82,10 +82,17 @@ def _top(name: str) -> str:
 def require_finite(state: State, dtypes: State) -> None:
     """Raise WeightsError, naming the tensor, for a value that is infinite or not a number in the module's dtype.
 
+    So are those of another kind: quantized, complex or sparse.
+
     dtypes   the module's own tensors, by name
     """
     for name, tensor in state.items():
         expected = dtypes[name].dtype if name in dtypes else tensor.dtype
+        if expected.is_floating_point and not (tensor.is_floating_point() and tensor.layout is torch.strided):
+            raise WeightsError(
+                f"model.weights: {name} holds {tensor.dtype} ({tensor.layout}), must hold plain floating-point "
+                "numbers: save it as such (float, dequantize, to_dense)"
+            )
         if expected.is_floating_point and not _is_finite(tensor, expected):
             raise WeightsError(
                 f"model.weights: {name} holds values that are infinite or not a number: the file is of a training that "

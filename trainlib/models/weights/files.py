@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import pickletools
 import re
@@ -19,21 +20,26 @@ from torch import Tensor, nn
 
 from trainlib.errors import WeightsError
 
+logger = logging.getLogger("trainlib.models")
+
 State = dict[str, Tensor]
 
 NAMES_SHOWN = 3
 
-# Where training programs keep the state_dict in the files that they write.
-_NESTED_UNDER = ("state_dict", "model", "model_state_dict")
+# Where training programs keep the state_dict in the files that they write. Those of timm and torchvision may hold an
+# average beside it, which comes first, as timm itself has it.
+_AVERAGES = ("state_dict_ema", "model_ema")
+_NESTED_UNDER = (*_AVERAGES, "state_dict", "model", "model_state_dict")
 # The prefixes that DistributedDataParallel and torch.compile add to every name.
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 # DenseNet's published files have dots, as in `norm.1.weight`, where its module names have none.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)$")
+_NUM_AVERAGED = "n_averaged"  # beside the weights of torch's AveragedModel
 _AUXILIARY = re.compile(r"^(?:aux1|aux2|AuxLogits)\.")
 
 
 def read_state(path: Path, device: str = "cpu") -> State:
-    """Read the state_dict in a .pt, .pth or .safetensors file, bare or under `state_dict` or `model`.
+    """Read the state_dict in a .pt, .pth or .safetensors file, bare or under `state_dict` or `model`, or its average.
 
     device   "meta" for the shapes alone: the values are not read
 
@@ -58,6 +64,8 @@ def read_state(path: Path, device: str = "cpu") -> State:
     for key in _NESTED_UNDER:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+            if key in _AVERAGES and device != "meta":
+                logger.info("model.weights: of %s the average, %r, is taken", path, key)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         found = (
             f"a mapping of {', '.join(map(repr, list(content)[:6]))}"
@@ -102,6 +110,7 @@ def canonical(state: State, *, auxiliary: bool = True) -> State:
     auxiliary   False to leave out auxiliary heads, which a model may be built without
     """
     renamed = {_OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", name)): value for name, value in state.items()}
+    renamed.pop(_NUM_AVERAGED, None)
     return renamed if auxiliary else {name: value for name, value in renamed.items() if not _AUXILIARY.match(name)}
 
 
