@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import random
+import struct
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,28 @@ def test_an_orientation_that_there_is_not_turns_nothing(orientation: int) -> Non
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert_as_pillow(encoded(Image.fromarray(smooth_pixels(24, 40)), "JPEG", exif=exif))
+
+
+def with_exif(data: bytes, kind: int, value: bytes, place: int = 2) -> bytes:
+    """Return a JPEG whose EXIF gives one value of this TIFF type as the orientation."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI4sI", 0x112, kind, 1, value, 0)
+    return data[:place] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[place:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(1, b"\6"), (7, b"\6"), (2, b"6"), (2, b""), (5, b"\x1a"), (11, struct.pack("<f", np.nan))]
+)
+def test_an_orientation_that_is_no_number_turns_nothing(kind: int, value: bytes) -> None:
+    data = encoded(Image.fromarray(smooth_pixels(24, 40)), "JPEG")
+    np.testing.assert_array_equal(decoded(with_exif(data, kind, value)), decoded(data))
+
+
+def test_exif_that_follows_the_frame_turns_the_picture() -> None:
+    data = encoded(Image.fromarray(smooth_pixels(24, 40)), "JPEG")
+    behind = data.index(b"\xff\xda")  # all headers: the scan begins
+    turned = with_exif(data, 3, b"\6", behind)
+    assert decoded(turned).shape == (40, 24, 3)
+    assert_as_pillow(turned)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])

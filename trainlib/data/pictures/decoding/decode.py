@@ -111,14 +111,14 @@ def _decode_jpeg(data: bytes, channels: int) -> Tensor:
     return picture_CHW
 
 
-def _orientation(data: bytes) -> int:
-    """Return the orientation that a picture's metadata name; 1 where they name none."""
+def _orientation(data: bytes) -> object:
+    """Return the orientation that a picture's metadata name, which may be no number at all; 1 where they name none."""
     with _open(data) as image:
-        return int(image.getexif().get(0x0112, 1))
+        return image.getexif().get(0x0112, 1)
 
 
-def _turned(picture_CHW: Tensor, orientation: int) -> Tensor:
-    """Turn a picture as its EXIF orientation, 1 to 8, says; another number leaves it as it is."""
+def _turned(picture_CHW: Tensor, orientation: object) -> Tensor:
+    """Turn a picture as its EXIF orientation, 1 to 8, says; anything else leaves it as it is."""
     match orientation:
         case 2:
             return picture_CHW.flip(2)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive: what libjpeg decodes to 8 bits
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})
-_APP1 = 0xE1  # EXIF or XMP, of which either may say how the picture is turned
+_APP1 = 0xE1  # EXIF or XMP, of which either may say how the picture is turned; it may follow the frame's header
+_SCAN = 0xDA  # of pixels, before which all headers are
 
 
 class JpegHeader(NamedTuple):
@@ -22,24 +23,22 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
     """Return the header of a JPEG file of 8 bits; None for anything else, and where it is damaged."""
     if data[:2] != b"\xff\xd8":
         return None
-    place, has_metadata = 2, False
-    while place + 4 <= len(data) and data[place] == 0xFF:
+    place, frame, has_metadata = 2, b"", False
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _SCAN:
         marker = data[place + 1]
         if marker == 0xFF:  # padding
             place += 1
             continue
         if marker in _WITHOUT_LENGTH:
             return None
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in _FRAMES:
+        if marker in _FRAMES and not frame:
             frame = data[place + 4 : place + 10]
-            if len(frame) < 6 or frame[0] != 8:
-                return None
-            height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
-            return JpegHeader(width, height, frame[5], has_metadata) if height and width else None
         has_metadata = has_metadata or marker == _APP1
-        place += 2 + length
-    return None
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    if len(frame) < 6 or frame[0] != 8:
+        return None
+    height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    return JpegHeader(width, height, frame[5], has_metadata) if height and width else None
 
 
 def dct_scale(width: int, height: int, needed: int) -> int:
