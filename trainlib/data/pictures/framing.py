@@ -208,7 +208,8 @@ def resample(picture_CHW: Tensor, height: int, width: int, interpolation: str, *
         return picture_CHW
     if picture_CHW.numel() == 0:  # no picture, which torch refuses
         return picture_CHW.new_empty((*picture_CHW.shape[:-2], height, width))
-    if pillow:
+    # Of a single column torch may take bytes that lie elsewhere, or end with an error, as it mistakes the layout.
+    if pillow or (interpolation != "nearest" and 1 in (width, picture_CHW.shape[-1])):
         rows = picture_CHW if picture_CHW.ndim == 4 else picture_CHW[None]
         scaled = stack([_resample_with_pillow(row_CHW, height, width, interpolation) for row_CHW in rows])
         return scaled if picture_CHW.ndim == 4 else scaled[0]
