@@ -66,10 +66,14 @@ def test_nested_folders_and_links_are_walked_but_not_in_circles(root: Path, tmp_
     save_image(tmp_path / "elsewhere" / "5.png")
     (root / "train" / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "train" / "cat" / "6.png").symlink_to(tmp_path / "elsewhere" / "5.png")
-    (root / "train" / "cat" / "indoors" / "back").symlink_to(root / "train" / "cat")
-    names = [name for name in list_image_folder(root).full_names() if name.startswith("train/cat/")]
+    circles = {"back": root / "train" / "cat", "up": root / "train", "out": tmp_path}
+    for name, target in circles.items():
+        (root / "train" / "cat" / "indoors" / name).symlink_to(target)
+    samples = list_image_folder(root)
+    names = [name for name in samples.full_names() if name.startswith("train/cat/")]
     expected = ["0.png", "1.png", "2.png", "6.png", "indoors/deep/4.png", "linked/5.png"]
     assert names == [f"train/cat/{name}" for name in expected]
+    assert all(f"{root}/train/cat/indoors/{name}" in str(samples.notices) for name in circles)
 
 
 def test_files_that_are_no_images_are_left_out_with_one_notice(root: Path) -> None:

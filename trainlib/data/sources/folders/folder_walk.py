@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress
+from pathlib import Path
 
 import numpy as np
 
@@ -51,7 +52,7 @@ AT_ONCE = 1_000  # files that are asked for by one call: what is said of each is
 class FoundFiles:
     """The picture files below a folder, sorted by name; names are relative to that folder.
 
-    left_out   absolute paths of files that are no pictures by their names
+    left_out   absolute paths of files that are no pictures by their names, and of links back to a folder they lie in
     broken     absolute paths of links whose target is missing
     junk       absolute paths of hidden folders and pictures, and of folders that file managers, archives and network
                drives have made
@@ -91,6 +92,11 @@ def is_hidden_picture(name: str) -> bool:
     return name[0] == "." and name[1:2] != "_" and is_image(name)
 
 
+def folders_above(folder: str) -> tuple[tuple[int, int], ...]:
+    """Return device and inode of each folder that this one lies in: what a link in it must not lead back to."""
+    return tuple((above.st_dev, above.st_ino) for above in map(os.stat, Path(folder).absolute().parents))
+
+
 def _sorted_entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
@@ -119,7 +125,7 @@ def _walk(folder: str) -> FoundFiles:
     names: list[str] = []
     stamps = [np.empty((0, 4), np.int64)]
     try:
-        _walk_into(folder, "", (), names, stamps, found)
+        _walk_into(folder, "", folders_above(folder), names, stamps, found)
     except OSError as error:
         raise _unreadable(error) from error
     order = sorted(range(len(names)), key=names.__getitem__)
@@ -146,6 +152,7 @@ def _walk_into(
         status = os.fstat(descriptor)
         itself = (status.st_dev, status.st_ino)
         if itself in ancestors:
+            found.left_out.append(folder)
             return
         every = os.listdir(descriptor)
         entries = [name for name in every if name[0] != "."]
