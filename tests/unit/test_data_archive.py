@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -87,8 +88,11 @@ def test_members_are_read_as_tarfile_reads_them(folder: Path, tmp_path: Path) ->
             assert files.read(index) == content.read()
 
 
-def test_packing_gives_the_same_bytes_and_keeps_what_is_there(folder: Path, tmp_path: Path) -> None:
+def test_packing_gives_the_same_bytes_and_keeps_what_is_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pack(folder, tmp_path / "one", 2_000) == 22
+    assert capsys.readouterr().err.startswith("note: Files left out, not images by their names")
     os.utime(folder / "train/cat/000.png", (0, 0))
     pack(folder, tmp_path / "two", 2_000)
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
@@ -128,11 +132,11 @@ def webdataset(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:
                 file.addfile(header, io.BytesIO(content))
 
 
-@pytest.mark.parametrize("ending", ["cls", "json"])
-def test_shards_of_webdataset(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize("folders", ["", "{}/"])  # of shards: names of files may be counted anew in each
+@pytest.mark.parametrize(("form", "ending"), [("png", "cls"), ("JPEG", "json"), ("webp", "json")])
+def test_shards_of_webdataset(tmp_path: Path, form: str, ending: str, folders: str) -> None:
     shards = tmp_path / "shards"
     pictures: list[bytes] = []
-    shards.mkdir()
     for shard in range(3):
         samples = []
         for i in range(8):
@@ -141,9 +145,13 @@ def test_shards_of_webdataset(tmp_path: Path, ending: str) -> None:
             pictures.append(picture)
             label = str(number % 11).encode()
             content = label if ending == "cls" else json.dumps({"label": number % 11, "w": 12}).encode()
-            samples.append((f"{i:04}", {"png": picture, ending: content}))  # keys are counted anew in each shard
-        webdataset(shards / f"train-{shard:04}.tar", samples)
+            samples.append((f"{i:04}", {form: picture, ending: content}))  # keys are counted anew in each shard
+            samples.append((f"._{i:04}", {form: b"of macOS", ending: b"of macOS"}))
+        path = shards / (f"part{shard}/0.tar" if folders else f"train-{shard:04}.TAR")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        webdataset(path, samples)
     found = list_archive(shards)
+    assert found.notices == ()
     assert found.classes == tuple(map(str, range(11)))
     assert sorted(found.files.read(i) for i in range(24)) == sorted(pictures)
     for i, label in enumerate(found.labels_N.tolist()):
@@ -165,6 +173,39 @@ def test_a_label_that_is_none(tmp_path: Path, parts: dict[str, bytes], message: 
     webdataset(tmp_path / "a.tar", [("0", {"png": b"p", "cls": b"0"}), ("1", parts)])
     with pytest.raises(DataError, match=message):
         list_archive(tmp_path / "a.tar")
+
+
+def test_what_is_said_of_a_picture_in_a_class_folder_is_no_label(tmp_path: Path) -> None:
+    samples = [(f"{name}/{i}", {"jpg": b"x", "json": b'{"boxes": []}'}) for name in ("cat", "dog") for i in range(2)]
+    webdataset(tmp_path / "a.tar", samples)
+    found = list_archive(tmp_path / "a.tar")
+    assert found.classes == ("cat", "dog")
+    assert "(4)" in str(found.notices)
+
+
+def test_a_split_may_stand_within_the_name_of_a_shard(folder: Path, tmp_path: Path) -> None:
+    """As in webdataset's: validation must not be trained on."""
+    (tmp_path / "out").mkdir()
+    for split, name in {"train": "train", "val": "validation", "test": "test"}.items():
+        tar(folder / split, tmp_path / "out" / f"pets-{name}-0000.tar")
+    found = list_archive(tmp_path / "out")
+    assert dict(found.counts) == {"train": 14, "val": 5, "test": 3}
+    shutil.copy(tmp_path / "out/pets-test-0000.tar", tmp_path / "out/more.tar")
+    with pytest.raises(DataError, match=r"others that are not: more\.tar\. Name each after its split"):
+        list_archive(tmp_path / "out")
+
+
+def test_links_to_folders_of_shards_are_followed_but_not_in_circles(folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        (tmp_path / "stored" / split).mkdir(parents=True)
+        tar(folder / split, tmp_path / "stored" / split / "0.tar")
+    links = tmp_path / "links"
+    links.mkdir()
+    for split in ("train", "val", "test"):
+        (links / split).symlink_to(tmp_path / "stored" / split)
+    (tmp_path / "stored/test/back").symlink_to(links)
+    (tmp_path / "stored/test/out").symlink_to(tmp_path)
+    assert list(list_archive(links).full_names()) == list(list_image_folder(folder).full_names())
 
 
 def test_links_and_devices_are_left_out_and_named(folder: Path, tmp_path: Path) -> None:

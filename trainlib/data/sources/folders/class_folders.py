@@ -101,16 +101,18 @@ def samples_of(
     files: Callable[[PrefixedNames], PictureFiles],
     *,
     group: str | None,
+    has_labels: bool = False,
 ) -> Samples:
     """Return the samples of splits in class folders, on disk or in an archive.
 
-    place    the root, for messages
-    files    makes the pictures of these names below the root
-    group    as for `folder_groups`
+    place        the root, for messages
+    files        makes the pictures of these names below the root
+    group        as for `folder_groups`
+    has_labels   True where the classes are no folders but labels, beside which folders mean nothing
 
     Raises DataError with everything that is wrong. A notice names the files that are left out.
     """
-    notices = _check(place, splits)
+    notices = _check(place, splits, has_labels)
     classes = tuple(splits["train"].classes)
     names = {split: listed.names(classes) for split, listed in splits.items()}
     every = [*chain.from_iterable(names.values())]
@@ -130,7 +132,7 @@ def samples_of(
     )
 
 
-def _check(place: str, splits: Mapping[str, SplitFolder]) -> list[tuple[int, str]]:
+def _check(place: str, splits: Mapping[str, SplitFolder], has_labels: bool) -> list[tuple[int, str]]:
     """Raise DataError with all mistakes; return notices of what is left out, and of folders that look like classes."""
     mistakes = _mistakes(splits["train"], splits.get("val"), splits.get("test"))
     notices = left_out_notices(list(splits.values()))
@@ -138,7 +140,7 @@ def _check(place: str, splits: Mapping[str, SplitFolder]) -> list[tuple[int, str
         lines = [f"data.root: the image folders in {place} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]
         lines += [f"  {sentence}" for level, sentence in notices if level == logging.WARNING]
         raise DataError("\n".join([*lines, LAYOUT]))
-    repeated = _repeated_folders(splits["train"])
+    repeated = None if has_labels else _repeated_folders(splits["train"])
     return [*notices, *([(logging.WARNING, repeated)] if repeated else [])]
 
 

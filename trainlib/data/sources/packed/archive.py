@@ -9,8 +9,15 @@ from pathlib import Path
 
 from trainlib.data.identity.stamp import Stamp, Stamps
 from trainlib.data.sources.folders.class_folders import SplitFolder, samples_of
-from trainlib.data.sources.folders.folder_walk import FoundFiles, is_hidden_picture, is_image, is_junk, visible
-from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, absolute, choose_layout
+from trainlib.data.sources.folders.folder_walk import (
+    FoundFiles,
+    folders_above,
+    is_hidden_picture,
+    is_image,
+    is_junk,
+    visible,
+)
+from trainlib.data.sources.folders.layout import SPLIT_FOLDERS, absolute, choose_layout, name_some
 from trainlib.data.sources.packed.index import read_index
 from trainlib.data.sources.packed.members import Archive, ArchiveFiles, MemberPlace, open_archive
 from trainlib.data.sources.packed.tar import list_tar
@@ -34,7 +41,7 @@ def list_archive(root: Path, *, group: str | None = None) -> Samples:
     root = absolute(root)
     archives = _archives(root)
     places = _named(root, archives)
-    has_labels = is_webdataset(places)
+    has_labels = is_webdataset(archives, places)
     if has_labels:
         places = label_folders(archives, places)
     tree = _MemberTree(places)
@@ -49,7 +56,7 @@ def list_archive(root: Path, *, group: str | None = None) -> Samples:
     def files(names: Sequence[str]) -> ArchiveFiles:
         return ArchiveFiles(archives, (places[name] for name in names))
 
-    return samples_of("archive", str(root), layout, splits, files, group=group)
+    return samples_of("archive", str(root), layout, splits, files, group=group, has_labels=has_labels)
 
 
 def _archives(root: Path) -> list[Archive]:
@@ -58,7 +65,7 @@ def _archives(root: Path) -> list[Archive]:
         return [_list(root)]
     if not root.is_dir():
         raise DataError(f"data.root: {root} does not exist. data.name=archive needs a .tar, a .zip or a folder of them")
-    paths = [path for path in _files(str(root)) if path.endswith(ENDINGS)]
+    paths = [path for path in _files(str(root), folders_above(str(root))) if path.lower().endswith(ENDINGS)]
     if not paths:
         raise DataError(
             f"data.root: {root} holds no .tar or .zip. For class folders of pictures set data.name=image_folder; "
@@ -67,10 +74,15 @@ def _archives(root: Path) -> list[Archive]:
     return read_index(root, [Path(path) for path in paths]) or [_list(Path(path)) for path in paths]
 
 
-def _files(folder: str) -> list[str]:
+def _files(folder: str, ancestors: tuple[tuple[int, int], ...]) -> list[str]:
+    """Return all files below a folder; links are followed, but not in circles."""
+    status = os.stat(folder)
+    itself = (status.st_dev, status.st_ino)
+    if itself in ancestors:
+        return []
     found = []
     for entry in visible(folder):
-        found += _files(entry.path) if entry.is_dir(follow_symlinks=False) else [entry.path]
+        found += _files(entry.path, (*ancestors, itself)) if entry.is_dir() else [entry.path]
     return sorted(found)
 
 
@@ -102,23 +114,42 @@ def _named(root: Path, archives: Sequence[Archive]) -> dict[str, MemberPlace]:
     A folder that everything is in is left out of the names, as in a zip of a folder. Raises DataError for a name that
     is in two archives.
     """
-    splits = [_split_of(os.path.relpath(archive.path, root)) if root.is_dir() else "" for archive in archives]
-    if all(splits):
+    splits = _splits_of(root, [os.path.relpath(archive.path, root) for archive in archives]) if root.is_dir() else []
+    if splits:
         by_split: dict[str, list[int]] = {}
         for number, split in enumerate(splits):
             by_split.setdefault(split, []).append(number)
         return {
             f"{split}/{name}": place
             for split, numbers in by_split.items()
-            for name, place in _without_top(_joined(archives, numbers), split).items()
+            for name, place in _without_top(archives, _joined(archives, numbers), split).items()
         }
-    return _without_top(_joined(archives, range(len(archives))), "")
+    return _without_top(archives, _joined(archives, range(len(archives))), "")
 
 
-def _split_of(name: str) -> str:
-    """Return the split that a shard's path is named after, as in train-0001.tar or val/0001.tar; "" for none."""
-    found = _OF_SPLIT.match(name)
-    return found[1] if found else ""
+def _splits_of(root: Path, names: Sequence[str]) -> list[str]:
+    """Return the split that each shard's path is named after, as in train-0001.tar or val/0001.tar; empty for none.
+
+    Raises DataError where some are named after several splits, and others after none.
+    """
+    begins = [found[1] if (found := _OF_SPLIT.match(name)) else "" for name in names]
+    if all(begins):
+        return begins
+    splits = [split or _word_in(name) for split, name in zip(begins, names, strict=True)]
+    if len({*splits} - {""}) < 2:
+        return []
+    if others := [name for split, name in zip(splits, names, strict=True) if not split]:
+        raise DataError(
+            f"data.root: {root} holds archives that are named after splits, and others that are not: "
+            f"{name_some(others)}. Name each after its split, as in train-0000.tar, or move them away"
+        )
+    return splits
+
+
+def _word_in(name: str) -> str:
+    """Return the one split that is a word of a shard's file name, as in imagenet-train-0001.tar; else ""."""
+    found = {*re.split("[-_.]", os.path.basename(name))} & {*SPLIT_FOLDERS}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _joined(archives: Sequence[Archive], numbers: Sequence[int]) -> dict[str, MemberPlace]:
@@ -135,18 +166,29 @@ def _joined(archives: Sequence[Archive], numbers: Sequence[int]) -> dict[str, Me
         return places
     # Keys of webdataset's form may be counted anew in each shard: their archive's name tells them apart.
     places = {
-        f"{Path(archives[number].path).stem}/{name}": (number, member)
-        for number in numbers
+        f"{prefix}/{name}": (number, member)
+        for number, prefix in zip(numbers, _told_apart([archives[number].path for number in numbers]), strict=True)
         for name, member in archives[number].members.items()
     }
-    if not is_webdataset(places):
+    if not is_webdataset(archives, places):
         raise DataError(f"data.root: {repeated[0]} is in {archives[0].path} and in another archive: remove one")
     return places
 
 
-def _without_top(places: dict[str, MemberPlace], split: str) -> dict[str, MemberPlace]:
+def _told_apart(paths: Sequence[str]) -> list[str]:
+    """Return the names of archives without their endings; where some are the same, with the folders they lie in."""
+    stems = [Path(path).stem for path in paths]
+    if len({*stems}) == len(stems):
+        return stems
+    above = os.path.commonpath(paths)
+    return [os.path.splitext(os.path.relpath(path, above))[0] for path in paths]
+
+
+def _without_top(
+    archives: Sequence[Archive], places: dict[str, MemberPlace], split: str
+) -> dict[str, MemberPlace]:
     """Leave out of the names the one folder that everything is in, but not one that is a split."""
-    if is_webdataset(places):
+    if is_webdataset(archives, places):
         return places
     while True:
         tops = {name.partition("/")[0] if "/" in name else "" for name in places if not _is_junk(name)}

@@ -19,7 +19,7 @@ from trainlib.data.sources.folders.layout import absolute
 from trainlib.data.sources.packed.index import INDEX_FILE, dump_index
 from trainlib.errors import DataError, UserError
 from trainlib.runs.files.durable import sync_directory
-from trainlib.runs.terminal.printable import print_error
+from trainlib.runs.terminal.printable import print_error, printable
 
 SHARD_BYTES = 1_000_000_000
 NAME = "shard-{:05}.tar"
@@ -38,8 +38,8 @@ def pack(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
     if out.is_relative_to(folder):
         raise DataError(f"{out}: lies in {folder}, whose pictures it would be counted among; choose a place outside")
     samples = list_image_folder(folder)
-    for notice in samples.notices:
-        print(f"note: {notice}", file=sys.stderr)
+    for _, notice in samples.notices:
+        print(f"note: {printable(notice)}", file=sys.stderr)
     names = samples.full_names()
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

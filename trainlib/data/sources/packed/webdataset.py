@@ -16,17 +16,30 @@ LABEL_KEYS = ("label", "cls", "class", "class_name")  # of a .json, the first th
 MAX_LABEL = 1 << 20  # bytes
 
 
-def is_webdataset(places: Mapping[str, MemberPlace]) -> bool:
-    """Return True if some picture has a label of its name beside it."""
+def is_webdataset(archives: Sequence[Archive], places: Mapping[str, MemberPlace]) -> bool:
+    """Return True if some picture has a label of its name beside it.
+
+    A .json beside a picture in a class folder may be anything, such as boxes that somebody drew: it is read.
+    """
+    labels: dict[str, str] = {}
     for name in places:
         key, ending = _key(name)
-        if ending == "cls" or (ending == "json" and any(f"{key}.{picture}" in places for picture in ("jpg", "png"))):
-            return True
-    return False
+        if ending in LABEL_ENDINGS:
+            labels[key] = min(name, labels.get(key, name))
+    label = next((labels[_key(name)[0]] for name in places if is_image(name) and _key(name)[0] in labels), None)
+    if label is None or not label.lower().endswith(".json") or os.path.dirname(label) in ("", *SPLIT_FOLDERS):
+        return label is not None
+    try:
+        _label(ArchiveFiles(archives, [places[label]]), 0)
+    except DataError:
+        return False
+    return True
 
 
 def label_folders(archives: Sequence[Archive], places: Mapping[str, MemberPlace]) -> dict[str, MemberPlace]:
     """Return the pictures as if they lay in a folder of their label: <split>/<label>/<name>.
+
+    What is hidden, as by macOS, keeps its name.
 
     Raises DataError naming pictures without a label, with two, or with one that cannot be read.
     """
@@ -36,7 +49,7 @@ def label_folders(archives: Sequence[Archive], places: Mapping[str, MemberPlace]
         key, ending = _key(name)
         if ending in LABEL_ENDINGS:
             labels.setdefault(key, []).append((name, place))
-        elif is_image(name):
+        elif is_image(name) and not _is_hidden(name):
             pictures.setdefault(key, []).append((name, place))
     wrong = [found[0][0] for key, found in pictures.items() if len(found) > 1 or key not in labels]
     if wrong:
@@ -46,7 +59,7 @@ def label_folders(archives: Sequence[Archive], places: Mapping[str, MemberPlace]
         )
     chosen = [min(labels[key]) for key in pictures]  # .cls before .json
     files = ArchiveFiles(archives, (place for _, place in chosen))
-    found = {}
+    found = {name: place for name, place in places.items() if _is_hidden(name)}
     for index, [(name, place)] in enumerate(pictures.values()):
         folder, _, rest = name.partition("/")
         split = f"{folder}/" if folder in SPLIT_FOLDERS and rest else ""
@@ -75,6 +88,10 @@ def _of_json(text: str) -> str:
         if isinstance(values, dict) and isinstance(value := values.get(key), str | int):
             return str(value)
     raise ValueError(f"must be an object with one of {', '.join(LABEL_KEYS)}, a number or a text")
+
+
+def _is_hidden(name: str) -> bool:
+    return os.path.basename(name).startswith(".")
 
 
 def _key(name: str) -> tuple[str, str]:
