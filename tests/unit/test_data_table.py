@@ -130,6 +130,17 @@ def test_a_group_column_that_is_not_there(tmp_path: Path, rows: Rows) -> None:
     assert "has no column 'patient' (data.group names it); its columns are path, label, split" in text
 
 
+def test_cells_of_parquet_become_text(tmp_path: Path, rows: Rows) -> None:
+    """Bytes are text; what is not a number is no name."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    paths, labels = [row["path"] for row in rows], [row["label"] for row in rows]
+    parquet.write_table(pyarrow.table({"path": paths, "label": map(str.encode, labels)}), tmp_path / "t.parquet")
+    assert set(load(tmp_path, tmp_path / "t.parquet").class_names) == set(labels)
+    numbers = [float("nan"), *map(float, range(1, len(paths)))]
+    parquet.write_table(pyarrow.table({"path": paths, "label": numbers}), tmp_path / "t.parquet")
+    assert "row 2: label is empty" in refused(tmp_path, tmp_path / "t.parquet")
+
+
 def test_parquet_and_csv_of_pandas_are_one_data_set(tmp_path: Path, rows: Rows) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")

@@ -157,9 +157,13 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[Cells]]:
 
 
 def _text(cell: object) -> str | list[str] | None:
-    if isinstance(cell, list):
-        return ["" if one is None else str(one) for one in cell]
-    return None if cell is None else str(cell)
+    return [_name(one) or "" for one in cell] if isinstance(cell, list) else _name(cell)
+
+
+def _name(value: object) -> str | None:
+    if value is None or value != value:  # not a number: how some programs write that there is none
+        return None
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
 def _check_columns(file: Path, columns: Sequence[str], group: str | None) -> None:
