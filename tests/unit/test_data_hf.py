@@ -13,6 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from trainlib.config.schema.sections import DataConfig
 from trainlib.data import Dataset, load_data
+from trainlib.data.sources.hugging_face import sizes_of
 from trainlib.errors import DataError
 
 
@@ -54,6 +55,16 @@ def test_splits_labels_and_pixels_are_those_of_datasets(tmp_path: Path) -> None:
     ):
         assert images.labels_N.tolist() == [row["label"] for row in rows]
         assert torch.equal(next(images.images.batches([torch.arange(len(rows))])), pixels(rows))
+
+
+def test_more_than_two_gigabytes_are_listed() -> None:
+    """No array of arrow's holds as much; one piece stands here for all of them, and takes its memory once."""
+    pyarrow = pytest.importorskip("pyarrow")
+    columns = [pyarrow.array([bytes(1 << 20), None]), pyarrow.array([None, __file__])]
+    piece = pyarrow.StructArray.from_arrays(columns, ["bytes", "path"])
+    table = hf().table.InMemoryTable(pyarrow.table({"image": pyarrow.chunked_array([piece] * 2100)}))
+    rows = hf().Dataset(table, fingerprint="none")  # by itself it puts them together, in vain
+    assert sizes_of(rows, "image") == [1 << 20, Path(__file__).stat().st_size] * 2100
 
 
 def test_one_data_set_is_divided_and_its_order_is_kept(tmp_path: Path) -> None:

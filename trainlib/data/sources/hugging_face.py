@@ -154,19 +154,22 @@ def _stamps(column: Any, image: str) -> list[Stamp]:
     statuses = [os.stat(file["filename"]) for file in column.cache_files]
     newest = max(statuses, key=lambda status: status.st_ctime_ns, default=None)
     of_file = Stamp(0, 0, 0, 0) if newest is None else Stamp.of(newest)
-    return [of_file._replace(size=size) for size in _sizes(column, image)]
+    return [of_file._replace(size=size) for size in sizes_of(column, image)]
 
 
-def _sizes(column: Any, image: str) -> list[int]:
+def sizes_of(column: Any, image: str) -> list[int]:
     """Return the number of bytes of each row's picture, without reading any that is in the data set itself."""
     import pyarrow.compute
 
-    cells = column.with_format("arrow")[:][image].combine_chunks()
-    sizes = pyarrow.compute.binary_length(cells.field("bytes")).to_pylist()
-    if None not in sizes:
-        return list(sizes)
-    paths = cells.field("path").to_pylist()
-    return [
-        (os.path.getsize(path) if path and os.path.exists(path) else 0) if size is None else size
-        for size, path in zip(sizes, paths, strict=True)
-    ]
+    sizes: list[int] = []
+    for cells in column.with_format("arrow")[:][image].chunks:  # put together, they would take as much memory again
+        found = pyarrow.compute.binary_length(cells.field("bytes")).to_pylist()
+        if None in found:
+            paths = cells.field("path").to_pylist()
+            found = [_file_size(path) if size is None else size for size, path in zip(found, paths, strict=True)]
+        sizes += found
+    return sizes
+
+
+def _file_size(path: str | None) -> int:
+    return os.path.getsize(path) if path and os.path.exists(path) else 0
