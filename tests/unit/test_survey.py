@@ -83,8 +83,10 @@ def test_all_that_was_planted_is_found(planted: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_table_and_the_page(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch(["data", *CONFIG, "--html", "page.html"]) == 0
-    out = capsys.readouterr().out
+    assert launch(["data", *CONFIG, "--html", "page.html", "--batch", "b.png"]) == 2, "no batch of damaged pictures"
+    out, err = capsys.readouterr()
+    assert "train/ant/cut.png: " in err
+    assert not (tmp_path / "b.png").exists()
     assert "train/ant/cut.png (ant): " in out
     assert "test: test/ant/leak.png (ant)" in out
     page = (tmp_path / "page.html").read_text()

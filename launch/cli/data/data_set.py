@@ -60,7 +60,7 @@ def data(
     with tempfile.TemporaryDirectory() as folder:
         facts = Path(folder) / "facts.json"
         exit_code = call(program, [*words, "--facts", str(facts)], config=config)
-        if exit_code == EXIT_OK:
+        if facts.exists():  # also where the picture of the first batch failed
             write_page(html, data_page(config.name, json.loads(facts.read_text()), datetime.now(UTC)))
             click.echo(f"\nthe page is {html}", err=as_json)
     return exit_code

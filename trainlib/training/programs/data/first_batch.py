@@ -32,7 +32,7 @@ INK, PAPER = "#1b1d1f", "#fdfdfc"
 def write_first_batch(
     config: Config, target: Path, own: Dataset | None = None, transform: Transform | None = None
 ) -> None:
-    """Write the picture of the first global batch of the first epoch, as one process gets it, and say so.
+    """Write the picture of the first global batch of the first epoch, as one process gets it.
 
     own, transform   a data set and a random change of the user's own
     """
@@ -59,7 +59,6 @@ def write_first_batch(
         grid(shown, title).save(target, "PNG")
     except OSError as error:
         raise UserError(f"--batch: {target} cannot be written ({error.strerror or error})") from error
-    print(f"the first batch is in {printable(str(target))}")
 
 
 def denormalised(micro_batch: MicroBatch, preprocess: Preprocess) -> Tensor:

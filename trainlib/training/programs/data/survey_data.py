@@ -21,7 +21,7 @@ from trainlib.models.own_parts.code_parts import parts_of
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import to_json
 from trainlib.runs.own_code.loading import load_with_code
-from trainlib.runs.terminal.printable import print_error
+from trainlib.runs.terminal.printable import print_error, printable
 from trainlib.runs.terminal.streams import end_program
 from trainlib.runs.terminal.tables import show
 from trainlib.training.build.data import build_plan
@@ -31,7 +31,7 @@ PROGRESS_SECONDS = 2.0
 
 
 def main(arguments: Sequence[str] | None = None, config: Config | None = None) -> int:
-    """Print what is in the data, or write the first batch as a picture; return the exit code (see `errors`).
+    """Print what is in the data, write the first batch as a picture, or both; return the exit code (see `errors`).
 
     config   the configuration that the arguments name, where the caller has read it already
     """
@@ -40,10 +40,6 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
         config, _, parts = load_with_code(options.config, options.code, ["launch", "data", *options.config], config)
         custom = parts_of(config, parts)
         own = custom.load_dataset()
-        if options.batch is not None:
-            from trainlib.training.programs.data.first_batch import write_first_batch
-
-            write_first_batch(config, options.batch, own, custom.transform)
         if options.batch is None or options.facts is not None or options.json:
             facts = survey(config, pictures=options.facts is not None, own=own)
             if options.facts is not None:
@@ -52,6 +48,12 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
                 print(to_json(without_pictures(facts)))
             else:
                 show(*survey_text(facts))
+        if options.batch is not None:  # after the rest, which tells of a damaged picture too: that ends this
+            from trainlib.training.programs.data.first_batch import write_first_batch
+
+            write_first_batch(config, options.batch, own, custom.transform)
+            told = f"the first batch is in {printable(str(options.batch))}"
+            print(told, file=sys.stderr if options.json else sys.stdout)
     except TrainlaunchError as error:
         print_error(error)
         return error.exit_code
