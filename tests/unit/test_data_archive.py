@@ -74,6 +74,24 @@ def test_an_archive_holds_what_its_folder_holds(folder: Path, tmp_path: Path, ki
     ]
 
 
+@pytest.mark.parametrize(
+    ("system", "stored", "name"),
+    [(3, "Zo\xe9".encode(), "Zoé"), (0, "Zoé".encode("cp437"), "Zoé"), (0, b"Zo\\deep", "Zo"), (3, b"Z\\oe", "Z\\oe")],
+)
+def test_a_zip_of_macos_or_windows_has_the_names_of_its_folders(
+    tmp_path: Path, system: int, stored: bytes, name: str
+) -> None:
+    """macOS and Linux's `zip` write UTF-8 without saying so, old programs of Windows their own letters and backslashes."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for folder in ("ant", "#" * len(stored)):
+            info = zipfile.ZipInfo(f"{folder}/1.png")
+            info.create_system = system
+            file.writestr(info, b"x")
+    content = (tmp_path / "a.zip").read_bytes().replace(b"#" * len(stored), stored)
+    (tmp_path / "a.zip").write_bytes(content)
+    assert list_archive(tmp_path / "a.zip").classes == tuple(sorted(["ant", name]))
+
+
 def test_members_are_read_as_tarfile_reads_them(folder: Path, tmp_path: Path) -> None:
     os.link(folder / "train/cat/000.png", folder / "train/cat/linked.png")
     path = tar(folder, tmp_path / "a.tar")

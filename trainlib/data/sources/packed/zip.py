@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 from trainlib.data.identity.stamp import Stamp
 from trainlib.data.sources.packed.members import DEFLATED, STORED, Archive, Member, open_archive, safe_name
 from trainlib.errors import DataError
 
-_ENCRYPTED = 1  # of flag_bits
+_ENCRYPTED, _UTF8 = 1, 0x800  # of flag_bits
+_OF_DOS = 0  # of create_system: Windows too
 
 
 def list_zip(path: Path) -> Archive:
@@ -29,11 +31,21 @@ def list_zip(path: Path) -> Archive:
     return archive
 
 
+def _name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name. Some programs do not say that it is UTF-8, and some of Windows write backslashes."""
+    name = info.filename
+    if not info.flag_bits & _UTF8:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/") if info.create_system == _OF_DOS else name
+
+
 def _add(archive: Archive, info: zipfile.ZipInfo) -> None:
     """Add a member; one of the same name takes the place of an earlier one, as in unpacking."""
-    if info.is_dir():
+    name = _name(info)
+    if name.endswith("/"):
         return
-    name = safe_name(info.filename, archive.path)
+    name = safe_name(name, archive.path)
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         archive.left_out.append(name)
