@@ -81,7 +81,7 @@ def test_an_archive_holds_what_its_folder_holds(folder: Path, tmp_path: Path, ki
 def test_a_zip_of_macos_or_windows_has_the_names_of_its_folders(
     tmp_path: Path, system: int, stored: bytes, name: str
 ) -> None:
-    """macOS and Linux's `zip` write UTF-8 without saying so, old programs of Windows their own letters and backslashes."""
+    """macOS and Linux's `zip` write UTF-8 without saying so, some of Windows its own letters and backslashes."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         for folder in ("ant", "#" * len(stored)):
             info = zipfile.ZipInfo(f"{folder}/1.png")

@@ -115,7 +115,9 @@ def test_every_processor_gives_the_same_bits() -> None:
     assert found.stdout == hashlib.sha256(here.contiguous().numpy().data).hexdigest()
 
 
-@pytest.mark.parametrize(("height", "width", "target"), [(9, 1, (5, 6)), (2, 1, (1, 7)), (9, 6, (5, 1)), (4, 6, (1, 1))])
+@pytest.mark.parametrize(
+    ("height", "width", "target"), [(9, 1, (5, 6)), (2, 1, (1, 7)), (9, 6, (5, 1)), (4, 6, (1, 1))]
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_single_column(height: int, width: int, target: tuple[int, int], channels: int) -> None:
     """Of which torch by itself gives other bytes of its memory where EXIF turned a grey one, or ends with an error."""

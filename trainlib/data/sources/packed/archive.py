@@ -184,9 +184,7 @@ def _told_apart(paths: Sequence[str]) -> list[str]:
     return [os.path.splitext(os.path.relpath(path, above))[0] for path in paths]
 
 
-def _without_top(
-    archives: Sequence[Archive], places: dict[str, MemberPlace], split: str
-) -> dict[str, MemberPlace]:
+def _without_top(archives: Sequence[Archive], places: dict[str, MemberPlace], split: str) -> dict[str, MemberPlace]:
     """Leave out of the names the one folder that everything is in, but not one that is a split."""
     if is_webdataset(archives, places):
         return places
