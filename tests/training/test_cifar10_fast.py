@@ -33,7 +33,7 @@ def test_it_is_the_plain_network(width: float, widths: tuple[int, int, int], dir
     ours, expected = classifier.module.state_dict(), plain.named_as_ours()
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
-    assert classifier.head == "head"
+    assert classifier.heads == ("head",)
     images_NCHW = torch.randn(4, 3, 32, 32)
     assert torch.equal(classifier.module(images_NCHW), plain(images_NCHW))
     plain.to(memory_format=torch.channels_last)

@@ -118,7 +118,7 @@ def test_vgg16_dropout_is_the_configured_one() -> None:
 def test_new_head_receives_gradient(values: dict[str, Any], head: str) -> None:
     torch.manual_seed(0)
     classifier = build_model(section(**values, head=head), 10, 32)
-    layer = classifier.module.get_submodule(classifier.head)
+    layer = classifier.module.get_submodule(classifier.heads[0])
     classifier.module(torch.randn(4, 3, 32, 32)).sum().backward()
     gradients = [parameter.grad for parameter in layer.parameters()]
     assert len(gradients) == 2
@@ -134,10 +134,10 @@ def test_new_head_receives_gradient(values: dict[str, Any], head: str) -> None:
 def test_every_family_takes_a_new_head(name: str, replaced: str, appended: str) -> None:
     image_size = 299 if name == "inception_v3" else 224
     classifier = on_meta(7, image_size, name=name)
-    assert classifier.head == replaced
+    assert classifier.heads == (replaced,)
     check_forward(classifier, image_size, 7)
     behind = on_meta(7, image_size, name=name, head="append")
-    assert behind.head == appended
+    assert behind.heads == (appended,)
     check_forward(behind, image_size, 7)
     new = sum(p.numel() for p in behind.module.get_submodule(appended).parameters())
     assert new == 1000 * 7 + (name != "maxvit_t") * 7  # MaxViT's last layer has no bias
@@ -160,7 +160,7 @@ def test_cifar10_cnn_is_the_classic_one(image_size: int) -> None:
     plain = nn.Sequential(*layers, nn.Linear(64 * side**2, 64), nn.Linear(64, 10))
     images_NCHW = torch.randn(2, 3, image_size, image_size)
     assert torch.equal(classifier.module(images_NCHW), plain(images_NCHW))
-    assert classifier.head == "classifier.1"
+    assert classifier.heads == ("classifier.1",)
 
 
 def test_cifar10_cnn_has_nothing_to_append_to() -> None:
@@ -215,10 +215,10 @@ def test_backbone_is_everything_but_the_head(name: str, head: str) -> None:
     """Also parameters outside of any leaf module: class tokens, position embeddings, fused attention weights."""
     classifier = on_meta(name=name, head=head, freeze="backbone")
     learning = {name for name, parameter in classifier.module.named_parameters() if parameter.requires_grad}
-    assert learning == {f"{classifier.head}.weight", f"{classifier.head}.bias"}
+    assert learning == {f"{classifier.heads[0]}.weight", f"{classifier.heads[0]}.bias"}
     in_train_mode = {name for name, module in classifier.module.named_modules() if module.training}
-    assert classifier.head in in_train_mode
-    assert all(classifier.head.startswith(name) for name in in_train_mode)
+    assert classifier.heads[0] in in_train_mode
+    assert all(classifier.heads[0].startswith(name) for name in in_train_mode)
 
 
 def test_freeze_features_needs_features() -> None:

@@ -16,7 +16,7 @@ from trainlib.models.architectures.empty import empty_init
 from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.optimizers.groups import layer_numbers
 from trainlib.models.optimizers.schedule import Schedule
-from trainlib.models.sources.registry import last_layer
+from trainlib.models.sources.registry import last_layers
 
 TIMM = (
     "resnet50", "convnext_tiny", "vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224",
@@ -111,13 +111,13 @@ def test_layers_of_other_models_are_blocks_in_order(name: str, count: int, of_na
     numbers = layer_numbers(module)
     assert set(numbers.values()) == set(range(count))
     assert {n: numbers[n] for n in of_names} == of_names
-    assert numbers[f"{last_layer(module)}.weight"] == count - 1
+    assert numbers[f"{last_layers(module)[0]}.weight"] == count - 1
 
 
 def test_the_head_has_a_name_of_its_own_in_patterns() -> None:
     module = of_torchvision("resnet18")
     section = config(layer_decay=0.5, param_groups=[{"match": "head", "lr": 0.1}])
-    head, *rest = build_optimizer(section, module, "fc").param_groups
+    head, *rest = build_optimizer(section, module, ["fc"]).param_groups
     assert [p.shape for p in head["params"]] == [(1000, 512), (1000,)]
     assert (head["lr"], rest[0]["lr"], rest[0]["lr_scale"]) == (0.1, 0.01 * 0.5**9, 0.5**9)
     with pytest.raises(UserError, match="head, but it is not known which layer"):

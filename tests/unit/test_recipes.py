@@ -182,7 +182,7 @@ def test_the_last_layer_learns_first_and_then_all_at_a_lower_rate(name: str, hea
     assert counts[1] < counts[2] <= counts[3] == len(list(classifier.module.parameters()))
     stages.train_all(classifier.module)
     total = config.train.epochs * epoch_steps
-    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head)
+    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.heads)
     head, last_block = optimizer.param_groups[0], optimizer.param_groups[-1]
     schedule = Schedule(config.scheduler, optimizer, total_steps=total, steps_per_epoch=epoch_steps)
     for step in range(total):

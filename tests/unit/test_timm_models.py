@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from tiers import quick_or_soak
 from torch import nn
 
-from trainlib.config import Config, ModelConfig, load_config
+from trainlib.config import Config, ModelConfig, OptimizerConfig, load_config
 from trainlib.config.libraries import timm_models as names
 from trainlib.data.augment.preprocess import Preprocess
 from trainlib.data.pictures.configured import evaluation_of
 from trainlib.errors import UserError, WeightsError
 from trainlib.models import build_for_checkpoint, build_model, lay_out_channels_last, preprocessing_of
+from trainlib.models.optimizers.build import build_optimizer
 from trainlib.models.weights.files import load_weights
 from trainlib.runs.machine import environment
 from trainlib.training.build.run_weights import pin_weights
@@ -156,7 +157,11 @@ def test_a_file_of_a_timm_model_is_normalised_as_timm_says(tmp_path: Path) -> No
         ("{name: timm/resnet5O}", "model.name: got timm/resnet5O, .*did you mean timm/resnet50"),
         ("{name: timm/resnet18.nobody}", r"Invalid pretrained tag \(nobody\) for resnet18"),
         ("{name: timm/resnet18, dropout: 1}", "unexpected keyword argument 'dropout'"),
-        ("{name: timm/deit_tiny_distilled_patch16_224}", r"has 2 heads \(head, head_dist\)"),
+        (
+            "{name: timm/deit_tiny_distilled_patch16_224, head: append}",
+            r"append needs one last layer, and timm/deit_tiny_distilled_patch16_224 has 2 \(head, head_dist\)",
+        ),
+        ("{name: timm/sam2_hiera_tiny}", "without a layer for classes: set model.num_classes=1000"),
         (
             "{name: timm/resnet18, weights: pretrained}",
             "those of timm/resnet18, at timm/resnet18.a1_in1k, could not .*HF_HOME",
@@ -214,6 +219,7 @@ def test_weights_of_five_dimensions_are_no_obstacle_to_channels_last() -> None:
         "{name: timm/beit_base_patch16_224, embed_dim: 12, depth: 1, num_heads: 3}",
         "{name: timm/maxvit_tiny_tf_224, embed_dim: [32], depths: [1], stem_width: 16}",
         "{name: timm/vit_tiny_patch16_224, embed_dim: 12, depth: 1, num_heads: 3}",
+        "{name: timm/deit_tiny_distilled_patch16_224, embed_dim: 12, depth: 1, num_heads: 3}",
     ],
     ids=lambda section: str(section).split(",")[0],
 )
@@ -230,3 +236,27 @@ def test_files_of_weights_need_not_hold_what_is_the_same_for_all(tmp_path: Path,
     expected = trained(images_NCHW)
     assert torch.equal(resumed(images_NCHW), expected)
     assert torch.equal(tuned(images_NCHW), expected)
+
+
+def test_a_model_of_two_last_layers_gets_new_ones_and_trains_both(tmp_path: Path) -> None:
+    import timm
+
+    section = "{name: timm/deit_tiny_distilled_patch16_224, embed_dim: 12, depth: 1, num_heads: 3, freeze: backbone}"
+    config = load_config(["quickstart", f"model={section}"]).model
+    published = timm.create_model("deit_tiny_distilled_patch16_224", embed_dim=12, depth=1, num_heads=3).eval()
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    classifier = build_model(config.model_copy(update={"weights": str(tmp_path / "weights.pth")}), 3, 224)
+    assert classifier.heads == ("head", "head_dist")
+    learning = [name for name, parameter in classifier.module.named_parameters() if parameter.requires_grad]
+    assert learning == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
+    assert [classifier.module.get_parameter(name).shape[0] for name in learning] == [3] * 4
+    images_NCHW = torch.rand(2, 3, 224, 224)
+    features = published.forward_features(images_NCHW)
+    tuned: Any = classifier.module.eval()
+    assert torch.equal(tuned.forward_features(images_NCHW), features)
+    groups = build_optimizer(
+        OptimizerConfig.model_validate({"name": "SGD", "lr": 0.1, "param_groups": [{"match": "head", "lr": 1.0}]}),
+        classifier.module,
+        classifier.heads,
+    ).param_groups
+    assert [len(group["params"]) for group in groups] == [4]

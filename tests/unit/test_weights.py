@@ -92,7 +92,7 @@ def test_stock_weights_keep_their_head_under_an_appended_one(tmp_path: Path) -> 
     classifier = build(weights=str(as_pth(state, tmp_path / "w")), head="append")
     renamed = {name.replace("fc.", "fc.0."): tensor for name, tensor in state.items()}
     assert_same(classifier.module, renamed)
-    assert classifier.head == "fc.1"
+    assert classifier.heads == ("fc.1",)
 
 
 @pytest.mark.parametrize("values", [{}, {"head": "append"}, {"name": "cifar10_cnn"}], ids=["replace", "append", "cnn"])
@@ -198,7 +198,7 @@ def test_a_checkpoint_needs_the_architecture_but_not_the_weights(
     resumed = build_classifier(config, 10, torch.device("cpu"), with_weights=False)
     assert not list(path.parent.iterdir())
 
-    assert (resumed.head, resumed.frozen) == (trained.head, trained.frozen)
+    assert (resumed.heads, resumed.frozen) == (trained.heads, trained.frozen)
     learning = [[p.requires_grad for p in classifier.module.parameters()] for classifier in (trained, resumed)]
     assert learning[0] == learning[1]
     resumed.module.load_state_dict(trained.module.state_dict())
@@ -217,7 +217,7 @@ def test_a_checkpoint_does_not_need_the_weights_file(weights: str) -> None:
     config = section(weights=weights, freeze="backbone", head="append")
     resumed = build_model(config, 10, 32, load_weights=False)
     fresh = build_model(config.model_copy(update={"weights": None}), 10, 32)
-    assert (resumed.head, resumed.frozen) == (fresh.head, fresh.frozen)
+    assert (resumed.heads, resumed.frozen) == (fresh.heads, fresh.frozen)
     assert resumed.module.state_dict().keys() == fresh.module.state_dict().keys()
 
 

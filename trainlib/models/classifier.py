@@ -20,7 +20,7 @@ from trainlib.models.freezing import freeze
 from trainlib.models.sources.registry import (
     BUILT_FOR_CLASSES,
     build_architecture,
-    last_layer,
+    last_layers,
     published_weights,
     read_weights,
 )
@@ -37,13 +37,14 @@ class Classifier:
     """A network from images float32 [N, C, S, S] to logits [N, num_classes], with the names of its parts.
 
     module   the network, a plain torchvision or torch module
-    head     name of the last linear layer, such as `fc`, `classifier.6` or `fc.1`
+    heads    names of the last layers: of one, such as `fc` or `fc.1`, but for models whose logits are a mean; empty
+             where they are not known
     frozen   names of the modules that do not learn: without gradients, and always in eval mode
     kept     names of the BatchNorm layers that learn but whose statistics stay, so always in eval mode as well
     """
 
     module: nn.Module
-    head: str
+    heads: tuple[str, ...]
     frozen: frozenset[str]
     kept: frozenset[str] = frozenset()
 
@@ -66,11 +67,11 @@ def build_model(
         raise UserError(f"model.name: {custom_part_missing(config.name)}")
     device = torch.get_default_device()
     if config.weights is not None and load_weights:
-        module, head = _build_from_weights(config, num_classes, image_size, channels, device)
+        module, heads = _build_from_weights(config, num_classes, image_size, channels, device)
     else:
-        module, head = _build(config, num_classes, image_size, channels, device)
+        module, heads = _build(config, num_classes, image_size, channels, device)
     module.to(device)
-    classifier = Classifier(module, head, freeze(module, head, config.freeze))
+    classifier = Classifier(module, heads, freeze(module, heads, config.freeze))
     set_train_mode(classifier)
     return classifier
 
@@ -82,7 +83,7 @@ def build_for_checkpoint(config: ModelConfig, num_classes: int, image_size: Size
     """
     module = build_empty(lambda: _build_unchanged(config, num_classes, image_size, channels))
     with empty_init():
-        _attach_head(module, config, num_classes)
+        _attach_heads(module, config, num_classes)
     return module
 
 
@@ -173,17 +174,17 @@ def _build_unchanged(config: ModelConfig, num_classes: int, image_size: Size, ch
 
 def _build(
     config: ModelConfig, num_classes: int, image_size: Size, channels: int, device: torch.device
-) -> tuple[nn.Module, str]:
-    """Build the module with initial values, without any for the meta device, and return its head's name."""
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the module with initial values, without any for the meta device, and return its heads' names."""
     build = partial(_build_unchanged, config, num_classes, image_size, channels)
     module = build_empty(build) if device.type == "meta" else build()
-    return module, _attach_head(module, config, num_classes)
+    return module, _attach_heads(module, config, num_classes)
 
 
 def _build_from_weights(
     config: ModelConfig, num_classes: int, image_size: Size, channels: int, device: torch.device
-) -> tuple[nn.Module, str]:
-    """Build the module with the configured weights, and return its head's name.
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the module with the configured weights, and return its heads' names.
 
     Weights of the published architecture are loaded before its head is changed, others after it. Of weights with
     another head, or without one, the backbone is loaded. For grey images the first layer's are summed over its inputs.
@@ -202,21 +203,21 @@ def _build_from_weights(
         )
     state = read_weights(config, image_size, channels, device)
     if config.weights_keys == "shapes" and not by_name:
-        state = match_by_shapes(state, module.state_dict(), last_layer(module))
+        state = match_by_shapes(state, module.state_dict(), last_layers(module))
     state = fit_channels(module, without_common_prefix(module, state))
     mismatch_before = compare_state(module, state)
     if not mismatch_before:
         require_finite(state, module.state_dict())
         assign_state(module, state, device)
-        return module, _attach_head(module, config, num_classes)
+        return module, _attach_heads(module, config, num_classes)
     with empty_init():
-        head = _attach_head(module, config, num_classes)
+        heads = _attach_heads(module, config, num_classes)
     mismatch_after = compare_state(module, state)
     if not mismatch_after:
         require_finite(state, module.state_dict())
         assign_state(module, state, device)
-        return module, head
-    found = find_backbone(module, head, state)
+        return module, heads
+    found = find_backbone(module, heads, state)
     if found is None:
         message = f"{config.weights} does not fit {config.name} at data.image_size {image_size}: {mismatch_before}"
         if mismatch_after != mismatch_before:
@@ -224,9 +225,9 @@ def _build_from_weights(
         if channels == 3 and is_of_one_channel(module, state):
             message += ". The file is of a network for grey images: set data.channels=1"
         raise WeightsError(f"model.weights: {message}")
-    module, head = _build(config, num_classes, image_size, channels, device)
+    module, heads = _build(config, num_classes, image_size, channels, device)
     _load_backbone(module, *found, config, device)
-    return module, head
+    return module, heads
 
 
 def _load_backbone(
@@ -239,32 +240,39 @@ def _load_backbone(
     logger.warning("model.weights: of %s %s", config.weights, sentence)
 
 
-def _attach_head(module: nn.Module, config: ModelConfig, num_classes: int) -> str:
-    """Give the module a new last layer for `num_classes`, and return that layer's name."""
-    name = last_layer(module)
+def _attach_heads(module: nn.Module, config: ModelConfig, num_classes: int) -> tuple[str, ...]:
+    """Give the module new last layers for `num_classes`, and return their names."""
+    names = last_layers(module)
     if config.name in BUILT_FOR_CLASSES:
         if config.head == "append":
             raise UserError(
                 f"model.head: append makes sense only for a model published with 1000 classes, and {config.name} is "
                 "built for the classes of the data: use head: replace"
             )
-        return name
-    last = module.get_submodule(name)
-    if not isinstance(last, nn.Linear | nn.Conv2d):
+        return names
+    lasts = [module.get_submodule(name) for name in names]
+    if not all(isinstance(last, nn.Linear | nn.Conv2d) for last in lasts):
         raise UserError(
             f"model.name: {config.name} is published without a layer for classes: set model.num_classes=1000, which "
             "gives it one, or choose another model"
         )
     if config.head == "replace":
-        module.set_submodule(name, _fresh(last, num_classes, behind=False))
-        return name
+        for name, last in zip(names, lasts, strict=True):
+            module.set_submodule(name, _fresh(last, num_classes, behind=False))
+        return names
+    if len(names) > 1:
+        raise UserError(
+            f"model.head: append needs one last layer, and {config.name} has {len(names)} ({', '.join(names)}): use "
+            "head: replace"
+        )
+    [name], [last] = names, lasts
     new = _fresh(last, num_classes, behind=True)
     parent = module.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, nn.Sequential) and parent[-1] is last:
         parent.append(new)
-        return f"{name.rpartition('.')[0]}.{len(parent) - 1}"
+        return (f"{name.rpartition('.')[0]}.{len(parent) - 1}",)
     module.set_submodule(name, nn.Sequential(last, new))
-    return f"{name}.1"
+    return (f"{name}.1",)
 
 
 def _fresh(layer: nn.Module, num_classes: int, *, behind: bool) -> nn.Module:

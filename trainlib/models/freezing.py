@@ -11,43 +11,46 @@ from torch import nn
 from trainlib.config import ModelConfig
 from trainlib.data.batches.plan import to_steps
 from trainlib.errors import UserError
+from trainlib.models.architectures.layer_names import is_in
 from trainlib.models.optimizers.groups import matches, unmatched
 
 if TYPE_CHECKING:
     from trainlib.models.classifier import Classifier
 
 
-def freeze(module: nn.Module, head: str, what: str | Sequence[str] | None) -> frozenset[str]:
+def freeze(module: nn.Module, heads: Sequence[str], what: str | Sequence[str] | None) -> frozenset[str]:
     """Turn off the gradients of what `model.freeze` names, and return the names of the modules that are frozen whole.
 
-    head   name of the last layer
+    heads   names of the last layers
     """
     if what is None:
         return frozenset()
     if not isinstance(what, str):
-        return _freeze_matching(module, head, what)
+        return _freeze_matching(module, heads, what)
     if what == "features":
         children = [name for name, _ in module.named_children()]
         if "features" not in children:
             raise UserError(
                 f"model.freeze: features needs a submodule of that name, and {type(module).__name__} has "
-                f"{', '.join(children)}: use freeze: backbone (everything but {head})"
+                f"{', '.join(children)}: use freeze: backbone (everything but {', '.join(heads)})"
             )
         module.get_submodule("features").requires_grad_(False)
         return frozenset(n for n, _ in module.named_modules() if n == "features" or n.startswith("features."))
     module.requires_grad_(False)
-    module.get_submodule(head).requires_grad_(True)
-    # The modules that contain the head stay in train mode; they do nothing but call their children.
-    return frozenset(n for n, _ in module.named_modules() if n and n != head and not head.startswith(f"{n}."))
+    for head in heads:
+        module.get_submodule(head).requires_grad_(True)
+    # The modules that contain a head stay in train mode; they do nothing but call their children.
+    names = [name for name, _ in module.named_modules() if name and name not in heads]
+    return frozenset(name for name in names if not any(is_in(head, [name]) for head in heads))
 
 
-def _freeze_matching(module: nn.Module, head: str, patterns: Sequence[str]) -> frozenset[str]:
+def _freeze_matching(module: nn.Module, heads: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
     """Freeze the parameters that any pattern matches, and return the modules all of whose parameters are frozen."""
     names = [name for name, _ in module.named_parameters()]
     for pattern in patterns:
-        if not any(matches(pattern, name, head) for name in names):
+        if not any(matches(pattern, name, heads) for name in names):
             raise UserError(f"model.freeze: {unmatched(pattern, names)}")
-    frozen = {name for name in names if any(matches(pattern, name, head) for pattern in patterns)}
+    frozen = {name for name in names if any(matches(pattern, name, heads) for pattern in patterns)}
     if len(frozen) == len(names):
         raise UserError(f"model.freeze: {', '.join(patterns)} match all {len(names)} parameters: nothing is trained")
     for name, parameter in module.named_parameters():
@@ -141,7 +144,7 @@ def unfreeze_stages(config: ModelConfig, classifier: Classifier, epoch_steps: in
     elements = list(enumerate(config.unfreeze or ()))
     for index, element in sorted(elements, key=lambda pair: to_steps(pair[1].at, epoch_steps)):
         key, step = f"model.unfreeze.{index}", to_steps(element.at, epoch_steps)
-        matched = [name for name in names if matches(element.match, name, classifier.head)]
+        matched = [name for name in names if matches(element.match, name, classifier.heads)]
         if not matched:
             raise UserError(f"{key}.match: {unmatched(element.match, names)}")
         if not frozen.intersection(matched):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,14 +26,14 @@ DECORATED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_d
 def build_optimizer(
     config: OptimizerConfig,
     module: nn.Module,
-    head: str = "",
+    heads: Sequence[str] = (),
     device: torch.device | None = None,
     own: Callable[..., Optimizer] | None = None,
 ) -> Optimizer:
     """Build the configured optimizer over the parameters of a model that require gradients.
 
     module   the model itself, whose names have no `module.` or `_orig_mod.` before them
-    head     name of its last layer, which `match: head` means; "" where it is not known
+    heads    names of its last layers, which `match: head` means; empty where they are not known
     device   the device that it will step on, for the choice of kernels; None: torch's own choice
     own      makes an optimizer of the user's own, in place of the class that the configuration names
 
@@ -41,18 +41,20 @@ def build_optimizer(
     or torch refuses an argument.
     """
     if own is not None:
-        return _own_optimizer(config, module, head, own)
+        return _own_optimizer(config, module, heads, own)
     for index, group in enumerate(config.param_groups):
         _check_options(f"optimizer.param_groups.{index}", config, config.args | group.args)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     options = _kernels(config, trainable, device) | config.args
-    groups = parameter_groups(config, module, head, options.get("lr", _default_lr(config.name)))
+    groups = parameter_groups(config, module, heads, options.get("lr", _default_lr(config.name)))
     return _construct("optimizer", config.name, groups, options)
 
 
-def _own_optimizer(config: OptimizerConfig, module: nn.Module, head: str, own: Callable[..., Optimizer]) -> Optimizer:
+def _own_optimizer(
+    config: OptimizerConfig, module: nn.Module, heads: Sequence[str], own: Callable[..., Optimizer]
+) -> Optimizer:
     """Return an optimizer of the user's own. Raises UserError unless it is one that a schedule can move."""
-    groups = parameter_groups(config, module, head, config.args.get("lr"))
+    groups = parameter_groups(config, module, heads, config.args.get("lr"))
     try:
         optimizer = own(groups, **config.args)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -11,8 +11,9 @@ from torch import nn
 from trainlib.config import OptimizerConfig
 from trainlib.config.checking.suggest import nearest
 from trainlib.errors import UserError
+from trainlib.models.architectures.layer_names import is_in
 
-HEAD = "head"  # as a pattern: the parameters of the classifier's last layer, whatever their names
+HEAD = "head"  # as a pattern: the parameters of the classifier's last layers, whatever their names
 NAMES_SHOWN = 5
 
 # Modules that only hold others: what they hold counts as layers of its own. Of torchvision: RegNet's stages, ViT's.
@@ -28,11 +29,13 @@ _NORMS = (
 Options = dict[str, Any]
 
 
-def parameter_groups(config: OptimizerConfig, module: nn.Module, head: str, lr: float | None) -> list[Options]:
+def parameter_groups(
+    config: OptimizerConfig, module: nn.Module, heads: Sequence[str], lr: float | None
+) -> list[Options]:
     """Return torch's parameter groups, over the parameters that require gradients.
 
-    head   name of the classifier's last layer; "" where it is not known
-    lr     the learning rate of parameters that are in no group of `config.param_groups`; None if there is none
+    heads   names of the classifier's last layers; empty where they are not known
+    lr      the learning rate of parameters that are in no group of `config.param_groups`; None if there is none
 
     Those of `config.param_groups` come first, in order, then one of all other parameters. With `no_decay` or
     `layer_decay` each is split by the weight decay and by the layer. A group of a layer whose learning rate is scaled
@@ -45,7 +48,7 @@ def parameter_groups(config: OptimizerConfig, module: nn.Module, head: str, lr: 
     undecayed = _undecayed(config.no_decay, module)
     scales = {} if config.layer_decay is None else layer_scales(module, config.layer_decay)
     groups: list[Options] = []
-    for names, options in _by_pattern(config, list(trainable), head):
+    for names, options in _by_pattern(config, list(trainable), heads):
         split: dict[tuple[bool, float], list[str]] = {}
         for name in names:
             without_decay = name in undecayed and "weight_decay" not in options
@@ -61,25 +64,27 @@ def parameter_groups(config: OptimizerConfig, module: nn.Module, head: str, lr: 
     return groups
 
 
-def _by_pattern(config: OptimizerConfig, names: Sequence[str], head: str) -> Iterator[tuple[list[str], Options]]:
+def _by_pattern(
+    config: OptimizerConfig, names: Sequence[str], heads: Sequence[str]
+) -> Iterator[tuple[list[str], Options]]:
     """Yield the names and options of each configured group, then those of all other parameters."""
     rest = list(names)
     for index, group in enumerate(config.param_groups):
         place = f"optimizer.param_groups.{index}.match"
-        if group.match == HEAD and not head:
+        if group.match == HEAD and not heads:
             raise UserError(f"{place}: got head, but it is not known which layer of this model is its head: name it")
-        matched = [name for name in rest if matches(group.match, name, head)]
+        matched = [name for name in rest if matches(group.match, name, heads)]
         if not matched:
-            raise UserError(f"{place}: {_no_match(group.match, names, head)}")
+            raise UserError(f"{place}: {_no_match(group.match, names, heads)}")
         rest = [name for name in rest if name not in set(matched)]
         yield matched, group.args
     if rest:
         yield rest, {}
 
 
-def matches(pattern: str, name: str, head: str) -> bool:
-    """Return True if a pattern is of a parameter: its whole name, case included, or `head` for the last layer."""
-    return name.startswith(f"{head}.") if pattern == HEAD else fnmatchcase(name, pattern)
+def matches(pattern: str, name: str, heads: Sequence[str]) -> bool:
+    """Return True if a pattern is of a parameter: its whole name, case included, or `head` for the last layers."""
+    return is_in(name, heads) if pattern == HEAD else fnmatchcase(name, pattern)
 
 
 def unmatched(pattern: str, names: Sequence[str], which: str = "parameter") -> str:
@@ -91,8 +96,8 @@ def unmatched(pattern: str, names: Sequence[str], which: str = "parameter") -> s
     return f"{pattern!r} matches no {which}; there are {len(names)}: {shown}{meant}"
 
 
-def _no_match(pattern: str, names: Sequence[str], head: str) -> str:
-    taken = [name for name in names if matches(pattern, name, head)]
+def _no_match(pattern: str, names: Sequence[str], heads: Sequence[str]) -> str:
+    taken = [name for name in names if matches(pattern, name, heads)]
     if taken:
         shown = ", ".join(taken[:NAMES_SHOWN])
         return f"{pattern!r} all that it matches ({shown}) is taken by earlier groups: put it before them"

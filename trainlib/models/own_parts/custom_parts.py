@@ -129,7 +129,7 @@ def build_custom(source: ModelSource, num_classes: int) -> Classifier:
             raise UserError(f"model: {name} repeats its values in memory (expand), and cannot be loaded: clone() it")
     _require_savable(module)
     module.train()
-    return Classifier(module, head="", frozen=frozenset())
+    return Classifier(module, heads=(), frozen=frozenset())
 
 
 def _require_savable(module: nn.Module) -> None:

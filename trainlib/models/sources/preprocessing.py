@@ -13,7 +13,7 @@ from trainlib.models.sources.published import HALF, IMAGENET_CLASSES, IMAGENET_M
 from trainlib.models.sources.registry import (
     BUILT_FOR_CLASSES,
     build_architecture,
-    last_layer,
+    last_layers,
     published_weights,
 )
 from trainlib.models.sources.timm_models import published_preprocessing
@@ -59,7 +59,7 @@ def _has_published_head(config: ModelConfig) -> bool:
         return False  # which is told where the weights are read
     with empty_init():
         module = build_architecture(config, IMAGENET_CLASSES, 224)
-        head = last_layer(module)
+        head = last_layers(module)[0]
         classes = len(module.state_dict().get(f"{head}.weight", ()))
     heads = [tensor for name, tensor in state.items() if name == f"{head}.weight" or name.endswith(f".{head}.weight")]
     if config.weights_keys == "shapes":

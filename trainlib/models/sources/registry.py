@@ -100,15 +100,15 @@ def read_weights(config: ModelConfig, image_size: Size, channels: int, device: t
         return canonical(read_state(path), auxiliary=config.name not in INCEPTIONS)
 
 
-def last_layer(module: nn.Module) -> str:
-    """Return the name of the layer that gives the logits.
+def last_layers(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers that give the logits: of one, but for models of timm whose logits are a mean.
 
-    A timm model says which one that is. Of others it is the last linear layer or, where there is none (SqueezeNet), the
-    last convolution.
+    A timm model says which ones these are. Of others it is the last linear layer or, where there is none (SqueezeNet),
+    the last convolution.
     """
-    named = timm_models.classifier_of(module)
+    named = timm_models.last_layers_of(module)
     if named is not None:
         return named
     linear: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
     convolutions: list[str] = [name for name, child in module.named_modules() if isinstance(child, nn.Conv2d)]
-    return (linear or convolutions)[-1]
+    return ((linear or convolutions)[-1],)

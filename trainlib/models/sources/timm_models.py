@@ -97,14 +97,7 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
-def classifier_of(module: nn.Module) -> str | None:
-    """Return the name of a timm model's last layer; None for any other model.
-
-    Raises UserError for a model with several heads.
-    """
+def last_layers_of(module: nn.Module) -> tuple[str, ...] | None:
+    """Return the names of a timm model's last layers, of which distilled ones have two; None for any other model."""
     named = getattr(module, "pretrained_cfg", {}).get("classifier")
-    if named is None or isinstance(named, str):
-        return named
-    raise UserError(
-        f"model.name: {type(module).__name__} has {len(named)} heads ({', '.join(named)}): choose a model with one"
-    )
+    return (named,) if isinstance(named, str) else named and tuple(named)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from trainlib.errors import WeightsError
+from trainlib.models.architectures.layer_names import is_in
 from trainlib.models.weights.files import State, compare_state, first_names
 
 
-def find_backbone(module: nn.Module, head: str, state: State) -> tuple[State, str] | None:
+def find_backbone(module: nn.Module, heads: Sequence[str], state: State) -> tuple[State, str] | None:
     """Return the tensors of a state_dict that fit all of a module but its last layer, and a sentence about the others.
 
-    head   name of the last layer, whose tensors may be missing or of another shape
+    heads   names of the last layers, whose tensors may be missing or of another shape
 
     Names may have a common prefix, such as `module.`, `backbone.` or `model.encoder.`. None if the backbone does not
     fit: a tensor is missing or of another shape, or the file has more layers of the backbone than the module.
     Raises WeightsError if two networks of the file fit.
     """
-    fitting = [found for prefix in _prefixes(module, state) if (found := _fit(module, head, state, prefix)) is not None]
+    fits = (_fit(module, heads, state, prefix) for prefix in _prefixes(module, state))
+    fitting = [found for found in fits if found is not None]
     if len(fitting) > 1:
         prefixes = ", ".join(prefix or "no prefix" for _, prefix in fitting)
         raise WeightsError(
@@ -29,7 +33,7 @@ def find_backbone(module: nn.Module, head: str, state: State) -> tuple[State, st
         return None
     [(backbone, prefix)] = fitting
     left_out = sorted(name for name in state if name.removeprefix(prefix) not in backbone)
-    return backbone, _sentence(head, backbone, left_out, prefix)
+    return backbone, _sentence(heads, backbone, left_out, prefix)
 
 
 def without_common_prefix(module: nn.Module, state: State) -> State:
@@ -46,33 +50,30 @@ def _prefixes(module: nn.Module, state: State) -> list[str]:
     return [name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")]
 
 
-def _fit(module: nn.Module, head: str, state: State, prefix: str) -> tuple[State, str] | None:
+def _fit(module: nn.Module, heads: Sequence[str], state: State, prefix: str) -> tuple[State, str] | None:
     named = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     mismatch = compare_state(module, named)
     mismatched = [text.partition(" (")[0] for text in mismatch.mismatched]
-    if any(not _is_in(name, head) for name in [*mismatch.missing, *mismatched]):
+    if any(not is_in(name, heads) for name in [*mismatch.missing, *mismatched]):
         return None
     children = [name for name, _ in module.named_children()]
-    if any(_top(name) in children and not _is_in(name, head) for name in mismatch.unexpected):
+    if any(_top(name) in children and not is_in(name, heads) for name in mismatch.unexpected):
         return None  # the file is of a larger network, such as a ResNet-34 for a ResNet-18
     dropped = {*mismatched, *mismatch.unexpected}
-    incomplete = any(_is_in(name, head) for name in (*dropped, *mismatch.missing))  # without its bias it is no head
-    return {n: t for n, t in named.items() if n not in dropped and not (incomplete and _is_in(n, head))}, prefix
+    incomplete = any(is_in(name, heads) for name in (*dropped, *mismatch.missing))  # without its bias it is no head
+    return {n: t for n, t in named.items() if n not in dropped and not (incomplete and is_in(n, heads))}, prefix
 
 
-def _sentence(head: str, backbone: State, left_out: list[str], prefix: str) -> str:
+def _sentence(heads: Sequence[str], backbone: State, left_out: list[str], prefix: str) -> str:
     parts = [f"{len(backbone)} tensors are loaded"]
     if prefix:
         parts[0] += f", without the prefix {prefix!r} of their names"
     if left_out:
         parts.append(f"left out are {len(left_out)} of the file: {first_names(left_out)}")
-    if not any(_is_in(name, head) for name in backbone):
-        parts.append(f"the last layer, {head}, begins with random weights")
+    if not any(is_in(name, heads) for name in backbone):
+        layers = f"layer, {heads[0]}, begins" if len(heads) == 1 else f"layers, {', '.join(heads)}, begin"
+        parts.append(f"the last {layers} with random weights")
     return "; ".join(parts)
-
-
-def _is_in(name: str, layer: str) -> bool:
-    return name == layer or name.startswith(f"{layer}.")
 
 
 def _top(name: str) -> str:

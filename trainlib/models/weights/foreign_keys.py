@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import zip_longest
 
 from trainlib.errors import WeightsError
+from trainlib.models.architectures.layer_names import is_in
 from trainlib.models.weights.files import State
 
 SHOWN = 6  # rows of the two lists in a refusal, around the first difference
 COUNTER = "num_batches_tracked"
 
 
-def match_by_shapes(state: State, expected: State, head: str) -> State:
+def match_by_shapes(state: State, expected: State, heads: Sequence[str]) -> State:
     """Return the tensors of a file under a model's names: the i-th of the file is the i-th of the model.
 
     state      of the file, with names of its own
     expected   the model's state_dict, of the right shapes
-    head       name of the model's last layer
+    heads      names of the model's last layers
 
     BatchNorm's counters, which older files lack, are left out of the comparison. So is the last layer, which is the one
     that the file's last tensor belongs to: it is matched if it has the model's shapes and else left out, for a new one
@@ -25,7 +27,7 @@ def match_by_shapes(state: State, expected: State, head: str) -> State:
     theirs = [name for name in state if not name.endswith(COUNTER)]
     last = theirs[-1].rpartition(".")[0] if theirs else ""
     of_model = [name for name in expected if not name.endswith(COUNTER)]
-    backbone = [name for name in of_model if not name.startswith(f"{head}.")]
+    backbone = [name for name in of_model if not is_in(name, heads)]
     theirs_of_backbone = [name for name in theirs if name.rpartition(".")[0] != last]
     rows = list(zip_longest(theirs_of_backbone, backbone))
     for index, (their, our) in enumerate(rows):

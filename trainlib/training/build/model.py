@@ -100,7 +100,7 @@ def check_build(config: Config, data: DatasetInfo, custom: CustomParts = NO_CUST
     check_own_metrics(custom.metrics, num_classes, of_sets=config.data.has_sets)
     stages = unfreeze_stages(config.model, classifier, plan.steps_per_epoch)
     stages.train_all(classifier.module)
-    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.head, own=custom.optimizer)
+    optimizer = build_optimizer(config.optimizer, classifier.module, classifier.heads, own=custom.optimizer)
     Schedule(config.scheduler, optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch)
     if config.model.sync_batchnorm:
         synchronize(classifier.module, None)

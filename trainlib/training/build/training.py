@@ -181,7 +181,7 @@ def build_train_state(
     # With a loss scaler the host waits for the gradient's overflow anyway, and a fused kernel would scale once more.
     kernels = accelerator.device if accelerator.scaler is None else None
     whole = inputs.classifier
-    optimizer = build_optimizer(config.optimizer, whole.module, whole.head, kernels, custom.optimizer)
+    optimizer = build_optimizer(config.optimizer, whole.module, whole.heads, kernels, custom.optimizer)
     prepared = accelerator.prepare_optimizer(optimizer)
     ema = build_average(config.train.average, inputs)
     classifier = stages.enter(inputs.classifier, stages.of(step))
