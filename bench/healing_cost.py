@@ -1,10 +1,11 @@
 """Measure what it costs that a run heals itself, and that slow ranks are named: processor time, in one training.
 
-    python bench/healing_cost.py [--processes 2] [--steps 1200]
+    python bench/healing_cost.py [--processes 2] [--steps 1200] [--audit 100]
 
 Under `launch run`, ranks keep snapshots in memory, tell the launcher their step, and compare their own time per sample.
 Each of these calls is timed by the processor, in a training of the tutorial CNN on one thread a rank, beside the
-processor time of the whole process from step 50 on; the thread that writes snapshots counts as well.
+processor time of the whole process from step 50 on; the thread that writes snapshots counts as well. With --audit, so
+does what `train.audit` computes again and hashes, every so many steps.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from trainlib.distributed.pace.slow_ranks import SlowRanks
 from trainlib.distributed.pace.stopwatch import Stopwatch
 from trainlib.training.checkpoints.snapshots import Snapshots, SnapshotWriter
 from trainlib.training.hooks import StepFileHook
+from trainlib.training.step.audit import Audit
 
 spent, start = {{}}, {{}}
 
@@ -51,6 +53,7 @@ for owner, name, part in (
     (Stopwatch, "take", "own time per sample"), (SlowRanks, "add", "own time per sample"),
     (Snapshots, "take_if_due", "snapshots, in the training"), (SnapshotWriter, "_write", "snapshots, in their thread"),
     (StepFileHook, "on_progress", "the step, told to the launcher"),
+    (Audit, "choose", "audits"), (Audit, "before_forward", "audits"), (Audit, "compare", "audits"),
 ):
     timed(owner, name, part)
 
@@ -74,11 +77,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--audit", type=int, help="every so many steps; none by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "measured.py").write_text(CODE)
         threads = {"OMP_NUM_THREADS": "1", "TRAINLAUNCH_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        words = [*CONFIG, f"train={{steps: {options.steps}, batch_size: 64}}", "--code", "measured.py"]
+        train = f"train={{steps: {options.steps}, batch_size: 64, audit: {options.audit or 'null'}}}"
+        words = [*CONFIG, train, "--code", "measured.py"]
         subprocess.run(
             [sys.executable, "-m", "launch", "run", *words, "--processes", str(options.processes)],
             cwd=folder,
