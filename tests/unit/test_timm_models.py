@@ -220,6 +220,7 @@ def test_weights_of_five_dimensions_are_no_obstacle_to_channels_last() -> None:
         "{name: timm/maxvit_tiny_tf_224, embed_dim: [32], depths: [1], stem_width: 16}",
         "{name: timm/vit_tiny_patch16_224, embed_dim: 12, depth: 1, num_heads: 3}",
         "{name: timm/deit_tiny_distilled_patch16_224, embed_dim: 12, depth: 1, num_heads: 3}",
+        "{name: timm/naflexvit_base_patch16_gap, embed_dim: 12, depth: 1, num_heads: 3}",  # without a convolution
     ],
     ids=lambda section: str(section).split(",")[0],
 )

@@ -258,7 +258,7 @@ def test_no_network_says_which_file_to_place_where(tmp_path: Path, monkeypatch: 
         (
             {"name": "vit_b_16", "weights": "IMAGENET1K_V1"},
             32,
-            r"1 of another shape: encoder.pos_embedding \(file 1x197x768, model 1x5x768\)",
+            r"1 of another shape: encoder.pos_embedding \(file 1x197x768, model 1x5x768\).*set data.image_size",
         ),
         ({"name": "vgg16", "width": 0.5, "weights": "IMAGENET1K_V1"}, 32, "32 of another shape: features.0.weight"),
     ],

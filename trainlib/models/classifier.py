@@ -143,7 +143,7 @@ def check_forward(
     except torch.OutOfMemoryError:  # which another size of images need not change
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise UserError(
             f"{key}: {type(module).__name__} cannot take {num_images} images of {height} x {width} "
             f"({reason}); use the size that the model was made for, often 224"
@@ -224,6 +224,11 @@ def _build_from_weights(
             message += f"; nor with a head for {num_classes} classes: {mismatch_after}"
         if channels == 3 and is_of_one_channel(module, state):
             message += ". The file is of a network for grey images: set data.channels=1"
+        elif mismatch_after.mismatched and not mismatch_after.missing and not mismatch_after.unexpected:
+            message += (
+                ". If these are tables of positions, whose size is that of the images, set data.image_size to that of "
+                "the weights"
+            )
         raise WeightsError(f"model.weights: {message}")
     module, heads = _build(config, num_classes, image_size, channels, device)
     _load_backbone(module, *found, config, device)

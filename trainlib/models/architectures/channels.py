@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 
-def first_convolution(module: nn.Module) -> str:
-    """Return the name of the layer that images go into."""
-    names: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
-    return names[0]
+def first_convolution(module: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """Return the layer that images go into, with its name; None for a network without a convolution."""
+    return next(((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)), None)
 
 
 def to_one_channel(module: nn.Module) -> nn.Module:
     """Give the first layer of a network for three channels one input; return the network."""
-    layer = module.get_submodule(first_convolution(module))
-    assert isinstance(layer, nn.Conv2d)
+    found = first_convolution(module)
+    assert found is not None, "of torchvision's classifiers and ours"
+    layer = found[1]
     layer.weight = nn.Parameter(summed(layer.weight.detach()), requires_grad=layer.weight.requires_grad)
     layer.in_channels = 1
     return module
@@ -31,11 +31,10 @@ def fit_channels(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 
     Names may have a prefix.
     """
-    name = first_convolution(module)
-    layer = module.get_submodule(name)
-    if not isinstance(layer, nn.Conv2d) or layer.in_channels != 1:
+    found = first_convolution(module)
+    if found is None or found[1].in_channels != 1:
         return dict(state)
-    weight = f"{name}.weight"
+    weight = f"{found[0]}.weight"
     return {
         key: summed(value) if key == weight or key.endswith(f".{weight}") else value for key, value in state.items()
     }
@@ -43,7 +42,10 @@ def fit_channels(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 
 def is_of_one_channel(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Return True if the first layer of a state_dict, whose names may have a prefix, has one input."""
-    weight = f"{first_convolution(module)}.weight"
+    first = first_convolution(module)
+    if first is None:
+        return False
+    weight = f"{first[0]}.weight"
     found = (value for key, value in state.items() if key == weight or key.endswith(f".{weight}"))
     return any(value.ndim == 4 and value.shape[1] == 1 for value in found)
 
