@@ -40,12 +40,16 @@ def png_16(values_HWC: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def tiff_16(values_HWC: np.ndarray, order: str = "<", orientation: int = 1) -> bytes:
-    """An uncompressed TIFF of 16 bits a channel, of 3 or 4 channels; `order` is "<" or ">"."""
+def tiff_16(values_HWC: np.ndarray, order: str = "<", orientation: int = 1, **others: int) -> bytes:
+    """An uncompressed TIFF of 16 bits a channel, of 3 or 4 channels; `order` is "<" or ">".
+
+    others   values of tags, such as t262=0, in the place of those that they have
+    """
     height, width, channels = values_HWC.shape
     pixels = values_HWC.astype(f"{order}u2").tobytes()
     tags = {256: width, 257: height, 258: -1, 259: 1, 262: 2, 273: -2, 274: orientation, 277: channels}
     tags |= {278: height, 279: len(pixels), 284: 1} | ({338: 2} if channels == 4 else {})
+    tags |= {int(tag[1:]): value for tag, value in others.items()}
     bits_at = 8 + 2 + 12 * len(tags) + 4
     values = {-1: bits_at, -2: bits_at + 2 * channels}
     entries = b""

@@ -165,6 +165,18 @@ def test_a_turned_tiff_of_16_bits(orientation: int) -> None:
     np.testing.assert_array_equal(decoded(data), turned)
 
 
+def test_a_tiff_of_16_bits_in_which_0_is_white() -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (6, 7)).astype(np.uint16)
+    data = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
+    expected = 255 - np.round(values * (255 / 4095)).astype(np.uint8)
+    np.testing.assert_array_equal(decoded(data, channels=1)[..., 0], expected)
+
+
+def test_a_tiff_of_16_bits_with_planes_is_refused() -> None:
+    with pytest.raises(ValueError, match="a plane for each channel"):
+        decode_picture(tiff_16(np.zeros((4, 4, 3)), t284=2))
+
+
 def test_a_black_picture_of_16_bits_stays_black() -> None:
     assert not decoded(png_16(np.zeros((4, 4, 1), np.uint16))).any()
 

@@ -94,7 +94,9 @@ def picture_pixels(
     if wide_HWC is not None:
         image = Image.fromarray(_to_8_bits(wide_HWC, upper_bits=False))
     elif image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
-        image = Image.fromarray(_to_8_bits(np.asarray(image), upper_bits))
+        values_HW = _to_8_bits(np.asarray(image), upper_bits)
+        is_negative = _tiff_tag(image, 262) == 0 and not upper_bits  # 0 is white, which Pillow heeds for 8 bits alone
+        image = Image.fromarray(255 - values_HW if is_negative else values_HW)
     if channels == 1:
         grey = image if image.mode in _GREY_MODES else image.convert("RGB")
         picture_CHW = torch.from_numpy(np.array(grey.convert("L")))[None]
@@ -165,6 +167,9 @@ def _wide_colours(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
     Pillow gives the upper 8 bits of each, and of a TIFF the lower 8 as well: for a file whose numbers have their bytes
     in the other order, it would take these for the upper ones.
     """
+    bits = _tiff_tag(image, 258) or ()
+    if _tiff_tag(image, 284) == 2 and len(bits) > 1 and max(bits) > 8:  # of which Pillow mixes up the bytes
+        raise ValueError("it has more than 8 bits, and a plane for each channel: export it with 8 bits, or as PNG")
     modes = {str(tile.args[0] if isinstance(tile.args, tuple) else tile.args) for tile in image.tile}
     if not modes or not all(";16" in mode for mode in modes) or image.mode not in ("RGB", "RGBA", "RGBX"):
         return None
@@ -178,6 +183,12 @@ def _wide_colours(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
         lower_HWC = np.asarray(low)[..., :3]
     wide_HWC: np.ndarray = np.asarray(image)[..., :3].astype(np.uint16) << 8 | lower_HWC
     return wide_HWC
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    """Return the value of a tag of a TIFF file, by its number; None for any other picture."""
+    tags: dict[int, Any] = getattr(image, "tag_v2", {})
+    return tags.get(tag)
 
 
 def _other_order(arguments: Any) -> Any:
