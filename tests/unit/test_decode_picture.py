@@ -165,6 +165,16 @@ def test_a_turned_tiff_of_16_bits(orientation: int) -> None:
     np.testing.assert_array_equal(decoded(data), turned)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_damaged_png_of_16_bits_ends_no_process(channels: int) -> None:
+    data = png_16(np.random.default_rng(0).integers(0, 1 << 16, (9, 11, channels)).astype(np.uint16))
+    for cut in (len(data) // 2, data.index(b"IDAT") + 40):
+        with pytest.raises((OSError, ValueError)):
+            decode_picture(data[:cut])
+        with pytest.raises((OSError, ValueError)):
+            decode_picture(data[:cut] + bytes(8) + data[cut + 8 :])
+
+
 def test_a_tiff_of_16_bits_in_which_0_is_white() -> None:
     values = np.random.default_rng(0).integers(0, 4096, (6, 7)).astype(np.uint16)
     data = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0})

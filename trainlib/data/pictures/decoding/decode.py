@@ -32,6 +32,7 @@ _NAMED = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 FORMATS = tuple(name for name in _NAMED if name in Image.OPEN)
 MAX_PIXELS = 120_000_000  # of one picture: at most 1 GB while it is decoded
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
+_GREY_ALPHA = "LA;16B"
 _GREY_MODES = ("1", "L", "LA", "La")
 
 # Of odd metadata in pictures that decode well, and of what torchvision will do without one day. For good, as a filter
@@ -164,8 +165,9 @@ def _to_8_bits(values: np.ndarray, upper_bits: bool) -> np.ndarray:
 def _wide_colours(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
     """Return the colours of a PNG or TIFF of 16 bits a channel, uint16 [H, W, 3]; None for any other picture.
 
-    Pillow gives the upper 8 bits of each, and of a TIFF the lower 8 as well: for a file whose numbers have their bytes
-    in the other order, it would take these for the upper ones.
+    Pillow gives the upper 8 bits of each, and the lower 8 as well: for a file whose numbers have their bytes in the
+    other order, it would take these for the upper ones. torchvision's decoder of PNG ends the process where a picture
+    is damaged.
     """
     bits = _tiff_tag(image, 258) or ()
     if _tiff_tag(image, 284) == 2 and len(bits) > 1 and max(bits) > 8:  # of which Pillow mixes up the bytes
@@ -173,14 +175,9 @@ def _wide_colours(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
     modes = {str(tile.args[0] if isinstance(tile.args, tuple) else tile.args) for tile in image.tile}
     if not modes or not all(";16" in mode for mode in modes) or image.mode not in ("RGB", "RGBA", "RGBX"):
         return None
-    if image.format == "PNG":
-        from torchvision.io import ImageReadMode, decode_png
-
-        wide_CHW: Tensor = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        return wide_CHW.permute(1, 2, 0).numpy()
     with _open(data) as low:
         low.tile = [tile._replace(args=_other_order(tile.args)) for tile in low.tile]
-        lower_HWC = np.asarray(low)[..., :3]
+        lower_HWC = np.asarray(low)[..., 1:2] if modes == {_GREY_ALPHA} else np.asarray(low)[..., :3]
     wide_HWC: np.ndarray = np.asarray(image)[..., :3].astype(np.uint16) << 8 | lower_HWC
     return wide_HWC
 
@@ -194,8 +191,11 @@ def _tiff_tag(image: Image.Image, tag: int) -> Any:
 def _other_order(arguments: Any) -> Any:
     """Return the arguments of one of Pillow's decoders, whose first is a mode like RGB;16L, with bytes swapped.
 
-    B is big-endian, L little-endian, N the order of this machine.
+    B is big-endian, L little-endian, N the order of this machine. The bytes of grey and alpha are taken for four
+    channels, of which the second is the lower byte of grey.
     """
+    if isinstance(arguments, str):
+        return "RGBA" if arguments == _GREY_ALPHA else _other_order((arguments,))[0]
     mode, *others = arguments
     little = mode[-1] == "L" or (mode[-1] == "N" and sys.byteorder == "little")
     return (mode[:-1] + ("B" if little else "L"), *others)
