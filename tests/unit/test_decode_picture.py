@@ -118,6 +118,13 @@ def test_an_orientation_that_is_no_number_turns_nothing(kind: int, value: bytes)
     np.testing.assert_array_equal(decoded(with_exif(data, kind, value)), decoded(data))
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0no EXIF", b"Exif\0\0MM\0*", bytes(30)])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_turns_nothing(form: str, exif: bytes) -> None:
+    image = Image.fromarray(smooth_pixels(24, 40))
+    np.testing.assert_array_equal(decoded(encoded(image, form, exif=exif)), decoded(encoded(image, form)))
+
+
 def test_exif_that_follows_the_frame_turns_the_picture() -> None:
     data = encoded(Image.fromarray(smooth_pixels(24, 40)), "JPEG")
     behind = data.index(b"\xff\xda")  # all headers: the scan begins

@@ -59,7 +59,7 @@ def decode_picture(data: bytes, *, channels: int = 3, needed: int | None = None,
         check_pixels(header.width, header.height)
         scale = 1 if needed is None else dct_scale(header.width, header.height, needed)
         if scale == 1 and (header.components == 1 or (header.components == 3 and channels == 3)):
-            orientation = _orientation(data) if header.has_metadata else 1
+            orientation = _orientation(_open(data)) if header.has_metadata else 1
             # Of damaged files Pillow decodes some, and says of others why not.
             with suppress(RuntimeError, ImportError):
                 return _turned(_decode_jpeg(data, channels), orientation)
@@ -91,7 +91,7 @@ def picture_pixels(
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known: export it with 8 bits")
     image.load()
-    orientation = image.getexif().get(0x0112, 1)  # none any more where Pillow has turned the picture itself
+    orientation = _orientation(image)  # none any more where Pillow has turned the picture itself
     if wide_HWC is not None:
         image = Image.fromarray(_to_8_bits(wide_HWC, upper_bits=False))
     elif image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
@@ -114,10 +114,12 @@ def _decode_jpeg(data: bytes, channels: int) -> Tensor:
     return picture_CHW
 
 
-def _orientation(data: bytes) -> object:
+def _orientation(image: Image.Image) -> object:
     """Return the orientation that a picture's metadata name, which may be no number at all; 1 where they name none."""
-    with _open(data) as image:
+    try:
         return image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - on damaged metadata Pillow raises almost anything, and the pixels are whole
+        return 1
 
 
 def _turned(picture_CHW: Tensor, orientation: object) -> Tensor:
