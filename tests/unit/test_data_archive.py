@@ -151,7 +151,7 @@ def webdataset(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:
 
 
 @pytest.mark.parametrize("folders", ["", "{}/"])  # of shards: names of files may be counted anew in each
-@pytest.mark.parametrize(("form", "ending"), [("png", "cls"), ("JPEG", "json"), ("webp", "json")])
+@pytest.mark.parametrize(("form", "ending"), [("png", "cls"), ("JPEG", "JSON"), ("webp", "json")])
 def test_shards_of_webdataset(tmp_path: Path, form: str, ending: str, folders: str) -> None:
     shards = tmp_path / "shards"
     pictures: list[bytes] = []

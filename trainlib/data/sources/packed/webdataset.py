@@ -74,7 +74,7 @@ def _label(files: ArchiveFiles, index: int) -> str:
         if files.size(index) > MAX_LABEL:
             raise ValueError(f"it has more than {MAX_LABEL} bytes")
         text = files.read(index).decode().strip()
-        label = _of_json(text) if files.describe(index).endswith(".json") else text
+        label = _of_json(text) if files.describe(index).lower().endswith(".json") else text
         if not label or "/" in label or label in (".", ".."):
             raise ValueError(f"got {label[:100]!r}, must be a number or a name without a slash")
     except (OSError, ValueError, RecursionError) as error:
