@@ -17,7 +17,7 @@ from trained import checkpoint_of, drawings, pixels, plain_logits
 
 from launch.cli import main as launch
 from trainlib.config import load_config
-from trainlib.errors import TrainlaunchError
+from trainlib.errors import TrainlaunchError, UserError
 from trainlib.inference import export
 from trainlib.inference.chosen_checkpoint import find_checkpoint
 from trainlib.inference.trained_model import load_model
@@ -205,4 +205,21 @@ def test_a_network_that_was_exported_wrongly_is_not_written(
     trained_run = find_checkpoint(trained / "runs/run")
     with pytest.raises(TrainlaunchError, match=r"gives other logits than the model, by 0\.01"):
         export.export(trained_run, "torch_export", tmp_path / "x.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("export_format", ["torch_export", "onnx"])
+def test_a_network_that_the_exporter_does_not_take_is_told_in_one_line(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export_format: str
+) -> None:
+    """One whose way depends on the values of its input."""
+
+    def forward(self: export.Normalised, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images if images.sum() > 1 else -images)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(export.Normalised, "forward", forward)
+    with pytest.raises(
+        UserError, match=r"--format .*: torch's exporter does not take this network .*--format state_dict"
+    ):
+        export.export(find_checkpoint(trained / "runs/run"), export_format, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

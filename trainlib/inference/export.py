@@ -17,16 +17,17 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainlib.data.augment.preprocess import Preprocess
-from trainlib.data.pictures.framing import Framing
 from trainlib.errors import EXIT_OK, TrainlaunchError, UserError
 from trainlib.inference.chosen_checkpoint import ChosenCheckpoint, find_checkpoint
 from trainlib.inference.trained_model import TrainedModel, trained_model
@@ -41,6 +42,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_INPUT, ONNX_OUTPUT = "images", "logits"
 TOLERANCE = 1e-4  # between the logits of the model and of the file, as a share of the largest
 CHECKED_BATCH_SIZES = (1, 3)
+_ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +107,7 @@ def describe(chosen: ChosenCheckpoint, model: TrainedModel, export_format: str) 
         "format": export_format,
         "input": images if whole else f"{images}, then for each channel (value - mean) / std",
         "output": f"logits, float32 [N, {len(model.classes)}], in the order of the classes",
-        "resize": resize_text(framing),
+        "resize": framing.in_words(),
         "preprocessing": {
             "channels": colours(preprocess),
             "height": framing.height,
@@ -143,24 +145,6 @@ def colours(preprocess: Preprocess) -> str:
     return "RGB" if len(preprocess.mean) == 3 else "grey"
 
 
-def resize_text(framing: Framing) -> str:
-    """Return in words how a picture, turned as its EXIF orientation says, becomes an image of the model's size."""
-    size = f"{framing.height} x {framing.width}"
-    how = f"({framing.interpolation}{'' if framing.interpolation == 'nearest' else ', antialiased'})"
-    match framing.fit:
-        case "squash" if framing.covered == (framing.height, framing.width):
-            return f"to height x width {size} {how}"
-        case "squash":
-            height, width = framing.covered
-            return f"to height x width {height} x {width} {how}, then the centre {size}"
-        case "pad":
-            return f"until it fits into height x width {size} {how}, then black around it"
-    if framing.height == framing.width:
-        return f"shorter side to {framing.shorter_side} {how}, then the centre {size}"
-    height, width = framing.covered
-    return f"until it covers height x width {height} x {width} {how}, then the centre {size}"
-
-
 class Normalised(nn.Module):
     """The network behind its normalisation: float32 images in 0..1 to logits [N, C]."""
 
@@ -194,7 +178,8 @@ def _safetensors(model: TrainedModel, description: dict[str, Any]) -> tuple[byte
 
 def _torch_export(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]:
     network, example = Normalised(model.module, model.preprocess).eval(), _images(model, 2)
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with _refusal("torch_export"):
+        program = torch.export.export(network, (example,), dynamic_shapes=_ANY_BATCH)
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"description.json": json.dumps(description)})
     content = file.getvalue()
@@ -209,7 +194,8 @@ def _onnx(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]
     import onnxruntime
 
     network, example = Normalised(model.module, model.preprocess).eval(), _images(model, 2)
-    with warnings.catch_warnings():
+    # Attention is written as products of matrices in any case; torch cannot take some fused kinds apart (timm's BEiT).
+    with _refusal("onnx"), warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(
             network,
@@ -218,7 +204,7 @@ def _onnx(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]
             verbose=False,
             input_names=[ONNX_INPUT],
             output_names=[ONNX_OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=_ANY_BATCH,
         )
     assert program is not None
     proto = program.model_proto
@@ -231,6 +217,22 @@ def _onnx(model: TrainedModel, description: dict[str, Any]) -> tuple[bytes, str]
         return torch.from_numpy(session.run([ONNX_OUTPUT], {ONNX_INPUT: images_NCHW.numpy()})[0])
 
     return content, _same_logits(model, network, run)
+
+
+@contextmanager
+def _refusal(export_format: str) -> Iterator[None]:
+    """Context manager: raise UserError, with the first cause, for whatever torch's exporter raises."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise UserError(
+            f"--format {export_format}: torch's exporter does not take this network ({reason}); --format state_dict "
+            "and safetensors write its weights"
+        ) from error
 
 
 _WRITERS: dict[str, Callable[[TrainedModel, dict[str, Any]], tuple[bytes, str]]] = {

@@ -75,6 +75,18 @@ class Framing:
         """The shorter side, in pixels, of a picture that is never enlarged."""
         return max(self.covered)
 
+    def in_words(self) -> str:
+        """Return how a picture, turned as its EXIF orientation says, becomes an image of this size."""
+        size, covered = f"{self.height} x {self.width}", "{} x {}".format(*self.covered)
+        how = f"({self.interpolation}{'' if self.interpolation == 'nearest' else ', antialiased'})"
+        if self.fit == "pad":
+            return f"until it fits into height x width {size} {how}, then black around it"
+        if self.fit == "squash":
+            return f"to height x width {covered} {how}" + ("" if covered == size else f", then the centre {size}")
+        if self.height == self.width:
+            return f"shorter side to {self.shorter_side} {how}, then the centre {size}"
+        return f"until it covers height x width {covered} {how}, then the centre {size}"
+
     def __call__(self, picture_CHW: Tensor) -> Tensor:
         """Return uint8 [C, height, width] of a picture uint8 [C, H, W]; it is not copied if it has that size.
 
