@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import replace
 
 import pytest
 
 from trainlib.data.identity.hashes import Hashes
 from trainlib.data.identity.listing import Listing, changes, dump_listing, identities, parse_listing
+from trainlib.data.identity.names import PrefixedNames
 from trainlib.data.identity.sample_files import SampleFile, SampleFiles
 from trainlib.data.identity.stamp import Stamp
 
@@ -119,3 +121,12 @@ def test_the_column_of_hashes_holds_what_it_was_made_of() -> None:
     assert Hashes.of(given[:1]).content() == hashlib.sha256(str(given[0]).encode()).hexdigest()
     with pytest.raises(ValueError, match="64 digits"):
         Hashes.of(["abcd"])
+
+
+@pytest.mark.parametrize("step", [1, 2, -1])
+def test_a_slice_of_names_with_prefixes_is_that_of_all_names(step: int) -> None:
+    parts = [("train/", 3), ("val/", 0), ("test/", 2)]
+    names = PrefixedNames([str(i) for i in range(5)], parts)
+    assert list(names) == ["train/0", "train/1", "train/2", "test/3", "test/4"]
+    for start, stop in itertools.product([None, *range(-6, 7)], repeat=2):
+        assert names[start:stop:step] == list(names)[start:stop:step]

@@ -23,13 +23,22 @@ class PrefixedNames(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return self._range(range(len(self))[index])
         place = index = range(len(self))[index]
         for prefix, count in self.parts:
             if place < count:
                 return prefix + self.names[index]
             place -= count
         raise IndexError(index)
+
+    def _range(self, rows: range) -> list[str]:
+        if rows.step != 1:
+            return [self[row] for row in rows]
+        found, end = list[str](), 0
+        for prefix, count in self.parts:
+            start, end = end, end + count
+            found += map(prefix.__add__, self.names[max(start, rows.start) : max(start, min(end, rows.stop))])
+        return found
 
     def __iter__(self) -> Iterator[str]:
         names = iter(self.names)
