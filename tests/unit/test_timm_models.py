@@ -157,6 +157,10 @@ def test_a_file_of_a_timm_model_is_normalised_as_timm_says(tmp_path: Path) -> No
         ("{name: timm/resnet5O}", "model.name: got timm/resnet5O, .*did you mean timm/resnet50"),
         ("{name: timm/resnet18.nobody}", r"Invalid pretrained tag \(nobody\) for resnet18"),
         ("{name: timm/resnet18, dropout: 1}", "unexpected keyword argument 'dropout'"),
+        ("{name: timm/test_resnet, norm_layer: nope}", r"model timm/test_resnet: KeyError\('nope'\)"),
+        ("{name: timm/test_vit, num_heads: 0}", "model timm/test_vit: ZeroDivisionError"),
+        ("{name: timm/resnet18, pretrained: true}", "model.pretrained: is no argument here: say model.weights=pretr"),
+        ("{name: timm/resnet18, in_chans: 1}", "model.in_chans: is no argument here: say data.channels=N"),
         (
             "{name: timm/deit_tiny_distilled_patch16_224, head: append}",
             r"append needs one last layer, and timm/deit_tiny_distilled_patch16_224 has 2 \(head, head_dist\)",

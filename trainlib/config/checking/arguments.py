@@ -104,7 +104,7 @@ def _class_and_arguments(family: Family, section: Mapping[str, Any]) -> tuple[An
 
 def _check(family: Family, key: str, section: Mapping[str, Any], class_arguments: Iterable[str]) -> Iterator[Mistake]:
     if family == "model" and timm_models.is_from_timm(section.get("name")):
-        yield from _of_timm(section["name"])
+        yield from _of_timm(section["name"], section)
         return
     if family in OWN_FAMILIES and is_code(section.get("name")):  # see `own_parts`
         return
@@ -129,8 +129,11 @@ def _check(family: Family, key: str, section: Mapping[str, Any], class_arguments
             yield from _check_arguments(family, f"{key}.param_groups.{i}", arguments, ["match"], [], name)
 
 
-def _of_timm(name: str) -> Iterator[Mistake]:
-    """Yield what is wrong with the name of a timm model; timm itself checks the arguments when it builds one."""
+def _of_timm(name: str, arguments: Iterable[str]) -> Iterator[Mistake]:
+    """Yield what is wrong with a timm model: timm itself checks the arguments when it builds one, but for ours."""
+    for argument in arguments:
+        if key := timm_models.OUR_KEYS.get(argument):
+            yield Mistake(f"model.{argument}", f"is no argument here: say {key}")
     if not timm_models.is_installed():
         yield Mistake("model.name", f"got {name}, which timm builds: pip install 'trainlaunch[timm]'")
     elif name.startswith(timm_models.HUB):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from functools import cache
 
 from trainlib.config.libraries.signatures import library
 
 PREFIX, HUB = "timm/", "hf-hub:"
+
+# Arguments of timm.create_model that are keys of the configuration here.
+OUR_KEYS: Mapping[str, str] = {
+    "pretrained": "model.weights=pretrained",
+    "checkpoint_path": "model.weights=PATH",
+    "in_chans": "data.channels=N",
+    "img_size": "data.image_size=N",
+}
 
 _REGISTERED = re.compile(r"^@register_model\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _RENAMED = re.compile(r"register_model_deprecations\(__name__, \{(.*?)\n\}\)", re.DOTALL)

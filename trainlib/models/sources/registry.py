@@ -46,8 +46,9 @@ def build_architecture(
                 args = {**args, "transform_input": False}
             module = torchvision_model(config.name, image_size, args, published_weights=published_weights)
         return to_one_channel(module) if channels == 1 else module
-    except (TypeError, ValueError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
+    except (TypeError, ValueError, AssertionError, LookupError, ArithmeticError, AttributeError) as error:
+        telling = isinstance(error, TypeError | ValueError | AssertionError)
+        reason = str(error).split("\n")[0] if telling else repr(error)  # such as KeyError('nope')
         raise UserError(
             f"model {config.name}: {reason} (data.image_size {image_size}, arguments {config.args})"
         ) from error
