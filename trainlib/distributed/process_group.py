@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from trainlib.config import TrainConfig
 from trainlib.distributed.devices.choice import choose_device, choose_device_type, on_device, variable
+from trainlib.distributed.rendezvous.keys import init_method
 from trainlib.errors import ConnectionLostError, DeviceLostError, TrainlaunchError, UserError
 from trainlib.runs.machine import launch_variables
 from trainlib.runs.machine.kept_memory import keep_freed_memory
@@ -83,7 +84,7 @@ def start(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Accel
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 kwargs_handlers=[
                     DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                    InitProcessGroupKwargs(timeout=collective_timeout(config)),
+                    InitProcessGroupKwargs(init_method=init_method(), timeout=collective_timeout(config)),
                 ],
             )
     except ValueError as error:  # a precision that this device does not have
