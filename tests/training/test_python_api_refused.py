@@ -46,6 +46,12 @@ class Stateful(Net):
         return {"calls": 1}
 
 
+class Twofold(Net):
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)
+        return logits if self.training else (logits.softmax(1), logits)
+
+
 def lazy(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 
@@ -64,6 +70,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "shared memory": ({"model": Overlapping}, "model: head.weight and head.bias are parts of the same memory"),
     "repeated values": ({"model": Repeating}, r"model: ones repeats its values in memory .expand., .* clone"),
     "no tensor": ({"model": Stateful}, "model: its state_dict has a dict as _extra_state, must be a tensor"),
+    "other in evaluation": ({"model": Twofold}, "model: Twofold gives tuple in eval mode for 2 images"),
     "lazy": ({"model": lazy}, "model: 1.weight has no shape yet, .* call the module once, with zeros"),
     "frozen": ({"model": Net(3).requires_grad_(False)}, "the model has no parameter that can be trained"),
 }

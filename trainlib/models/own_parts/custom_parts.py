@@ -158,26 +158,32 @@ def check_custom_model(
 ) -> None:
     """Check a custom model as `check_forward` does a configured one; the model is left as it was.
 
-    A real forward pass, as custom code may do things that have no meaning on the meta device. Raises UserError.
+    Real forward passes, as custom code may do things that have no meaning on the meta device, and others in evaluation
+    than in training. Raises UserError.
     """
     module, name = classifier.module, type(classifier.module).__name__
     device = next(module.parameters(), torch.empty(0)).device
     images_NCHW = torch.zeros(num_images, channels, *sides(image_size), device=device)
+    modes = [(part, part.training) for part in module.modules()]
     try:
         with torch.no_grad(), preserve_buffers(module):
-            logits_NC = module(images_NCHW)
+            outputs = {"": module(images_NCHW), " in eval mode": module.eval()(images_NCHW)}
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"model: {name} cannot take images {list(images_NCHW.shape)}: {error} (their size is {key})"
         ) from error
-    if not isinstance(logits_NC, Tensor) or logits_NC.shape != (num_images, num_classes):
-        got = list(logits_NC.shape) if isinstance(logits_NC, Tensor) else type(logits_NC).__name__
-        raise UserError(
-            f"model: {name} gives {got} for {num_images} images and {num_classes} classes, must give logits "
-            f"{[num_images, num_classes]}"
-        )
+    finally:
+        for part, training in modes:
+            part.training = training
+    for mode, logits_NC in outputs.items():
+        if not isinstance(logits_NC, Tensor) or logits_NC.shape != (num_images, num_classes):
+            got = list(logits_NC.shape) if isinstance(logits_NC, Tensor) else type(logits_NC).__name__
+            raise UserError(
+                f"model: {name} gives {got}{mode} for {num_images} images and {num_classes} classes, must give logits "
+                f"{[num_images, num_classes]}"
+            )
 
 
 def check_custom_loss(
