@@ -50,6 +50,7 @@ END = bytes(1024)
         (header("x", 512, b"x") + b"9999 path=a\n".ljust(512, b"\0") + END, "not of pax's form"),
         (header("x", 512, b"x") + b"0 path=a\n".ljust(512, b"\0") + END, "not of pax's form"),
         (header("train/cat/1.png"), "without the mark of its end"),
+        (header("./") + END, "holds no folders of pictures"),
         (b"", "without the mark of its end"),
         (b"0" * 1024, "no member's header at byte 0"),
         (b"no tar" * 200, "in the place of a number"),

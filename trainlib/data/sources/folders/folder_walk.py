@@ -89,7 +89,7 @@ def named_junk(folder: str) -> list[str]:
 
 def is_hidden_picture(name: str) -> bool:
     """Return True for the name of a hidden picture; what macOS keeps beside a file, `._name`, is none."""
-    return name[0] == "." and name[1:2] != "_" and is_image(name)
+    return name[:1] == "." and name[1:2] != "_" and is_image(name)
 
 
 def folders_above(folder: str) -> tuple[tuple[int, int], ...]:
