@@ -94,7 +94,8 @@ def is_hidden_picture(name: str) -> bool:
 
 def folders_above(folder: str) -> tuple[tuple[int, int], ...]:
     """Return device and inode of each folder that this one lies in: what a link in it must not lead back to."""
-    return tuple((above.st_dev, above.st_ino) for above in map(os.stat, Path(folder).absolute().parents))
+    parent = Path(os.path.abspath(folder)).parent.resolve()
+    return tuple((above.st_dev, above.st_ino) for above in map(os.stat, (parent, *parent.parents)))
 
 
 def _sorted_entries(folder: str) -> list[os.DirEntry[str]]:
