@@ -161,7 +161,11 @@ def _to_8_bits(values: np.ndarray, upper_bits: bool) -> np.ndarray:
     if values.size and values.min() < 0:
         raise ValueError("some of its pixels are negative numbers, whose range is not known: export it with 8 bits")
     most = (1 << max(8, int(values.max(initial=0)).bit_length())) - 1
-    return ((values.astype(np.uint64) * 255 + most // 2) // most).astype(np.uint8)
+    scaled = values.astype(np.uint32 if most < 1 << 16 else np.uint64)  # in place: it takes twice their memory
+    scaled *= 255
+    scaled += most // 2
+    scaled //= most
+    return scaled.astype(np.uint8)
 
 
 def _wide_colours(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
