@@ -162,9 +162,9 @@ def _to_8_bits(values: np.ndarray, upper_bits: bool) -> np.ndarray:
         raise ValueError("some of its pixels are negative numbers, whose range is not known: export it with 8 bits")
     most = (1 << max(8, int(values.max(initial=0)).bit_length())) - 1
     scaled = values.astype(np.uint32 if most < 1 << 16 else np.uint64)  # in place: it takes twice their memory
-    scaled *= 255
-    scaled += most // 2
-    scaled //= most
+    np.multiply(scaled, 255, out=scaled)
+    np.add(scaled, most // 2, out=scaled)
+    np.floor_divide(scaled, most, out=scaled)
     return scaled.astype(np.uint8)
 
 
