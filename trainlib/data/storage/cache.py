@@ -42,7 +42,7 @@ from trainlib.runs.machine.file_systems import SHARED, file_system_here
 from trainlib.runs.machine.launch_variables import local_world_size, rank, world_size
 from trainlib.runs.machine.limits import available_memory
 
-FORMAT = 3
+FORMAT = 4
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAMPLED_PICTURES = 8  # whose size tells that of all
 TRIAL_BYTES = 64 << 20  # that are read to measure the disk
