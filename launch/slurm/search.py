@@ -21,7 +21,7 @@ from launch.sweep.file.grid import Sweep
 from launch.sweep.search import journal
 from launch.sweep.search.settings import Search
 from launch.sweep.standing import Standing, standing_of
-from trainlib.errors import EXIT_OK, EXIT_STOPPED
+from trainlib.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR
 from trainlib.runs import RUNS
 from trainlib.runs.files.json_records import read_json
 from trainlib.runs.files.locks import acquire
@@ -99,7 +99,7 @@ def of_trial(
     found: ArraySearch, name: str, evidence: Evidence, decision: RequeueDecision
 ) -> tuple[RequeueDecision, bool]:
     """Return what happens to the element of a trial, and whether it is held in the queue; see to the other elements."""
-    if decision.cause == "failure" and not decision.requeue:
+    if decision.cause == "failure" and not decision.requeue and decision.exit_code != EXIT_USER_ERROR:
         journal.note(found.folder, journal.FAILED, trial=name, exit_code=decision.exit_code, why=decision.why)
     settle(found, name)
     return _at_rung(found, name, decision) if evidence.code is EndCode.RUNG else (decision, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from launch.sweep.search.settings import Search
 from launch.sweep.search.trials import Trial
 from launch.sweep.standing import standing
 from launch.sweep.validation import ranked_by, validated
-from trainlib.config import differences, is_harmless, read_resolved
+from trainlib.config import Difference, keep_older_values, read_resolved, trained_otherwise
+from trainlib.errors import ConfigError, UserError
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.status import Run, read_run
 from trainlib.runs.terminal.tables import STATUS_STYLES, Column, Table
@@ -27,8 +29,37 @@ def is_finished(element: Element) -> bool:
     directory = RUNS / element.name
     if read_run(directory).summary.get("status") != "completed":
         return False
-    changed = [change.key for change in differences(read_resolved(directory / "config.yaml"), element.config)]
-    return all(is_harmless(key) and key not in ("train.epochs", "train.steps") for key in changed)
+    recorded = read_resolved(directory / "config.yaml")
+    lengths = [(config.train.epochs, config.train.steps) for config in (recorded, element.config)]
+    return lengths[0] == lengths[1] and not _trained_otherwise(element)
+
+
+def other_values(element: Element) -> list[Difference]:
+    """Return what a run that has begun was trained with, and what it would be trained with now; code aside."""
+    changed = []
+    with suppress(ConfigError):  # a damaged one, which a start tells of
+        if (RUNS / element.name / "config.yaml").is_file():
+            changed = _trained_otherwise(element)
+    return [change for change in changed if not change.key.startswith("code")]
+
+
+def _trained_otherwise(element: Element) -> list[Difference]:
+    file = RUNS / element.name / "config.yaml"
+    return trained_otherwise(read_resolved(file), keep_older_values(element.config, file))
+
+
+def require_same_values(sweep: Sweep) -> None:
+    """Raise UserError where a run has other values than the sweep gives to it, as after its file was edited."""
+    for element in sweep.elements:
+        keys = [f"{key}." for key in element.values]
+        for change in other_values(element):
+            changed = f"{change.key}."
+            if any(changed.startswith(key) or key.startswith(changed) for key in keys):
+                raise UserError(
+                    f"{element.name} was trained with {change.key} {change.old}, and the sweep has {change.new} for it "
+                    "now: was its file edited? Bring the earlier values back, give the sweep another name, or begin "
+                    "again with --fresh"
+                )
 
 
 def results_table(sweep: Sweep) -> Table:
@@ -85,11 +116,14 @@ def results_facts(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def best_command(sweep: Sweep) -> str | None:
-    """Return the command that trains the best trial of a search again; None where there is no result yet."""
+    """Return the command that trains the best trial of a search again; None where it is not known.
+
+    So it is without a result, and where the trial was trained with `key=value` that are not given now.
+    """
     best = next(iter(_seen(sweep)), None)
     if best is None or best.trial is None or best.trial.why_failed is not None or best.trial.last is None:
         return None
-    return best.command
+    return best.command if math.isfinite(best.trial.last) and not other_values(best.element) else None
 
 
 def key_importances(sweep: Sweep) -> dict[str, float]:

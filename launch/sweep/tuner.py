@@ -53,7 +53,8 @@ def search_here(
     prepare    makes the run directories of elements, or says why not and returns an exit code
     fresh      begin the search again; the journal of an earlier one is kept aside
     Stop signals are passed on, as in `run_here`. A trial that fails counts as the worst, and does not end the search;
-    the exit code is that of a failure where all have failed, and 75 where `launch stop` has ended some.
+    the exit code is that of a failure where all have failed, 75 where `launch stop` has ended some, and 2 where some
+    were refused, as without their data: these have not failed.
     """
     search, folder = sweep.search, RUNS / sweep.name
     assert search is not None, "the caller has looked"
@@ -110,7 +111,8 @@ class Tuner:
         self._folder = RUNS / sweep.name
         self._known: dict[str, Trial] = {}
         self._jobs: dict[str, TrialTask] = {}
-        self._held: set[str] = set()  # which a person has stopped
+        self._held: set[str] = set()  # which a person has stopped, or which were refused
+        self._refused = False
         self._starts: dict[str, list[int | None]] = {}  # the steps to which starts came that the machine ended
         self._codes: dict[str, int] = {}  # of failures
 
@@ -118,7 +120,7 @@ class Tuner:
     def exit_code(self) -> int:
         """Return the exit code of a search in which nothing is left to be done."""
         if self._held:
-            return EXIT_STOPPED
+            return EXIT_USER_ERROR if self._refused else EXIT_STOPPED
         if all(trial.why_failed is not None for trial in self._known.values()):
             return next(iter(self._codes.values()), 1)
         return EXIT_OK
@@ -165,6 +167,10 @@ class Tuner:
                 )
         elif code == EXIT_STOPPED:
             self._stopped(name, trial, pool)
+        elif code == EXIT_USER_ERROR:  # as of data that are not there: it says nothing of the trial's values
+            self._held.add(name)
+            self._refused = True
+            _say(f"{name} was refused: mend what {self._output(name)} says, and give the command again to continue it")
         elif not pool.asked:
             self._failed(name, code)
 
@@ -193,8 +199,11 @@ class Tuner:
         journal.note(self._folder, journal.FAILED, trial=name, exit_code=code, why=why)
         self._codes[name] = code
         self._known.pop(name, None)
-        brief, output = why.partition(". ")[0], self._folder / "output" / f"{name}.txt"
-        _say(f"{name} failed and counts as the worst ({brief}): launch status {name}, {output}")
+        brief = why.partition(". ")[0]
+        _say(f"{name} failed and counts as the worst ({brief}): launch status {name}, {self._output(name)}")
+
+    def _output(self, name: str) -> Path:
+        return self._folder / "output" / f"{name}.txt"
 
     def _adopt(self, element: Element, pool: Pool) -> None:
         directory = RUNS / element.name

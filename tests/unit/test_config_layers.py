@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainlib.config import Config, load_config
-from trainlib.config.load import _name_from
+from trainlib.config.load import name_from
 from trainlib.config.schema.values import check_run_name
 from trainlib.errors import ConfigError
 
@@ -209,13 +209,13 @@ def test_three_files_and_overrides_anywhere(workdir: Path) -> None:
     ],
 )
 def test_files_with_other_letters_give_runs_of_their_own(files: list[str]) -> None:
-    names = {_name_from(file) for file in files}
+    names = {name_from(file) for file in files}
     assert len(names) == len(files)
     assert {check_run_name(name) for name in names} == names
 
 
 def test_the_same_letters_give_the_same_name_however_they_are_composed() -> None:
-    assert _name_from("e\u0301.yaml") == _name_from("\u00e9.yaml")
+    assert name_from("e\u0301.yaml") == name_from("\u00e9.yaml")
 
 
 @pytest.mark.parametrize(

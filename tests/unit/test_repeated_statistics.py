@@ -75,17 +75,40 @@ def test_pooled_predictions_are_read_back(tmp_path: Path) -> None:
     assert [float(row["probability_dog"]) for row in rows] == [values[3] for values in pooled(parts).probabilities]
 
 
+def test_a_file_that_was_cut_is_noticed_wherever(tmp_path: Path) -> None:
+    whole = f"{HEADER}x,a,a,0.25\r\ny,a,a,0.125\r\n".replace("\n", "\r\n", 1).encode()
+    file = tmp_path / "p.csv"
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        if whole[:length].endswith(b"0.25\r\n"):  # the number of its rows tells: see `collect`
+            continue
+        with pytest.raises(TrainlaunchError, match="is no whole file"):
+            read_predictions(file)
+    file.write_bytes(whole)
+    assert read_predictions(file).probabilities == [[0.25], [0.125]]
+
+
+def test_classes_of_which_none_has_a_probability() -> None:
+    """As of sigmoids, each for itself: the loss is the largest that is counted, not an error."""
+    found = Predictions("path", ["x"], ["a"], ["a"], ["a", "b"], [[0.0, 0.0]])
+    assert figures(found)["loss"] == pytest.approx(52 * np.log(2))
+
+
 def test_a_sample_in_two_folds_is_named() -> None:
     with pytest.raises(TrainlaunchError, match=r"/0.png is in two folds, a and b"):
         pooled({"a": drawn(20), "b": drawn(20)})
 
 
+HEADER = "path,label,prediction,probability_a\n"
+
+
 @pytest.mark.parametrize(
-    "text", ["", "a,b\n1,2\n", "path,label,prediction,probability_a\nx,a,a,none\n", "path,label\n"]
+    "text",
+    ["", "a,b\n1,2\n", f"{HEADER}x,a,a,none\n", "path,label\n", HEADER, f"{HEADER}x,a,a,1", f"{HEADER}x\n", "a\0"],
 )
 def test_a_file_of_another_form(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(TrainlaunchError, match="is no file of predictions"):
+    with pytest.raises(TrainlaunchError, match="is no whole file of predictions"):
         read_predictions(tmp_path / "p.csv")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from launch.cli.sweeps import out_of_fold
 from launch.sweep.file.grid import Sweep, read_sweep
 from launch.sweep.repeated.predictions import FILE
 from launch.sweep.repeated.table import repeats_facts, repeats_of
+from trainlib.config import dump_config
 from trainlib.errors import ConfigError
 from trainlib.runs import RUNS
 
@@ -80,7 +82,9 @@ def complete(name: str, accuracy: float, best: float = 0.5) -> Path:
         "best": {"metric": "val/accuracy", "value": best, "step": 1},
     }
     (run / "summary.json").write_text(json.dumps(summary))
-    (run / "config.yaml").write_text(f"name: {name}\n")
+    elements = read_sweep(Path("s.yaml")).elements if Path("s.yaml").exists() else ()
+    config = next((dump_config(element.config) for element in elements if element.name == name), f"name: {name}\n")
+    (run / "config.yaml").write_text(config)
     evaluation = {"split": "test", "loss": 1 - accuracy, "accuracy": accuracy, "macro_f1": accuracy / 2}
     (run / "evaluation-test.json").write_text(json.dumps(evaluation))
     return run
@@ -132,6 +136,27 @@ def test_mean_interval_and_pooled_figures(capsys: pytest.CaptureFixture[str]) ->
     ]
     assert launch(["sweep", "s.yaml", "--results", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["runs"] == facts["runs"]
+
+
+def test_predictions_that_are_not_those_of_the_end_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a clock went back, or rows were lost, the time of the file says nothing."""
+    sweep = read(FOLDS)
+    asked: list[str] = []
+
+    def call(module: str, words: list[str]) -> int:
+        asked.append(words[0])
+        return 0
+
+    monkeypatch.setattr(out_of_fold, "call", call)
+    for number, element in enumerate(sweep.elements):
+        labels, answers = predictions(run := complete(element.name, 0.8), 20 * number, 20, number)
+        right = sum(label == answer for label, answer in zip(labels, answers, strict=True))
+        summary = json.loads((run / "summary.json").read_text())
+        test = {"count": 20 + (number == 1), "accuracy": (right - (number == 2)) / 20}
+        (run / "summary.json").write_text(json.dumps(summary | {"test": test}))
+        os.utime(run / "summary.json", (0, 0))
+    out_of_fold.collect(sweep)
+    assert asked == [str(RUNS / element.name) for element in sweep.elements[1:]]
 
 
 def test_configurations_are_ranked_by_validation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +216,6 @@ def test_runs_are_compared_on_the_same_test_samples(tmp_path: Path) -> None:
     first = (RUNS / "one" / FILE).read_text().splitlines()
     second = (RUNS / "other" / FILE).read_text().splitlines()
     rows = [",".join([a.split(",")[0], a.split(",")[1], *b.split(",")[2:]]) for a, b in zip(first, second, strict=True)]
-    (RUNS / "other" / FILE).write_text("\n".join([first[0], *rows[1:]]))
+    (RUNS / "other" / FILE).write_text("\n".join([first[0], *rows[1:], ""]))
     assert launch(["report", "one", "other", "--output", "page.html"]) == 0
     assert "larger than noise" in Path("page.html").read_text()

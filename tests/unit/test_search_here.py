@@ -38,6 +38,7 @@ trials: 10
 rungs: [1ep, 3ep]
 """
 FAILING = ("s-002", "s-007")  # after their first epoch
+REFUSED: set[str] = set()  # as without their data
 MACHINE = Shares(1, None, (), 2)
 
 
@@ -68,6 +69,8 @@ class Pool:
     def wait(self) -> tuple[str, int | None]:
         name = self._generator.choice(sorted(self._jobs))
         element, until = self._jobs.pop(name)
+        if name in REFUSED:
+            return name, 2
         epochs = int(until[:-2]) if until else 9
         if name in FAILING:
             write_run(element, 1)
@@ -99,8 +102,11 @@ def prepare(elements: Sequence[Element]) -> int:
     return 0
 
 
-def searched(parallel: int = 1, seed: int = 0, kills: float = 0.0) -> Sweep:
-    """Search to the end, with a new start after each kill: before or after so many of the lines of the journal."""
+def searched(parallel: int = 1, seed: int = 0, kills: float = 0.0, code: int = 0) -> Sweep:
+    """Search to the end, with a new start after each kill: before or after so many of the lines of the journal.
+
+    code   with which it is to end
+    """
     generator = random.Random(seed)
     note = journal.note
 
@@ -124,7 +130,7 @@ def searched(parallel: int = 1, seed: int = 0, kills: float = 0.0) -> Sweep:
             patch.setattr(journal, "note", noting)
             patch.setattr(tuner, "passing_signals_on", pooled)
             patch.setattr(tuner, "start", start)
-            assert tuner.search_here(sweep, parallel, MACHINE, prepare) == 0
+            assert tuner.search_here(sweep, parallel, MACHINE, prepare) == code
             return with_samples(sweep)
     raise AssertionError("it came to no end")
 
@@ -182,6 +188,33 @@ def test_a_grown_search_goes_on_and_a_changed_one_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("workdir")
+def test_trials_that_were_refused_have_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the data were away for a while, the table is the one that it would have been."""
+    written(SEARCH)
+    table = str(results_table(searched()))
+    forget()
+    monkeypatch.setattr(sys.modules[__name__], "REFUSED", {f"s-{number:03d}" for number in range(2, 10)})
+    searched(code=2)
+    assert journal.failed(journal.read(Path("runs/s"))) == {}
+    REFUSED.clear()
+    assert str(results_table(searched())) == table
+
+
+@pytest.mark.usefixtures("workdir")
+def test_results_of_an_edited_file_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table would show values that no run was trained with, and the command of the best one, too."""
+    written(SEARCH)
+    searched()
+    written(SEARCH.replace("max: 1,", "max: 2,"))
+    for words in (["sweep", "s.yaml", "--results"], ["sweep", "s.yaml", "--results", "--json"], ["report", "s.yaml"]):
+        assert main(words) == 2
+        assert "s-000 was trained with optimizer.lr 0." in capsys.readouterr().err
+    written(SEARCH.replace("{train.epochs: 9}", "{train.epochs: 9, train.batch_size: 8}"))
+    assert main(["sweep", "s.yaml", "--results"]) == 0
+    assert "best: " not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workdir")
 def test_results_as_a_table_and_as_json_with_the_command_of_the_best(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -233,53 +266,3 @@ def test_only_one_tuner_at_a_time() -> None:
         with pytest.raises(UserError, match="another `launch sweep` runs this search"):
             searched()
         other.communicate()
-
-
-@pytest.mark.parametrize(
-    ("parallel", "processes", "gpus", "expected"),
-    [
-        (1, None, [], [([], {})]),
-        (1, 2, [], [(["--processes", "2"], {})]),
-        (2, None, [], [([], {"TRAINLAUNCH_NUM_THREADS": "4"})] * 2),
-        (2, 2, [], [(["--processes", "2"], {"TRAINLAUNCH_NUM_THREADS": "2"})] * 2),
-        (1, None, ["0", "1"], [([], {})]),
-        (
-            2,
-            None,
-            ["0", "1", "2", "3"],
-            [
-                (["--processes", "2"], {"CUDA_VISIBLE_DEVICES": gpus, "TRAINLAUNCH_NUM_THREADS": "2"})
-                for gpus in ("0,1", "2,3")
-            ],
-        ),
-        (
-            4,
-            None,
-            ["a", "b"],
-            [
-                (["--processes", "1"], {"CUDA_VISIBLE_DEVICES": gpu, "TRAINLAUNCH_NUM_THREADS": "2"})
-                for gpu in ("a", "b", "a", "b")
-            ],
-        ),
-    ],
-)
-def test_the_machine_is_shared_out(
-    parallel: int, processes: int | None, gpus: list[str], expected: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TRAINLAUNCH_NUM_THREADS", raising=False)
-    shares = Shares(parallel, processes, gpus, 8)
-    assert [shares.take(f"r{i}", None, is_elastic=False) for i in range(parallel)] == expected
-
-
-def test_a_run_keeps_what_it_began_with_whatever_is_asked_later() -> None:
-    from launch.sweep.shares import Begun
-
-    first = Begun(num_threads=3, world_size=2)
-    assert Shares(1, None, [], 8).take("r", first, is_elastic=False) == (
-        ["--processes", "2"],
-        {"TRAINLAUNCH_NUM_THREADS": "3"},
-    )
-    options, variables = Shares(4, None, ["0", "1", "2", "3"], 8).take("r", first, is_elastic=False)
-    assert (options, variables["CUDA_VISIBLE_DEVICES"]) == (["--processes", "2"], "0,1")
-    with pytest.raises(UserError, match="r: began with 2 processes, and 1 GPUs are visible here"):
-        Shares(1, None, ["0"], 8).take("r", first, is_elastic=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.sweep.search.space import samples
+from launch.sweep.search.space import samples, wrong_axis
 
 SPACE: dict[str, Any] = {
     "optimizer.lr": {"min": 1e-4, "max": 1, "log": True},
@@ -56,4 +56,21 @@ def test_samples_differ_and_end_where_the_space_ends() -> None:
     found = samples(small, 0, 100)
     assert sorted((sample["seed"], sample["train.batch_size"]) for sample in found) == [
         (seed, size) for seed in (1, 2, 3) for size in (4, 5)
+    ]
+
+
+def test_a_narrow_range_has_more_digits() -> None:
+    """Four of them would leave eleven values of this one, and one of the next; a range as before has what it had."""
+    for low, high in ((0.999, 0.99999), (0.99999, 0.999999), (-1.00002, -1.00001)):
+        axis = {"min": low, "max": high}
+        found = [sample["a"] for sample in samples({"a": axis}, 0, 60)]
+        assert len(found) == 60
+        assert min(found) >= low
+        assert max(found) <= high
+    assert samples({"a": {"min": 0.9, "max": 0.99}}, 0, 1) == [{"a": 0.9741}]
+
+
+def test_a_range_wider_than_numbers_is_refused() -> None:
+    assert [str(m) for m in wrong_axis("a", {"min": -1e308, "max": 1e308})] == [
+        "a: got -1e+308 to 1e+308, which is wider than numbers are"
     ]

@@ -91,6 +91,7 @@ def test_names_that_the_documentation_gives() -> None:
         ([{"model.freeze": None}, {"model.freeze": "backbone"}], ["s-freeze-null", "s-freeze-backbone"]),
         ([{"data.root": "/a/b c"}, {"data.root": "é"}], ["s-root-a-b-c", "s-root"]),
         ([{"data.root": "/a/b"}, {"data.root": "a:b"}], ["s-000", "s-001"]),  # the same letters
+        ([{"data.root": "A"}, {"data.root": "a"}], ["s-000", "s-001"]),  # to a Mac's disk
         ([{"data.root": "x" * 100}, {"data.root": "y"}], ["s-000", "s-001"]),  # longer than a name may be
         ([{"scheduler": None}, {"scheduler": {"name": "StepLR", "gamma": 1}}], ["s-scheduler-null", "s-StepLR-gamma1"]),
         ([{"data.augment": {"flip": True}}, {"data.augment": {}}], ["s-augment-flip-true", "s-augment"]),

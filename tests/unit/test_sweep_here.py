@@ -21,7 +21,8 @@ from sweep_files import written
 
 from launch.cli import main
 from launch.sweep.file.grid import read_sweep
-from launch.sweep.shares import Shares
+from launch.sweep.shares import Begun, Shares
+from trainlib.errors import UserError
 
 SHARES = Shares(1, None, (), 2)
 
@@ -157,3 +158,51 @@ def test_where_one_run_is_refused_none_is_begun_and_nothing_is_left(capsys: pyte
     assert [path.name for path in Path("runs").iterdir()] == ["s-seed1"]
     assert (other / "config.yaml").read_text() == other_config
     assert not (other / "attempts.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "processes", "gpus", "expected"),
+    [
+        (1, None, [], [([], {})]),
+        (1, 2, [], [(["--processes", "2"], {})]),
+        (2, None, [], [([], {"TRAINLAUNCH_NUM_THREADS": "4"})] * 2),
+        (2, 2, [], [(["--processes", "2"], {"TRAINLAUNCH_NUM_THREADS": "2"})] * 2),
+        (1, None, ["0", "1"], [([], {})]),
+        (
+            2,
+            None,
+            ["0", "1", "2", "3"],
+            [
+                (["--processes", "2"], {"CUDA_VISIBLE_DEVICES": gpus, "TRAINLAUNCH_NUM_THREADS": "2"})
+                for gpus in ("0,1", "2,3")
+            ],
+        ),
+        (
+            4,
+            None,
+            ["a", "b"],
+            [
+                (["--processes", "1"], {"CUDA_VISIBLE_DEVICES": gpu, "TRAINLAUNCH_NUM_THREADS": "2"})
+                for gpu in ("a", "b", "a", "b")
+            ],
+        ),
+    ],
+)
+def test_the_machine_is_shared_out(
+    parallel: int, processes: int | None, gpus: list[str], expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRAINLAUNCH_NUM_THREADS", raising=False)
+    shares = Shares(parallel, processes, gpus, 8)
+    assert [shares.take(f"r{i}", None, is_elastic=False) for i in range(parallel)] == expected
+
+
+def test_a_run_keeps_what_it_began_with_whatever_is_asked_later() -> None:
+    first = Begun(num_threads=3, world_size=2)
+    assert Shares(1, None, [], 8).take("r", first, is_elastic=False) == (
+        ["--processes", "2"],
+        {"TRAINLAUNCH_NUM_THREADS": "3"},
+    )
+    options, variables = Shares(4, None, ["0", "1", "2", "3"], 8).take("r", first, is_elastic=False)
+    assert (options, variables["CUDA_VISIBLE_DEVICES"]) == (["--processes", "2"], "0,1")
+    with pytest.raises(UserError, match="r: began with 2 processes, and 1 GPUs are visible here"):
+        Shares(1, None, ["0"], 8).take("r", first, is_elastic=False)

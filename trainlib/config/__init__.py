@@ -1,7 +1,15 @@
 """The configuration of a run: YAML files and overrides, all checked before anything starts. Imports no torch."""
 
 from trainlib.config.checking.given_parts import METRICS, TRANSFORM
-from trainlib.config.compare import Difference, differences, dump_config, harmful, is_free, is_harmless
+from trainlib.config.compare import (
+    Difference,
+    differences,
+    dump_config,
+    harmful,
+    is_free,
+    is_harmless,
+    trained_otherwise,
+)
 from trainlib.config.custom import PREFIX as CUSTOM_PREFIX
 from trainlib.config.custom import custom_part_missing, is_code, is_custom, own_name
 from trainlib.config.libraries.catalog import BALANCED, weights_run
@@ -78,6 +86,7 @@ __all__ = [
     "read_resolved",
     "shipped_configs",
     "sides",
+    "trained_otherwise",
     "weights_run",
     "with_older_values",
 ]

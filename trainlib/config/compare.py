@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from trainlib.config.libraries.catalog import PRETRAINED
 from trainlib.config.reading.yaml_source import add_core_schema
 from trainlib.config.schema.sections import Config
 
@@ -65,6 +66,23 @@ def harmful(earlier: Config, later: Config) -> list[Difference]:
             change for change in changes if change.key != "scheduler" and not change.key.startswith("scheduler.")
         ]
     return changes
+
+
+def trained_otherwise(recorded: Config, given: Config) -> list[Difference]:
+    """Return the differences that affect what a run has computed, between its config.yaml and what was asked for.
+
+    What a start makes explicit there of `model.weights` is no difference: see `pin_weights`.
+    """
+    changed = harmful(recorded, given)
+    return changed if given.model.weights is None else [change for change in changed if not _is_made_explicit(change)]
+
+
+def _is_made_explicit(change: Difference) -> bool:
+    if change.key == "model.weights":
+        is_default = change.old is not None and change.new in (PRETRAINED, "DEFAULT")
+        return is_default or str(change.old).startswith(f"{change.new}@")
+    is_auto = change.new == "auto" and change.key.startswith(("data.normalize", "data.resize."))
+    return is_auto or change.key in ("data.resize.fit", "model.transform_input")
 
 
 def _adds_schedulers(earlier: Config, later: Config) -> bool:

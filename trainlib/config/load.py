@@ -80,7 +80,7 @@ def load_config(
     merged = _with_default_sections(merge([given, Source(custom_layer)]))
     paths = [file for file in files if isinstance(file, str)]
     if paths:
-        merged.values.setdefault("name", _name_from(paths[0]))
+        merged.values.setdefault("name", name_from(paths[0]))
     if code is not None:
         merged.values["code"] = dict(code)
     refuse_missing_parts(merged, custom or {})
@@ -196,8 +196,11 @@ def _find(file: str) -> tuple[Path, str]:
     raise ConfigError([Mistake("", f"{rule} (shipped configurations: {', '.join(shipped) or 'none'})")])
 
 
-def _name_from(file: str) -> str:
+def name_from(file: str, otherwise: str = "run", most: int = 100) -> str:
     """Return the default name of a run: the first file's, without characters that a name may not hold.
+
+    otherwise   begins the name where no character of the file's may be in it
+    most        characters of the name
 
     Where letters of other alphabets are lost, a digest of the whole name tells the files apart: `größe.yaml` trains
     into `gr-e-...`, and no other file does.
@@ -205,9 +208,9 @@ def _name_from(file: str) -> str:
     stem = unicodedata.normalize("NFC", Path(file).stem)  # macOS takes letters and accents apart
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")
     if name and stem.isascii():
-        return name[:100]
+        return name[:most]
     digest = hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:8]
-    return f"{name.rstrip('-')[:91] or 'run'}-{digest}"
+    return f"{name.rstrip('-')[: most - 9] or otherwise}-{digest}"
 
 
 def _validated(source: Source, parts: Parts | None = None) -> Config:

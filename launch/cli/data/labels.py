@@ -36,9 +36,11 @@ def labels(file: str, output: Path | None) -> int:
     from launch.sweep.repeated.label_errors import as_numbers, doubtful_labels, write_table
     from launch.sweep.repeated.predictions import pooled
     from launch.sweep.repeated.table import repeats_of
+    from launch.sweep.results import require_same_values
     from trainlib.runs import RUNS
 
     sweep = read_sweep(Path(file))
+    require_same_values(sweep)
     output = Path(f"{sweep.name}-labels.csv") if output is None else output
     if output.suffix.lower() != ".csv" or not output.absolute().parent.is_dir():
         raise UserError(f"--output: got {output}, must be a file in a folder that there is, and end in .csv")

@@ -32,11 +32,13 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
     """
     from launch.report.facts.run_facts import read_facts
     from launch.report.page import page, write_page
+    from launch.sweep.results import require_same_values
     from trainlib.runs.attempt.status import find_run
 
     sweep, given = _sweep(names), names
     repeats, search = None, None
     if sweep is not None:
+        require_same_values(sweep)
         if sweep.repeated:
             from launch.cli.sweeps.out_of_fold import collect
             from launch.sweep.repeated.table import repeats_of, repeats_table

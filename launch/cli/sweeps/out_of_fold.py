@@ -60,8 +60,8 @@ def repeated_facts(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _predict(run: Path, file: Path) -> None:
-    """Write the predictions of a run, unless there are some that are newer than its end."""
-    if file.is_file() and file.stat().st_mtime >= (run / "summary.json").stat().st_mtime:
+    """Write the predictions of a run, unless there are those of its end."""
+    if file.is_file() and _are_of_its_end(file, run / "summary.json"):
         return
     click.echo(f"{run.name}: predicting its test samples", err=True)
     said = io.StringIO()
@@ -69,3 +69,18 @@ def _predict(run: Path, file: Path) -> None:
         code = call("trainlib.inference.evaluate", [str(run), "--split", "test", "--predictions", str(file)])
     if code != EXIT_OK:
         raise TrainlaunchError(f"{run.name}: its predictions could not be made: launch eval {run.name} tells why")
+
+
+def _are_of_its_end(file: Path, summary: Path) -> bool:
+    """Return True if predictions are newer than a run's end, and say the same: clocks go back, and files are cut."""
+    from launch.sweep.repeated.predictions import read_predictions
+    from trainlib.runs.files.json_records import read_json
+
+    if file.stat().st_mtime < summary.stat().st_mtime:
+        return False
+    found, test = read_predictions(file), read_json(summary).get("test") or {}
+    count = len(found.samples)
+    right = sum(found.is_right)
+    if set(found.labels) <= set(found.classes):  # not sets of labels, whose accuracy is another one
+        right = round(test.get("accuracy", right / count) * count)
+    return (test.get("count", count), right) == (count, sum(found.is_right))

@@ -131,10 +131,11 @@ def _of_site(site: str, plan: Sweep) -> list[str]:
 
 
 def _show_results(plan: Sweep, *, as_json: bool = False) -> None:
-    from launch.sweep.results import best_command, importance_text, results_facts, results_table
+    from launch.sweep.results import best_command, importance_text, require_same_values, results_facts, results_table
     from trainlib.runs.files.json_records import to_json
     from trainlib.runs.terminal.tables import show
 
+    require_same_values(plan)
     if as_json:
         facts = [*results_facts(plan), *(repeated_facts(plan) if plan.repeated else [])]
         show("\n".join(map(to_json, facts)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from launch.sweep.file.names import MAX_SWEEP_NAME
 from launch.sweep.file.repeats import VARIED, wrong_repeats
 from launch.sweep.search.settings import KEYS_OF_SEARCH, wrong_search
 from trainlib.config.checking.suggest import format_value, nearest
+from trainlib.config.reading.yaml_source import COMMAND_LINE
 from trainlib.config.schema.values import check_run_name
 from trainlib.errors import Mistake
 
@@ -65,6 +67,26 @@ def _varied_twice(content: Values) -> Iterator[Mistake]:
                 yield Mistake(f"space.{key}", f"is in {section}, too: take it out of one of them")
 
 
+def lost_values(content: Values, typed: Sequence[str], file: str) -> Iterator[Mistake]:
+    """Yield the keys whose values would be lost, as a value that the sweep gives to each run comes after them.
+
+    content   without mistakes in its form
+    typed     keys given on the command line
+    """
+    grid = content.get("grid") or {}
+    repeats = [] if content.get("folds") is None else [VARIED["folds"]]  # the first of `seeds` may be given
+    runs = content.get("runs") or ()
+    varied = [*grid, *(content.get("space") or {}), *repeats, *(key for run in runs for key in run)]
+    for key in typed:
+        if any(f"{key}.".startswith(f"{other}.") for other in varied):
+            yield Mistake(key, f"is varied by {file}: take it out there, or here", COMMAND_LINE)
+    for key in content.get("overrides") or ():
+        for other in grid:
+            if key.startswith(f"{other}."):
+                rule = f"is lost, as grid.{other} replaces the section: write it into each of those values"
+                yield Mistake(f"overrides.{key}", rule)
+
+
 def _wrong_name(name: Any) -> Iterator[Mistake]:
     if not isinstance(name, str):
         yield Mistake("name", f"got {format_value(name)}, must be text: put it in quotes")
@@ -73,6 +95,10 @@ def _wrong_name(name: Any) -> Iterator[Mistake]:
         check_run_name(name)
     except ValueError as error:
         yield Mistake("name", f"got {format_value(name)}, {error}")
+    else:
+        if len(name) > MAX_SWEEP_NAME:
+            rule = f"must be at most {MAX_SWEEP_NAME} characters: the names of its runs are longer"
+            yield Mistake("name", f"got {format_value(name)}, {rule}")
 
 
 def _wrong_runs(runs: Any, grid: Any) -> Iterator[Mistake]:

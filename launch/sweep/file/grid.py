@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.file.form import MAX_ELEMENTS, VARYING, wrong_form
+from launch.sweep.file.form import MAX_ELEMENTS, VARYING, lost_values, wrong_form
 from launch.sweep.file.names import element_names, numbered, sweep_name
 from launch.sweep.file.repeats import repeated_keys, with_repeats
 from launch.sweep.search import journal
@@ -102,7 +102,8 @@ class Frame:
     def arguments(self, name: str, values: Values) -> tuple[str, ...]:
         """Return the arguments of `launch run` for a run."""
         own = {"tracking.wandb.group": self.sweep, "name": name}
-        return (*self.common, *_words(values), *_words(own))
+        sections_first = dict(sorted(values.items(), key=lambda item: item[0].count(".")))  # or they replace their keys
+        return (*self.common, *_words(sections_first), *_words(own))
 
     def element(self, name: str, values: Values) -> Element:
         """Return a run. Raises ConfigError with the mistakes in its configuration, and their places in the file."""
@@ -144,18 +145,16 @@ def read_sweep(path: Path, overrides: Sequence[str] = (), code: Mapping[str, str
     source = read_file(path, str(path), dotted_in=("overrides", *VARYING))
     content = source.values
     mistakes = list(wrong_form(content))
-    mistakes += [
-        Mistake(key, f"is varied by {path}: take it out there, or here", COMMAND_LINE)
-        for key in (text.partition("=")[0] for text in overrides)
-        if key in (content.get("grid") or {}) or key in (content.get("space") or {})
-    ]
+    if not mistakes:
+        mistakes += lost_values(content, [text.partition("=")[0] for text in overrides], str(path))
     if mistakes:
         raise ConfigError([m if m.where else replace(m, where=source.locate(m.key)) for m in mistakes])
-    name = content.get("name") or sweep_name(path.stem)
+    name = content.get("name") or sweep_name(path.name)
     common = [*content["configs"], *_words(content.get("overrides") or {}), *overrides]
     base = _base(common, code)
-    if "metric" in content and not (base and base.checkpoint.best and base.checkpoint.best.metric == content["metric"]):
-        common += _words({"checkpoint.best": {"metric": content["metric"]}})
+    metric = content.get("metric")
+    if metric is not None and not (base and base.checkpoint.best and base.checkpoint.best.metric == metric):
+        common += _words({"checkpoint.best": {"metric": metric}})
     frame = Frame(name, source, tuple(common), code)
     seed = base.seed if base else 0
     combinations = _all_combinations(source, seed, RUNS / name)

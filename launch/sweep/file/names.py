@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from trainlib.config.load import name_from
+
+MAX_SWEEP_NAME = 94  # characters: its runs have a number behind it
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME = 100  # of a run's name
 
 
-def sweep_name(stem: str) -> str:
-    """Return the name of a sweep that has none, from its file's."""
-    return _NOT_IN_NAMES.sub("-", stem).lstrip("._-") or "sweep"
+def sweep_name(file: str) -> str:
+    """Return the name of a sweep that has none, from its file's, as a run has it."""
+    return name_from(file, "sweep", MAX_SWEEP_NAME)
 
 
 def numbered(sweep: str, count: int) -> list[str]:
@@ -24,12 +27,13 @@ def numbered(sweep: str, count: int) -> list[str]:
 def element_names(sweep: str, combinations: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a run name for each combination: `sweep-lr0.1-seed0`, which stays the same when the grid grows.
 
-    Names that would be too long, or not all different, are numbered instead, from `sweep-000` on.
+    Names that would be too long, or not all different (some disks take a for A), are numbered instead, from
+    `sweep-000` on.
     """
     labels = short_keys(dict.fromkeys(key for values in combinations for key in values))
     labels |= {key: "" for key in labels if key.endswith(".name")}  # SGD, not optimizer-SGD
     names = ["-".join([sweep, *(_part(labels[key], value) for key, value in c.items())]) for c in combinations]
-    if len(set(names)) == len(names) and max(map(len, names)) <= _MAX_NAME:
+    if len({name.casefold() for name in names}) == len(names) and max(map(len, names)) <= _MAX_NAME:
         return names
     return numbered(sweep, len(combinations))
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainlib.errors import TrainlaunchError
+from trainlib.platform.regular_files import read_regular
 from trainlib.runs.files.durable import write_atomically
 
 FILE = "predictions-test.csv"  # in a run's directory
 PROBABILITY = "probability_"
+MOST_BYTES = 1 << 32
 _ESCAPED = re.compile(r"'[=+\-@\t\r\n']")
 _LEAST = 2.0**-52  # a probability that counts as more than none, as in scikit-learn's log_loss
 
@@ -43,11 +45,13 @@ class Predictions:
 def read_predictions(file: Path) -> Predictions:
     """Return what is in a file. Raises TrainlaunchError for one of another form."""
     try:
-        with file.open(newline="", encoding="utf-8") as text:
-            header, *rows = csv.reader(text)
+        content = read_regular(file, MOST_BYTES).decode()
+        header, *rows = csv.reader(io.StringIO(content, newline=""))
         kind, label, answer, *columns = header
         if kind not in ("path", "index") or (label, answer) != ("label", "prediction"):
             raise ValueError("its columns are others")
+        if not (content.endswith("\n") and {len(row) for row in rows} == {len(header)}):
+            raise ValueError("a part of it is missing")
         return Predictions(
             kind,
             [_name(row[0]) for row in rows],
@@ -56,9 +60,9 @@ def read_predictions(file: Path) -> Predictions:
             [_name(column.removeprefix(PROBABILITY)) for column in columns],
             [[float(value) for value in row[3:]] for row in rows],
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise TrainlaunchError(
-            f"{file}: is no file of predictions ({error}): remove it, and it is made anew"
+            f"{file}: is no whole file of predictions ({error}): remove it, and it is made anew"
         ) from error
 
 
@@ -109,12 +113,14 @@ def figures(found: Predictions) -> dict[str, float]:
     As scikit-learn defines them: classes without a sample do not count for the balanced accuracy, those without a
     sample and an answer not for the F1.
     """
+    place = {name: index for index, name in enumerate(found.classes)}
+    if not set(found.labels) <= place.keys():
+        raise TrainlaunchError("predictions have labels that are none of their classes: remove them, to have them anew")
     count = len(found.labels)
     true, answered = Counter(found.labels), Counter(found.answers)
     right = Counter(label for label, is_right in zip(found.labels, found.is_right, strict=True) if is_right)
-    place = {name: index for index, name in enumerate(found.classes)}
     losses = (
-        -math.log(max(values[place[label]] / math.fsum(values), _LEAST))
+        -math.log(max(values[place[label]] / (math.fsum(values) or 1.0), _LEAST))
         for label, values in zip(found.labels, found.probabilities, strict=True)
     )
     named = {*true, *answered}

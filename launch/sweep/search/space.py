@@ -13,7 +13,7 @@ from trainlib.errors import Mistake
 
 Axis = Mapping[str, Any] | list[Any]  # a range with min, max and log, or a list of choices
 _KEYS = ("min", "max", "log")
-_DIGITS = 4  # of a sampled number: a command line is to be read
+_DIGITS = 4  # of a sampled number, more in a narrow range: a command line is to be read
 _MOST_DRAWS = 100  # for each sample that is wanted, as values may come twice
 
 
@@ -43,6 +43,8 @@ def wrong_axis(key: str, axis: Any) -> Iterator[Mistake]:
     if low is not None and high is not None and _is_number(low) and _is_number(high):
         if low >= high:
             yield Mistake(f"{key}.min", f"got {low}, must be below max, {high}")
+        if math.isinf(high - low):
+            yield Mistake(key, f"got {low} to {high}, which is wider than numbers are")
         if axis.get("log") is True and low <= 0:
             yield Mistake(f"{key}.min", f"got {low}, must be > 0 with log: true")
 
@@ -74,7 +76,10 @@ def rounded(axis: Mapping[str, Any], value: float) -> float | int:
     """Return a value of a range with few digits, and inside of the range."""
     if is_whole(axis):
         return int(min(max(round(value), axis["min"]), axis["max"]))
-    return float(min(max(float(f"{value:.{_DIGITS}g}"), axis["min"]), axis["max"]))
+    largest = max(abs(axis["min"]), abs(axis["max"]))
+    narrowness = math.log10(largest / (axis["max"] - axis["min"]))  # 0.999 to 0.9999: its first digits tell nothing
+    digits = _DIGITS + max(0, math.floor(narrowness) - 1)
+    return float(min(max(float(f"{value:.{digits}g}"), axis["min"]), axis["max"]))
 
 
 def _value(axis: Axis, uniform: float) -> Any:
