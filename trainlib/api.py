@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -33,10 +36,11 @@ from trainlib.training.build.run_weights import pin_weights
 from trainlib.training.hooks import Hook
 
 logger = logging.getLogger("trainlib")
+_ALONE = threading.Lock()  # held while a call trains: torch's settings and generators are the process's
 
 
 def fit(
-    *config: str | Mapping[str, Any],
+    *config: str | os.PathLike[str] | Mapping[str, Any],
     model: ModelSource | None = None,
     dataset: Dataset | None = None,
     loss: CustomLoss | None = None,
@@ -82,12 +86,55 @@ def fit(
     """
     if data is not None and dataset is not None:
         raise UserError("data and dataset: are two names for one argument; give one of them")
-    custom = CustomParts(model, data or dataset, loss, hooks, transform, optimizer, _by_name(metrics))
-    return _fit(config, custom, data or dataset, fresh, resume)
+    dataset = data if dataset is None else dataset
+    functions = {"model": model, "loss": loss, "transform": transform, "optimizer": optimizer}
+    _refuse_wrong_types(functions, dataset, hooks, metrics, fresh, resume)
+    custom = CustomParts(model, dataset, loss, hooks, transform, optimizer, _by_name(metrics))
+    with _alone():
+        return _fit(config, custom, dataset, fresh, resume)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Context manager: train. Raises UserError where another thread, or what called this, does so already."""
+    if not _ALONE.acquire(blocking=False):
+        raise UserError(
+            "another fit trains in this process, and they would share torch's settings and random numbers: call them "
+            "one after another, or in processes of their own"
+        )
+    try:
+        yield
+    finally:
+        _ALONE.release()
+
+
+def _refuse_wrong_types(
+    functions: Mapping[str, object], dataset: object, hooks: object, metrics: object, fresh: object, resume: object
+) -> None:
+    """Raise UserError for the first argument that is not what it must be, before anything is made of it."""
+    to_call = "a function, or another object to call; a name belongs into the configuration"
+    rules = [(name, part, part is None or callable(part), to_call) for name, part in functions.items()]
+    folder = '; a folder of pictures belongs into the configuration, "data.name=image_folder", "data.root=..."'
+    rules += [
+        ("dataset", dataset, isinstance(dataset, Dataset | None), f"what trainlib.image_dataset returns{folder}"),
+        ("hooks", hooks, _is_list(hooks, lambda hook: isinstance(hook, Hook)), "a list of objects of trainlib.Hook"),
+        ("metrics", metrics, _is_list(metrics, callable), "a list of functions"),
+        ("resume", resume, isinstance(resume, str | None), 'the name of a checkpoint, or ""'),
+    ]
+    for name, given, is_right, rule in rules:
+        if not is_right:
+            got = repr(given) if isinstance(given, str | int | float) else f"a {type(given).__name__}"
+            raise UserError(f"{name}: got {got}, must be {rule}")
+    if fresh and resume is not None:
+        raise UserError("fresh and resume: one starts over, the other goes on; give one of them")
+
+
+def _is_list(given: object, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, str) and all(map(is_right, given))
 
 
 def _fit(
-    config: Sequence[str | Mapping[str, Any]],
+    config: Sequence[str | os.PathLike[str] | Mapping[str, Any]],
     custom: CustomParts,
     dataset: Dataset | None,
     fresh: bool,

@@ -148,10 +148,55 @@ def test_configuration_mistakes_are_told_in_the_same_words(workdir: Path) -> Non
         trainlib.fit("quickstart", "optimizer.lrr=3")
     with pytest.raises(ConfigError, match="must hold plain values, as a YAML file does"):
         trainlib.fit({"name": "x", "seed": Net})
+    with pytest.raises(ConfigError, match="the configuration: got a list, must be a file, a name, key=value, or a map"):
+        trainlib.fit(["quickstart"])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="name: is missing"):
         trainlib.fit({"seed": 1})
     assert load_config([{"name": "x", "optimizer": {"name": "AdamW", "lr": np.float64(0.1), "betas": (0.9, 0.99)}}])
+    given = {"data": {"root": Path("a/b")}, "optimizer": {"lr": np.float32(0.5)}, "train": {"epochs": np.int64(3)}}
+    config = load_config([{"name": "x", **given}])
+    assert (config.data.root, config.optimizer.model_dump()["lr"], config.train.epochs) == ("a/b", 0.5, 3)
     assert not list(workdir.iterdir())
+
+
+WRONG_TYPES: dict[str, tuple[object, str]] = {
+    "model": (
+        "resnet18",
+        "got 'resnet18', must be a function, or another object to call; a name belongs into the conf",
+    ),
+    "loss": ("MSELoss", "got 'MSELoss', must be a function"),
+    "optimizer": (torch.optim.SGD([torch.zeros(1)], lr=0.1), "got a SGD, must be a function"),
+    "transform": (3, "got 3, must be a function"),
+    "dataset": ("photos", "got 'photos', must be what trainlib.image_dataset returns; a folder of pictures belongs"),
+    "hooks": ([trainlib.Hook], "got a list, must be a list of objects of trainlib.Hook"),
+    "metrics": (squared, "got a function, must be a list of functions"),
+    "resume": (3, "got 3, must be the name of a checkpoint"),
+    "fresh": (True, "fresh and resume: one starts over, the other goes on"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+def test_arguments_of_another_type_are_refused_before_anything_is_made(name: str, workdir: Path) -> None:
+    given, message = WRONG_TYPES[name]
+    with pytest.raises(UserError, match=message):
+        fit(**{"resume": "", name: given} if name == "fresh" else {name: given})
+    assert not list(workdir.iterdir())
+
+
+def test_a_second_fit_in_one_process_is_refused(workdir: Path) -> None:
+    """Both would draw from torch's generators. The first, which asks for the second, is not disturbed."""
+    refused = list[str]()
+
+    class Second(trainlib.Hook):
+        def on_start(self, trainer: object) -> None:
+            with pytest.raises(UserError, match="another fit trains in this process") as caught:
+                fit({"name": "second"})
+            refused.append(str(caught.value))
+
+    run = fit("train.epochs=1", hooks=[Second()])
+    assert len(refused) == 1
+    assert run.path.name == "own"
+    assert not (workdir / "runs/second").exists()
 
 
 def test_the_public_names() -> None:

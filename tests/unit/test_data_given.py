@@ -104,6 +104,8 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "one-hot labels": ((PIXELS, np.eye(3, dtype=int)[LABELS]), None, r"shape \[5, 3\], must be whole numbers \[N\]"),
     "too few classes": ((PIXELS, LABELS), ["a", "b"], "train: got labels from 0 to 2, must be 0 to 1"),
     "negative": ((PIXELS, [-1, 0, 1, 2, 0]), None, "train: got labels from -1 to 2"),
+    "below 0": ((PIXELS, [0, -1, 0, 0, 0]), None, "train: got labels from -1 to 0"),
+    "a folder": ("photos", None, "train: got 'photos', must be a pair .* data.name=image_folder data.root="),
     "one class": ((PIXELS, [0] * 5), None, "must be two or more different names"),
     "a name twice": ((PIXELS, LABELS), ["a", "b", "a"], "must be two or more different names"),
     "sizes": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import os
 import re
 import shlex
@@ -37,7 +38,7 @@ _IN_PYTHON = "the mapping given in Python"
 
 
 def load_config(
-    arguments: Sequence[str | Mapping[str, Any]],
+    arguments: Sequence[str | os.PathLike[str] | Mapping[str, Any]],
     custom: Mapping[str, Any] | None = None,
     code: Mapping[str, str] | None = None,
     parts: Parts | None = None,
@@ -55,13 +56,14 @@ def load_config(
     Raises ConfigError, which lists every mistake with its place. Files that the values name need not exist here: they
     are looked for where they are read, as a resumed run needs no weights file.
     """
-    spaced = separate_words([word for word in arguments if isinstance(word, str) and not _names_file(word)])
+    given = [os.fspath(argument) if isinstance(argument, os.PathLike) else argument for argument in arguments]
+    spaced = separate_words([word for word in given if isinstance(word, str) and not _names_file(word)])
     mistakes = [
         Mistake("", f"{word}: no such file, and a key needs its value. {say}") for word, say in spaced.items() if say
     ]
-    arguments = [argument for argument in arguments if not (isinstance(argument, str) and argument in spaced)]
-    overrides = [argument for argument in arguments if isinstance(argument, str) and is_override(argument)]
-    files = [argument for argument in arguments if argument not in overrides]
+    given = [argument for argument in given if not (isinstance(argument, str) and argument in spaced)]
+    overrides = [argument for argument in given if isinstance(argument, str) and is_override(argument)]
+    files = [argument for argument in given if argument not in overrides]
     if not (files or mistakes):
         shipped = ", ".join(shipped_configs())
         raise ConfigError([Mistake("", f"no configuration given: must be the path of a file or one of {shipped}")])
@@ -75,9 +77,9 @@ def load_config(
     if mistakes:
         raise ConfigError(mistakes)
     custom_layer = _custom_layer(custom or {})
-    given = merge([_with_default_sections(merge(layers)), command_line])
-    refuse_lost_values(given, custom or {})
-    merged = _with_default_sections(merge([given, Source(custom_layer)]))
+    own = merge([_with_default_sections(merge(layers)), command_line])
+    refuse_lost_values(own, custom or {})
+    merged = _with_default_sections(merge([own, Source(custom_layer)]))
     paths = [file for file in files if isinstance(file, str)]
     if paths:
         merged.values.setdefault("name", name_from(paths[0]))
@@ -147,9 +149,12 @@ def _read_all(files: Sequence[str | Mapping[str, Any]]) -> tuple[list[Source], l
 
 
 def _plain(values: Mapping[str, Any]) -> Source:
-    """Convert a mapping from Python to the values of a YAML file: tuples to lists, NumPy floats to floats."""
+    """Convert a mapping from Python to the values of a YAML file: tuples to lists, paths to text, NumPy's numbers."""
+    if not isinstance(values, Mapping):
+        got = f"the configuration: got a {type(values).__name__}"
+        raise ConfigError([Mistake("", f"{got}, must be a file, a name, key=value, or a mapping")])
     try:
-        plain = json.loads(json.dumps(dict(values)))
+        plain = json.loads(json.dumps(dict(values), default=_plain_value))
     except TypeError as error:
         rule = f"the mapping given as configuration must hold plain values, as a YAML file does: {error}"
         raise ConfigError([Mistake("", rule)]) from error
@@ -158,6 +163,17 @@ def _plain(values: Mapping[str, Any]) -> Source:
     if dotted:
         raise ConfigError([Mistake("", rule.format(key), _IN_PYTHON) for key in dotted])
     return Source(plain, dict.fromkeys(_dotted_keys(plain), _IN_PYTHON))
+
+
+def _plain_value(value: Any) -> str | int | float:
+    """Return a path as text, and a number of another library as Python's; raise TypeError for anything else."""
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} is none")
 
 
 def _keys_with_dots(name: str, value: Any) -> Iterator[str]:
@@ -191,8 +207,9 @@ def _find(file: str) -> tuple[Path, str]:
     if path.is_dir():
         rule = f"{file}: is a folder, must be a YAML file; launch init {shlex.quote(file)} writes one for its pictures"
         raise ConfigError([Mistake("", rule)])
-    guess = nearest(path.stem, shipped)
-    rule = f"{file}: no such file" + (f"; did you mean {guess}?" if guess else "")
+    there = {found.stem: str(found) for found in sorted(path.parent.glob("*.y*ml"))}
+    guess = nearest(path.stem, [*there, *shipped])
+    rule = f"{file}: no such file" + (f"; did you mean {there.get(guess, guess)}?" if guess else "")
     raise ConfigError([Mistake("", f"{rule} (shipped configurations: {', '.join(shipped) or 'none'})")])
 
 

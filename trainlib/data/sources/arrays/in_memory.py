@@ -60,6 +60,7 @@ def image_dataset(train: SplitSource, test: SplitSource, classes: Sequence[str] 
     if names is None:
         labels_N = train_set.labels_N
         names = [str(label) for label in range(labels_N.shape[1] if are_sets(labels_N) else int(labels_N.max()) + 1)]
+        _check_labels("train", labels_N, len(names))
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(f"classes: got {list(names)}, must be two or more different names")
     for split, image_set in (("train", train_set), ("test", test_set)):
@@ -96,6 +97,9 @@ def _image_set(split: SplitSource, name: str) -> ImageSet:
     if isinstance(split, ImageSet):
         _check_fetched(split, name)
         return split
+    if isinstance(split, str):
+        folder = "a folder of pictures belongs into the configuration, data.name=image_folder data.root=..."
+        raise DataError(f"{name}: got {split!r}, must be a pair (images, labels), or hold such pairs; {folder}")
     if isinstance(split, tuple):
         if len(split) != 2:
             raise DataError(f"{name}: got a tuple of {len(split)}, must be the pair (images, labels)")
