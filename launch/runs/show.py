@@ -26,7 +26,7 @@ def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> Table:
     """Return a row for each run; its accuracy is that of the test, or of the newest validation before the test.
 
     Of runs that are running there is a column with the time that is left; where the files of any are damaged, a last
-    column says what is.
+    column says what is. A narrow terminal goes without seconds, epoch, time of the start and step, in this order.
     """
     left = Column("LEFT", [_left(run.pulse) for run in runs], on_right=True)
     problems = Column("PROBLEM", [run.problems[0] if run.problems else "" for run in runs])
@@ -34,11 +34,11 @@ def runs_table(runs: Sequence[Run], now: datetime, jobs: Jobs = None) -> Table:
         [
             Column("NAME", [run.name for run in runs]),
             Column("STATUS", [status_word(run, jobs) for run in runs], styles=STATUS_STYLES),
-            Column("STEP", ["" if run.step is None else str(run.step) for run in runs], on_right=True),
-            Column("EPOCH", [str(run.newest_metrics.get("epoch", "")) for run in runs], on_right=True),
+            Column("STEP", ["" if run.step is None else str(run.step) for run in runs], on_right=True, gives_way=1),
+            Column("EPOCH", [str(run.newest_metrics.get("epoch", "")) for run in runs], on_right=True, gives_way=3),
             Column("ACCURACY", [_accuracy(run) for run in runs]),
-            Column("STARTED", [local_time(run.started) for run in runs]),
-            Column("SECONDS", [_seconds(run, now) for run in runs], on_right=True),
+            Column("STARTED", [local_time(run.started) for run in runs], gives_way=2),
+            Column("SECONDS", [_seconds(run, now) for run in runs], on_right=True, gives_way=4),
             *([left] if any(left.cells) else []),
             *([problems] if any(problems.cells) else []),
         ]

@@ -79,6 +79,23 @@ def test_on_a_narrow_terminal_long_names_are_broken_first_and_short_words_never(
     ]
 
 
+@pytest.mark.parametrize(
+    ("width", "left"),
+    [
+        (62, ["NAME", "STEP", "STARTED", "PROBLEM"]),
+        (61, ["NAME", "STARTED", "PROBLEM"]),
+        (54, ["NAME", "PROBLEM"]),
+        (5, ["NAME", "PROBLEM"]),
+    ],
+)
+def test_columns_that_give_way_are_left_out_before_others_are_wrapped(width: int, left: list[str]) -> None:
+    """A sentence is wrapped in any case, and counts as 24 characters: 5 + 5 + 19 + 24 and three gaps are 59."""
+    step = Column("STEP", ["12345"], gives_way=2)
+    started = Column("STARTED", ["2030-01-02 03:04:05"], gives_way=1)
+    table = Table([Column("NAME", ["train-me"]), step, started, Column("PROBLEM", ["a word " * 20])])
+    assert [column.title for column in table.fitting(width).columns] == left
+
+
 @pytest.mark.parametrize(("width", "rows"), [(20, 2), (40, MAX_RICH_ROWS + 1)], ids=["narrow", "long"])
 def test_what_does_not_fit_or_is_long_is_plain(width: int, rows: int) -> None:
     """Nothing is cut: the terminal itself wraps the lines. Rich would take long for many rows."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_RICH_ROWS = 100  # rich takes about 1 ms a row; see docs/decisions/0017-tables-and-page.md
 GAP = 2  # spaces between two columns
+WRAPPED = 24  # characters: what is wider, such as a sentence, is wrapped before another column gives way
 WHOLE_WORD, WORD_PART = 12, 8  # characters: a word up to the first is never broken, a longer one into no less than that
 
 # Rich's styles for the status of a run.
@@ -34,6 +35,7 @@ class Column:
 
     on_right   align the cells to the right, as numbers are
     styles     rich's styles of cells, by their text, for a terminal
+    gives_way  a terminal that is too narrow leaves out the column with the highest number first; 0 stays
 
     What would steer a terminal is escaped.
     """
@@ -42,6 +44,7 @@ class Column:
     cells: Sequence[str]
     on_right: bool = False
     styles: Mapping[str, str] = field(default_factory=dict)
+    gives_way: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", printable(self.title))
@@ -63,6 +66,18 @@ class Table:
             padded.append([align(text, width) for text in texts])
         return "\n".join((" " * GAP).join(line).rstrip() for line in zip(*padded, strict=True))
 
+    def fitting(self, width: int) -> Table:
+        """Return the table with as many of the columns that give way as a terminal of this width has room for."""
+        from rich.cells import cell_len
+
+        left = list(self.columns)
+        while any(column.gives_way for column in left):
+            wide = [max(map(cell_len, [column.title, *column.cells])) for column in left]
+            if sum(min(one, WRAPPED) for one in wide) + GAP * (len(left) - 1) <= width:
+                break
+            left.pop(max(range(len(left)), key=lambda index: left[index].gives_way))
+        return Table(left)
+
     @property
     def num_rows(self) -> int:
         """Number of rows below the headings."""
@@ -82,8 +97,8 @@ def show(*parts: str | Table) -> None:
     """Print lines of text and tables to standard output, one below the other.
 
     On a terminal lines are wrapped between words, and rich draws the tables: headings in bold, cells in their styles,
-    text that is too wide wrapped within its column. Plain columns are printed on a pipe, of tables with more than
-    `MAX_RICH_ROWS` rows, and of those that even wrapped are too wide for the terminal.
+    columns that give way left out, text that is too wide wrapped within its column. Plain columns are printed on a
+    pipe, of tables with more than `MAX_RICH_ROWS` rows, and of those that even wrapped are too wide for the terminal.
     """
     console = terminal()
     for part in parts:
@@ -93,10 +108,10 @@ def show(*parts: str | Table) -> None:
             print(part)
         elif isinstance(part, str):
             print(_wrapped(part, console.width))
-        elif part.num_rows <= MAX_RICH_ROWS and (drawn := _rich_table(part, console.width)) is not None:
-            console.print(drawn)
         else:
-            print(part)
+            part = part.fitting(console.width)
+            drawn = _rich_table(part, console.width) if part.num_rows <= MAX_RICH_ROWS else None
+            console.print(drawn) if drawn is not None else print(part)
 
 
 def hang(head: str, text: str, width: int | None) -> str:
