@@ -17,6 +17,7 @@ TrainlaunchError                exit 1
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,14 @@ def not_permitted(error: OSError) -> str:
     """Return what a user can do about a file or folder that may not be read or written."""
     name = f"{error.filename}: " if error.filename is not None else ""
     return f"{name}{error.strerror or error}: change its owner or permissions, or start as a user who has them"
+
+
+def not_written(path: object, error: OSError) -> str:
+    """Return that a run cannot be written there, and what a user can do about the reason."""
+    remedy = "change to a folder that you may write to, or mend its permissions"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "make room there, or change to a folder on another disk"
+    return f"{path}: cannot be written ({error.strerror or error}); {remedy}"
 
 
 @dataclass(frozen=True)

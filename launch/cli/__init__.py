@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None, *, is_program: bool = False) ->
     """
     encode_anything()
     try:
+        _refuse_lost_folder()
         arguments = _without_runs(sys.argv[1:] if arguments is None else arguments)
         code = cli.main(arguments, prog_name=_program_name(), standalone_mode=False, obj=is_program)
         flush_streams()
@@ -70,6 +71,14 @@ def _show(error: click.ClickException) -> None:
     error.show(text)
     said = re.sub(r"(?m)^Error:", lambda found: coloured(found[0], "red", sys.stderr), text.getvalue())
     click.echo(said, err=True, nl=False)
+
+
+def _refuse_lost_folder() -> None:
+    """Raise UserError where the current folder was removed: the runs, other paths and torch's libraries need it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder does not exist any more: change to another one (cd)") from None
 
 
 def _without_runs(words: Sequence[str]) -> list[str]:

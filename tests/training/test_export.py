@@ -176,6 +176,8 @@ def test_nothing_is_overwritten_unasked(
     assert len(safetensors.torch.load_file("run.safetensors")) == 10
     assert launch([*words, "--output", "nowhere/x.safetensors"]) == 2
     assert "--output: nowhere is not a folder; make it first" in capsys.readouterr().err
+    assert launch([*words, "--output", "."]) == 2
+    assert capsys.readouterr().err == "error: . is a folder, which no file replaces; --output names another file\n"
 
 
 def test_onnx_without_its_packages(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import tarfile
 from pathlib import Path
@@ -15,8 +17,9 @@ from launch.cli import main
 from trainlib.config import load_config
 from trainlib.config.docs.json_schema import FILE
 from trainlib.config.load import configs_folder
+from trainlib.errors import UserError
 from trainlib.training.programs.check import main as check
-from trainlib.training.programs.data.new_config import Seen, yaml_text
+from trainlib.training.programs.data.new_config import Seen, write_new, yaml_text
 
 
 def pictures(*folders: Path, count: int = 12, side: int = 48) -> None:
@@ -156,13 +159,39 @@ def test_what_cannot_be_trained_on_is_told(make: object, workdir: Path, capsys: 
     assert {path: path.read_bytes() for path in workdir.glob("*.yaml")} == before
 
 
-@pytest.mark.parametrize("name", ["my photos", "2024", "1e3", "null", "größe", "a=b", "-x", "fotos: neu", "#1"])
+@pytest.mark.parametrize(
+    "name", ["my photos", "2024", "1e3", "null", "größe", "a=b", "-x", "fotos: neu", "#1", "a\nb\x1b[1m"]
+)
 def test_any_name_of_a_folder_will_do(name: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(workdir / name / "cats", workdir / name / "dogs")
     assert main(["init", "--", name]) == 0
     file = workdir / f"{name}.yaml"
     assert load_config([f"./{file.name}"]).data.root == name
-    assert "next: launch run " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "next: launch run " in told
+    assert "\x1b" not in told
+
+
+def test_a_name_that_no_configuration_holds_is_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(workdir / "fotos\udce4" / "cats", workdir / "fotos\udce4" / "dogs")  # as it is written in Latin-1
+    assert main(["init", "fotos\udce4"]) == 2
+    assert "error: fotos\\xe4: no configuration can hold this name: rename it" in capsys.readouterr().err
+    assert not list(workdir.glob("*.yaml"))
+
+
+def test_a_full_disk_leaves_no_empty_file(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def make(file: Path, *_: str, **__: str) -> Full:
+        file.touch()
+        return Full()
+
+    monkeypatch.setattr(Path, "open", make)
+    with pytest.raises(UserError, match=r"x\.yaml: cannot be written: .*No space left"):
+        write_new(Path("x.yaml"), "seed: 0\n")
+    assert not list(workdir.iterdir())
 
 
 @pytest.mark.parametrize(

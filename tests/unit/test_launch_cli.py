@@ -203,6 +203,17 @@ def test_list_status_and_logs_of_a_run(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "a line\n"
 
 
+def test_a_current_folder_that_was_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["list"]) == main(["status", "x"]) == main(["run", "quickstart", "--dry-run"]) == 2
+    told = "error: the current folder does not exist any more: change to another one (cd)\n"
+    assert capsys.readouterr() == ("", 3 * told)
+
+
 def test_the_start_page_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainlib.errors import TrainlaunchError, UserError, not_permitted
+from trainlib.errors import TrainlaunchError, UserError, not_permitted, not_written
 from trainlib.runs.attempt.record import Attempt, read_attempts, recorded_attempt
 
 
@@ -30,6 +30,18 @@ def test_a_failing_disk_is_no_mistake(tmp_path: Path, number: int) -> None:
     with pytest.raises(TrainlaunchError) as caught, recorded_attempt(attempt):
         raise OSError(number, "broken", "data/cat")
     assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room there, or change to a folder on another disk"),
+        (errno.EDQUOT, "make room there, or change to a folder on another disk"),
+        (errno.EROFS, "change to a folder that you may write to, or mend its permissions"),
+    ],
+)
+def test_a_run_that_cannot_be_written_comes_with_the_remedy_for_the_reason(number: int, remedy: str) -> None:
+    assert not_written("runs/x", OSError(number, "why")) == f"runs/x: cannot be written (why); {remedy}"
 
 
 def test_a_message_without_a_name() -> None:

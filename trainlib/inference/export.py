@@ -78,12 +78,12 @@ def export(
     Raises UserError if a file exists already, or if a folder or a package is missing; TrainlaunchError if the exported
     network gives other numbers than the model.
     """
-    description_file = output.with_name(f"{output.name}.json")
+    description_file = output.parent / f"{output.name}.json"
     for path in (output, description_file):
-        if path.exists() and not force:
-            raise UserError(f"{path} exists; --force replaces it, --output names another file")
         if path.is_dir():
             raise UserError(f"{path} is a folder, which no file replaces; --output names another file")
+        if path.exists() and not force:
+            raise UserError(f"{path} exists; --force replaces it, --output names another file")
     if not output.parent.is_dir():
         raise UserError(f"--output: {output.parent} is not a folder; make it first")
     model = trained_model(chosen, "cpu", code=code, command=command)

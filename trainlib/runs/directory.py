@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trainlib.config import Config, differences, dump_config, harmful, is_free, read_resolved
-from trainlib.errors import RunDirectoryError
+from trainlib.errors import RunDirectoryError, not_written
 from trainlib.runs import RUNS
 from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_handed_over, is_taken, read_owner
 from trainlib.runs.attempt.pulse import PULSE_FILE, remove_pulse, write_pulse
@@ -80,10 +80,7 @@ class RunDirectory:
             raise
         except OSError as error:
             run.close()
-            raise RunDirectoryError(
-                f"{run.path}: cannot be written ({error.strerror}); change to a folder that you may write to, "
-                "or mend its permissions"
-            ) from error
+            raise RunDirectoryError(not_written(run.path, error)) from error
         return run
 
     @classmethod

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,13 +79,13 @@ def checked_config(words: Sequence[str], code: Sequence[str]) -> Config:
 
 
 def _refuse_runs(words: Sequence[str]) -> None:
-    """Raise UserError for the name of a run in the place of a configuration."""
+    """Raise UserError for the name or the folder of a run in the place of a configuration."""
     from trainlib.config import shipped_configs
     from trainlib.runs import RUNS
 
     for word in words:
-        file = RUNS / word / "config.yaml"
-        if "=" not in word and not os.path.exists(word) and word not in shipped_configs() and file.is_file():
+        file = (Path(word) if os.path.isdir(word) else RUNS / word) / "config.yaml"
+        if "=" not in word and not os.path.isfile(word) and word not in shipped_configs() and file.is_file():
             raise UserError(
                 f"{word} is a run, and goes on with its own configuration: launch run {shlex.quote(str(file))}"
             )

@@ -7,6 +7,8 @@ from functools import cache
 
 import click
 
+from trainlib.runs.terminal.printable import printable
+
 START_PAGE = """\
 trainlaunch trains an image classifier from one YAML file, on any hardware,
 with exact results.
@@ -23,7 +25,7 @@ launch --help lists all commands, launch run --help says what one takes."""
 def tell_next(*commands: str) -> None:
     """Say on standard error, in one line, what may be typed next, behind all that standard output has been given."""
     sys.stdout.flush()
-    click.echo(f"next: {'    or: '.join(commands)}", err=True)
+    click.echo(printable(f"next: {'    or: '.join(commands)}"), err=True)
 
 
 @cache

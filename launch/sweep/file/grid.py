@@ -144,6 +144,10 @@ def read_sweep(path: Path, overrides: Sequence[str] = (), code: Mapping[str, str
     path = find_sweep(path)
     source = read_file(path, str(path), dotted_in=("overrides", *VARYING))
     content = source.values
+    if "configs" not in content and content.keys() & (Config.model_fields.keys() - {"name"}):
+        name = content.get("name") or sweep_name(path.stem)
+        rule = f"is a run's configuration, and no sweep: launch run {path} trains it, launch report {name} shows it"
+        raise ConfigError([Mistake("", f"{path}: {rule}")])
     mistakes = list(wrong_form(content))
     if not mistakes:
         mistakes += lost_values(content, [text.partition("=")[0] for text in overrides], str(path))

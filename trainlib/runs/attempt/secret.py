@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from trainlib.errors import RunDirectoryError
+from trainlib.errors import RunDirectoryError, not_written
 
 FILE = ".secret"
 _BYTES = 32
@@ -41,10 +41,7 @@ def make_secret(directory: Path) -> bool:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o600)
     except OSError as error:
-        raise RunDirectoryError(
-            f"{path}: cannot be written ({error.strerror}); change to a folder that you may write to, or mend its "
-            "permissions"
-        ) from error
+        raise RunDirectoryError(not_written(path, error)) from error
     return is_new
 
 

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         seen = _look(folder)
         text = yaml_text(seen, folder, file)
-        load_config([yaml.safe_load(text), "name=x"])  # what is written is right
+        load_config([_read_back(text, folder), "name=x"])  # what is written is right
         write_new(Path(file), text)
     except TrainlaunchError as error:
         print_error(error)
@@ -103,6 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if few := [name for name, count in seen.counts.items() if count < FEW]:
         print(f"note: {name_some(few)}: fewer than {FEW} pictures, too few to learn and to test", file=sys.stderr)
     return EXIT_OK
+
+
+def _read_back(text: str, folder: str) -> Any:
+    """Return the values in the text. Raises UserError for a name with bytes or characters that YAML does not have."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.reader.ReaderError:
+        raise UserError(
+            f"{folder}: no configuration can hold this name: rename it, or make a link with a plain name (ln -s)"
+        ) from None
 
 
 def _look(folder: str) -> Seen:
@@ -213,7 +223,7 @@ def yaml_text(seen: Seen, place: str, file: str) -> str:
         "batch_size": seen.batch_size,
     }
     steps = -(-seen.num_training // seen.batch_size)
-    run = shlex.quote(f"./{file}" if "=" in file or file.startswith("-") else file)
+    run = printable(shlex.quote(f"./{file}" if "=" in file or file.startswith("-") else file))
     comments = {
         "data": [
             "What is there, and what is held out for validation and the test: a share of each class, where the data",
@@ -252,19 +262,15 @@ def summary(seen: Seen) -> str:
     return printable(f"{total:,} pictures{splits} of {len(sizes)} classes, {name_some(sizes)}")
 
 
-def exists_already(file: Path) -> str:
-    """Return the message that a file is not written over."""
-    return f"{file} exists already: launch run {shlex.quote(str(file))} uses it; move it away to have a new one written"
-
-
 def write_new(file: Path, text: str) -> None:
     """Write a file that does not exist yet. Raises UserError where it does, or cannot be written."""
     try:
         with file.open("x", encoding="utf-8") as opened:
             opened.write(text)
     except FileExistsError:
-        raise UserError(exists_already(file)) from None
+        raise UserError(f"{file} exists already; move it away to have a new one written") from None
     except (OSError, UnicodeEncodeError) as error:
+        file.unlink(missing_ok=True)  # on a full disk it is there, and empty
         raise UserError(f"{file}: cannot be written: {error}") from error
 
 
