@@ -52,6 +52,11 @@ class Twofold(Net):
         return logits if self.training else (logits.softmax(1), logits)
 
 
+class Detached(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).detach()
+
+
 def lazy(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 
@@ -71,6 +76,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "repeated values": ({"model": Repeating}, r"model: ones repeats its values in memory .expand., .* clone"),
     "no tensor": ({"model": Stateful}, "model: its state_dict has a dict as _extra_state, must be a tensor"),
     "other in evaluation": ({"model": Twofold}, "model: Twofold gives tuple in eval mode for 2 images"),
+    "detached": ({"model": Detached}, "model: Detached gives logits without a gradient"),
     "lazy": ({"model": lazy}, "model: 1.weight has no shape yet, .* call the module once, with zeros"),
     "frozen": ({"model": Net(3).requires_grad_(False)}, "the model has no parameter that can be trained"),
 }

@@ -166,8 +166,10 @@ def check_custom_model(
     images_NCHW = torch.zeros(num_images, channels, *sides(image_size), device=device)
     modes = [(part, part.training) for part in module.modules()]
     try:
-        with torch.no_grad(), preserve_buffers(module):
-            outputs = {"": module(images_NCHW), " in eval mode": module.eval()(images_NCHW)}
+        with preserve_buffers(module):
+            outputs = {"": module(images_NCHW)}
+            with torch.no_grad():
+                outputs[" in eval mode"] = module.eval()(images_NCHW)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
@@ -184,6 +186,11 @@ def check_custom_model(
                 f"model: {name} gives {got}{mode} for {num_images} images and {num_classes} classes, must give logits "
                 f"{[num_images, num_classes]}"
             )
+    if any(parameter.requires_grad for parameter in module.parameters()) and not outputs[""].requires_grad:
+        raise UserError(
+            f"model: {name} gives logits without a gradient, so that nothing could be learned: look for `detach`, "
+            "`no_grad` or numpy in its forward"
+        )
 
 
 def check_custom_loss(
