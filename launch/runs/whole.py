@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import trainlib.runs
-from trainlib.config import weights_run
+from trainlib.config import Config, read_resolved, weights_run
 from trainlib.errors import TrainlaunchError, UserError
 from trainlib.platform.isolation import child_variables
-from trainlib.runs.files.json_records import Record, read_json, read_lines, read_yaml
+from trainlib.runs.files.json_records import Record, read_json, read_lines
 from trainlib.runs.machine.environment import bit_changes, bits
 from trainlib.runs.records.checkpoints import steps_in
 
-UNTRACKED = ("tracking.wandb.mode=disabled", "tracking.tensorboard=false", "checkpoint.after=null")
+UNTRACKED = (
+    *("tracking.wandb.mode=disabled", "tracking.tensorboard=false", "tracking.trackers=[]"),
+    *("mirror=null", "checkpoint.after=null"),  # a mirror has the run itself, with which it would be compared
+)
 BY_THE_CLOCK = ("time", "images_per_second")
 NAMED_AT_MOST = 6
 
@@ -51,9 +54,9 @@ def trained_again(run: Path, code: Sequence[str]) -> Iterator[Path]:
     """
     if read_json(run / "summary.json").get("status") != "completed":
         raise UserError(f"{run}: is not complete: train it to its end with launch run {run}/config.yaml")
-    environment, name = read_json(run / "environment.json"), read_yaml(run / "config.yaml").get("name", run.name)
+    environment, config = read_json(run / "environment.json"), read_resolved(run / "config.yaml")
     with tempfile.TemporaryDirectory(prefix="launch-verify-") as folder:
-        _link_weights(run, Path(folder))
+        _link_weights(config, run, Path(folder))
         words = [sys.executable, "-m", "launch", "run", str(run / "config.yaml"), *UNTRACKED]
         words += [word for one in code for word in ("--code", one)]
         variables = {trainlib.runs.RUNS_VARIABLE: folder}
@@ -64,13 +67,12 @@ def trained_again(run: Path, code: Sequence[str]) -> Iterator[Path]:
         done = subprocess.run(words, env={**os.environ, **child_variables(os.environ), **variables}, stdout=sys.stderr)
         if done.returncode:
             raise TrainlaunchError(f"{run}: the second training ended with exit code {done.returncode}")
-        yield Path(folder) / str(name)
+        yield Path(folder) / config.name
 
 
-def _link_weights(run: Path, folder: Path) -> None:
+def _link_weights(config: Config, run: Path, folder: Path) -> None:
     """Let the second training find the run from whose weights this one began."""
-    weights = (read_yaml(run / "config.yaml").get("model") or {}).get("weights")
-    found = weights_run(weights) if isinstance(weights, str) else None
+    found = weights_run(config.model.weights)
     if found is not None:
         (folder / found.name).symlink_to((run.parent / found.name).absolute(), target_is_directory=True)
 
@@ -101,11 +103,12 @@ def _largest_differences(then: Mapping[Any, Record], now: Mapping[Any, Record]) 
     """Return the largest difference of each figure that is not the same in all rows, by `split/name`."""
     largest: dict[str, float] = {}
     for key in then.keys() & now.keys():
-        for name, value in then[key].items():
-            other = now[key].get(name)
-            if name in BY_THE_CLOCK or value == other or not isinstance(value, int | float):
+        for name in {**then[key], **now[key]}:
+            value, other = then[key].get(name), now[key].get(name)
+            numbers = [one for one in (value, other) if isinstance(one, int | float)]  # None: it is not finite
+            if name in BY_THE_CLOCK or value == other or not numbers:
                 continue
-            distance = abs(value - other) if isinstance(other, int | float) else float("inf")
+            distance = abs(value - other) if len(numbers) == 2 else float("inf")
             figure = f"{key[0]}/{name}"
             largest[figure] = max(largest.get(figure, 0.0), distance)
     return dict(sorted(largest.items()))

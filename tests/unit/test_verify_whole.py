@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from paths import REPOSITORY
 
 from launch.cli import main as launch
-from launch.runs.whole import compare, text_of
+from launch.runs.whole import compare, text_of, trained_again
+from trainlib.config import load_config
+from trainlib.errors import UserError
 
 ENVIRONMENT = {"versions": {"torch": "2.14"}, "num_threads": 1} | dict.fromkeys(
     ("code", "world_size", "device", "device_name", "cpu_capability", "kernel_variables"), 1
@@ -45,6 +49,7 @@ def test_the_clock_is_not_compared(tmp_path: Path) -> None:
         ({"digest": "b"}, "weights_sha256 was a, is b"),
         ({"rows": [row(1.25)]}, "val/loss: by at most 0.25"),
         ({"rows": []}, "1 rows were reported, and 0 are"),
+        ({"rows": [row(1.0) | {"accuracy": 0.5}]}, "val/accuracy: by at most inf"),  # which was not finite before
     ],
 )
 def test_what_differs_is_told(tmp_path: Path, change: dict[str, Any], says: str) -> None:
@@ -68,6 +73,32 @@ def test_what_is_other_in_the_environment_is_told(tmp_path: Path, change: dict[s
     then = run_directory(tmp_path / "then", rows=[row(1.0)])
     found = compare(then, run_directory(tmp_path / "now", rows=[row(1.0)], **change))
     assert any(says in phrase for phrase in found.environment)
+
+
+def test_the_second_training_leaves_the_run_and_all_around_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror would bring the run itself back, to be compared with itself; trackers are told of one training only."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    run = run_directory(tmp_path / "runs/r", rows=[])
+    text = "name: r\nmirror: s3://bucket/path\ntracking: {trackers: [mlflow]}\n"
+    (run / "config.yaml").write_text(text)
+    called: list[list[str]] = []
+
+    def started(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        called.append(words)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", started)
+    with trained_again(run, []):
+        config = load_config([word for word in called[0][4:] if word.endswith(".yaml") or "=" in word])
+        assert (config.mirror, config.tracking.trackers) == (None, [])
+    (run / "config.yaml").write_text(f"name: r\nmodel: {{weights: 'run:../../evil@{'0' * 64}'}}\n")
+    with pytest.raises(UserError, match="what follows run:"), trained_again(run, []):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "tmp"]
 
 
 @pytest.mark.parametrize(
