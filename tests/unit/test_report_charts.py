@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from report_runs import training_rows, write_run
 from launch.report.charts.chart import Chart, Line, Plot
 from launch.report.charts.curves import charts_of
 from launch.report.facts.run_facts import read_facts
-from launch.report.facts.series import linear_ticks, log_ticks, smoothed, thinned, tick_label
+from launch.report.facts.series import drawable, linear_ticks, log_ticks, smoothed, thinned, tick_label
 from launch.report.page import templates
 
 # Series and axes
@@ -44,6 +45,26 @@ def test_smoothing_is_the_mean_of_the_neighbours() -> None:
     theirs = [values[max(0, index - 4) : index + 5].mean() for index in range(101)]
     np.testing.assert_allclose([value for _, value in ours], theirs, rtol=1e-12, atol=1e-12)
     assert [step for step, _ in ours] == list(range(101))
+
+
+def test_a_spike_leaves_no_trace_behind_its_window() -> None:
+    """A loss of 1e30 in one step, as before a NaN; then the curve has the values of the training again."""
+    values = [0.5] * 20 + [1e30] + [0.25] * 40 + [1e-20] * 20
+    ours = [value for _, value in smoothed(list(enumerate(values)), 9)]
+    assert (ours[15], ours[25:57], ours[65:]) == (0.5, [0.25] * 32, [1e-20] * 16)
+
+
+def test_numbers_that_no_axis_shows(tmp_path: Path) -> None:
+    assert drawable([(1, 1e300), (2, -1e300), (3, 5e-324), (4, 1e-45), (5, 3e38)]) == [(3, 0.0), (4, 1e-45), (5, 3e38)]
+    rows = [
+        {"step": step, "epoch": step, "split": "val", "loss": loss, "accuracy": 0.5, "count": 1, "time": ""}
+        for step, loss in enumerate((5e-324, 1e308, -1e308, math.log(2), math.nextafter(math.log(2), 1)))
+    ]
+    facts = read_facts(write_run(tmp_path / "extreme", rows=rows))
+    assert [step for step, _ in facts.points("loss", "val")] == [0, 3, 4]
+    assert all(figure(chart) for chart in charts_of([facts]))
+    ends = linear_ticks(math.log(2), math.nextafter(math.log(2), 1))  # of a network that stands still
+    assert ends[0] < math.log(2) < ends[-1]
 
 
 @pytest.mark.parametrize(

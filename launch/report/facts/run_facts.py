@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeGuard
 
 from launch.report.facts.evaluation import Evaluation, evaluation_of
 from launch.report.facts.history import Attempt, Event, attempts_of, events_of, jobs_of
-from launch.report.facts.series import Point
+from launch.report.facts.series import Point, drawable
 from trainlib.runs.attempt.status import Run, read_run
 from trainlib.runs.files.json_records import Record
 from trainlib.runs.files.run_files import RunFiles
@@ -76,13 +76,15 @@ class RunFacts:
         return row["step"] if row else None
 
     def points(self, key: str, split: str, scope: str | None = None) -> list[Point]:
-        """Return (step, value) of the rows of one kind that hold a finite number under `key`.
+        """Return (step, value) of the rows of one kind that hold a number under `key` which can be drawn.
 
         The step of a test is that of the weights that were tested.
         """
         moved = self.tested_step if split == "test" else None
         rows = self.rows.get((split, scope), [])
-        return [(row["step"] if moved is None else moved, row[key]) for row in rows if is_number(row.get(key))]
+        return drawable(
+            [(row["step"] if moved is None else moved, row[key]) for row in rows if is_number(row.get(key))]
+        )
 
     def slow_ranks(self) -> dict[str, tuple[int, int]]:
         """Return the ranks that were slower than the others, in words, each with its first and last step as such."""

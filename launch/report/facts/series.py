@@ -8,7 +8,14 @@ from collections.abc import Sequence
 Point = tuple[float, float]
 Points = Sequence[Point]
 
+LARGEST = 1e100  # a value that is drawn; those below its inverse are drawn as 0
+_UNIT = 2.0**400  # of sums, in parts of 1
 SMOOTH_FROM = 40  # points: a shorter series is shown as it is
+
+
+def drawable(points: Points) -> list[Point]:
+    """Return the points without those of numbers that no axis can show, with 0 for those that are as good as 0."""
+    return [(step, value if abs(value) * LARGEST > 1 else 0.0) for step, value in points if abs(value) < LARGEST]
 
 
 def thinned(points: Points, buckets: int) -> list[Point]:
@@ -40,20 +47,20 @@ def window_of(points: Points) -> int:
 
 def smoothed(points: Points, window: int) -> list[Point]:
     """Return the mean of each value and its neighbours, half of `window` on either side, fewer at the ends."""
-    total, sums = 0.0, [0.0]
+    total, sums = 0, [0]
     for _, value in points:
-        total += value
+        total += int(value * _UNIT)  # whole numbers: a spike leaves no trace in the sums of what follows
         sums.append(total)
     result = []
     for index, (step, _) in enumerate(points):
         start, end = max(0, index - window // 2), min(len(points), index + window // 2 + 1)
-        result.append((step, (sums[end] - sums[start]) / (end - start)))
+        result.append((step, (sums[end] - sums[start]) / ((end - start) * int(_UNIT))))
     return result
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers, the first at or below `low`, the last at or above `high`."""
-    if not high > low:
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # ticks have twelve digits
         low, high = (0.0, 1.0) if low == 0 else (low - abs(low) / 2, low + abs(low) / 2)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
