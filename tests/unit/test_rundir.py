@@ -115,6 +115,25 @@ def test_changes_of_configuration(
         RunDirectory.open(changed, resume=resume, runs=tmp_path).close()
 
 
+def test_what_is_appended_does_not_appear_in_a_backup_of_hard_links(tmp_path: Path) -> None:
+    """`cp -al runs/run backup`, and the run goes on."""
+    config = resolved({"name": "run"})
+    run = RunDirectory.open(config, runs=tmp_path)
+    run.begin(config)
+    (tmp_path / "backup").mkdir()
+    for file in (run.metrics_file, run.attempts_file):
+        append_line(file, {"step": 1})
+        os.link(file, tmp_path / "backup" / file.name)
+    run.close()
+    run = RunDirectory.open(config, runs=tmp_path)
+    run.claim()
+    for file in (run.metrics_file, run.attempts_file):
+        append_line(file, {"step": 2})
+        assert read_lines(file) == [{"step": 1}, {"step": 2}]
+        assert read_lines(tmp_path / "backup" / file.name) == [{"step": 1}]
+    run.close()
+
+
 def test_a_mistake_found_before_training_does_not_bind_the_name(tmp_path: Path) -> None:
     RunDirectory.open(resolved({"name": "run", "train": {"batch_size": 100_000}}), runs=tmp_path).close()
     RunDirectory.open(resolved({"name": "run"}), runs=tmp_path).close()

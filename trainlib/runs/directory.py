@@ -15,7 +15,7 @@ from trainlib.runs.attempt.owner import OWNER_FILE, Owner, Ownership, is_handed_
 from trainlib.runs.attempt.pulse import PULSE_FILE, remove_pulse, write_pulse
 from trainlib.runs.attempt.record import ATTEMPTS_FILE, has_open_attempt
 from trainlib.runs.files import locks
-from trainlib.runs.files.durable import remove_temporary, sync_directory, write_atomically
+from trainlib.runs.files.durable import part_appended, remove_temporary, sync_directory, write_atomically
 from trainlib.runs.files.file_backup import FileBackup
 from trainlib.runs.files.json_records import read_json, read_lines, to_json
 from trainlib.runs.own_code.sources import NO_CODE, OwnCode, difference, write_copy
@@ -159,6 +159,7 @@ class RunDirectory:
         if self.is_moved_aside:
             self._move_aside()
         remove_temporary(self.path)
+        part_appended(self.path)
         for folder in (self.logs, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.path.parent, self.path.parent.parent):

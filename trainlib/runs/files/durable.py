@@ -86,3 +86,14 @@ def remove_temporary(directory: Path) -> None:
     for entry in os.scandir(directory):
         if _TEMPORARY.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
             os.unlink(entry.path)
+
+
+def part_appended(directory: Path) -> None:
+    """Give each file of lines in a folder that has another name, too, as in a backup of hard links, bytes of its own.
+
+    What is appended here must not appear there. The caller lets nobody else write here.
+    """
+    for entry in os.scandir(directory):
+        is_file = entry.name.endswith(".jsonl") and entry.is_file(follow_symlinks=False)
+        if is_file and entry.stat().st_nlink > 1:
+            write_atomically(Path(entry.path), Path(entry.path).read_bytes())
