@@ -245,7 +245,7 @@ def test_a_run_whose_loss_has_another_body_goes_on_and_says_so(workdir: Path, ca
     caplog.set_level(logging.INFO, "trainlib")
     assert fit_and_die(signal.SIGTERM, 5) == EXIT_STOPPED  # with a loss of the same name around it
     fit()
-    assert any("the code of trainlaunch, or of a part given in Python, is other" in line for line in caplog.messages)
+    assert any("or of what a part of one's own uses, is other" in line for line in caplog.messages)
 
 
 def test_another_part_in_its_place_is_refused(whole: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

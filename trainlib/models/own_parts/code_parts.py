@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from trainlib.config import Config, is_code, own_name
 from trainlib.data import Dataset, fingerprint
 from trainlib.errors import DataError
-from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts, source_text
 from trainlib.parts import Part, Parts
 
 
@@ -35,6 +35,7 @@ def parts_of(config: Config, parts: Parts) -> CustomParts:
     transform, dataset = named("transform", config.data.augment.custom), named("dataset", config.data.name)
     optimizer = named("optimizer", config.optimizer.name)
     metrics = [part for name in config.evaluation.metrics if (part := named("metric", name)) is not None]
+    used = [part for part in (model, loss, transform, dataset, optimizer, *metrics) if part is not None]
     return CustomParts(
         model=None if model is None else _model(model, config.model.args),
         dataset=None if dataset is None else _dataset(dataset, config),
@@ -43,6 +44,7 @@ def parts_of(config: Config, parts: Parts) -> CustomParts:
         optimizer=None if optimizer is None else _optimizer(optimizer),
         metrics={part.name: _metric(part) for part in metrics},
         is_code=True,
+        code_text="".join(source_text(part.function) for part in used),  # config.yaml has the digest of its own files
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 ModelSource = nn.Module | Callable[[int], nn.Module]
 OwnMetric = Callable[[Tensor, Tensor], Any]
 
+_MOST_FOLLOWED = 200  # functions and classes that parts use
+_TOLD_BY_VERSIONS = {*sys.stdlib_module_names, "torch", "torchvision", "numpy", "PIL", "accelerate", "trainlib"}
 TOLERANCE = 1e-4  # relative, between the loss of several samples and the mean of their losses one by one
 
 
@@ -47,6 +51,7 @@ class CustomParts:
     optimizer   parameter groups, and the arguments of the section `optimizer`, to a torch.optim.Optimizer
     metrics     logits float32 [N, C] and labels int64 [N] of a whole split, on the CPU, to a number; by name
     is_code     True for parts of `--code`, whose loss must be that of each sample
+    code_text   what `source_text` says of these
     """
 
     model: ModelSource | None = None
@@ -57,6 +62,7 @@ class CustomParts:
     optimizer: Callable[..., Optimizer] | None = None
     metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
     is_code: bool = False
+    code_text: str = ""
 
     def load_dataset(self) -> Dataset | None:
         """Return the data set; None where the configuration names one."""
@@ -79,10 +85,10 @@ class CustomParts:
 
     def code(self) -> str:
         """Return the source text of the classes and functions that the parts are of; empty where none can be read."""
-        if self.is_code:  # of which config.yaml has the digest
-            return ""
+        if self.is_code:
+            return self.code_text
         parts = (self.model, self.loss, self.transform, self.optimizer, *self.metrics.values())
-        return "".join(_source(part) for part in parts if part is not None)
+        return "".join(source_text(part) for part in parts if part is not None)
 
 
 NO_CUSTOM_PARTS = CustomParts()
@@ -94,19 +100,46 @@ def _name(part: object) -> str:
     return CUSTOM_PREFIX + getattr(part, "__name__", type(part).__name__)
 
 
-def _source(part: object) -> str:
-    """Return the source text of a function, or of a class with those that it derives from, but for torch's."""
-    given = ""
-    while isinstance(part, functools.partial):
-        values = [part.args, sorted(part.keywords.items())]
-        given += json.dumps(values, default=lambda value: type(value).__name__)
-        part = part.func
-    texts = [given]
-    for code in [part] if inspect.isroutine(part) else (part if inspect.isclass(part) else type(part)).__mro__:
-        if not str(getattr(code, "__module__", "")).startswith(("torch", "builtins")):
+def source_text(part: object) -> str:
+    """Return the source text of a function, or of a class with those that it derives from, and of what these use.
+
+    Left out are Python and what the versions tell of; global values, as they may be others on each rank; and what only
+    the running code finds, such as a function that is an argument.
+    """
+    texts: list[str] = []
+    seen: set[object] = set()
+    waiting = [part]
+    while waiting and len(seen) < _MOST_FOLLOWED:
+        one = waiting.pop(0)
+        if isinstance(one, functools.partial):
+            values = [one.args, sorted(one.keywords.items())]
+            texts.append(json.dumps(values, default=lambda value: type(value).__name__))
+            waiting.insert(0, one.func)
+            continue
+        for code in [one] if inspect.isroutine(one) else (one if inspect.isclass(one) else type(one)).__mro__:
+            if code in seen or str(getattr(code, "__module__", "")).partition(".")[0] in _TOLD_BY_VERSIONS:
+                continue
+            seen.add(code)
             with suppress(OSError, TypeError):  # typed at a prompt, or written in C
                 texts.append(inspect.getsource(code))
+            waiting += _used_by(code)
     return "".join(texts)
+
+
+def _used_by(code: Any) -> list[object]:
+    """Return the functions and classes that a function, or the methods of a class, name."""
+    own = [code] if inspect.isroutine(code) else [getattr(one, "__func__", one) for one in vars(code).values()]
+    used: list[object] = []
+    for function in (inspect.unwrap(one) for one in own if inspect.isfunction(one)):
+        names = _names_in(function.__code__)
+        for value in [function.__globals__[name] for name in names if name in function.__globals__]:
+            used += [vars(value).get(name) for name in names] if inspect.ismodule(value) else [value]
+    return [one for one in used if inspect.isfunction(one) or inspect.isclass(one)]
+
+
+def _names_in(code: CodeType) -> dict[str, None]:
+    inner = [_names_in(one) for one in code.co_consts if isinstance(one, CodeType)]
+    return dict.fromkeys([*code.co_names, *(name for names in inner for name in names)])
 
 
 def build_custom(source: ModelSource, num_classes: int) -> Classifier:

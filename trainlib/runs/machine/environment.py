@@ -14,7 +14,7 @@ from typing import Any
 
 # What decides the bits of a step beside the configuration, and what a change of it changes.
 DECIDES_BITS = {
-    "code": "the code of trainlaunch, or of a part given in Python, is other",
+    "code": "the code of trainlaunch, or of what a part of one's own uses, is other",
     "world_size": "gradients are summed in another order, and dropout draws other masks",
     "num_threads": "kernels add in another order",
     "device": "kernels are others",

@@ -119,6 +119,7 @@ def rerun(run: RunDirectory, recorder: Recorder, num_steps: int, named: str | No
             raise UserError(f"--steps: got {num_steps}, must be at most {left}, which follow step {first} in this run")
         packages = packages_of(config.model.name)
         facts = environment.bits(hardware.ingredients(accelerator.device, accelerator.num_processes, *packages))
+        facts["code"] = environment.with_own_code(facts["code"], custom.code())
         changed = environment.bit_changes(start.manifest, facts, ignored=["world_size"]) if start else []
         recorder.write({"from_step": first, "world_size": accelerator.num_processes, "changed": changed})
         Trainer(training, [recorder]).run(StopConsensus(StopFlag(), None), until=last)
