@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainlib.config import AfterConfig, Config, keep_older_values
+from trainlib.config.load import refuse_renamed_run
 from trainlib.errors import (
     EXIT_DEVICE_LOST,
     EXIT_FAILURE,
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     try:
         with logging_to_console(logging.INFO if rank == 0 else logging.WARNING):
             loaded = load_with_code(options.config, options.code, ["launch", "run", *options.config], config)
+            refuse_renamed_run(options.config, loaded.config)
             start = {"rank": rank, "fresh": options.fresh, "resume": options.resume}
             done = train_with_code(loaded, flag, start) if loaded.code.sources else train(loaded.config, flag, **start)
             return EXIT_OK if done else EXIT_STOPPED

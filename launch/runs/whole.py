@@ -57,7 +57,7 @@ def trained_again(run: Path, code: Sequence[str]) -> Iterator[Path]:
     environment, config = read_json(run / "environment.json"), read_resolved(run / "config.yaml")
     with tempfile.TemporaryDirectory(prefix="launch-verify-") as folder:
         _link_weights(config, run, Path(folder))
-        words = [sys.executable, "-m", "launch", "run", str(run / "config.yaml"), *UNTRACKED]
+        words = [sys.executable, "-m", "launch", "run", str(run / "config.yaml"), f"name={config.name}", *UNTRACKED]
         words += [word for one in code for word in ("--code", one)]
         variables = {trainlib.runs.RUNS_VARIABLE: folder}
         if threads := environment.get("num_threads"):
@@ -108,7 +108,7 @@ def _largest_differences(then: Mapping[Any, Record], now: Mapping[Any, Record]) 
             numbers = [one for one in (value, other) if isinstance(one, int | float)]  # None: it is not finite
             if name in BY_THE_CLOCK or value == other or not numbers:
                 continue
-            distance = abs(value - other) if len(numbers) == 2 else float("inf")
+            distance = abs(numbers[0] - numbers[1]) if len(numbers) == 2 else float("inf")
             figure = f"{key[0]}/{name}"
             largest[figure] = max(largest.get(figure, 0.0), distance)
     return dict(sorted(largest.items()))

@@ -15,13 +15,15 @@ from parts import resolved
 from paths import REPOSITORY
 from patience import HANG
 
-from trainlib.errors import RunDirectoryError, StoppedError
+from trainlib.config.load import refuse_renamed_run
+from trainlib.errors import EXIT_USER_ERROR, ConfigError, RunDirectoryError, StoppedError
 from trainlib.runs.attempt.record import Attempt, recorded_attempt
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files import locks
 from trainlib.runs.files.durable import write_atomically
 from trainlib.runs.files.json_records import append_line, read_json, read_lines, read_yaml
 from trainlib.runs.records.reasons import COMPLETED, END_TIME, EndReason
+from trainlib.training.programs.prepare import main
 
 
 def test_a_second_opener_is_refused_until_the_first_closes(tmp_path: Path) -> None:
@@ -132,6 +134,25 @@ def test_what_is_appended_does_not_appear_in_a_backup_of_hard_links(tmp_path: Pa
         assert read_lines(file) == [{"step": 1}, {"step": 2}]
         assert read_lines(tmp_path / "backup" / file.name) == [{"step": 1}]
     run.close()
+
+
+def test_the_config_of_a_renamed_run_is_refused(tmp_path: Path) -> None:
+    """It began anew, in a directory of the old name."""
+    config = resolved({"name": "run"})
+    run = RunDirectory.open(config, runs=tmp_path)
+    run.begin(config)
+    append_line(run.attempts_file, {"event": "start", "attempt": 1})
+    run.close()
+    words = [str(run.config_file)]
+    refuse_renamed_run(words, config)
+    renamed = [str(run.path.rename(tmp_path / "other") / "config.yaml")]
+    with pytest.raises(ConfigError, match=r"rename \S+/other to run to continue it"):
+        refuse_renamed_run(renamed, config)
+    refuse_renamed_run([*renamed, "name=run"], config)
+    refuse_renamed_run([*renamed, "mine.yaml"], resolved({"name": "mine"}))
+    run.path.symlink_to(tmp_path / "other")  # on another disk
+    refuse_renamed_run(words, config)
+    assert main([*renamed]) == EXIT_USER_ERROR
 
 
 def test_a_mistake_found_before_training_does_not_bind_the_name(tmp_path: Path) -> None:

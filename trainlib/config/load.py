@@ -97,6 +97,23 @@ def _custom_layer(custom: Mapping[str, Any]) -> dict[str, Any]:
     return layer | ({"evaluation": {"metrics": list(custom[METRICS])}} if METRICS in custom else {})
 
 
+def refuse_renamed_run(arguments: Sequence[str], config: Config) -> None:
+    """Raise ConfigError where the config.yaml of a run is given whose directory was renamed, or is a copy.
+
+    It would begin anew in the directory of its name, or go on there. Where `name=` is given, that is what is meant.
+    """
+    if any(word.startswith("name=") for word in arguments):
+        return
+    for file in (Path(word) for word in arguments if Path(word).name == "config.yaml"):
+        folder, is_run = file.parent, (file.parent / "attempts.jsonl").is_file()
+        if not is_run or config.name in (folder.absolute().name, folder.resolve().name):
+            continue
+        if read_file(file, str(file)).values.get("name") == config.name:
+            rule = f"{file}: is of the run {config.name}, and would train into its directory: "
+            ways = f"rename {folder} to {config.name} to continue it, or give `--name` for a new run"
+            raise ConfigError([Mistake("", rule + ways)])
+
+
 def read_resolved(path: Path) -> Config:
     """Read a configuration that `dump_config` wrote, with older values for keys that did not exist then."""
     source = read_file(path, str(path), links=False)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from trainlib.config import Config, keep_older_values
+from trainlib.config.load import refuse_renamed_run
 from trainlib.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError, not_permitted
 from trainlib.runs import RUNS
 from trainlib.runs.directory import RunDirectory
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None, config: Config | None = None) -
     try:
         command = ["launch", "submit", *options.config]
         config, code, parts = load_with_code(options.config, options.code, command, config)
+        refuse_renamed_run(options.config, config)
         from trainlib.data import dataset_info
         from trainlib.models.own_parts.code_parts import parts_of
         from trainlib.training.build.model import check_build
