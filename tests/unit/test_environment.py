@@ -63,6 +63,14 @@ def test_a_schedule_that_followed_a_longer_run_is_not_exact() -> None:
     assert "num_threads was 77, is" in report
 
 
+def test_a_version_that_was_not_recorded_then_is_no_change() -> None:
+    """Only later versions of this software record that of the decoder of HEIC."""
+    then = FACTS["versions"] | {"pillow-heif": "0.1"}
+    assert "pillow-heif was 0.1, is" in environment.resume_report(FACTS | {"versions": then}, FACTS)
+    del then["pillow-heif"]
+    assert environment.resume_report(FACTS | {"versions": then}, FACTS) == "exact"
+
+
 def test_another_version_is_named() -> None:
     then = FACTS | {"versions": FACTS["versions"] | {"torch": "1.0"}}
     assert "torch was 1.0, is" in environment.resume_report(then, FACTS)

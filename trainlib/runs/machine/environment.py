@@ -40,7 +40,10 @@ FOLLOWED = "the learning rates so far are those of a shorter one; samples, their
 
 PACKAGE = Path(__file__).resolve().parents[2]  # the folder trainlib
 COMMIT_FILE = "COMMIT"  # beside the packages, in a copy of the code that is outside version control
-PACKAGES = ("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
+PACKAGES = (
+    *("trainlaunch", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb"),
+    "pillow-heif",  # decodes HEIC, where it is installed
+)
 
 
 def versions(*more: str) -> dict[str, str | None]:
@@ -80,7 +83,7 @@ def bit_changes(then: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Col
     before, after = then.get("versions") or {}, now["versions"]
     return changes + [
         f"{name} was {before.get(name)}, is {after.get(name)} (kernels may be others)"
-        for name in sorted({*before, *after} - {"wandb", "trainlaunch"})
+        for name in sorted(set(before or after) - {"wandb", "trainlaunch"})  # others were not recorded then
         if before.get(name) != after.get(name)
     ]
 
