@@ -76,6 +76,12 @@ def test_nested_folders_and_links_are_walked_but_not_in_circles(root: Path, tmp_
     assert all(f"{root}/train/cat/indoors/{name}" in str(samples.notices) for name in circles)
 
 
+def test_the_folder_above_one_of_its_classes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `launch init ..` sees it from within a class folder, which is no folder above the pictures."""
+    monkeypatch.chdir(root / "train" / "cat")
+    assert list(list_image_folder(Path("../..")).full_names()) == list(list_image_folder(root).full_names())
+
+
 def test_files_that_are_no_images_are_left_out_with_one_notice(root: Path) -> None:
     left_out = ["train/readme.md", "train/cat/notes.txt", "test/dog/phone.raw", "test/loose.png"]
     for name in [*left_out, "train/cat/Thumbs.db", "train/.DS_Store", "train/dog/desktop.ini", "train/.git/x.png"]:
