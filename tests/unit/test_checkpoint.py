@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -183,11 +184,15 @@ def test_a_failed_write_leaves_the_old_ones_and_several_end_the_run(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_500_000))
     for step in range(2, 2 + MAX_FAILED_WRITES):
         assert checkpoint_manager.problem() is None
         checkpoint_manager.save(Contents(step, MODEL_STATE, {}, {}))
-        assert f"step {step} was not written ([Errno 28] No space left on device)" in caplog.text
-    assert "3 checkpoints in a row could not be written" in str(checkpoint_manager.problem())
+        assert f"step {step} was not written ([Errno 28] No space left on device; 2.5 MB are free there)" in caplog.text
+    told = (
+        "3 checkpoints in a row could not be written ([Errno 28] No space left on device; 2.5 MB are free there); the"
+    )
+    assert str(checkpoint_manager.problem()).startswith(told)
     assert "step 4 could not be written" in str(checkpoint_manager.problem(must_have=4))
     assert checkpoint_manager.problem(must_have=1) is not None
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

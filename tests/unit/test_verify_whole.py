@@ -1,4 +1,4 @@
-"""`launch verify RUN --whole`: the second training has the same bits, or it is told what differs."""
+"""`launch verify RUN`: from which checkpoint it begins; --whole: the same bits, or it is told what differs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 from paths import REPOSITORY
 
 from launch.cli import main as launch
+from launch.local.ranks import program
+from launch.local.start.command import Command
 from launch.runs.whole import compare, text_of, trained_again
-from trainlib.config import load_config
+from trainlib.config import dump_config, load_config
 from trainlib.errors import UserError
 
 ENVIRONMENT = {"versions": {"torch": "2.14"}, "num_threads": 1} | dict.fromkeys(
@@ -34,6 +36,25 @@ def run_directory(path: Path, *, digest: str = "a", rows: list[dict[str, Any]], 
 
 def row(loss: float, speed: float = 1.0) -> dict[str, Any]:
     return {"time": str(speed), "step": 2, "epoch": 1, "split": "val", "loss": loss, "images_per_second": speed}
+
+
+def test_all_numbers_of_processes_begin_from_one_checkpoint(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run may be training: what is the newest for the first is not for the second."""
+    (workdir / "runs/x").mkdir(parents=True)
+    (workdir / "runs/x/config.yaml").write_text(dump_config(load_config(["quickstart", "name=x"])))
+    named = list[list[str]]()
+
+    def record(command: Command) -> None:
+        words = command.words[command.words.index("trainlib.training.programs.verify") + 1 :]
+        named.append(list(words[4:]))
+        step = 5 if len(named) == 1 else int(words[-1].removeprefix("step-"))
+        for rank in range(len(named)):
+            line = {"from_step": step, "changed": []}
+            Path(words[1], f"{len(named)}-{rank}.jsonl").write_text(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(program, "run_program", record)
+    assert launch(["verify", "x"]) == 0
+    assert named == [[], ["--checkpoint", "step-00000005"]]
 
 
 def test_the_clock_is_not_compared(tmp_path: Path) -> None:

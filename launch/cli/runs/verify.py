@@ -48,6 +48,7 @@ def verify(
     from launch.runs.verify import difference, read_records
     from trainlib.config import read_resolved
     from trainlib.runs.attempt.status import find_run
+    from trainlib.runs.records.checkpoints import name_of
 
     directory = find_run(run)
     if not (directory / "config.yaml").is_file():
@@ -58,21 +59,15 @@ def verify(
     for number in processes:
         choose_processes(number, gpus)
     with tempfile.TemporaryDirectory(prefix="launch-verify-") as folder:
-        options = [
-            *code_words(code),
-            "--steps",
-            str(steps),
-            *(["--checkpoint", checkpoint] if checkpoint is not None else []),
-        ]
-        records = {}
+        options, records = [*code_words(code), "--steps", str(steps)], {}
         for number in processes:
-            run_program(
-                command_here(
-                    [str(directory), folder, *options], number, gpus, module="trainlib.training.programs.verify"
-                )
-            )
+            named = ["--checkpoint", checkpoint] if checkpoint is not None else []
+            words = [str(directory), folder, *options, *named]
+            run_program(command_here(words, number, gpus, module="trainlib.training.programs.verify"))
             records[number] = read_records(Path(folder), number)
             _tell_what_is_other(records[number][0])
+            if checkpoint is None and (begun := next((line.get("from_step") for line in records[number][0]), None)):
+                checkpoint = name_of(begun)  # of all: a run that is training may have a newer one by now
             click.echo(_summary(number, records[number][0]))
     found = difference(records)
     click.echo(f"different: {found}" if found else "the same in every bit of every step")

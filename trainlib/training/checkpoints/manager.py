@@ -12,6 +12,7 @@ from trainlib.models.optimizers.schedule import Schedule
 from trainlib.runs.records.checkpoints import steps_in
 from trainlib.training.checkpoints import checkpoint
 from trainlib.training.checkpoints.checkpoint import Contents
+from trainlib.training.checkpoints.space import free_bytes
 from trainlib.training.metrics.progress import Progress
 from trainlib.training.step.state import TrainState
 
@@ -45,7 +46,7 @@ class CheckpointManager:
         self._keep = keep
         self._facts = facts
         self._safe: set[int] = set()
-        self._failed_writes = 0
+        self._failed_writes, self._reason = 0, ""  # the reason of the newest; torch's own hides a full disk
         self._best: int | None = None
         self._writer = ThreadPoolExecutor(1, "checkpoint writer") if background else None
         self._under_way: Future[None] | None = None
@@ -67,9 +68,9 @@ class CheckpointManager:
         if must_have is not None:
             self._wait()
             if must_have not in self._safe:
-                return f"the checkpoint of step {must_have} could not be written; {GOES_ON}"
+                return f"the checkpoint of step {must_have} could not be written ({self._reason}); {GOES_ON}"
         if self._failed_writes >= MAX_FAILED_WRITES:
-            return f"{self._failed_writes} checkpoints in a row could not be written; {GOES_ON}"
+            return f"{self._failed_writes} checkpoints in a row could not be written ({self._reason}); {GOES_ON}"
         return None
 
     def _wait(self) -> None:
@@ -90,7 +91,8 @@ class CheckpointManager:
             checkpoint.save(self._directory, contents.with_facts(self._facts), self._require_own)
         except OSError as error:
             self._failed_writes += 1
-            logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, error)
+            self._reason = f"{error}; {free_bytes(self._directory) / 1e6:,.1f} MB are free there"
+            logger.warning("the checkpoint of step %d was not written (%s); training goes on", step, self._reason)
             return
         self._failed_writes = 0
         self._safe.add(step)

@@ -49,8 +49,7 @@ def space_problem(folder: Path, size: int, keep: int) -> tuple[bool, str] | None
 
     Without room for two, a new one cannot be written while the one before it stays.
     """
-    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(place).free
+    place, free = _existing(folder), free_bytes(folder)
     there = size_of(folder) if steps_in(folder) else 0
     if free + there >= (keep + 2) * size:
         return None
@@ -60,6 +59,15 @@ def space_problem(folder: Path, size: int, keep: int) -> tuple[bool, str] | None
         f"{_amount(needed * size - there)}: {ADVICE}"
     )
     return needed > 2, text
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what is free where the folder is, or will be."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
 def _bytes(tensor: torch.Tensor) -> int:
