@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import os
 import tarfile
 from pathlib import Path
 
@@ -177,6 +178,16 @@ def test_a_name_that_no_configuration_holds_is_told(workdir: Path, capsys: pytes
     assert main(["init", "fotos\udce4"]) == 2
     assert "error: fotos\\xe4: no configuration can hold this name: rename it" in capsys.readouterr().err
     assert not list(workdir.glob("*.yaml"))
+
+
+def test_a_folder_that_cannot_be_written(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(UserError, match=r"x\.yaml: cannot be written: .*Read-only file system"):
+        write_new(Path("x.yaml"), "seed: 0\n")
 
 
 def test_a_full_disk_leaves_no_empty_file(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

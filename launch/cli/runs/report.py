@@ -52,6 +52,7 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
             search = view_of_search(sweep)
             names = search.shown
     directories = list(dict.fromkeys(find_run(name) for name in names))
+    place = [] if output is None else ["--output", str(output)]
     if output is None:
         output = directories[0] / "report.html" if len(directories) == 1 and not search else Path("report.html")
     write_page(output, page([read_facts(directory) for directory in directories], datetime.now(UTC), repeats, search))
@@ -61,7 +62,7 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
 
         webbrowser.open(output.resolve().as_uri())
     else:
-        tell_next(shlex.join(["launch", "report", *given, "--open"]))
+        tell_next(shlex.join(["launch", "report", *given, *place, "--open"]))
     return 0
 
 

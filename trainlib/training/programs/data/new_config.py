@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,7 +271,8 @@ def write_new(file: Path, text: str) -> None:
     except FileExistsError:
         raise UserError(f"{file} exists already; move it away to have a new one written") from None
     except (OSError, UnicodeEncodeError) as error:
-        file.unlink(missing_ok=True)  # on a full disk it is there, and empty
+        with suppress(OSError):  # it is not there; on a full disk it is, and empty
+            file.unlink()
         raise UserError(f"{file}: cannot be written: {error}") from error
 
 
