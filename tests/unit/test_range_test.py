@@ -55,6 +55,18 @@ def test_where_the_loss_falls_fastest(middle: float, noise: float) -> None:
     assert found.lr < found.lowest < 200 * middle
 
 
+@pytest.mark.parametrize("below", [2.0, 2.3, 5.0])
+def test_a_loss_that_may_be_negative_falls_fastest_at_the_same_place(below: float) -> None:
+    """As one of one's own may be: it was taken for one that explodes at once."""
+    losses = [falling(rate, 1e-3) - below for rate in RATES]
+    end = exploded_at(losses)
+    assert end is not None
+    assert 70 < end < 90
+    found = suggest(RATES, losses[:end])
+    assert found is not None
+    assert abs(math.log10(found.lr / 1e-3)) < 0.1
+
+
 @pytest.mark.parametrize("losses", [[2.3] * 100, [2.3 + 0.01 * i for i in range(100)], [2.3, 1.0], []])
 def test_a_loss_that_never_falls_suggests_nothing(losses: list[float]) -> None:
     assert suggest(RATES, losses) is None

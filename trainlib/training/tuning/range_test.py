@@ -45,15 +45,17 @@ def learning_rate(step: int, lowest: float, highest: float, num_steps: int) -> f
 def exploded_at(losses: Sequence[float]) -> int | None:
     """Return the index of the first loss at which the test is over; None where it is not.
 
-    That is one that is not finite, or with which the running mean exceeds EXPLODED times its minimum.
+    That is one that is not finite, or with which the running mean exceeds EXPLODED times its minimum; where that is not
+    above 0, as losses of one's own may be, it has risen as far, in parts of the largest size so far.
     """
-    mean, smallest = 0.0, math.inf
+    mean, smallest, largest = 0.0, math.inf, 0.0
     for index, loss in enumerate(losses):
         mean = MEMORY * mean + (1 - MEMORY) * loss
         corrected = mean / (1 - MEMORY ** (index + 1))
-        if not math.isfinite(loss) or corrected > EXPLODED * smallest:
+        limit = EXPLODED * smallest if smallest > 0 else smallest + (EXPLODED - 1) * largest
+        if not math.isfinite(loss) or corrected > limit:
             return index
-        smallest = min(smallest, corrected)
+        smallest, largest = min(smallest, corrected), max(largest, abs(corrected))
     return None
 
 
