@@ -75,6 +75,21 @@ def test_pooled_predictions_are_read_back(tmp_path: Path) -> None:
     assert [float(row["probability_dog"]) for row in rows] == [values[3] for values in pooled(parts).probabilities]
 
 
+def test_names_that_a_spreadsheet_would_compute_are_escaped_as_in_the_files_of_the_runs(tmp_path: Path) -> None:
+    row = ["'=1+1.png", "'@a", "''b", "0.5", "0.25", "0.25"]
+    text = "path,label,prediction,probability_'@a,probability_''b,probability_-1\n" + ",".join(row) + "\n"
+    (tmp_path / "p.csv").write_text(text)
+    found = read_predictions(tmp_path / "p.csv")
+    assert (found.samples, found.labels, found.answers, found.classes) == (
+        ["=1+1.png"],
+        ["@a"],
+        ["'b"],
+        ["@a", "'b", "-1"],
+    )
+    write_pooled(tmp_path / "all.csv", {"r": found})
+    assert (tmp_path / "all.csv").read_text() == "run," + text.replace(",probability_-1\n", ",probability_-1\nr,")
+
+
 def test_a_file_that_was_cut_is_noticed_wherever(tmp_path: Path) -> None:
     whole = f"{HEADER}x,a,a,0.25\r\ny,a,a,0.125\r\n".replace("\n", "\r\n", 1).encode()
     file = tmp_path / "p.csv"

@@ -19,6 +19,7 @@ FILE = "predictions-test.csv"  # in a run's directory
 PROBABILITY = "probability_"
 MOST_BYTES = 1 << 32
 _ESCAPED = re.compile(r"'[=+\-@\t\r\n']")
+_FORMULA = re.compile(r"(?![+-]?[0-9]+(\.[0-9]*)?\Z)[=+\-@\t\r\n']")  # what a spreadsheet would compute, or '
 _LEAST = 2.0**-52  # a probability that counts as more than none, as in scikit-learn's log_loss
 
 
@@ -71,6 +72,11 @@ def _name(cell: str) -> str:
     return cell[1:] if _ESCAPED.match(cell) else cell
 
 
+def _cell(name: str) -> str:
+    """Return a name as `_name` takes it."""
+    return f"'{name}" if _FORMULA.match(name) else name
+
+
 def pooled(parts: Mapping[str, Predictions]) -> Predictions:
     """Return the predictions of all parts together. Raises TrainlaunchError where a sample is in two of them.
 
@@ -100,10 +106,10 @@ def write_pooled(file: Path, parts: Mapping[str, Predictions]) -> None:
     whole = pooled(parts)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", whole.kind, "label", "prediction", *(PROBABILITY + name for name in whole.classes)])
+    writer.writerow(["run", whole.kind, "label", "prediction", *(PROBABILITY + _cell(name) for name in whole.classes)])
     for name, part in parts.items():
         rows = zip(part.samples, part.labels, part.answers, part.probabilities, strict=True)
-        writer.writerows([name, sample, label, answer, *values] for sample, label, answer, values in rows)
+        writer.writerows([name, *map(_cell, names), *values] for *names, values in rows)
     write_atomically(file, text.getvalue())
 
 
