@@ -47,7 +47,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
     ),
     "data.root": D(
         "Folder of the data: class folders, shards, what the paths of a table begin at, or the place for CIFAR-10; or "
-        "an archive.",
+        "an archive. A relative path begins in the folder in which the command is typed, wherever the YAML file is.",
         "data.root=pictures",
     ),
     "data.table": D(
