@@ -71,6 +71,8 @@ WRONG = [
     ("logs done -n -5", "got -5, must be a whole number from 0 on"),
     ("export done --format tflite", "'tflite' is not one of 'state_dict', 'safetensors', 'torch_export', 'onnx'"),
     ("eval done --split all", "'all' is not one of 'train', 'val', 'test'"),
+    ("report done --output ''", "--output: got no name, must be a file"),
+    ("data quickstart --html ''", "--html: got no name, must be a file"),
     ("data quickstart --batch out.txt", "--batch: got out.txt, must end in .png"),
     # own code
     ("run quickstart --code nothing.py", "--code nothing.py: cannot be read .* give FILE.py, or a module"),

@@ -43,6 +43,8 @@ def data(
     if batch is not None and batch.suffix.lower() != ".png":
         raise UserError(f"--batch: got {batch}, must end in .png")
     for option, file in (("--html", html), ("--batch", batch)):
+        if file is not None and not file.name:
+            raise UserError(f"{option}: got no name, must be a file")
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{option}: {file.parent} is no folder; make it, or choose another place")
     words += [*code_words(code), *(["--batch", str(batch)] if batch else []), *(["--json"] if as_json else [])]

@@ -52,6 +52,8 @@ def report(names: tuple[str, ...], output: Path | None, open_it: bool) -> int:
             search = view_of_search(sweep)
             names = search.shown
     directories = list(dict.fromkeys(find_run(name) for name in names))
+    if output is not None and not output.name:
+        raise UserError("--output: got no name, must be a file")
     place = [] if output is None else ["--output", str(output)]
     if output is None:
         output = directories[0] / "report.html" if len(directories) == 1 and not search else Path("report.html")
