@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -281,8 +281,8 @@ def test_why_not(accelerator: Accelerator, caplog: pytest.LogCaptureFixture, mon
     assert not [message for message in caplog.messages if "what the frozen layers give" in message]
 
 
-def _freeze_all_but_first_and_last(module: nn.Module, head: str, freeze: str | None) -> frozenset[str]:
+def _freeze_all_but_first_and_last(module: nn.Module, heads: Sequence[str], freeze: str | None) -> frozenset[str]:
     module.requires_grad_(False)
     module.get_submodule("conv1").requires_grad_(True)
-    module.get_submodule(head).requires_grad_(True)
+    module.get_submodule(heads[0]).requires_grad_(True)
     return frozenset()
