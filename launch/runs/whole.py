@@ -19,12 +19,12 @@ from trainlib.platform.isolation import child_variables
 from trainlib.runs.files.json_records import Record, read_json, read_lines
 from trainlib.runs.machine.environment import bit_changes, bits
 from trainlib.runs.records.checkpoints import steps_in
+from trainlib.runs.records.rows import BY_THE_CLOCK
 
 UNTRACKED = (
     *("tracking.wandb.mode=disabled", "tracking.tensorboard=false", "tracking.trackers=[]"),
     *("mirror=null", "checkpoint.after=null"),  # a mirror has the run itself, with which it would be compared
 )
-BY_THE_CLOCK = ("time", "images_per_second")
 NAMED_AT_MOST = 6
 
 

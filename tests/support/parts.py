@@ -13,6 +13,7 @@ from trainlib.config import Config
 from trainlib.data.datasets.dataset import Dataset, ImageSet
 from trainlib.data.datasets.images import InMemoryImages
 from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
+from trainlib.runs.records.rows import BY_THE_CLOCK
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints.checkpoint import Checkpoint
 from trainlib.training.hooks import Hook
@@ -46,7 +47,7 @@ class Rows(list[dict[str, Any]]):
 
     def without_times(self) -> list[dict[str, Any]]:
         """The rows but for what the clock decides."""
-        return [{key: row[key] for key in row if key not in ("time", "images_per_second")} for row in self]
+        return [{key: row[key] for key in row if key not in BY_THE_CLOCK} for row in self]
 
 
 def resolved(config: Mapping[str, Any]) -> Config:

@@ -22,6 +22,7 @@ from PIL import Image
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_lines
 from trainlib.runs.records.checkpoints import steps_in
+from trainlib.runs.records.rows import BY_THE_CLOCK
 
 STEPS_PER_EPOCH = 4
 
@@ -57,7 +58,7 @@ def arguments(images: Path, epochs: int, every: int, *more: str) -> list[str]:
 def rows(cwd: Path, *, name: str = "run") -> list[dict[str, Any]]:
     """What metrics.jsonl says, but for what the clock decides."""
     lines = read_lines(cwd / "runs" / name / "metrics.jsonl")
-    return [{key: line[key] for key in line if key not in ("time", "images_per_second", "slow")} for line in lines]
+    return [{key: line[key] for key in line if key not in BY_THE_CLOCK} for line in lines]
 
 
 def summary(cwd: Path, *, name: str = "run") -> dict[str, Any]:

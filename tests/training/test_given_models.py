@@ -13,10 +13,11 @@ from torch import nn
 
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_lines
+from trainlib.runs.records.rows import BY_THE_CLOCK
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
-    return [{k: row[k] for k in row if k not in ("time", "images_per_second")} for row in read_lines(run.metrics_file)]
+    return [{k: row[k] for k in row if k not in BY_THE_CLOCK} for row in read_lines(run.metrics_file)]
 
 
 def weights_of(run: RunDirectory) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ from trainlib.config import read_resolved
 from trainlib.errors import UserError
 from trainlib.models.weights.files import weights_sha256
 from trainlib.runs.directory import RunDirectory
+from trainlib.runs.records.rows import BY_THE_CLOCK
 
 PAGE = (REPOSITORY / "docs/own_code.md").read_text()
 (CODE,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
@@ -71,7 +72,7 @@ def sha(name: str) -> str:
 def rows(name: str) -> list[dict[str, Any]]:
     """The rows of a run without what the clock decides."""
     found = map(json.loads, Path("runs", name, "metrics.jsonl").read_text().splitlines())
-    return [{key: row[key] for key in row if key not in ("time", "images_per_second")} for row in found]
+    return [{key: row[key] for key in row if key not in BY_THE_CLOCK} for row in found]
 
 
 def own_module() -> Any:

@@ -29,10 +29,11 @@ from trainlib.errors import EXIT_STOPPED, CheckpointError, ConfigError, RunDirec
 from trainlib.models.own_parts.custom_parts import NO_CUSTOM_PARTS, CustomParts
 from trainlib.runs.directory import RunDirectory
 from trainlib.runs.files.json_records import read_lines
+from trainlib.runs.records.rows import BY_THE_CLOCK
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
-    return [{k: row[k] for k in row if k not in ("time", "images_per_second")} for row in read_lines(run.metrics_file)]
+    return [{k: row[k] for k in row if k not in BY_THE_CLOCK} for row in read_lines(run.metrics_file)]
 
 
 def run_in(cwd: Path) -> RunDirectory:

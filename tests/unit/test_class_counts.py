@@ -21,6 +21,7 @@ from trainlib.config import Best, load_config
 from trainlib.data.batches.loader import MicroBatch
 from trainlib.data.targets import Targets
 from trainlib.errors import ConfigError
+from trainlib.runs.records.rows import BY_THE_CLOCK
 from trainlib.training.metrics.class_counts import ClassCounter, ClassCounts, is_in_top
 from trainlib.training.metrics.progress import Progress
 
@@ -178,8 +179,8 @@ def test_two_ranks_in_elastic_mode_have_the_same_rows(tmp_path: Path) -> None:
     alone, together = evaluation_rows(tmp_path / "1", 1), evaluation_rows(tmp_path / "2", 2)
     assert len(alone) == 3
     for ours, theirs in zip(alone, together, strict=True):
-        assert {name: ours[name] for name in ours if name not in ("time", "images_per_second")} == {
-            name: theirs[name] for name in ours if name not in ("time", "images_per_second")
+        assert {name: ours[name] for name in ours if name not in BY_THE_CLOCK} == {
+            name: theirs[name] for name in ours if name not in BY_THE_CLOCK
         }
 
 

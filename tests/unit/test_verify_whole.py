@@ -154,3 +154,12 @@ def test_a_run_is_trained_again(
     assert "the same in every bit: weights " in capfd.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert [path.name for path in Path("runs").iterdir()] == ["run"]
+
+
+def test_what_the_clock_decides_is_no_difference(tmp_path: Path) -> None:
+    """A rank that was slow, the speed and the time; neither here nor between numbers of processes."""
+    from trainlib.training.programs.verify import Recorder
+
+    recorder = Recorder(tmp_path / "lines.jsonl")
+    recorder.on_row({"step": 1, "split": "train", "loss": 2.0, "time": 3.0, "images_per_second": 4.0, "slow": "rank 1"})
+    assert recorder._line == {"rows": [{"step": 1, "split": "train", "loss": 2.0}]}

@@ -24,6 +24,7 @@ logger = logging.getLogger("trainlib.runs")
 Row = Mapping[str, Any]
 
 METRICS_FILE = "metrics.jsonl"
+BY_THE_CLOCK = ("time", "images_per_second", "slow")  # what rows of two equal runs may have that differs
 _EPOCHS = (("train", "epoch"), ("val", None))  # split and scope of the rows that every epoch has
 _NAMED_AT_MOST = 5
 

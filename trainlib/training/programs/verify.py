@@ -32,7 +32,7 @@ from trainlib.runs.files.json_records import append_line
 from trainlib.runs.machine import environment, launch_variables
 from trainlib.runs.own_code.loading import code_of_run
 from trainlib.runs.records.checkpoints import find_named, steps_in
-from trainlib.runs.records.rows import Row
+from trainlib.runs.records.rows import BY_THE_CLOCK, Row
 from trainlib.training.build.data import plan_of
 from trainlib.training.build.training import build_inputs, build_training
 from trainlib.training.checkpoints import checkpoint
@@ -72,7 +72,7 @@ class Recorder(Hook):
 
     def on_row(self, row: Row) -> None:
         """Keep a row, without what the clock decides."""
-        kept = {key: value for key, value in row.items() if key not in ("time", "images_per_second")}
+        kept = {key: value for key, value in row.items() if key not in BY_THE_CLOCK}
         self._line.setdefault("rows", []).append(kept)
 
     def on_step_end(self, trainer: Trainer, result: StepResult) -> None:
